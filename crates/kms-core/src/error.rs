@@ -1,0 +1,126 @@
+//! What can go wrong between Coffer and a KMS.
+
+use std::error::Error;
+use std::fmt;
+
+/// What a caller can act on. Each implementation of [`crate::Kms`] maps its own errors here once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KmsErrorKind {
+    /// No answer, or one that no KMS gives: connection, TLS, deadline, an HTML page, a cut-off reply.
+    Unreachable,
+    /// The KMS is there and sealed, or not initialised.
+    Sealed,
+    /// The credential is unknown, expired, or lacks a permission.
+    Denied,
+    /// The KMS has no such master key, or no such mount.
+    KeyMissing,
+    /// The master key can't do this: its type does not encrypt, a flag forbids it.
+    KeyUnfit,
+    /// The master key of this name is another than the one that was configured.
+    KeyReplaced,
+    /// The master key's minimum version forbids this old ciphertext.
+    VersionTooOld,
+    /// The ciphertext was altered, or another key made it.
+    NotAuthentic,
+    /// It opened, and what is inside is another key than the record claims.
+    WrongIdentity,
+    /// The configuration or an input is not valid.
+    Invalid,
+    /// Coffer's own machine failed: memory, random bytes, a file beside the store.
+    Internal,
+}
+
+impl KmsErrorKind {
+    /// Whether trying again later, with nothing changed here, can succeed.
+    pub const fn is_transient(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Sealed)
+    }
+
+    /// A stable word for logs and APIs.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Unreachable => "kms-unreachable",
+            Self::Sealed => "kms-sealed",
+            Self::Denied => "kms-denied",
+            Self::KeyMissing => "master-key-missing",
+            Self::KeyUnfit => "master-key-unfit",
+            Self::KeyReplaced => "master-key-replaced",
+            Self::VersionTooOld => "key-version-too-old",
+            Self::NotAuthentic => "wrapped-key-not-authentic",
+            Self::WrongIdentity => "wrapped-key-of-another",
+            Self::Invalid => "invalid",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// A failure with its cause and its cure, in words for an administrator. Carries no secret.
+///
+/// `Display` is what failed and why; [`KmsError::how_to_mend`] is what to do about it.
+pub struct KmsError {
+    kind: KmsErrorKind,
+    what: String,
+    cure: Option<String>,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl KmsError {
+    /// `what` says what failed and, as far as it is known, why: "the token may not update transit/encrypt/k".
+    pub fn new(kind: KmsErrorKind, what: impl Into<String>) -> Self {
+        Self { kind, what: what.into(), cure: None, source: None }
+    }
+
+    /// Adds what the administrator can do.
+    #[must_use]
+    pub fn cure(mut self, cure: impl Into<String>) -> Self {
+        self.cure = Some(cure.into());
+        self
+    }
+
+    /// Adds the error below this one. It must show no secret: no URL with a token, no body.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What a caller can act on.
+    pub const fn kind(&self) -> KmsErrorKind {
+        self.kind
+    }
+
+    /// What to do, if that is known.
+    pub fn how_to_mend(&self) -> Option<&str> {
+        self.cure.as_deref()
+    }
+
+    /// The whole chain of causes on one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.what.clone();
+        let mut next = self.source();
+        while let Some(error) = next {
+            let _ = fmt::Write::write_fmt(&mut text, format_args!(": {error}"));
+            next = error.source();
+        }
+        text
+    }
+}
+
+impl fmt::Display for KmsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl fmt::Debug for KmsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KmsError({:?}: {})", self.kind, self.chain())
+    }
+}
+
+impl Error for KmsError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|e| e as &(dyn Error + 'static))
+    }
+}

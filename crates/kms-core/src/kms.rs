@@ -1,0 +1,218 @@
+//! The traits of a KMS, and what goes in and out of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Ciphertext, FilesystemKey, KeyRecord, KeyVersion, KmsConfigId, KmsError, KmsErrorKind,
+    UnixMillis, WrappedKey,
+};
+
+/// The answers to a batch: one for each item, in the order of the items.
+pub type Items<T> = Vec<Result<T, KmsError>>;
+
+/// A master key in a KMS, reached with a credential.
+///
+/// Batch first: a slice goes in, and each item has its own answer, so one bad item spoils no
+/// other. The outer error is for what concerns all of them (no answer, no permission). An empty
+/// slice answers an empty list and asks nobody. Any number of calls may run at once; a call
+/// that is dropped has no effect here. Implementations split batches to their KMS's limits,
+/// retry what may be retried within a deadline of their own, and let no call hang.
+#[async_trait]
+pub trait Kms: fmt::Debug + Send + Sync {
+    /// The configuration that this was made from.
+    fn config(&self) -> &KmsConfig;
+
+    /// The master key as it is now. Never creates it.
+    async fn master_key(&self) -> Result<MasterKey, KmsError>;
+
+    /// The credential's remaining life, as the KMS tells it.
+    async fn credential(&self) -> Result<CredentialStatus, KmsError>;
+
+    /// Asks for a longer life of the credential and answers what it is then.
+    async fn renew(&self) -> Result<CredentialStatus, KmsError>;
+
+    /// Encrypts each record under the newest version of the master key, which it never creates.
+    async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError>;
+
+    /// Opens each ciphertext. The caller compares ids: see [`KmsExt::unwrap_keys`].
+    async fn unwrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<KeyRecord>, KmsError>;
+
+    /// Encrypts what is inside each ciphertext anew under the newest version, inside the KMS.
+    async fn rewrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<Ciphertext>, KmsError>;
+}
+
+/// What every caller needs on top of [`Kms`], written once.
+#[async_trait]
+pub trait KmsExt: Kms {
+    /// Wraps keys; each answer names this KMS's configuration.
+    async fn wrap_keys(&self, keys: &[Arc<FilesystemKey>]) -> Result<Items<WrappedKey>, KmsError> {
+        let records: Vec<_> = keys.iter().map(|key| KeyRecord::of(key)).collect();
+        let answers = same_count(self.wrap(&records).await?, keys.len())?;
+        let config_id = self.config().id;
+        Ok(keys
+            .iter()
+            .zip(answers)
+            .map(|(key, answer)| {
+                answer.map(|ciphertext| WrappedKey { key_id: key.id(), config_id, ciphertext })
+            })
+            .collect())
+    }
+
+    /// Opens wrapped keys and compares the id inside each with the one that it claims.
+    ///
+    /// # Errors
+    /// By item also [`KmsErrorKind::WrongIdentity`]: wrapped keys were swapped.
+    async fn unwrap_keys(&self, wrapped: &[WrappedKey]) -> Result<Items<FilesystemKey>, KmsError> {
+        let ciphertexts: Vec<_> = wrapped.iter().map(|w| w.ciphertext.clone()).collect();
+        let answers = same_count(self.unwrap(&ciphertexts).await?, wrapped.len())?;
+        Ok(wrapped
+            .iter()
+            .zip(answers)
+            .map(|(wrapped, answer)| {
+                let record = answer?;
+                let inside = record.key_id();
+                if inside != wrapped.key_id {
+                    return Err(KmsError::new(
+                        KmsErrorKind::WrongIdentity,
+                        format!(
+                            "the wrapped key recorded for {} holds the key {inside}: wrapped keys were swapped",
+                            wrapped.key_id
+                        ),
+                    )
+                    .cure("put the right wrapped key back: the backing directory and each snapshot hold a copy (coffer recover)"));
+                }
+                record.into_key()
+            })
+            .collect())
+    }
+
+    /// Rewraps keys under the newest version; ids stay.
+    async fn rewrap_keys(&self, wrapped: &[WrappedKey]) -> Result<Items<WrappedKey>, KmsError> {
+        let ciphertexts: Vec<_> = wrapped.iter().map(|w| w.ciphertext.clone()).collect();
+        let answers = same_count(self.rewrap(&ciphertexts).await?, wrapped.len())?;
+        let config_id = self.config().id;
+        Ok(wrapped
+            .iter()
+            .zip(answers)
+            .map(|(w, answer)| {
+                answer.map(|ciphertext| WrappedKey { key_id: w.key_id, config_id, ciphertext })
+            })
+            .collect())
+    }
+}
+
+impl<K: Kms + ?Sized> KmsExt for K {}
+
+/// A KMS that answers another number of items than it was asked can't be matched up.
+fn same_count<T>(answers: Items<T>, asked: usize) -> Result<Items<T>, KmsError> {
+    if answers.len() == asked {
+        return Ok(answers);
+    }
+    Err(KmsError::new(
+        KmsErrorKind::Unreachable,
+        format!("the KMS answered {} items where {asked} were asked", answers.len()),
+    ))
+}
+
+/// Makes a [`Kms`] from a configuration.
+#[async_trait]
+pub trait KmsProvider: fmt::Debug + Send + Sync {
+    /// The [`KmsConfig::kind`] that it serves.
+    fn kind(&self) -> &'static str;
+
+    /// A [`Kms`] for a configuration that was proved before. Asks nobody, so it works while the KMS is away.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Invalid`]: the URL, a name or a setting is not valid.
+    fn open(&self, config: &KmsConfig, credential: &Credential) -> Result<Arc<dyn Kms>, KmsError>;
+
+    /// Opens and proves everything by use before anything is stored: address, TLS, credential, the
+    /// master key (which exists, can encrypt, and is not created), then encrypt, decrypt and rewrap of a
+    /// random probe. A failure names the permission and the path that are missing, and how to grant them.
+    async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError>;
+}
+
+/// A KMS that has been shown to work.
+#[derive(Debug)]
+pub struct Proof {
+    /// It.
+    pub kms: Arc<dyn Kms>,
+    /// Its master key at that moment.
+    pub master_key: MasterKey,
+    /// The credential at that moment.
+    pub credential: CredentialStatus,
+    /// What works today and will hurt later.
+    pub findings: Vec<Finding>,
+}
+
+/// A warning: something that works and should be changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// A stable word, such as `key-deletable` or `token-not-periodic`.
+    pub code: String,
+    /// What is so, and why it matters.
+    pub what: String,
+    /// What to do.
+    pub cure: String,
+}
+
+/// Which KMS, and which master key in it. Contains no secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsConfig {
+    /// Names this configuration; wrapped keys refer to it.
+    pub id: KmsConfigId,
+    /// Which provider serves it: `vault`, `local`.
+    pub kind: String,
+    /// Where it is: a base URL for `vault`, empty for `local`.
+    pub address: String,
+    /// The master key's name.
+    pub master_key: String,
+    /// What only the provider understands (`namespace`, `transit_path`, `ca_cert`, …).
+    pub settings: BTreeMap<String, String>,
+}
+
+/// What shows a KMS who we are.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub enum Credential {
+    /// Nothing is needed, as with local wrapping.
+    #[default]
+    None,
+    /// A bearer token.
+    Token(SecretString),
+}
+
+/// How long a credential lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialStatus {
+    /// Time left from now; `None` if it never ends.
+    pub time_left: Option<Duration>,
+    /// Whether it can be renewed.
+    pub renewable: bool,
+    /// Whether renewing can go on for ever (a periodic token).
+    pub periodic: bool,
+}
+
+/// A master key as its KMS describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasterKey {
+    /// Its name.
+    pub name: String,
+    /// The version that wraps now.
+    pub latest_version: KeyVersion,
+    /// Below this the KMS refuses to decrypt; 0 or 1 where there is no limit.
+    pub min_decryption_version: KeyVersion,
+    /// When each version was made, to the second; versions that the KMS dropped are not in it.
+    pub created: BTreeMap<KeyVersion, UnixMillis>,
+    /// Whether the KMS lets it be deleted.
+    pub deletion_allowed: bool,
+    /// Whether the KMS gives it away in clear (export or plaintext backup).
+    pub exportable: bool,
+}
