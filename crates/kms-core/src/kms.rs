@@ -137,6 +137,18 @@ pub trait KmsProvider: fmt::Debug + Send + Sync {
     /// master key (which exists, can encrypt, and is not created), then encrypt, decrypt and rewrap of a
     /// random probe. A failure names the permission and the path that are missing, and how to grant them.
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError>;
+
+    /// Makes what must lie on this machine before the configuration can be used (local wrapping: its key file).
+    /// Durable on `Ok`; doing it twice does no harm. A KMS that keeps nothing here has nothing to do.
+    async fn provision(&self, _config: &KmsConfig) -> Result<(), KmsError> {
+        Ok(())
+    }
+
+    /// Erases what [`KmsProvider::provision`] made. Called when no wrapped key names the configuration any more;
+    /// doing it twice does no harm.
+    async fn retire(&self, _config: &KmsConfig) -> Result<(), KmsError> {
+        Ok(())
+    }
 }
 
 /// A KMS that has been shown to work.

@@ -50,6 +50,8 @@ pub struct KeyEnvelope {
     pub format: u32,
     /// The filesystem's name when this was written. A hint for people; nothing is bound to it.
     pub filesystem: String,
+    /// Counts the changes of this key's record. A copy that is ahead of the store shows that an older store was put back.
+    pub revision: u64,
     /// The wrapped key.
     pub wrapped: WrappedKey,
     /// The KMS that opens it.
