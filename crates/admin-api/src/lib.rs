@@ -1,1 +1,54 @@
-//! admin-api
+//! The words that Coffer's node and its command line share.
+//!
+//! The admin API is HTTP with JSON over a unix socket. [`paths`] names its resources; the other
+//! modules hold what is sent and answered there. An error is a [`Problem`] (RFC 9457): what
+//! failed, why, what to do, and the exit code that a command line ends with. No answer contains a
+//! secret; the one secret that a request carries is a [`Token`], which wipes itself.
+//!
+//! | resource | methods | request → answer |
+//! |---|---|---|
+//! | `/v1/status` | GET | → [`Status`] |
+//! | `/v1/kms` | GET, PUT, DELETE `?allow_downgrade=` | [`SetVault`] → [`Kms`], [`KmsChange`] |
+//! | `/v1/kms/rewrap` | POST | → [`Job`] |
+//! | `/v1/filesystems` | GET `?after=&limit=`, POST | [`CreateFilesystem`] → [`Filesystems`], [`Filesystem`] |
+//! | `/v1/filesystems/{name}` | GET, DELETE | → [`Filesystem`], [`Deleted`] |
+//! | `/v1/filesystems/{name}/lock`, `/unlock` | POST | [`Lock`] → [`Filesystem`] |
+//! | `/v1/filesystems/{name}/verify`, `/import`, `/export` | POST | [`Verify`], [`Import`], [`Export`] → [`Job`] |
+//! | `/v1/filesystems/{name}/ls` | GET `?path=&after=&limit=` | → [`Listing`] |
+//! | `/v1/jobs` | GET | → [`Jobs`] |
+//! | `/v1/jobs/{id}` | GET | → [`Job`] |
+//! | `/v1/jobs/{id}/stop` | POST | → [`Job`] |
+//!
+//! Times are Unix milliseconds, sizes are bytes, paths are [`BytePath`]s. Unknown fields in a request are refused;
+//! a reader of answers ignores those that it does not know.
+//!
+//! ```
+//! use admin_api::{Exit, Problem, paths};
+//!
+//! assert_eq!(paths::filesystem("home"), "/v1/filesystems/home");
+//! let problem = Problem::new(Exit::State, "filesystem-locked", "home can't be listed", "it is locked")
+//!     .cure("unlock it: coffer fs unlock home");
+//! assert_eq!((problem.status, problem.exit.code()), (409, 5));
+//! ```
+
+mod bytes;
+mod filesystem;
+mod job;
+mod kms;
+pub mod paths;
+mod problem;
+mod status;
+mod token;
+
+pub use bytes::{BytePath, BytePathError};
+pub use filesystem::{
+    CreateFilesystem, Deleted, Entry, EntryKind, Export, Filesystem, FilesystemState, Filesystems,
+    Import, Listing, Lock, Verify, WrappedBy,
+};
+pub use job::{Damage, Job, JobKind, JobState, Jobs, Progress};
+pub use kms::{
+    Change, CredentialLife, Finding, Kms, KmsChange, KmsDetails, SetVault, VersionCount,
+};
+pub use problem::{Exit, MEDIA_TYPE, Problem};
+pub use status::{FilesystemCounts, Status};
+pub use token::Token;

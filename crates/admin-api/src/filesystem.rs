@@ -1,0 +1,168 @@
+//! Filesystems and what lies in them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{BytePath, Problem};
+
+/// Makes a filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateFilesystem {
+    /// Its name: 1 to 64 of `A-Z a-z 0-9 . _ -`, not starting with `.` or `-`.
+    pub name: String,
+    /// Where its ciphertext lies, absolute; the node's own place if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing: Option<BytePath>,
+    /// Whether its key may be wrapped locally while no KMS is set.
+    #[serde(default)]
+    pub allow_no_kms: bool,
+}
+
+/// One filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filesystem {
+    /// Its name.
+    pub name: String,
+    /// When it was made, in Unix milliseconds.
+    pub created_at: u64,
+    /// Where its ciphertext lies.
+    pub backing: BytePath,
+    /// Whether it is open.
+    pub state: FilesystemState,
+    /// Why it is locked, if something keeps it so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+    /// Its key's id.
+    pub key_id: String,
+    /// What wraps its key.
+    pub wrapped_by: WrappedBy,
+    /// Whether its key has lain under local wrapping, and may be compromised.
+    pub exposed: bool,
+}
+
+/// What wraps a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrappedBy {
+    /// `vault`, `local`.
+    pub kind: String,
+    /// The master key's name; empty for local wrapping.
+    pub master_key: String,
+    /// Its version.
+    pub version: u64,
+}
+
+/// Whether a filesystem is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilesystemState {
+    /// Its key is in memory.
+    Unlocked,
+    /// Its key is not in memory, and the node tries to get it.
+    Unlocking,
+    /// Its key is not in memory.
+    Locked,
+}
+
+/// A page of filesystems, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filesystems {
+    /// In byte order of their names.
+    pub filesystems: Vec<Filesystem>,
+    /// Ask again with `?after=` this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Locks a filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    /// Whether jobs that use it are stopped first.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Authenticates everything in a filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verify {
+    /// Whether what cannot be read is set aside.
+    #[serde(default)]
+    pub repair: bool,
+}
+
+/// Copies a plain tree in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Import {
+    /// The directory whose content is copied, absolute.
+    pub source: BytePath,
+}
+
+/// Copies the tree out in plain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Export {
+    /// The directory that receives it, absolute.
+    pub target: BytePath,
+}
+
+/// What became of a deleted filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// Its name.
+    pub name: String,
+    /// Its key's id.
+    pub key_id: String,
+    /// Copies of its wrapped key that were removed.
+    pub removed: Vec<String>,
+    /// Copies that still open with the KMS: uploaded snapshots, filesystems that adopted the key,
+    /// and what could not be reached.
+    pub remaining: Vec<String>,
+}
+
+/// A page of a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// In byte order of their names; of a path that is no directory, the one entry.
+    pub entries: Vec<Entry>,
+    /// Ask again with `?after=` this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<BytePath>,
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The name.
+    pub name: BytePath,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Bytes of plaintext; of a symlink, those of its target.
+    pub size: u64,
+    /// Permission bits (`chmod(2)`), as a number.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// When its content last changed, in Unix milliseconds; before 1970 it is negative.
+    pub modified_at: i64,
+    /// Where a symlink points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<BytePath>,
+}
+
+/// What a name is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EntryKind {
+    /// A file with data.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A pipe, a socket or a device.
+    Special,
+}

@@ -1,0 +1,116 @@
+//! Long work.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{BytePath, Problem};
+
+/// One piece of long work. It goes on in the node, whoever watches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub id: String,
+    /// What it does.
+    pub kind: JobKind,
+    /// The filesystem that it works on; `None` if it works on all keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<String>,
+    /// The directory that an import reads or an export fills.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<BytePath>,
+    /// How far it is.
+    pub state: JobState,
+    /// Whether it took up where an earlier run was stopped or killed.
+    pub resumed: bool,
+    /// How much is done.
+    pub progress: Progress,
+    /// When it was asked for, in Unix milliseconds.
+    pub created_at: u64,
+    /// When it ended, in Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<u64>,
+    /// Why it failed, or did only a part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+    /// What was damaged or could not be done, the first thousand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damage: Vec<Damage>,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// Copies a plain tree in.
+    Import,
+    /// Copies the tree out in plain.
+    Export,
+    /// Authenticates everything.
+    Verify,
+    /// Moves every key to the newest version of its master key.
+    Rewrap,
+    /// Moves every key to another KMS configuration.
+    Move,
+    /// Puts every key under local wrapping and removes the configuration.
+    Downgrade,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// It runs, or is about to.
+    Running,
+    /// It waits until its filesystem is unlocked or the KMS answers.
+    Waiting,
+    /// It was asked to stop and comes to its next checkpoint.
+    Stopping,
+    /// It was stopped; the same command takes it up again.
+    Stopped,
+    /// All of it is done.
+    Done,
+    /// It came to its end, and a part could not be done.
+    Partly,
+    /// It failed.
+    Failed,
+}
+
+impl JobState {
+    /// Whether nothing more happens by itself.
+    pub const fn is_ended(self) -> bool {
+        matches!(self, Self::Stopped | Self::Done | Self::Partly | Self::Failed)
+    }
+}
+
+/// How much is done. A total that is not known yet is `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Files or keys that are done.
+    pub items: u64,
+    /// All of them.
+    pub total_items: Option<u64>,
+    /// Files or keys that could not be done.
+    pub failed_items: u64,
+    /// Bytes that are done.
+    pub bytes: u64,
+    /// All of them.
+    pub total_bytes: Option<u64>,
+}
+
+/// One thing that is damaged or could not be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// Its path in the filesystem, or the key's name.
+    pub path: BytePath,
+    /// Where its ciphertext lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ciphertext: Option<BytePath>,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// All jobs that the node remembers, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jobs {
+    /// They.
+    pub jobs: Vec<Job>,
+}

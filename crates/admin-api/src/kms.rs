@@ -1,0 +1,154 @@
+//! The KMS configuration, seen and changed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Job, Problem, Token};
+
+/// A new configuration: Vault. Proved before anything of it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetVault {
+    /// Vault's base URL.
+    pub base_url: String,
+    /// The master key's name there.
+    pub master_key: String,
+    /// The token. `None` keeps the stored one, which is sent only to the origin it was given for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
+    /// Vault's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Where transit is mounted, if not at `transit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transit_path: Option<String>,
+    /// Certificates (PEM) to trust instead of the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_cert: Option<String>,
+    /// Whether plain http may go beyond loopback.
+    #[serde(default)]
+    pub allow_http: bool,
+}
+
+/// The KMS as the node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kms {
+    /// The configuration; `None` while none is set.
+    pub configured: Option<KmsDetails>,
+    /// Keys wrapped by each version of each master key, and locally.
+    pub keys: Vec<VersionCount>,
+    /// Keys that have lain under local wrapping, and may be compromised.
+    pub exposed_keys: u64,
+    /// What works today and should be changed.
+    pub findings: Vec<Finding>,
+}
+
+/// The configuration and what the KMS says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsDetails {
+    /// The configuration's id.
+    pub id: String,
+    /// `vault`.
+    pub kind: String,
+    /// Its base URL.
+    pub base_url: String,
+    /// The master key's name.
+    pub master_key: String,
+    /// Where transit is mounted.
+    pub transit_path: String,
+    /// Vault's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// How the node shows who it is: `token`.
+    pub auth_method: String,
+    /// Whether a credential is stored. It is never shown.
+    pub credential_set: bool,
+    /// Its life, when the KMS told it.
+    pub credential: Option<CredentialLife>,
+    /// The master key's newest version, when the KMS told it.
+    pub latest_version: Option<u64>,
+    /// The version below which the KMS refuses to decrypt, when the KMS told it.
+    pub min_decryption_version: Option<u64>,
+    /// Why the KMS does not answer now; `None` if it does.
+    pub problem: Option<Problem>,
+}
+
+/// How long a credential lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialLife {
+    /// Seconds left; `None` if it never ends.
+    pub seconds_left: Option<u64>,
+    /// Whether it can be renewed.
+    pub renewable: bool,
+    /// Whether renewing can go on for ever.
+    pub periodic: bool,
+}
+
+/// How many keys one version of one master key wraps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionCount {
+    /// `vault`, `local`.
+    pub kind: String,
+    /// The master key's name; empty for local wrapping.
+    pub master_key: String,
+    /// Its version.
+    pub version: u64,
+    /// Filesystem keys.
+    pub keys: u64,
+}
+
+/// A warning with its cure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// A stable word.
+    pub code: String,
+    /// What is so, and why it matters.
+    pub what: String,
+    /// What to do.
+    pub cure: String,
+}
+
+/// What became of a change of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsChange {
+    /// What was done.
+    pub change: Change,
+    /// The KMS as it is now.
+    pub kms: Kms,
+    /// The job that moves the keys, if they have to move.
+    pub job: Option<Job>,
+}
+
+/// What was done with the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// There was none, and no key had to move.
+    Added,
+    /// It opens everything as it lies, and took over.
+    Updated,
+    /// Every key moves to it, by a job.
+    Moving,
+    /// It was removed.
+    Removed,
+    /// It is removed once a job has put every key under local wrapping.
+    Downgrading,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_with_a_field_that_nobody_knows_is_refused() {
+        let text = r#"{"base_url":"u","master_key":"k","token":"t","tokn_file":"x"}"#;
+        assert!(serde_json::from_str::<SetVault>(text).is_err());
+    }
+
+    #[test]
+    fn a_request_shows_no_token_in_debug() {
+        let text = r#"{"base_url":"u","master_key":"k","token":"s.secret"}"#;
+        let request: SetVault = serde_json::from_str(text).unwrap();
+        assert!(!format!("{request:?}").contains("s.secret"));
+        assert_eq!(request.token.unwrap().expose(), "s.secret");
+    }
+}

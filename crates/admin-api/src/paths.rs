@@ -1,0 +1,79 @@
+//! Where the resources are. The constants are routes with `{name}` and `{id}` in them; the functions fill those in.
+
+use std::fmt::Write as _;
+
+/// The node's state.
+pub const STATUS: &str = "/v1/status";
+/// The KMS configuration.
+pub const KMS: &str = "/v1/kms";
+/// Rewraps every key.
+pub const REWRAP: &str = "/v1/kms/rewrap";
+/// All filesystems.
+pub const FILESYSTEMS: &str = "/v1/filesystems";
+/// One filesystem.
+pub const FILESYSTEM: &str = "/v1/filesystems/{name}";
+/// Closes it and forgets its key.
+pub const LOCK: &str = "/v1/filesystems/{name}/lock";
+/// Opens it.
+pub const UNLOCK: &str = "/v1/filesystems/{name}/unlock";
+/// Authenticates everything in it.
+pub const VERIFY: &str = "/v1/filesystems/{name}/verify";
+/// Copies a plain tree in.
+pub const IMPORT: &str = "/v1/filesystems/{name}/import";
+/// Copies the tree out.
+pub const EXPORT: &str = "/v1/filesystems/{name}/export";
+/// Lists a directory.
+pub const LS: &str = "/v1/filesystems/{name}/ls";
+/// All jobs.
+pub const JOBS: &str = "/v1/jobs";
+/// One job.
+pub const JOB: &str = "/v1/jobs/{id}";
+/// Stops it.
+pub const STOP: &str = "/v1/jobs/{id}/stop";
+
+/// Most items in one page of a list.
+pub const PAGE_LIMIT: usize = 1000;
+
+/// Where the filesystem with this name is.
+pub fn filesystem(name: &str) -> String {
+    fill(FILESYSTEM, "{name}", name)
+}
+
+/// Where something of the filesystem with this name is; `route` is one of the constants with `{name}`.
+pub fn of_filesystem(route: &str, name: &str) -> String {
+    fill(route, "{name}", name)
+}
+
+/// Where something of the job with this id is; `route` is [`JOB`] or [`STOP`].
+pub fn of_job(route: &str, id: &str) -> String {
+    fill(route, "{id}", id)
+}
+
+fn fill(route: &str, place: &str, value: &str) -> String {
+    route.replacen(place, &segment(value), 1)
+}
+
+/// One segment of a path: RFC 3986's unreserved characters as they are, the other bytes as `%XX`.
+/// A URL can't have the segments `.` and `..` (WHATWG URL, "double-dot path segment"): no name is either.
+fn segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(byte as char);
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_in_their_segment() {
+        assert_eq!(of_filesystem(LOCK, "a/b?c d"), "/v1/filesystems/a%2Fb%3Fc%20d/lock");
+        assert_eq!(of_job(STOP, "{name}"), "/v1/jobs/%7Bname%7D/stop");
+    }
+}

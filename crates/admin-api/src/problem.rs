@@ -1,0 +1,144 @@
+//! Errors as they travel: RFC 9457's problem details, with a cure and an exit code.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The content type of a [`Problem`] (RFC 9457, section 3).
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// What failed, why, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `urn:coffer:problem:` and the code, as RFC 9457 wants a URI.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// A stable word for programs: `filesystem-locked`, `kms-denied`.
+    pub code: String,
+    /// What failed.
+    pub title: String,
+    /// Why.
+    pub detail: String,
+    /// What to do, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cure: Option<String>,
+    /// The HTTP status that it was answered with.
+    pub status: u16,
+    /// How a command line ends that meets it.
+    pub exit: Exit,
+}
+
+impl Problem {
+    /// A problem whose status follows from `exit`.
+    pub fn new(
+        exit: Exit,
+        code: &str,
+        title: impl Into<String>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind: format!("urn:coffer:problem:{code}"),
+            code: code.to_owned(),
+            title: title.into(),
+            detail: detail.into(),
+            cure: None,
+            status: exit.status(),
+            exit,
+        }
+    }
+
+    /// Adds what to do.
+    #[must_use]
+    pub fn cure(mut self, cure: impl Into<String>) -> Self {
+        self.cure = Some(cure.into());
+        self
+    }
+
+    /// Answers it with another HTTP status than its exit code implies.
+    #[must_use]
+    pub const fn with_status(mut self, status: u16) -> Self {
+        self.status = status;
+        self
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.title, self.detail)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// How a command ends. The numbers are the process's exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// 0: done.
+    Done,
+    /// 1: failed, for a reason that no other code names.
+    Failed,
+    /// 2: wrong usage.
+    Usage,
+    /// 3: the KMS cannot be reached, or is sealed.
+    KmsUnreachable,
+    /// 4: the KMS refused.
+    KmsRefused,
+    /// 5: the state does not allow it.
+    State,
+    /// 6: data failed authentication.
+    NotAuthentic,
+    /// 7: no node answers.
+    NoNode,
+    /// 8: partly done.
+    Partly,
+}
+
+impl Exit {
+    /// The process's exit code.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::KmsUnreachable => 3,
+            Self::KmsRefused => 4,
+            Self::State => 5,
+            Self::NotAuthentic => 6,
+            Self::NoNode => 7,
+            Self::Partly => 8,
+        }
+    }
+
+    const fn status(self) -> u16 {
+        match self {
+            Self::Done | Self::Partly => 200,
+            Self::Failed | Self::NotAuthentic => 500,
+            Self::Usage => 400,
+            Self::State => 409,
+            Self::KmsRefused => 502,
+            Self::KmsUnreachable | Self::NoNode => 503,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wire_form_is_rfc_9457() {
+        let problem = Problem::new(Exit::KmsRefused, "kms-denied", "set-vault failed", "no read")
+            .cure("grant it");
+        let json = serde_json::to_value(&problem).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "type": "urn:coffer:problem:kms-denied", "code": "kms-denied",
+                "title": "set-vault failed", "detail": "no read", "cure": "grant it",
+                "status": 502, "exit": "kms-refused",
+            })
+        );
+        assert_eq!(serde_json::from_value::<Problem>(json).unwrap(), problem);
+    }
+}
