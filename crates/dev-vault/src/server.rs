@@ -1,0 +1,312 @@
+//! The HTTP side: requests in, answers out, and the faults between them.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{ConnectInfo, Query, State, connect_info::Connected},
+    http::{HeaderMap, HeaderValue, Method, Response, header},
+    serve::{IncomingStream, Listener},
+};
+use futures::stream;
+use serde_json::{Map, Value, json};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::{
+    answer::Refusal,
+    core::Core,
+    faults::{Fault, FaultRule, Faults, RequestLog},
+    request::{Fields, Operation, Request},
+};
+
+/// Vault's `max_request_size`.
+const MAX_BODY: usize = 32 << 20;
+
+pub(crate) struct Shared {
+    pub(crate) core: Core,
+    pub(crate) faults: Faults,
+    pub(crate) requests: RequestLog,
+}
+
+/// Serves until the future is dropped.
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
+    let routes = Router::new().fallback(answer).with_state(shared);
+    axum::serve(Door(listener), routes.into_make_service_with_connect_info::<Cut>()).await
+}
+
+async fn answer(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(cut): ConnectInfo<Cut>,
+    request: axum::extract::Request,
+) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let Some(path) = head.uri.path().strip_prefix("/v1/") else {
+        return refuse(Refusal::not_found());
+    };
+    let path = path.trim_matches('/').to_owned();
+    let token = token_in(&head.headers);
+    let query = Query::<HashMap<String, String>>::try_from_uri(&head.uri);
+    let mut query = query.map(|Query(query)| query).unwrap_or_default();
+    let is_list = query.remove("list").is_some_and(|list| list == "true" || list == "1");
+    let operation = match head.method {
+        Method::GET | Method::HEAD if is_list => Operation::List,
+        Method::GET | Method::HEAD => Operation::Read,
+        Method::POST | Method::PUT => Operation::Update,
+        Method::DELETE => Operation::Delete,
+        method if method.as_str() == "LIST" => Operation::List,
+        _ => return refuse(Refusal::unsupported_operation()),
+    };
+    let body = axum::body::to_bytes(body, MAX_BODY).await;
+    let fields = match (operation, body) {
+        (Operation::Update, Ok(body)) => read_fields(&body),
+        (Operation::Update, Err(_)) => {
+            Err(Refusal::new(500, "failed to parse JSON input: http: request body too large"))
+        }
+        _ => Ok(Fields(query.into_iter().map(|(name, value)| (name, json!(value))).collect())),
+    };
+
+    if let Some(path) = path.strip_prefix("dev/") {
+        return fields
+            .and_then(|fields| control(&shared, operation, path, token.as_deref(), fields))
+            .unwrap_or_else(refuse);
+    }
+    let items = fields.as_ref().ok().and_then(|fields| fields.raw("batch_input")?.as_array());
+    shared.requests.add(&path, items.map_or(1, Vec::len));
+    let fault = shared.faults.strike(&path);
+    let handle = || match fields {
+        Ok(fields) => {
+            let (status, body) = shared.core.handle(Request { operation, path, token, fields });
+            respond(status, body)
+        }
+        Err(refusal) => refuse(refusal),
+    };
+    match fault {
+        None => handle(),
+        Some(Fault::Delay { milliseconds }) => {
+            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            handle()
+        }
+        Some(Fault::Drop) => cut.now(),
+        Some(Fault::DropAnswer) => {
+            handle();
+            cut.now()
+        }
+        Some(Fault::Status { status, body, headers }) => arranged(status, body, headers),
+        Some(Fault::Html) => arranged(
+            200,
+            "<!DOCTYPE html><html><body>Please sign in to the network.</body></html>".to_owned(),
+            [("content-type".to_owned(), "text/html".to_owned())],
+        ),
+        Some(Fault::Truncate) => truncated(handle()).await,
+        Some(Fault::Endless) => endless(),
+    }
+}
+
+fn token_in(headers: &HeaderMap) -> Option<String> {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let bearer = || text("authorization")?.strip_prefix("Bearer ").map(str::trim);
+    text("x-vault-token").or_else(bearer).filter(|token| !token.is_empty()).map(str::to_owned)
+}
+
+fn read_fields(body: &[u8]) -> Result<Fields, Refusal> {
+    if body.is_empty() {
+        return Ok(Fields::default());
+    }
+    match serde_json::from_slice::<Option<Map<String, Value>>>(body) {
+        Ok(fields) => Ok(Fields(fields.unwrap_or_default())),
+        Err(e) => Err(Refusal::new(500, format!("failed to parse JSON input: {e}"))),
+    }
+}
+
+/// The paths below `dev/`, which real Vault does not have: faults and counts for other processes.
+fn control(
+    shared: &Shared,
+    operation: Operation,
+    path: &str,
+    token: Option<&str>,
+    fields: Fields,
+) -> Result<Response<Body>, Refusal> {
+    if !shared.core.is_root(token) {
+        return Err(Refusal::denied());
+    }
+    let data = match (operation, path) {
+        (Operation::Read, "faults") => json!({ "rules": shared.faults.list() }),
+        (Operation::Read, "requests") => json!(shared.requests.all()),
+        (Operation::Update, "faults") => {
+            let rule: FaultRule = serde_json::from_value(Value::Object(fields.0))
+                .map_err(|e| Refusal::invalid(format!("this is no fault rule: {e}")))?;
+            shared.faults.inject(rule);
+            return Ok(respond(204, None));
+        }
+        (Operation::Delete, "faults") => {
+            shared.faults.clear();
+            return Ok(respond(204, None));
+        }
+        (Operation::Delete, "requests") => {
+            shared.requests.clear();
+            return Ok(respond(204, None));
+        }
+        _ => return Err(Refusal::unsupported_path()),
+    };
+    Ok(respond(200, Some(json!({ "data": data }))))
+}
+
+fn refuse(refusal: Refusal) -> Response<Body> {
+    let (status, body) = refusal.render();
+    respond(status, Some(body))
+}
+
+fn respond(status: u16, body: Option<Value>) -> Response<Body> {
+    let json = ("content-type".to_owned(), "application/json".to_owned());
+    match body {
+        None => arranged(status, String::new(), [json]),
+        // Vault ends its JSON with a line break.
+        Some(body) => arranged(status, format!("{body}\n"), [json]),
+    }
+}
+
+/// Builds what a fault rule asks for, or as much of it as HTTP allows.
+fn arranged(
+    status: u16,
+    body: String,
+    headers: impl IntoIterator<Item = (String, String)>,
+) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() =
+        status.try_into().unwrap_or(axum::http::StatusCode::INTERNAL_SERVER_ERROR);
+    let sent = response.headers_mut();
+    sent.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    sent.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    sent.insert("x-coffer-dev-vault", HeaderValue::from_static("insecure"));
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) =
+            (header::HeaderName::try_from(name), HeaderValue::try_from(value))
+        {
+            sent.insert(name, value);
+        }
+    }
+    response
+}
+
+/// Announces the whole length, sends half of it, and closes.
+async fn truncated(whole: Response<Body>) -> Response<Body> {
+    let (mut head, body) = whole.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    let half = body.slice(..body.len() / 2);
+    let parts = stream::unfold(Some(half), |half| async {
+        match half {
+            Some(half) => Some((Ok(half), None)),
+            None => {
+                // The half goes out before the error closes the connection.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Some((Err(io::Error::from(io::ErrorKind::ConnectionReset)), None))
+            }
+        }
+    });
+    Response::from_parts(head, Body::from_stream(parts))
+}
+
+fn endless() -> Response<Body> {
+    let start = stream::iter([Bytes::from_static(b"{\"data\":\"")]);
+    let rest = stream::repeat(Bytes::from_static(&[b'A'; 64 << 10]));
+    let chunks = futures::StreamExt::chain(start, rest);
+    let mut response = arranged(200, String::new(), []);
+    *response.body_mut() = Body::from_stream(futures::StreamExt::map(chunks, Ok::<_, io::Error>));
+    response
+}
+
+/// A listener whose connections can be cut by who answers on them.
+struct Door(TcpListener);
+
+impl Listener for Door {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        // axum's own accept, which retries.
+        let (stream, peer) = Listener::accept(&mut self.0).await;
+        // An answer is written in one piece; waiting for more only delays it.
+        stream.set_nodelay(true).ok();
+        (Connection { stream, cut: Cut::default() }, peer)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+/// Ends a connection from inside a handler.
+#[derive(Clone, Default)]
+struct Cut(Arc<AtomicBool>);
+
+impl Cut {
+    /// The response is never sent: writing it fails, and that closes the connection.
+    fn now(&self) -> Response<Body> {
+        self.0.store(true, Ordering::Relaxed);
+        Response::new(Body::empty())
+    }
+}
+
+impl Connected<IncomingStream<'_, Door>> for Cut {
+    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
+        stream.io().cut.clone()
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    cut: Cut,
+}
+
+impl Connection {
+    fn writer(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        if self.cut.0.load(Ordering::Relaxed) {
+            return Err(io::Error::from(io::ErrorKind::ConnectionReset));
+        }
+        Ok(Pin::new(&mut self.stream))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.writer()?.poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.writer()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
