@@ -1,1 +1,45 @@
-//! key-manager
+//! The life of filesystem keys.
+//!
+//! A [`KeyManager`] ties a [`kms_core::KeyStore`], the [`kms_core::KmsProvider`]s and the
+//! [`kms_core::KeyHolder`]s together and is the only one that changes key records:
+//!
+//! | act | where | durable steps, in order |
+//! |---|---|---|
+//! | configure a KMS | `configure` | prove; open everything; one commit; move the keys as a job |
+//! | remove it | `configure` | one commit that no filesystem may race; or a job to local wrapping |
+//! | create, delete a filesystem | `filesystems` | an intent, the backing directory, the record |
+//! | unlock | `unlock` | none: unwrapped keys live in memory only |
+//! | rewrap, move, downgrade | `moving` | by batch: wrap, open, commit, then the copies |
+//! | rebuild a lost store | `recover` | one record after the other from the copies |
+//!
+//! Every durable step can be the last one before a crash. [`KeyManager::settle`] runs at start and
+//! finishes or undoes what was under way; unfinished moves are jobs that [`KeyManager::run_move`] takes
+//! up again. Nothing here knows Vault, sled, HTTP or a file.
+//!
+//! Concurrency: every method may be called at any time from any task. Acts that change records are
+//! serialised inside one manager, and their commits carry preconditions, so that a second manager
+//! on the same store loses cleanly with [`Error::Changed`].
+
+mod configure;
+mod error;
+mod filesystems;
+mod jobs;
+mod manager;
+mod moving;
+mod name;
+mod records;
+mod recover;
+mod status;
+mod unlock;
+
+pub use configure::{Configured, NewKms};
+pub use error::{Class, Error};
+pub use filesystems::{Created, Volumes};
+pub use jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress};
+pub use manager::{KeyManager, Parts};
+pub use moving::{MoveReport, MoveSpec, Purpose};
+pub use name::FilesystemName;
+pub use records::{FilesystemRecord, FilesystemState};
+pub use recover::{Recovered, rebuild};
+pub use status::{FilesystemStatus, KmsOverview, VersionCount};
+pub use unlock::{KeyState, LockReason};

@@ -1,0 +1,337 @@
+//! Setting, changing and removing the KMS.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kms_core::{
+    Commit, Credential, CredentialStatus, FilesystemKey, Finding, Kms, KmsConfig, KmsConfigId,
+    KmsError, KmsErrorKind, KmsExt, MasterKey, Outcome, WrappedKey,
+};
+
+use crate::filesystems::{LOCAL, new_local_config, no_answer};
+use crate::jobs::put_job;
+use crate::manager::key_entry_of;
+use crate::moving::{MoveSpec, Purpose};
+use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
+use crate::unlock::changed;
+use crate::{Error, JobId, JobKind, JobRecord, KeyManager};
+
+/// A KMS configuration that an administrator gives.
+#[derive(Debug, Clone)]
+pub struct NewKms {
+    /// Which provider serves it, such as `vault`.
+    pub kind: String,
+    /// Its base URL.
+    pub address: String,
+    /// The master key's name.
+    pub master_key: String,
+    /// What only the provider understands.
+    pub settings: BTreeMap<String, String>,
+    /// The token.
+    pub credential: Credential,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Configured {
+    /// The configuration that wraps new keys from now on.
+    pub config: KmsConfig,
+    /// Its master key.
+    pub master_key: MasterKey,
+    /// Its credential.
+    pub credential: CredentialStatus,
+    /// What works today and will hurt later.
+    pub findings: Vec<Finding>,
+    /// Whether a KMS was set before.
+    pub updated: bool,
+    /// The job that moves the keys or renews their copies, to be run with [`KeyManager::run_move`]; none if there is nothing to do.
+    pub job: Option<JobId>,
+}
+
+impl KeyManager {
+    /// Sets the KMS, or changes it.
+    ///
+    /// Everything is proved before anything is stored: that the KMS works, and that every filesystem key can go along.
+    /// If the new configuration opens the canary and the keys as they lie (the same KMS at a new URL, a new
+    /// token), it takes the place of the old one. Otherwise the keys move, as a job.
+    ///
+    /// # Errors
+    /// [`Error::Kms`] with what is missing; [`Error::NotAll`] when a key can't go along. Nothing is changed then.
+    pub async fn set_kms(&self, new: NewKms) -> Result<Configured, Error> {
+        let _act = self.begin_act().await;
+        let old = self.current().await?;
+        let keys = self.key_entries().await?;
+        let id = old.as_ref().map_or_else(KmsConfigId::random, |(_, old)| old.config.id);
+        let mut config = KmsConfig {
+            id,
+            kind: new.kind,
+            address: new.address,
+            master_key: new.master_key,
+            settings: new.settings,
+        };
+        let provider = Arc::clone(self.provider(&config.kind)?);
+        let mut proof = provider.prove(&config, &new.credential).await?;
+
+        let takes_over = match &old {
+            Some((_, old)) => {
+                self.opens_as_it_lies(old, &config, proof.kms.as_ref(), &keys).await?
+            }
+            None => false,
+        };
+        if old.is_some() && !takes_over {
+            config.id = KmsConfigId::random();
+            proof.kms = provider.open(&config, &new.credential)?;
+        }
+        let purpose = if takes_over { Purpose::Renew } else { Purpose::Move };
+        let relocated = old.as_ref().is_none_or(|(_, old)| old.config != config);
+        let job = (relocated && !keys.is_empty()).then(|| self.new_move(config.id, purpose));
+        if let (Some(_), Some(running)) = (&job, self.unfinished_move().await?) {
+            return Err(Error::Busy {
+                what: format!("the move of keys that job {} does", running.id),
+            });
+        }
+        if !takes_over {
+            self.check_all_open(&keys, "the KMS can't be changed").await?;
+        }
+
+        let canary = make_canary(proof.kms.as_ref()).await?;
+        let record = ConfigRecord {
+            config: config.clone(),
+            canary: Some(canary),
+            versions: proof.master_key.created.clone(),
+            set_at: self.parts().clock.now(),
+        };
+        let mut commit = Commit::new()
+            .put(records::CURRENT, records::encode(&CurrentKms { config_id: config.id }))
+            .put(records::config_key(config.id), records::encode(&record))
+            .put(
+                records::credential_key(config.id),
+                records::encode(&CredentialRecord::of(&new.credential)),
+            );
+        commit = match &old {
+            Some((pointer, _)) => commit.unchanged(pointer),
+            None => commit.absent(records::CURRENT),
+        };
+        if let Some(job) = &job {
+            commit = put_job(commit, job)?;
+        }
+        self.store().commit(commit).await.map_err(|e| changed(e, "the KMS configuration"))?;
+        self.keep_client(&proof.kms);
+        self.audit(
+            "kms.configure",
+            &config.id.to_string(),
+            Outcome::Done,
+            &format!("{} {} ({purpose:?})", config.address, config.master_key),
+        );
+        if job.is_none() {
+            self.retire_unused().await?;
+        }
+        Ok(Configured {
+            config,
+            master_key: proof.master_key,
+            credential: proof.credential,
+            findings: proof.findings,
+            updated: old.is_some(),
+            job: job.map(|job| job.id),
+        })
+    }
+
+    /// Removes the KMS. With filesystems it takes `allow_downgrade`: their keys are then wrapped locally, as a
+    /// job whose id is answered, and are exposed from then on.
+    ///
+    /// # Errors
+    /// [`Error::Encrypted`] while filesystems exist and `allow_downgrade` is not given; [`Error::NotAll`] when a key
+    /// can't be opened, so that it would be lost. Nothing is changed then.
+    pub async fn unset_kms(&self, allow_downgrade: bool) -> Result<Option<JobId>, Error> {
+        let _act = self.begin_act().await;
+        let epoch = self.store().get(records::FS_EPOCH).await?;
+        let Some((pointer, old)) = self.current().await? else {
+            return Err(Error::Unknown { what: "KMS configuration to remove".into() });
+        };
+        if let Some(running) = self.unfinished_move().await? {
+            return Err(Error::Busy {
+                what: format!("the move of keys that job {} does", running.id),
+            });
+        }
+        let filesystems = self.filesystems().await?;
+        let mut commit = Commit::new().unchanged(&pointer).delete(records::CURRENT);
+        commit = match &epoch {
+            Some(record) => commit.unchanged(record),
+            None => commit.absent(records::FS_EPOCH),
+        };
+        let mut job = None;
+        if !filesystems.is_empty() {
+            if !allow_downgrade {
+                let names: Vec<_> = filesystems.iter().map(|fs| fs.name.as_str()).take(5).collect();
+                return Err(Error::Encrypted { count: filesystems.len(), names: names.join(", ") });
+            }
+            let keys = self.key_entries().await?;
+            self.check_all_open(&keys, "the KMS can't be removed").await?;
+            let local = self.local_config().await?;
+            let record = self.new_move(local.config.id, Purpose::Downgrade);
+            commit = put_job(commit, &record)?;
+            job = Some(record.id);
+        }
+        self.store().commit(commit).await.map_err(|e| changed(e, "the KMS or a filesystem"))?;
+        let how =
+            if job.is_some() { "downgrade to local wrapping" } else { "no filesystem exists" };
+        self.audit("kms.unset", &old.config.id.to_string(), Outcome::Done, how);
+        if job.is_none() {
+            self.retire_unused().await?;
+        }
+        Ok(job)
+    }
+
+    /// Asks the KMS to lengthen the credential's life.
+    pub async fn renew_credential(&self) -> Result<CredentialStatus, Error> {
+        match self.current().await? {
+            Some((_, config)) => Ok(self.kms(config.config.id).await?.renew().await?),
+            None => Err(Error::NoKms),
+        }
+    }
+
+    /// Refuses a master key that is not the one that the configuration was made with: opens the canary, and tells
+    /// a key that was made again from one whose versions were cut off.
+    pub(crate) async fn prove_identity(
+        &self,
+        config: &ConfigRecord,
+        kms: &dyn Kms,
+    ) -> Result<(), KmsError> {
+        let Some(canary) = &config.canary else { return Ok(()) };
+        let opened = kms
+            .unwrap_keys(std::slice::from_ref(canary))
+            .await?
+            .pop()
+            .unwrap_or_else(|| Err(no_answer()));
+        match opened {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == KmsErrorKind::NotAuthentic => {
+                let now = kms.master_key().await?;
+                let remade = now.created.iter().any(|(version, at)| {
+                    config.versions.get(version).is_some_and(|known| known != at)
+                });
+                let how = if remade {
+                    "it was deleted and made again under the same name"
+                } else {
+                    "it does not open what the configured key made"
+                };
+                Err(KmsError::new(
+                    KmsErrorKind::KeyReplaced,
+                    format!("the master key {:?} is not the one that was configured: {how}", now.name),
+                )
+                .cure("restore the KMS from a backup that has the old key; while filesystems are still unlocked here, setting the KMS anew (coffer fs kms set-vault) moves their keys to the new one")
+                .because(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The configuration for local wrapping, made if there is none, with its key in place.
+    pub(crate) async fn local_config(&self) -> Result<ConfigRecord, Error> {
+        let existing = self.configs().await?.into_iter().find(|c| c.config.kind == LOCAL);
+        let record = match existing {
+            Some(record) => record,
+            None => {
+                let record = ConfigRecord {
+                    config: new_local_config(),
+                    canary: None,
+                    versions: BTreeMap::new(),
+                    set_at: self.parts().clock.now(),
+                };
+                // The record first: a key file that nothing names would never be erased.
+                let put = Commit::new()
+                    .put(records::config_key(record.config.id), records::encode(&record));
+                self.store().commit(put).await?;
+                record
+            }
+        };
+        self.provider(LOCAL)?.provision(&record.config).await?;
+        Ok(record)
+    }
+
+    pub(crate) fn new_move(&self, target: KmsConfigId, purpose: Purpose) -> JobRecord {
+        let spec = MoveSpec { target, purpose, only: None };
+        // A plain struct of names serialises without fail.
+        let spec = serde_json::to_value(spec).unwrap_or_default();
+        JobRecord::new(JobKind::Move, "", spec, self.parts().clock.now())
+    }
+
+    pub(crate) async fn key_entries(&self) -> Result<Vec<KeyEntry>, Error> {
+        let records = records::all(self.store(), records::KEYS).await?;
+        records.iter().map(key_entry_of).collect()
+    }
+
+    /// Whether `kms` opens what the old configuration wrapped: the canary, and every key that opens at all. With the same
+    /// address and master key the canary alone decides, so that one damaged record does not keep a new token out.
+    async fn opens_as_it_lies(
+        &self,
+        old: &ConfigRecord,
+        new: &KmsConfig,
+        kms: &dyn Kms,
+        keys: &[KeyEntry],
+    ) -> Result<bool, Error> {
+        let mut wrapped: Vec<WrappedKey> = old.canary.iter().cloned().collect();
+        let same_place =
+            old.config.address == new.address && old.config.master_key == new.master_key;
+        if !same_place || wrapped.is_empty() {
+            let of_old = keys.iter().filter(|k| k.wrapped.config_id == old.config.id);
+            wrapped.extend(of_old.map(|k| k.wrapped.clone()));
+        }
+        let opened = kms.unwrap_keys(&wrapped).await?;
+        // With nothing to open, another place is another KMS.
+        Ok(opened.iter().all(Result::is_ok) && (same_place || !wrapped.is_empty()))
+    }
+
+    /// Requires that every key is in memory or opens under its own configuration.
+    async fn check_all_open(&self, keys: &[KeyEntry], act: &'static str) -> Result<(), Error> {
+        let mut closed: Vec<&KeyEntry> = Vec::new();
+        for entry in keys {
+            if self.unlocked(entry.wrapped.key_id).is_none() {
+                closed.push(entry);
+            }
+        }
+        let mut failures = Vec::new();
+        for config in self.configs().await? {
+            let wrapped: Vec<WrappedKey> = closed
+                .iter()
+                .filter(|entry| entry.wrapped.config_id == config.config.id)
+                .map(|entry| entry.wrapped.clone())
+                .collect();
+            if wrapped.is_empty() {
+                continue;
+            }
+            match self.kms(config.config.id).await?.unwrap_keys(&wrapped).await {
+                Ok(answers) => {
+                    for (wrapped, answer) in wrapped.iter().zip(answers) {
+                        if let Err(error) = answer {
+                            failures.push(format!("{}: {}", wrapped.key_id, error.chain()));
+                        }
+                    }
+                }
+                Err(error) => {
+                    let why = error.chain();
+                    failures.extend(wrapped.iter().map(|w| format!("{}: {why}", w.key_id)));
+                }
+            }
+        }
+        match failures.first() {
+            None => Ok(()),
+            Some(first) => Err(Error::NotAll {
+                act,
+                failed: failures.len(),
+                total: keys.len(),
+                first: first.clone(),
+            }),
+        }
+    }
+}
+
+/// A wrapped key of nothing: a ciphertext of ours that shows later whether the master key is still the same.
+pub(crate) async fn make_canary(kms: &dyn Kms) -> Result<WrappedKey, KmsError> {
+    let key = Arc::new(FilesystemKey::generate()?);
+    let canary = kms.wrap_keys(&[key]).await?.pop().unwrap_or_else(|| Err(no_answer()))?;
+    for opened in kms.unwrap_keys(std::slice::from_ref(&canary)).await? {
+        opened?;
+    }
+    Ok(canary)
+}

@@ -1,0 +1,202 @@
+//! What can go wrong with keys, in words for an administrator.
+
+use kms_core::{HolderError, KmsError, KmsErrorKind, StoreError};
+
+/// Why an act on keys was not done. `Display` is what failed and why; [`Error::cure`] what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The KMS, or what was asked of it.
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    /// The key store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A copy of a wrapped key outside the store.
+    #[error(transparent)]
+    Holder(#[from] HolderError),
+    /// The backing directory could not be made or removed.
+    #[error("the backing directory of {name}: {source}")]
+    Volume {
+        /// The filesystem.
+        name: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An input is not valid.
+    #[error("{what} is not valid: {why}")]
+    Invalid {
+        /// The input.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is one already.
+    #[error("{what} exists already")]
+    Exists {
+        /// What exists.
+        what: String,
+    },
+    /// There is none.
+    #[error("there is no {what}")]
+    Unknown {
+        /// What was asked for.
+        what: String,
+    },
+    /// An encrypted filesystem needs a KMS and none is set.
+    #[error("no KMS is configured, so the filesystem's key would only be wrapped locally")]
+    NoKms,
+    /// The KMS can't be removed.
+    #[error("the KMS can't be removed: {count} encrypted filesystem(s) need it ({names})")]
+    Encrypted {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        names: String,
+    },
+    /// The filesystem is locked.
+    #[error("the filesystem {name} is locked: {why}")]
+    Locked {
+        /// The filesystem.
+        name: String,
+        /// Why it is locked.
+        why: String,
+        /// What to do, if that is known.
+        cure: Option<String>,
+    },
+    /// Something else is under way.
+    #[error("{what} is under way")]
+    Busy {
+        /// What.
+        what: String,
+    },
+    /// Some keys can't be taken along, so nothing was changed.
+    #[error(
+        "{act}: {failed} of {total} filesystem keys can't be opened, so nothing was changed; first: {first}"
+    )]
+    NotAll {
+        /// What was asked.
+        act: &'static str,
+        /// How many keys are in the way.
+        failed: usize,
+        /// How many there are.
+        total: usize,
+        /// The first one and why.
+        first: String,
+    },
+    /// Somebody else changed the same thing at the same time; nothing was done.
+    #[error("{what} was changed by somebody else at the same moment, so nothing was done")]
+    Changed {
+        /// What.
+        what: String,
+    },
+    /// A record in the store can't be read.
+    #[error("the record {key} in the key store can't be read: {why}")]
+    Record {
+        /// Its key.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// What kind of failure it is; exit codes and HTTP statuses follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Coffer or its machine failed.
+    Failed,
+    /// The input is wrong.
+    Usage,
+    /// There is no such thing.
+    Unknown,
+    /// The KMS can't be reached, or is sealed.
+    KmsUnreachable,
+    /// The KMS refused.
+    KmsRefused,
+    /// The state does not allow it.
+    State,
+    /// Something failed authentication.
+    NotAuthentic,
+}
+
+impl Error {
+    /// What kind of failure this is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Kms(e) => kms_class(e.kind()),
+            Self::Store(StoreError::Damaged { .. }) => Class::NotAuthentic,
+            Self::Store(StoreError::InUse { .. } | StoreError::Newer { .. }) => Class::State,
+            Self::Store(_) | Self::Holder(_) | Self::Volume { .. } | Self::Record { .. } => {
+                Class::Failed
+            }
+            Self::Invalid { .. } => Class::Usage,
+            Self::Unknown { .. } => Class::Unknown,
+            Self::Exists { .. }
+            | Self::NoKms
+            | Self::Encrypted { .. }
+            | Self::Locked { .. }
+            | Self::Busy { .. }
+            | Self::NotAll { .. }
+            | Self::Changed { .. } => Class::State,
+        }
+    }
+
+    /// What to do about it, if that is known.
+    pub fn cure(&self) -> Option<String> {
+        match self {
+            Self::Kms(e) => e.how_to_mend().map(str::to_owned),
+            Self::NoKms => Some(
+                "set a KMS first (coffer fs kms set-vault), or accept local wrapping with --allow-no-kms".into(),
+            ),
+            Self::Encrypted { .. } => Some(
+                "delete these filesystems first, or re-encrypt their keys locally, where they may be compromised, with --allow-downgrade".into(),
+            ),
+            Self::Locked { cure, .. } => cure.clone(),
+            Self::Busy { .. } => Some("wait for it (coffer job list), or stop it (coffer job stop)".into()),
+            Self::NotAll { .. } => Some(
+                "see each with coffer fs list; bring its KMS back, or delete it, and try again".into(),
+            ),
+            Self::Changed { .. } => Some("look at the new state and try again".into()),
+            Self::Store(StoreError::Damaged { .. }) | Self::Record { .. } => Some(
+                "rebuild the store from the backing directories: coffer recover --from DIR…".into(),
+            ),
+            _ => None,
+        }
+    }
+
+    /// A stable word for APIs and logs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Kms(e) => e.kind().code(),
+            Self::Store(StoreError::Damaged { .. }) => "store-damaged",
+            Self::Store(_) => "store-failed",
+            Self::Holder(_) => "key-copy-failed",
+            Self::Volume { .. } => "backing-failed",
+            Self::Invalid { .. } => "invalid",
+            Self::Exists { .. } => "exists",
+            Self::Unknown { .. } => "unknown",
+            Self::NoKms => "no-kms",
+            Self::Encrypted { .. } => "encrypted-filesystems-exist",
+            Self::Locked { .. } => "locked",
+            Self::Busy { .. } => "busy",
+            Self::NotAll { .. } => "keys-cannot-be-opened",
+            Self::Changed { .. } => "changed",
+            Self::Record { .. } => "record-damaged",
+        }
+    }
+}
+
+/// The class of a KMS failure.
+pub(crate) const fn kms_class(kind: KmsErrorKind) -> Class {
+    match kind {
+        KmsErrorKind::Unreachable | KmsErrorKind::Sealed => Class::KmsUnreachable,
+        KmsErrorKind::Denied
+        | KmsErrorKind::KeyMissing
+        | KmsErrorKind::KeyUnfit
+        | KmsErrorKind::KeyReplaced
+        | KmsErrorKind::VersionTooOld => Class::KmsRefused,
+        KmsErrorKind::NotAuthentic | KmsErrorKind::WrongIdentity => Class::NotAuthentic,
+        KmsErrorKind::Invalid => Class::Usage,
+        _ => Class::Failed,
+    }
+}

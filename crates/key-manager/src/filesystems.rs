@@ -1,0 +1,219 @@
+//! Creating and deleting filesystems.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kms_core::{
+    Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KmsConfigId, KmsExt,
+    Outcome,
+};
+
+use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
+use crate::unlock::changed;
+use crate::{Error, FilesystemName, KeyManager};
+
+/// Makes and removes backing directories. What it fails at says why in words for an administrator.
+#[async_trait]
+pub trait Volumes: fmt::Debug + Send + Sync {
+    /// Makes an empty filesystem with this key in `site.backing`, which does not exist or is empty,
+    /// with `envelope` as the copy of its wrapped key. Durable on `Ok`.
+    async fn create(
+        &self,
+        site: &FilesystemSite,
+        key: Arc<FilesystemKey>,
+        envelope: &KeyEnvelope,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Removes all that [`Volumes::create`] made and all that came into it. It touches nothing that is not a Coffer
+    /// filesystem with this key, or an unfinished one; a directory that is not there is no error. Doing it twice does no harm.
+    async fn remove(
+        &self,
+        site: &FilesystemSite,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// A filesystem that has just been made.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// Its record.
+    pub filesystem: FilesystemRecord,
+    /// Whether its key is wrapped locally only, and so exposed.
+    pub exposed: bool,
+}
+
+impl KeyManager {
+    /// Makes an encrypted filesystem with a new key in `backing`.
+    ///
+    /// The key is wrapped by the configured KMS; with none set it takes `allow_no_kms`, and then the key is wrapped
+    /// locally and marked as exposed. Nothing is left behind on an error.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::Invalid`], [`Error::NoKms`], [`Error::Kms`] while the KMS does not wrap.
+    pub async fn create_filesystem(
+        &self,
+        name: FilesystemName,
+        backing: PathBuf,
+        allow_no_kms: bool,
+    ) -> Result<Created, Error> {
+        let _act = self.begin_act().await;
+        self.check_backing(&backing).await?;
+        let fs_key = records::fs_key(&name);
+        if self.store().get(&fs_key).await?.is_some() {
+            return Err(Error::Exists { what: format!("the filesystem {name}") });
+        }
+        let pointer = self.store().get(records::CURRENT).await?;
+        let config = match self.current().await? {
+            Some((_, config)) => config,
+            None if allow_no_kms => self.local_config().await?,
+            None => return Err(Error::NoKms),
+        };
+        let exposed = config.config.kind == LOCAL;
+        let kms = self.kms(config.config.id).await?;
+
+        let key = Arc::new(FilesystemKey::generate()?);
+        self.prove_identity(&config, kms.as_ref()).await?;
+        let mut answers = kms.wrap_keys(&[Arc::clone(&key)]).await?;
+        let wrapped = answers.pop().unwrap_or_else(|| Err(no_answer()))?;
+        for opened in kms.unwrap_keys(std::slice::from_ref(&wrapped)).await? {
+            opened?;
+        }
+
+        let mut fs = FilesystemRecord {
+            name: name.clone(),
+            key_id: key.id(),
+            backing,
+            created: self.parts().clock.now(),
+            state: FilesystemState::Creating,
+            held: false,
+        };
+        let entry = KeyEntry { wrapped, exposed, revision: 1 };
+        let intent = Commit::new()
+            .absent(&fs_key)
+            .put(&fs_key, records::encode(&fs))
+            .put(records::wrapped_key(key.id()), records::encode(&entry));
+        let intent = match &pointer {
+            Some(record) => intent.unchanged(record),
+            None => intent.absent(records::CURRENT),
+        };
+        let intent = self.raise_epoch(intent).await?;
+        self.store().commit(intent).await.map_err(|e| changed(e, "the KMS configuration"))?;
+
+        let envelope = envelope(&fs.site(), &entry, &config);
+        let made = self.parts().volumes.create(&fs.site(), Arc::clone(&key), &envelope).await;
+        if let Err(source) = made {
+            self.remove_filesystem(&fs).await?;
+            self.audit("fs.create", name.as_str(), Outcome::Failed, &source.to_string());
+            return Err(Error::Volume { name: name.to_string(), source });
+        }
+        fs.state = FilesystemState::Ready;
+        self.store().commit(Commit::new().put(&fs_key, records::encode(&fs))).await?;
+        self.ring().insert(key.id(), key);
+        self.lock_reasons().remove(&name);
+        self.audit("fs.create", name.as_str(), Outcome::Done, &fs.key_id.to_string());
+        Ok(Created { filesystem: fs, exposed })
+    }
+
+    /// Removes a filesystem: its data, its record, and the copies of its wrapped key here. Whoever has it open closes it first.
+    /// Answers where copies of its key remain that still open (uploaded snapshots, filesystems that adopted the key).
+    pub async fn delete_filesystem(&self, name: &FilesystemName) -> Result<Vec<String>, Error> {
+        let _act = self.begin_act().await;
+        let (record, mut fs) = self.filesystem_record(name).await?;
+        let mut remaining = Vec::new();
+        for holder in &self.parts().holders {
+            let copies = holder.list(&fs.site()).await?;
+            remaining.extend(copies.into_iter().filter(|c| c.uploaded).map(|c| c.location));
+        }
+        for other in self.filesystems().await? {
+            if other.key_id == fs.key_id && other.name != fs.name {
+                remaining.push(format!("the filesystem {}", other.name));
+            }
+        }
+        fs.state = FilesystemState::Deleting;
+        let intent = Commit::new().unchanged(&record).put(record.key.clone(), records::encode(&fs));
+        self.store().commit(intent).await.map_err(|e| changed(e, "the filesystem"))?;
+        self.remove_filesystem(&fs).await?;
+        self.audit("fs.delete", name.as_str(), Outcome::Done, &fs.key_id.to_string());
+        Ok(remaining)
+    }
+
+    /// Removes the backing directory, then the records: found half done, it is done again.
+    pub(crate) async fn remove_filesystem(&self, fs: &FilesystemRecord) -> Result<(), Error> {
+        let volume = |source| Error::Volume { name: fs.name.to_string(), source };
+        self.parts().volumes.remove(&fs.site()).await.map_err(volume)?;
+        let shared = self
+            .filesystems()
+            .await?
+            .iter()
+            .any(|other| other.key_id == fs.key_id && other.name != fs.name);
+        let mut commit = Commit::new().delete(records::fs_key(&fs.name));
+        if !shared {
+            commit = commit.delete(records::wrapped_key(fs.key_id));
+            self.ring().remove(&fs.key_id);
+        }
+        self.store().commit(self.raise_epoch(commit).await?).await?;
+        self.lock_reasons().remove(&fs.name);
+        Ok(())
+    }
+
+    /// Adds to a commit that the set of filesystems changes, so that an unset at the same moment conflicts.
+    async fn raise_epoch(&self, commit: Commit) -> Result<Commit, Error> {
+        Ok(match self.store().get(records::FS_EPOCH).await? {
+            Some(record) => {
+                let next = record.version.0.to_string();
+                commit.unchanged(&record).put(records::FS_EPOCH, next.into_bytes())
+            }
+            None => commit.absent(records::FS_EPOCH).put(records::FS_EPOCH, b"0".to_vec()),
+        })
+    }
+
+    async fn check_backing(&self, backing: &Path) -> Result<(), Error> {
+        let bad = |why: String| Error::Invalid {
+            what: format!("the backing directory {}", backing.display()),
+            why,
+        };
+        if !backing.is_absolute() {
+            return Err(bad("it must be an absolute path".into()));
+        }
+        for other in self.filesystems().await? {
+            if backing.starts_with(&other.backing) || other.backing.starts_with(backing) {
+                return Err(bad(format!("the filesystem {} has its data there", other.name)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The kind of the provider that wraps under a key beside the store.
+pub(crate) const LOCAL: &str = "local";
+
+/// The copy of a wrapped key that travels with the data.
+pub(crate) fn envelope(
+    site: &FilesystemSite,
+    entry: &KeyEntry,
+    config: &ConfigRecord,
+) -> KeyEnvelope {
+    KeyEnvelope {
+        format: ENVELOPE_FORMAT,
+        filesystem: site.name.clone(),
+        revision: entry.revision,
+        wrapped: entry.wrapped.clone(),
+        kms: config.config.clone(),
+        exposed: entry.exposed,
+    }
+}
+
+pub(crate) fn no_answer() -> kms_core::KmsError {
+    kms_core::KmsError::new(kms_core::KmsErrorKind::Unreachable, "the KMS answered no item")
+}
+
+pub(crate) fn new_local_config() -> kms_core::KmsConfig {
+    kms_core::KmsConfig {
+        id: KmsConfigId::random(),
+        kind: LOCAL.to_owned(),
+        address: String::new(),
+        master_key: LOCAL.to_owned(),
+        settings: Default::default(),
+    }
+}

@@ -1,0 +1,226 @@
+//! Jobs: long work that is recorded, so that it is finished or undone after a crash.
+
+use std::fmt;
+use std::str::FromStr;
+
+use kms_core::{Commit, Record, UnixMillis};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::records::{self, Stored};
+use crate::{Error, KeyManager};
+
+const PREFIX: &str = "job/";
+
+/// Names a job. Ids sort by the time at which the jobs were made (UUID version 7 order is not
+/// needed: [`JobRecord::created`] says when).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(Uuid);
+
+impl JobId {
+    pub(crate) fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+
+    fn key(self) -> String {
+        format!("{PREFIX}{self}")
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Uuid::try_parse(text).map(Self).map_err(|_| Error::Invalid {
+            what: "the job id".into(),
+            why: "a UUID was expected; coffer job list shows them".into(),
+        })
+    }
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// Wraps keys anew: rewrap, a move to another KMS, a downgrade. Its `spec` is a [`crate::MoveSpec`].
+    Move,
+    /// Copies a directory into a filesystem.
+    Import,
+    /// Copies a filesystem out.
+    Export,
+    /// Reads everything and says what is damaged.
+    Verify,
+}
+
+/// How a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// It runs, or the node died while it did.
+    Running,
+    /// Somebody stopped it; it can be taken up again.
+    Stopped,
+    /// All of it is done.
+    Done,
+    /// It went to its end and some items failed; `failures` names them.
+    PartlyDone,
+    /// It ended early.
+    Failed,
+}
+
+impl JobState {
+    /// Whether nothing more will happen.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::PartlyDone | Self::Failed)
+    }
+}
+
+/// How far a job is. `items` are keys or files, `bytes` is 0 where it has no meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Items done.
+    pub items_done: u64,
+    /// Items in all, as far as is known.
+    pub items_total: u64,
+    /// Items that failed.
+    pub items_failed: u64,
+    /// Bytes done.
+    pub bytes_done: u64,
+    /// Bytes in all, as far as is known.
+    pub bytes_total: u64,
+}
+
+/// What a running job needs from whoever runs it. Called often; it must not block for long.
+pub trait JobControl: Send + Sync {
+    /// Takes the newest figures.
+    fn progress(&self, progress: Progress);
+    /// Whether the job should end at its next safe point.
+    fn stop_requested(&self) -> bool;
+}
+
+/// A job as it is recorded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its id.
+    pub id: JobId,
+    /// What it does.
+    pub kind: JobKind,
+    /// The filesystem it works on; empty for all.
+    pub filesystem: String,
+    /// How it stands.
+    pub state: JobState,
+    /// When it was made.
+    pub created: UnixMillis,
+    /// When it ended.
+    pub ended: Option<UnixMillis>,
+    /// What exactly to do; understood by whoever runs this kind.
+    pub spec: serde_json::Value,
+    /// Where to take it up again; understood by whoever runs this kind.
+    pub checkpoint: serde_json::Value,
+    /// How far it was when it was last recorded.
+    pub progress: Progress,
+    /// What failed, item by item; at most [`JobRecord::MAX_FAILURES`], each cut to a line.
+    pub failures: Vec<String>,
+    /// Why it ended early, or what it has to say at its end.
+    pub message: String,
+}
+
+impl JobRecord {
+    /// How many failures are kept by name; `progress.items_failed` counts all.
+    pub const MAX_FAILURES: usize = 100;
+
+    /// A new job, not yet recorded.
+    pub fn new(
+        kind: JobKind,
+        filesystem: impl Into<String>,
+        spec: serde_json::Value,
+        now: UnixMillis,
+    ) -> Self {
+        Self {
+            id: JobId::random(),
+            kind,
+            filesystem: filesystem.into(),
+            state: JobState::Running,
+            created: now,
+            ended: None,
+            spec,
+            checkpoint: serde_json::Value::Null,
+            progress: Progress::default(),
+            failures: Vec::new(),
+            message: String::new(),
+        }
+    }
+
+    /// Adds a failure, up to the limit.
+    pub fn fail_item(&mut self, what: &str) {
+        if self.failures.len() < Self::MAX_FAILURES {
+            self.failures.push(what.chars().take(300).collect());
+        }
+    }
+}
+
+impl Stored for JobRecord {
+    const WHAT: &'static str = "job";
+}
+
+impl KeyManager {
+    /// Records a job: a new one, or the present state of one that is known. Durable on `Ok`.
+    pub async fn save_job(&self, job: &JobRecord) -> Result<(), Error> {
+        self.store().commit(put_job(Commit::new(), job)?).await?;
+        Ok(())
+    }
+
+    /// The job with this id.
+    pub async fn job(&self, id: JobId) -> Result<JobRecord, Error> {
+        match self.store().get(&id.key()).await? {
+            Some(record) => records::decode(&record),
+            None => Err(Error::Unknown { what: format!("job {id}") }),
+        }
+    }
+
+    /// All jobs, the newest first.
+    pub async fn jobs(&self) -> Result<Vec<JobRecord>, Error> {
+        let mut jobs = Vec::new();
+        for record in records::all(self.store(), PREFIX).await? {
+            jobs.push(records::decode::<JobRecord>(&record)?);
+        }
+        jobs.sort_by_key(|job| std::cmp::Reverse((job.created, job.id)));
+        Ok(jobs)
+    }
+
+    /// Removes the oldest ended jobs beyond the newest `keep`.
+    pub async fn forget_old_jobs(&self, keep: usize) -> Result<(), Error> {
+        let ended = self.jobs().await?.into_iter().filter(|job| job.state.is_final()).skip(keep);
+        let commit = ended.fold(Commit::new(), |commit, job| commit.delete(job.id.key()));
+        if !commit.deletes.is_empty() {
+            self.store().commit(commit).await?;
+        }
+        Ok(())
+    }
+
+    /// The move that has not come to its end, if any: at most one exists at a time.
+    pub async fn unfinished_move(&self) -> Result<Option<JobRecord>, Error> {
+        let jobs = self.jobs().await?;
+        Ok(jobs.into_iter().find(|job| job.kind == JobKind::Move && !job.state.is_final()))
+    }
+}
+
+/// Adds the job's record to a commit.
+pub(crate) fn put_job(commit: Commit, job: &JobRecord) -> Result<Commit, Error> {
+    let key = job.id.key();
+    let value = records::encode(job);
+    if value.len() > Record::MAX_VALUE {
+        return Err(Error::Invalid {
+            what: format!("the job record {}", job.id),
+            why: format!("it takes {} bytes, more than a record holds", value.len()),
+        });
+    }
+    Ok(commit.put(key, value))
+}

@@ -1,0 +1,269 @@
+//! The manager itself: its parts, its memory, and the look-ups that every act needs.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use kms_core::{
+    AuditEvent, AuditSink, Clock, Commit, Credential, FilesystemKey, FilesystemSite, KeyHolder,
+    KeyId, KeyStore, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, Outcome,
+    Record,
+};
+
+use crate::filesystems::Volumes;
+use crate::records::{
+    self, ConfigRecord, CredentialRecord, CurrentKms, FilesystemRecord, FilesystemState, KeyEntry,
+};
+use crate::unlock::LockReason;
+use crate::{Error, FilesystemName};
+
+/// What a [`KeyManager`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where records are kept.
+    pub store: Arc<dyn KeyStore>,
+    /// One for each kind of KMS; `local` must be among them.
+    pub providers: Vec<Arc<dyn KmsProvider>>,
+    /// Where copies of wrapped keys lie.
+    pub holders: Vec<Arc<dyn KeyHolder>>,
+    /// Makes and removes backing directories.
+    pub volumes: Arc<dyn Volumes>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Keeps a record of every act.
+    pub audit: Arc<dyn AuditSink>,
+}
+
+/// Manages the keys of one node. See the crate's documentation.
+#[derive(Debug)]
+pub struct KeyManager {
+    parts: Parts,
+    /// Serialises the acts that change records.
+    acts: tokio::sync::Mutex<()>,
+    /// Lets one move run at a time; other acts go on beside it.
+    pub(crate) moves: tokio::sync::Mutex<()>,
+    /// Opened KMS clients, by configuration.
+    clients: RwLock<HashMap<KmsConfigId, Arc<dyn Kms>>>,
+    /// The unwrapped keys.
+    ring: RwLock<HashMap<KeyId, Arc<FilesystemKey>>>,
+    /// Why a filesystem whose key is not in the ring is locked.
+    locks: RwLock<HashMap<FilesystemName, LockReason>>,
+}
+
+impl KeyManager {
+    /// A manager over these parts. Call [`KeyManager::settle`] before anything else.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            acts: tokio::sync::Mutex::default(),
+            moves: tokio::sync::Mutex::default(),
+            clients: RwLock::default(),
+            ring: RwLock::default(),
+            locks: RwLock::default(),
+        }
+    }
+
+    /// Finishes or undoes what was under way when the last manager on this store ended: filesystems half made or half
+    /// removed, configurations that nothing names. Asks no KMS. Moves are left to [`KeyManager::run_move`].
+    pub async fn settle(&self) -> Result<(), Error> {
+        let _act = self.acts.lock().await;
+        for fs in self.filesystems().await? {
+            if fs.state != FilesystemState::Ready {
+                tracing::warn!(filesystem = %fs.name, state = ?fs.state, "removing a filesystem that was half made or half deleted");
+                self.remove_filesystem(&fs).await?;
+            }
+        }
+        self.retire_unused().await
+    }
+
+    /// Every filesystem, by name, in whatever state.
+    pub async fn filesystems(&self) -> Result<Vec<FilesystemRecord>, Error> {
+        let records = records::all(self.store(), records::FILESYSTEMS).await?;
+        records.iter().map(records::decode).collect()
+    }
+
+    /// The filesystem with this name, if it is ready for use.
+    pub async fn filesystem(&self, name: &FilesystemName) -> Result<FilesystemRecord, Error> {
+        Ok(self.filesystem_record(name).await?.1)
+    }
+
+    pub(crate) async fn filesystem_record(
+        &self,
+        name: &FilesystemName,
+    ) -> Result<(Record, FilesystemRecord), Error> {
+        let unknown = || Error::Unknown { what: format!("filesystem {name}") };
+        let record = self.store().get(&records::fs_key(name)).await?.ok_or_else(unknown)?;
+        let fs: FilesystemRecord = records::decode(&record)?;
+        if fs.state == FilesystemState::Ready { Ok((record, fs)) } else { Err(unknown()) }
+    }
+
+    pub(crate) fn store(&self) -> &dyn KeyStore {
+        self.parts.store.as_ref()
+    }
+
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    pub(crate) async fn begin_act(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.acts.lock().await
+    }
+
+    pub(crate) fn provider(&self, kind: &str) -> Result<&Arc<dyn KmsProvider>, Error> {
+        self.parts.providers.iter().find(|p| p.kind() == kind).ok_or_else(|| {
+            Error::Kms(KmsError::new(
+                KmsErrorKind::Invalid,
+                format!("this program knows no KMS of the kind {kind:?}"),
+            ))
+        })
+    }
+
+    /// The configuration that wraps new keys, with the record that names it.
+    pub(crate) async fn current(&self) -> Result<Option<(Record, ConfigRecord)>, Error> {
+        let Some(pointer) = self.store().get(records::CURRENT).await? else { return Ok(None) };
+        let CurrentKms { config_id } = records::decode(&pointer)?;
+        Ok(Some((pointer, self.config(config_id).await?)))
+    }
+
+    pub(crate) async fn config(&self, id: KmsConfigId) -> Result<ConfigRecord, Error> {
+        let key = records::config_key(id);
+        match self.store().get(&key).await? {
+            Some(record) => records::decode(&record),
+            None => {
+                Err(Error::Record { key, why: "it is missing, and a wrapped key names it".into() })
+            }
+        }
+    }
+
+    pub(crate) async fn configs(&self) -> Result<Vec<ConfigRecord>, Error> {
+        let records = records::all(self.store(), records::CONFIGS).await?;
+        records.iter().map(records::decode).collect()
+    }
+
+    pub(crate) async fn key_entry(&self, id: KeyId) -> Result<(Record, KeyEntry), Error> {
+        let key = records::wrapped_key(id);
+        match self.store().get(&key).await? {
+            Some(record) => {
+                let entry = key_entry_of(&record)?;
+                Ok((record, entry))
+            }
+            None => {
+                Err(Error::Record { key, why: "it is missing, and a filesystem names it".into() })
+            }
+        }
+    }
+
+    /// The client for a configuration, opened once. Asks nobody.
+    pub(crate) async fn kms(&self, id: KmsConfigId) -> Result<Arc<dyn Kms>, Error> {
+        if let Some(kms) = read(&self.clients).get(&id) {
+            return Ok(Arc::clone(kms));
+        }
+        let config = self.config(id).await?.config;
+        let credential = match self.store().get(&records::credential_key(id)).await? {
+            Some(record) => records::decode::<CredentialRecord>(&record)?.credential(),
+            None => Credential::None,
+        };
+        let kms = self.provider(&config.kind)?.open(&config, &credential)?;
+        self.keep_client(&kms);
+        Ok(kms)
+    }
+
+    pub(crate) fn keep_client(&self, kms: &Arc<dyn Kms>) {
+        write(&self.clients).insert(kms.config().id, Arc::clone(kms));
+    }
+
+    /// Forgets the configurations that wrap nothing any more, after erasing what they left on this machine. One that
+    /// any wrapped key in the store or any copy of one still names stays. The caller holds the acts' lock.
+    pub(crate) async fn retire_unused(&self) -> Result<(), Error> {
+        if self.unfinished_move().await?.is_some() {
+            return Ok(());
+        }
+        let current = self.current().await?.map(|(_, record)| record.config.id);
+        let unused = |config: &KmsConfig, named: &HashSet<KmsConfigId>| {
+            Some(config.id) != current && !named.contains(&config.id)
+        };
+        let mut named: HashSet<KmsConfigId> = records::all(self.store(), records::KEYS)
+            .await?
+            .iter()
+            .map(|record| Ok(key_entry_of(record)?.wrapped.config_id))
+            .collect::<Result<_, Error>>()?;
+        let configs = self.configs().await?;
+        if !configs.iter().any(|c| unused(&c.config, &named)) {
+            return Ok(());
+        }
+        for site in self.sites_by_key().await?.values().flatten() {
+            for holder in &self.parts.holders {
+                let copies = holder.list(site).await.unwrap_or_default();
+                let envelopes = copies.into_iter().filter_map(|copy| copy.envelope.ok());
+                named.extend(envelopes.map(|envelope| envelope.wrapped.config_id));
+            }
+        }
+        for ConfigRecord { config, .. } in configs {
+            if !unused(&config, &named) {
+                continue;
+            }
+            // The record goes last: while it is there, a stop in between is made good at the next start.
+            self.provider(&config.kind)?.retire(&config).await?;
+            let forget = Commit::new()
+                .delete(records::config_key(config.id))
+                .delete(records::credential_key(config.id));
+            self.store().commit(forget).await?;
+            write(&self.clients).remove(&config.id);
+            self.audit("kms.forget", &config.id.to_string(), Outcome::Done, &config.address);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn unlocked(&self, id: KeyId) -> Option<Arc<FilesystemKey>> {
+        read(&self.ring).get(&id).cloned()
+    }
+
+    pub(crate) fn ring(&self) -> RwLockWriteGuard<'_, HashMap<KeyId, Arc<FilesystemKey>>> {
+        write(&self.ring)
+    }
+
+    pub(crate) fn lock_reasons(&self) -> RwLockWriteGuard<'_, HashMap<FilesystemName, LockReason>> {
+        write(&self.locks)
+    }
+
+    pub(crate) async fn sites_by_key(&self) -> Result<HashMap<KeyId, Vec<FilesystemSite>>, Error> {
+        let mut sites: HashMap<KeyId, Vec<FilesystemSite>> = HashMap::new();
+        for fs in self.filesystems().await? {
+            if fs.state == FilesystemState::Ready {
+                sites.entry(fs.key_id).or_default().push(fs.site());
+            }
+        }
+        Ok(sites)
+    }
+
+    pub(crate) fn audit(&self, action: &str, subject: &str, outcome: Outcome, detail: &str) {
+        self.parts.audit.record(&AuditEvent {
+            at: self.parts.clock.now(),
+            action: action.to_owned(),
+            subject: subject.to_owned(),
+            outcome,
+            detail: detail.to_owned(),
+        });
+    }
+}
+
+/// Reads a wrapped key's record, and refuses one that lies under another key's name.
+pub(crate) fn key_entry_of(record: &Record) -> Result<KeyEntry, Error> {
+    let entry: KeyEntry = records::decode(record)?;
+    if records::wrapped_key(entry.wrapped.key_id) == record.key {
+        Ok(entry)
+    } else {
+        Err(Error::Record {
+            key: record.key.clone(),
+            why: format!("it holds the wrapped key of {}", entry.wrapped.key_id),
+        })
+    }
+}
+
+/// Nothing that holds these locks can panic half way through a change, so a poisoned one is still whole.
+pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}

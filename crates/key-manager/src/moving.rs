@@ -1,0 +1,418 @@
+//! Wrapping keys anew: rewrap under the newest version, a move to another KMS, a downgrade to local wrapping.
+//!
+//! All of them are one job: bring every key to the target configuration, at its newest version, and then every
+//! copy to what the store says. The job keeps no list of what it did: a key that is already there is skipped, so
+//! running it again after a crash at any point sends nothing twice and ends at the same place. For each batch:
+//!
+//! 1. rewrap in the KMS, or take the keys from memory (or open them under their old configuration) and wrap them;
+//! 2. open every new wrapped key under the target and compare its id;
+//! 3. commit the batch, each record on the condition that it is as it was read;
+//! 4. replace the copies in the backing directories.
+//!
+//! The old wrapped key is let go in step 3 and 4 only, when the new one has been shown to open. A stop between 3 and 4
+//! leaves copies that are behind; the job's next run renews them, and they still open until the old configuration is
+//! retired, which needs that every copy was seen to be current.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use kms_core::{
+    Commit, FilesystemKey, FilesystemSite, HolderError, Items, KeyId, KeyVersion, Kms, KmsConfigId,
+    KmsError, KmsExt, Outcome, Record, StoreError, WrappedKey,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::configure::make_canary;
+use crate::filesystems::{LOCAL, envelope};
+use crate::jobs::{JobControl, JobId, JobRecord, JobState, Progress, put_job};
+use crate::manager::key_entry_of;
+use crate::records::{self, ConfigRecord, FilesystemState, KeyEntry};
+use crate::{Error, FilesystemName, KeyManager};
+
+/// Keys in one batch. Small enough that a stop or a crash costs little, large enough that round trips do not count.
+const BATCH: usize = 1000;
+
+/// What a move has to do; the `spec` of its job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveSpec {
+    /// Where the keys go.
+    pub target: KmsConfigId,
+    /// Why.
+    pub purpose: Purpose,
+    /// Only the key of this filesystem.
+    pub only: Option<FilesystemName>,
+}
+
+/// Why keys are wrapped anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// The master key was rotated.
+    Rewrap,
+    /// Another KMS was set.
+    Move,
+    /// The KMS was removed.
+    Downgrade,
+    /// The same KMS is reached in another way: only the copies change.
+    Renew,
+}
+
+/// How a move ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MoveReport {
+    /// Keys that were wrapped anew.
+    pub moved: u64,
+    /// Keys that were there already.
+    pub already: u64,
+    /// Copies that were replaced.
+    pub copies: u64,
+    /// What failed, and why.
+    pub failed: Vec<String>,
+    /// Whether it was stopped before its end.
+    pub stopped: bool,
+}
+
+impl KeyManager {
+    /// Makes the job that rewraps every key (or one filesystem's) under the newest version of the master key. Run it with [`KeyManager::run_move`].
+    ///
+    /// # Errors
+    /// [`Error::NoKms`]; [`Error::Busy`] while another move is unfinished; [`Error::Kms`] when the master key is not
+    /// the one that was configured, or can't be asked.
+    pub async fn start_rewrap(&self, only: Option<FilesystemName>) -> Result<JobId, Error> {
+        let _act = self.begin_act().await;
+        let Some((pointer, config)) = self.current().await? else { return Err(Error::NoKms) };
+        if let Some(running) = self.unfinished_move().await? {
+            return Err(Error::Busy {
+                what: format!("the move of keys that job {} does", running.id),
+            });
+        }
+        if let Some(name) = &only {
+            self.filesystem(name).await?;
+        }
+        let kms = self.kms(config.config.id).await?;
+        self.prove_identity(&config, kms.as_ref()).await?;
+        let mut job = self.new_move(config.config.id, Purpose::Rewrap);
+        job.filesystem = only.as_ref().map(ToString::to_string).unwrap_or_default();
+        let spec = MoveSpec { target: config.config.id, purpose: Purpose::Rewrap, only };
+        job.spec = serde_json::to_value(spec).unwrap_or_default();
+        let commit = put_job(Commit::new().unchanged(&pointer), &job)?;
+        self.store().commit(commit).await?;
+        Ok(job.id)
+    }
+
+    /// Runs a move to its end, or until `control` asks for a stop; also one that an earlier node began.
+    /// Records how it ended. One move runs at a time.
+    ///
+    /// # Errors
+    /// What kept it from going on (the KMS is away, the store fails): the job stays unfinished and can be run again.
+    pub async fn run_move(&self, id: JobId, control: &dyn JobControl) -> Result<MoveReport, Error> {
+        let _move = self.moves.lock().await;
+        let mut job = self.job(id).await?;
+        if job.state.is_final() {
+            return Err(Error::Invalid {
+                what: format!("job {id}"),
+                why: "it has come to its end already".into(),
+            });
+        }
+        let spec: MoveSpec = serde_json::from_value(job.spec.clone()).map_err(|e| {
+            Error::Record { key: format!("job {id}"), why: format!("its spec can't be read: {e}") }
+        })?;
+        job.state = JobState::Running;
+        let mut run = Run {
+            manager: self,
+            config: self.config(spec.target).await?,
+            target: self.kms(spec.target).await?,
+            newest: KeyVersion(0),
+            control,
+            progress: Progress::default(),
+            report: MoveReport::default(),
+        };
+        if let Err(error) = run.all(&spec).await {
+            job.message = error.to_string();
+            job.progress = run.progress;
+            self.save_job(&job).await?;
+            return Err(error);
+        }
+        let Run { progress, report, .. } = run;
+        self.end_move(job, &spec, progress, &report).await?;
+        Ok(report)
+    }
+
+    async fn end_move(
+        &self,
+        mut job: JobRecord,
+        spec: &MoveSpec,
+        progress: Progress,
+        report: &MoveReport,
+    ) -> Result<(), Error> {
+        job.progress = progress;
+        job.failures.clear();
+        report.failed.iter().for_each(|failure| job.fail_item(failure));
+        job.state = match (report.stopped, report.failed.is_empty()) {
+            (true, _) => JobState::Stopped,
+            (false, true) => JobState::Done,
+            (false, false) => JobState::PartlyDone,
+        };
+        job.ended = job.state.is_final().then(|| self.parts().clock.now());
+        job.message = format!(
+            "{} key(s) wrapped anew, {} already current, {} copies replaced, {} failure(s)",
+            report.moved,
+            report.already,
+            report.copies,
+            report.failed.len()
+        );
+        self.save_job(&job).await?;
+        let outcome = if report.failed.is_empty() { Outcome::Done } else { Outcome::Failed };
+        let action = format!("kms.{}", purpose_word(spec.purpose));
+        self.audit(&action, &spec.target.to_string(), outcome, &job.message);
+        // An old configuration whose copies were not all renewed stays, so that they can still be opened.
+        if job.state == JobState::Done {
+            let _act = self.begin_act().await;
+            self.retire_unused().await?;
+        }
+        Ok(())
+    }
+}
+
+const fn purpose_word(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Rewrap => "rewrap",
+        Purpose::Move => "move",
+        Purpose::Downgrade => "downgrade",
+        Purpose::Renew => "renew",
+    }
+}
+
+/// One run of a move.
+struct Run<'a> {
+    manager: &'a KeyManager,
+    config: ConfigRecord,
+    target: Arc<dyn Kms>,
+    newest: KeyVersion,
+    control: &'a dyn JobControl,
+    progress: Progress,
+    report: MoveReport,
+}
+
+impl Run<'_> {
+    async fn all(&mut self, spec: &MoveSpec) -> Result<(), Error> {
+        let only = match &spec.only {
+            Some(name) => Some(self.manager.filesystem(name).await?.key_id),
+            None => None,
+        };
+        self.newest = self.target.master_key().await?.latest_version;
+        let store = self.manager.store();
+        let keys: Vec<String> = records::all(store, records::KEYS)
+            .await?
+            .into_iter()
+            .map(|record| record.key)
+            .filter(|key| only.is_none_or(|id| *key == records::wrapped_key(id)))
+            .collect();
+        self.progress.items_total = keys.len() as u64;
+        for batch in keys.chunks(BATCH) {
+            if self.control.stop_requested() {
+                self.report.stopped = true;
+                return Ok(());
+            }
+            self.batch(batch).await?;
+            self.control.progress(self.progress);
+        }
+        if spec.only.is_none() {
+            self.renew_canary().await?;
+        }
+        Ok(())
+    }
+
+    /// Brings these keys and their copies to the target. What is deleted meanwhile is passed over.
+    async fn batch(&mut self, keys: &[String]) -> Result<(), Error> {
+        let store = self.manager.store();
+        let mut pending: Vec<(Record, KeyEntry)> = Vec::new();
+        let mut current: Vec<KeyEntry> = Vec::new();
+        for key in keys {
+            let Some(record) = store.get(key).await? else { continue };
+            match key_entry_of(&record) {
+                Ok(entry) if self.is_current(&entry) => {
+                    self.report.already += 1;
+                    current.push(entry);
+                }
+                Ok(entry) => pending.push((record, entry)),
+                Err(error) => self.fail(key, &error.to_string()),
+            }
+        }
+        if !pending.is_empty() {
+            current.extend(self.wrap_anew(pending).await?);
+        }
+        let sites = self.manager.sites_by_key().await?;
+        for entry in &current {
+            for site in sites.get(&entry.wrapped.key_id).into_iter().flatten() {
+                if let Err(error) = self.renew_copies(site, entry).await
+                    && self.still_there(site).await?
+                {
+                    self.fail(&site.name, &error.to_string());
+                }
+            }
+            self.progress.items_done += 1;
+        }
+        Ok(())
+    }
+
+    fn is_current(&self, entry: &KeyEntry) -> bool {
+        entry.wrapped.config_id == self.config.config.id
+            && entry.wrapped.ciphertext.version >= self.newest
+    }
+
+    /// Wraps, proves and commits. Answers the entries that are now recorded.
+    async fn wrap_anew(
+        &mut self,
+        pending: Vec<(Record, KeyEntry)>,
+    ) -> Result<Vec<KeyEntry>, Error> {
+        let old: Vec<WrappedKey> = pending.iter().map(|(_, e)| e.wrapped.clone()).collect();
+        let mut wrapped: HashMap<KeyId, Result<WrappedKey, KmsError>> = HashMap::new();
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            old.into_iter().partition(|w| w.config_id == self.config.config.id);
+        let answers = self.target.rewrap_keys(&here).await?;
+        wrapped.extend(here.iter().map(|w| w.key_id).zip(answers));
+        wrapped.extend(self.carry_over(elsewhere).await?);
+
+        let candidates: Vec<WrappedKey> =
+            wrapped.values().filter_map(|answer| answer.as_ref().ok().cloned()).collect();
+        let mut proved = HashSet::new();
+        for (candidate, opened) in
+            candidates.iter().zip(self.target.unwrap_keys(&candidates).await?)
+        {
+            match opened {
+                Ok(key) if self.is_the_same(&key) => {
+                    proved.insert(candidate.key_id);
+                }
+                Ok(_) => self.fail(
+                    &candidate.key_id.to_string(),
+                    "the newly wrapped key opens to another key than the one in use",
+                ),
+                Err(error) => self.fail(&candidate.key_id.to_string(), &error.chain()),
+            }
+        }
+
+        let mut changes: Vec<(Record, KeyEntry)> = Vec::new();
+        for (record, entry) in pending {
+            match wrapped.remove(&entry.wrapped.key_id) {
+                Some(Ok(new)) if proved.contains(&new.key_id) => {
+                    let exposed = entry.exposed || self.config.config.kind == LOCAL;
+                    let revision = entry.revision + 1;
+                    changes.push((record, KeyEntry { wrapped: new, exposed, revision }));
+                }
+                Some(Err(error)) => self.fail(&entry.wrapped.key_id.to_string(), &error.chain()),
+                _ => {}
+            }
+        }
+        self.commit(changes).await
+    }
+
+    /// Wraps keys of other configurations under the target, from memory where they are open.
+    async fn carry_over(
+        &self,
+        elsewhere: Vec<WrappedKey>,
+    ) -> Result<Vec<(KeyId, Result<WrappedKey, KmsError>)>, Error> {
+        let mut answers = Vec::new();
+        let mut keys: Vec<Arc<FilesystemKey>> = Vec::new();
+        let mut closed: HashMap<KmsConfigId, Vec<WrappedKey>> = HashMap::new();
+        for wrapped in elsewhere {
+            match self.manager.unlocked(wrapped.key_id) {
+                Some(key) => keys.push(key),
+                None => closed.entry(wrapped.config_id).or_default().push(wrapped),
+            }
+        }
+        for (config_id, wrapped) in closed {
+            let opened = self.manager.kms(config_id).await?.unwrap_keys(&wrapped).await?;
+            for (wrapped, key) in wrapped.iter().zip(opened) {
+                match key {
+                    Ok(key) => keys.push(Arc::new(key)),
+                    Err(error) => answers.push((wrapped.key_id, Err(error))),
+                }
+            }
+        }
+        let wrapped: Items<WrappedKey> = self.target.wrap_keys(&keys).await?;
+        answers.extend(keys.iter().map(|key| key.id()).zip(wrapped));
+        Ok(answers)
+    }
+
+    /// Compares with the key in use, where it is in memory; its id has been compared already.
+    fn is_the_same(&self, opened: &FilesystemKey) -> bool {
+        match self.manager.unlocked(opened.id()) {
+            Some(used) => used.expose(|a| opened.expose(|b| a == b)),
+            None => true,
+        }
+    }
+
+    /// Commits the batch at once. A record that changed meanwhile (its filesystem was deleted) drops out.
+    async fn commit(
+        &mut self,
+        mut changes: Vec<(Record, KeyEntry)>,
+    ) -> Result<Vec<KeyEntry>, Error> {
+        loop {
+            let commit = changes.iter().fold(Commit::new(), |commit, (record, entry)| {
+                commit.unchanged(record).put(record.key.clone(), records::encode(entry))
+            });
+            match self.manager.store().commit(commit).await {
+                Ok(_) => break,
+                Err(StoreError::Conflict { key }) if changes.iter().any(|(r, _)| r.key == key) => {
+                    changes.retain(|(record, _)| record.key != key);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.report.moved += changes.len() as u64;
+        Ok(changes.into_iter().map(|(_, entry)| entry).collect())
+    }
+
+    /// Brings every copy of this key that can be reached, uploaded snapshots aside, to what the store says.
+    async fn renew_copies(
+        &mut self,
+        site: &FilesystemSite,
+        entry: &KeyEntry,
+    ) -> Result<(), HolderError> {
+        let wanted = envelope(site, entry, &self.config);
+        let mut failed = Ok(());
+        for holder in &self.manager.parts().holders {
+            for copy in holder.list(site).await? {
+                if copy.uploaded || copy.envelope.is_ok_and(|lies| lies == wanted) {
+                    continue;
+                }
+                match holder.replace(site, &copy.location, &wanted).await {
+                    Ok(()) => self.report.copies += 1,
+                    Err(error) => failed = Err(error),
+                }
+            }
+        }
+        failed
+    }
+
+    /// Whether the filesystem exists still: a copy that went with its filesystem is no failure.
+    async fn still_there(&self, site: &FilesystemSite) -> Result<bool, Error> {
+        let filesystems = self.manager.filesystems().await?;
+        Ok(filesystems
+            .iter()
+            .any(|fs| fs.name.as_str() == site.name && fs.state == FilesystemState::Ready))
+    }
+
+    async fn renew_canary(&mut self) -> Result<(), Error> {
+        if self.config.config.kind == LOCAL {
+            return Ok(());
+        }
+        let canary = make_canary(self.target.as_ref()).await?;
+        let master_key = self.target.master_key().await?;
+        let key = records::config_key(self.config.config.id);
+        let record = ConfigRecord {
+            canary: Some(canary),
+            versions: master_key.created,
+            ..self.config.clone()
+        };
+        self.manager.store().commit(Commit::new().put(key, records::encode(&record))).await?;
+        Ok(())
+    }
+
+    fn fail(&mut self, what: &str, why: &str) {
+        tracing::warn!(what, why, "a key or a copy of it was not brought along");
+        self.progress.items_failed += 1;
+        self.report.failed.push(format!("{what}: {why}"));
+    }
+}

@@ -1,0 +1,213 @@
+//! What is recorded in the key store, and under which keys.
+//!
+//! | key | record | holds |
+//! |---|---|---|
+//! | `kms/current` | [`CurrentKms`] | which configuration wraps new keys; absent: no KMS is set |
+//! | `kms/config/<id>` | [`ConfigRecord`] | a configuration, its canary, its master key's creation times |
+//! | `kms/credential/<id>` | [`CredentialRecord`] | the token for it |
+//! | `fs/<name>` | [`FilesystemRecord`] | a filesystem, its key's id, its backing directory, its state |
+//! | `fs-epoch` | a number | raised by each create and delete, so that an unset can require that none raced it |
+//! | `key/<key id>` | [`KeyEntry`] | a wrapped key |
+//! | `job/<id>` | [`crate::JobRecord`] | a job |
+//!
+//! Values are JSON objects `{"format": N, …}`. A format newer than [`FORMAT`] is refused and never rewritten.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use kms_core::{
+    Credential, ExposeSecret, FilesystemSite, KeyId, KeyStore, KeyVersion, KmsConfig, KmsConfigId,
+    Record, UnixMillis, WrappedKey,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::{Error, FilesystemName};
+
+/// The newest record format that this program writes and reads.
+pub(crate) const FORMAT: u32 = 1;
+
+pub(crate) const CURRENT: &str = "kms/current";
+pub(crate) const CONFIGS: &str = "kms/config/";
+pub(crate) const FILESYSTEMS: &str = "fs/";
+pub(crate) const FS_EPOCH: &str = "fs-epoch";
+pub(crate) const KEYS: &str = "key/";
+
+pub(crate) fn config_key(id: KmsConfigId) -> String {
+    format!("{CONFIGS}{id}")
+}
+
+pub(crate) fn credential_key(id: KmsConfigId) -> String {
+    format!("kms/credential/{id}")
+}
+
+pub(crate) fn fs_key(name: &FilesystemName) -> String {
+    format!("{FILESYSTEMS}{name}")
+}
+
+pub(crate) fn wrapped_key(id: KeyId) -> String {
+    format!("{KEYS}{id}")
+}
+
+/// A type that is kept in the store.
+pub(crate) trait Stored: Serialize + DeserializeOwned {
+    /// What it is, in an error.
+    const WHAT: &'static str;
+}
+
+/// Which configuration wraps new keys.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct CurrentKms {
+    pub(crate) config_id: KmsConfigId,
+}
+
+impl Stored for CurrentKms {
+    const WHAT: &'static str = "current KMS";
+}
+
+/// A KMS configuration that some key names, or that wraps new ones.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ConfigRecord {
+    pub(crate) config: KmsConfig,
+    /// A key record of ours with a random key that is used for nothing: if it opens, the master key is the one we know.
+    pub(crate) canary: Option<WrappedKey>,
+    /// When each version of the master key was made, as last seen.
+    pub(crate) versions: BTreeMap<KeyVersion, UnixMillis>,
+    /// When the configuration was given.
+    pub(crate) set_at: UnixMillis,
+}
+
+impl Stored for ConfigRecord {
+    const WHAT: &'static str = "KMS configuration";
+}
+
+/// A credential at rest. The store's files are readable by their owner alone.
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub(crate) struct CredentialRecord {
+    token: Option<String>,
+}
+
+impl CredentialRecord {
+    pub(crate) fn of(credential: &Credential) -> Self {
+        match credential {
+            Credential::Token(token) => Self { token: Some(token.expose_secret().to_owned()) },
+            _ => Self { token: None },
+        }
+    }
+
+    pub(crate) fn credential(&self) -> Credential {
+        match &self.token {
+            Some(token) => Credential::Token(token.clone().into()),
+            None => Credential::None,
+        }
+    }
+}
+
+impl Stored for CredentialRecord {
+    const WHAT: &'static str = "KMS credential";
+}
+
+/// A filesystem as it is recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesystemRecord {
+    /// Its name.
+    pub name: FilesystemName,
+    /// Its key.
+    pub key_id: KeyId,
+    /// Where its ciphertext lies, absolute.
+    pub backing: PathBuf,
+    /// When it was made.
+    pub created: UnixMillis,
+    /// How it stands.
+    pub state: FilesystemState,
+    /// Whether an administrator locked it: then it stays locked over restarts.
+    pub held: bool,
+}
+
+impl FilesystemRecord {
+    /// What a [`kms_core::KeyHolder`] needs to know of it.
+    pub fn site(&self) -> FilesystemSite {
+        FilesystemSite {
+            name: self.name.to_string(),
+            key_id: self.key_id,
+            backing: self.backing.clone(),
+        }
+    }
+}
+
+impl Stored for FilesystemRecord {
+    const WHAT: &'static str = "filesystem";
+}
+
+/// Where a filesystem is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilesystemState {
+    /// Its backing directory is being made. Found at start: it is undone.
+    Creating,
+    /// It is there.
+    Ready,
+    /// It is being removed. Found at start: that is finished.
+    Deleting,
+}
+
+/// A wrapped key as it is recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeyEntry {
+    pub(crate) wrapped: WrappedKey,
+    /// Whether the key has ever lain under local wrapping.
+    pub(crate) exposed: bool,
+    /// Raised with each change; a copy that is ahead shows that an older store was put back.
+    pub(crate) revision: u64,
+}
+
+impl Stored for KeyEntry {
+    const WHAT: &'static str = "wrapped key";
+}
+
+#[derive(Serialize)]
+struct Write<'a, T> {
+    format: u32,
+    #[serde(flatten)]
+    body: &'a T,
+}
+
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+/// The value of a record.
+pub(crate) fn encode<T: Stored>(body: &T) -> Vec<u8> {
+    // These types are plain structs with string keys: serialising them to memory can't fail.
+    serde_json::to_vec(&Write { format: FORMAT, body }).unwrap_or_default()
+}
+
+/// Reads a record.
+pub(crate) fn decode<T: Stored>(record: &Record) -> Result<T, Error> {
+    let bad = |why: String| Error::Record { key: record.key.clone(), why };
+    let FormatOnly { format } = serde_json::from_slice(&record.value)
+        .map_err(|e| bad(format!("it is no {} record ({:?})", T::WHAT, e.classify())))?;
+    if format > FORMAT {
+        return Err(bad(format!(
+            "format {format} is newer than this program knows; use a newer one"
+        )));
+    }
+    // The classification alone: serde's message could quote a part of a credential.
+    serde_json::from_slice(&record.value)
+        .map_err(|e| bad(format!("it is no {} record ({:?})", T::WHAT, e.classify())))
+}
+
+/// Every record under a prefix, page by page.
+pub(crate) async fn all(store: &dyn KeyStore, prefix: &str) -> Result<Vec<Record>, Error> {
+    let mut records: Vec<Record> = Vec::new();
+    loop {
+        let after = records.last().map(|record| record.key.clone());
+        let page = store.list(prefix, after.as_deref(), 1000).await?;
+        records.extend(page.records);
+        if !page.more {
+            return Ok(records);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Rebuilding a key store that was lost, from the copies in the backing directories.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use kms_core::{Clock, Commit, KeyEnvelope, KeyStore, KmsConfig, KmsConfigId};
+
+use crate::filesystems::LOCAL;
+use crate::records::{self, ConfigRecord, CurrentKms, FilesystemRecord, FilesystemState, KeyEntry};
+use crate::{Error, FilesystemName};
+
+/// What was rebuilt.
+#[derive(Debug, Clone, Default)]
+pub struct Recovered {
+    /// The filesystems, with the names that they have now.
+    pub filesystems: Vec<(FilesystemName, PathBuf)>,
+    /// Filesystems whose name was taken or not valid, and what they are called now.
+    pub renamed: Vec<(String, FilesystemName)>,
+    /// The KMS that is set; its token has to be given anew (`coffer fs kms set-vault`).
+    pub kms: Option<KmsConfig>,
+    /// Other KMS configurations that some key needs.
+    pub others: Vec<KmsConfig>,
+    /// Directories that were left out, and why.
+    pub left_out: Vec<(PathBuf, String)>,
+}
+
+/// Writes the records of these filesystems into an empty store.
+///
+/// Each backing directory comes with the envelope that lies in it. Tokens are in no envelope: the KMS that most keys name becomes
+/// the current one, without a token. Two directories with one key are both taken: one was made from the other.
+///
+/// # Errors
+/// [`Error::Exists`] when the store is not empty; [`Error::Store`].
+pub async fn rebuild(
+    store: &dyn KeyStore,
+    clock: &dyn Clock,
+    found: Vec<(PathBuf, KeyEnvelope)>,
+) -> Result<Recovered, Error> {
+    if !store.list("", None, 1).await?.records.is_empty() {
+        return Err(Error::Exists { what: "a key store with records in it".into() });
+    }
+    let mut recovered = Recovered::default();
+    let mut configs: BTreeMap<KmsConfigId, (KmsConfig, usize)> = BTreeMap::new();
+    let mut entries: BTreeMap<kms_core::KeyId, KeyEntry> = BTreeMap::new();
+    let mut filesystems: BTreeMap<FilesystemName, FilesystemRecord> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for (backing, envelope) in found {
+        if let Err(error) = envelope.check_format() {
+            recovered.left_out.push((backing, error.to_string()));
+            continue;
+        }
+        if !seen.insert(backing.clone()) {
+            continue;
+        }
+        let key_id = envelope.wrapped.key_id;
+        let config = configs
+            .entry(envelope.wrapped.config_id)
+            .or_insert_with(|| (KmsConfig { id: envelope.wrapped.config_id, ..envelope.kms }, 0));
+        config.1 += 1;
+        let entry = KeyEntry {
+            wrapped: envelope.wrapped,
+            exposed: envelope.exposed,
+            revision: envelope.revision,
+        };
+        let newest = entries.entry(key_id).or_insert_with(|| entry.clone());
+        newest.exposed |= entry.exposed;
+        if entry.revision > newest.revision {
+            *newest = KeyEntry { exposed: newest.exposed, ..entry };
+        }
+        let name = free_name(&envelope.filesystem, key_id, &filesystems)?;
+        if name.as_str() != envelope.filesystem {
+            recovered.renamed.push((envelope.filesystem, name.clone()));
+        }
+        recovered.filesystems.push((name.clone(), backing.clone()));
+        let record = FilesystemRecord {
+            name: name.clone(),
+            key_id,
+            backing,
+            created: clock.now(),
+            state: FilesystemState::Ready,
+            held: false,
+        };
+        filesystems.insert(name, record);
+    }
+
+    let mut commit = Commit::new();
+    for (config, _) in configs.values() {
+        let record = ConfigRecord {
+            config: config.clone(),
+            canary: None,
+            versions: BTreeMap::new(),
+            set_at: clock.now(),
+        };
+        commit = commit.put(records::config_key(config.id), records::encode(&record));
+    }
+    let kms = configs.values().filter(|(config, _)| config.kind != LOCAL);
+    if let Some((current, _)) = kms.clone().max_by_key(|(_, keys)| *keys) {
+        let pointer = CurrentKms { config_id: current.id };
+        commit = commit.put(records::CURRENT, records::encode(&pointer));
+        recovered.kms = Some(current.clone());
+    }
+    let others = kms.filter(|(c, _)| recovered.kms.as_ref().is_none_or(|k| k.id != c.id));
+    recovered.others = others.map(|(config, _)| config.clone()).collect();
+    for (id, entry) in &entries {
+        commit = commit.put(records::wrapped_key(*id), records::encode(entry));
+    }
+    for (name, record) in &filesystems {
+        commit = commit.put(records::fs_key(name), records::encode(record));
+    }
+    commit = commit.put(records::FS_EPOCH, b"0".to_vec());
+    store.commit(commit).await?;
+    Ok(recovered)
+}
+
+/// The name itself, or with the key's id behind it when it is taken or not valid.
+fn free_name(
+    wanted: &str,
+    key_id: kms_core::KeyId,
+    taken: &BTreeMap<FilesystemName, FilesystemRecord>,
+) -> Result<FilesystemName, Error> {
+    if let Ok(name) = wanted.parse::<FilesystemName>()
+        && !taken.contains_key(&name)
+    {
+        return Ok(name);
+    }
+    let mut n = 1;
+    loop {
+        let name: FilesystemName = format!("recovered-{key_id}-{n}").parse()?;
+        if !taken.contains_key(&name) {
+            return Ok(name);
+        }
+        n += 1;
+    }
+}

@@ -1,0 +1,115 @@
+//! What an administrator sees of keys and KMS.
+
+use std::collections::BTreeMap;
+
+use kms_core::{
+    CredentialStatus, KeyId, KeyVersion, KmsConfig, KmsConfigId, MasterKey, UnixMillis,
+};
+
+use crate::manager::key_entry_of;
+use crate::records::{self, FilesystemRecord, FilesystemState, KeyEntry};
+use crate::unlock::KeyState;
+use crate::{Error, FilesystemName, JobId, KeyManager};
+
+/// A filesystem and its key.
+#[derive(Debug, Clone)]
+pub struct FilesystemStatus {
+    /// Its record.
+    pub filesystem: FilesystemRecord,
+    /// Whether its key is in memory.
+    pub key: KeyState,
+    /// The configuration that wraps its key, if that is known.
+    pub wrapped_by: Option<KmsConfig>,
+    /// The master key version that wrapped it.
+    pub version: KeyVersion,
+    /// Whether its key has ever lain under local wrapping.
+    pub exposed: bool,
+}
+
+/// How many keys hang on one version of one master key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionCount {
+    /// The configuration.
+    pub config: KmsConfig,
+    /// The version.
+    pub version: KeyVersion,
+    /// How many filesystem keys it wraps.
+    pub keys: u64,
+}
+
+/// The KMS as it is recorded, and as it answers.
+#[derive(Debug)]
+pub struct KmsOverview {
+    /// What is set, and since when; `None`: no KMS is set.
+    pub config: Option<(KmsConfig, UnixMillis)>,
+    /// What the KMS says now: its master key and our credential, or why it does not answer.
+    pub live: Option<Result<(MasterKey, CredentialStatus), Error>>,
+    /// Which versions wrap how many keys.
+    pub versions: Vec<VersionCount>,
+    /// Filesystems whose key has lain under local wrapping.
+    pub exposed: Vec<FilesystemName>,
+    /// A move that has not come to its end.
+    pub unfinished_move: Option<JobId>,
+}
+
+impl KeyManager {
+    /// Every filesystem with the state of its key. Asks no KMS.
+    pub async fn filesystem_statuses(&self) -> Result<Vec<FilesystemStatus>, Error> {
+        let configs: BTreeMap<KmsConfigId, KmsConfig> =
+            self.configs().await?.into_iter().map(|c| (c.config.id, c.config)).collect();
+        let entries = self.entries_by_id().await?;
+        let mut statuses = Vec::new();
+        for filesystem in self.filesystems().await? {
+            if filesystem.state != FilesystemState::Ready {
+                continue;
+            }
+            let entry = entries.get(&filesystem.key_id);
+            statuses.push(FilesystemStatus {
+                key: self.state_of(&filesystem),
+                wrapped_by: entry.and_then(|e| configs.get(&e.wrapped.config_id)).cloned(),
+                version: entry.map(|e| e.wrapped.ciphertext.version).unwrap_or_default(),
+                exposed: entry.is_some_and(|e| e.exposed),
+                filesystem,
+            });
+        }
+        Ok(statuses)
+    }
+
+    /// The KMS configuration, what it answers now, and what hangs on it.
+    pub async fn kms_overview(&self) -> Result<KmsOverview, Error> {
+        let config = self.current().await?.map(|(_, record)| (record.config, record.set_at));
+        let live = match &config {
+            Some((config, _)) => Some(self.ask(config.id).await),
+            None => None,
+        };
+        let mut counts: BTreeMap<(KmsConfigId, KeyVersion), u64> = BTreeMap::new();
+        for entry in self.entries_by_id().await?.values() {
+            let by = (entry.wrapped.config_id, entry.wrapped.ciphertext.version);
+            *counts.entry(by).or_default() += 1;
+        }
+        let mut versions = Vec::new();
+        for ((id, version), keys) in counts {
+            versions.push(VersionCount { config: self.config(id).await?.config, version, keys });
+        }
+        let exposed = self.filesystem_statuses().await?.into_iter().filter(|s| s.exposed);
+        Ok(KmsOverview {
+            config,
+            live,
+            versions,
+            exposed: exposed.map(|s| s.filesystem.name).collect(),
+            unfinished_move: self.unfinished_move().await?.map(|job| job.id),
+        })
+    }
+
+    async fn ask(&self, id: KmsConfigId) -> Result<(MasterKey, CredentialStatus), Error> {
+        let kms = self.kms(id).await?;
+        Ok((kms.master_key().await?, kms.credential().await?))
+    }
+
+    /// Unreadable entries are left out: their filesystems show why they are locked.
+    async fn entries_by_id(&self) -> Result<BTreeMap<KeyId, KeyEntry>, Error> {
+        let records = records::all(self.store(), records::KEYS).await?;
+        let entries = records.iter().filter_map(|record| key_entry_of(record).ok());
+        Ok(entries.map(|entry| (entry.wrapped.key_id, entry)).collect())
+    }
+}

@@ -1,0 +1,267 @@
+//! Unlocking: wrapped keys become keys in memory, in a few requests for any number.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use kms_core::{
+    Commit, FilesystemKey, KeyCopy, KmsConfigId, KmsError, KmsErrorKind, KmsExt, Outcome,
+    StoreError,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Class;
+use crate::records::{self, FilesystemRecord, FilesystemState, KeyEntry};
+use crate::{Error, FilesystemName, KeyManager};
+
+/// Whether a filesystem's key is in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum KeyState {
+    /// It is.
+    Unlocked,
+    /// It is not.
+    Locked(LockReason),
+}
+
+/// Why a filesystem is locked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockReason {
+    /// A stable word.
+    pub code: String,
+    /// What failed and why.
+    pub why: String,
+    /// What to do, if that is known.
+    pub cure: Option<String>,
+    /// Whether trying again later, with nothing changed here, can succeed.
+    pub transient: bool,
+}
+
+impl LockReason {
+    fn not_tried() -> Self {
+        Self {
+            code: "not-tried".into(),
+            why: "its key has not been asked for yet".into(),
+            cure: None,
+            transient: true,
+        }
+    }
+
+    fn held() -> Self {
+        Self {
+            code: "locked-by-admin".into(),
+            why: "an administrator locked it".into(),
+            cure: Some("coffer fs unlock".into()),
+            transient: false,
+        }
+    }
+}
+
+impl From<&Error> for LockReason {
+    fn from(error: &Error) -> Self {
+        let why = match error {
+            Error::Kms(e) => e.chain(),
+            other => other.to_string(),
+        };
+        let transient = error.class() == Class::KmsUnreachable;
+        Self { code: error.code().into(), why, cure: error.cure(), transient }
+    }
+}
+
+impl KeyManager {
+    /// Opens the key of every filesystem that is not open and that nobody locked on purpose. Answers those
+    /// that stay locked, each with its reason; the others open regardless.
+    pub async fn unlock_all(&self) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
+        let wanted: Vec<_> = self
+            .filesystems()
+            .await?
+            .into_iter()
+            .filter(|fs| fs.state == FilesystemState::Ready && !fs.held)
+            .filter(|fs| self.unlocked(fs.key_id).is_none())
+            .collect();
+        self.unlock_these(wanted).await
+    }
+
+    /// The key of a filesystem.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] with the reason.
+    pub async fn key(&self, name: &FilesystemName) -> Result<Arc<FilesystemKey>, Error> {
+        let fs = self.filesystem(name).await?;
+        self.unlocked(fs.key_id).ok_or_else(|| {
+            let reason = self.reason(&fs);
+            Error::Locked { name: name.to_string(), why: reason.why, cure: reason.cure }
+        })
+    }
+
+    /// Whether a filesystem is unlocked, and if not, why.
+    pub fn state_of(&self, fs: &FilesystemRecord) -> KeyState {
+        match self.unlocked(fs.key_id) {
+            Some(_) if !fs.held => KeyState::Unlocked,
+            _ => KeyState::Locked(self.reason(fs)),
+        }
+    }
+
+    /// Unlocks one filesystem, also one that an administrator locked.
+    ///
+    /// # Errors
+    /// What kept the key from opening.
+    pub async fn unlock(&self, name: &FilesystemName) -> Result<(), Error> {
+        self.set_held(name, false).await?;
+        let fs = self.filesystem(name).await?;
+        if self.unlocked(fs.key_id).is_some() {
+            return Ok(());
+        }
+        let wrapped = self.key_entry(fs.key_id).await?.1.wrapped;
+        let kms = self.kms(wrapped.config_id).await?;
+        // Asked once by itself, so that the failure is the KMS's own and not a summary of it.
+        for answer in kms.unwrap_keys(&[wrapped]).await? {
+            answer?;
+        }
+        match self.unlock_these(vec![fs]).await?.pop() {
+            None => Ok(()),
+            Some((name, reason)) => {
+                Err(Error::Locked { name: name.to_string(), why: reason.why, cure: reason.cure })
+            }
+        }
+    }
+
+    /// Locks a filesystem: its key leaves memory and stays out, over restarts, until [`KeyManager::unlock`].
+    /// Whoever still holds the key's `Arc` must let it go.
+    pub async fn lock(&self, name: &FilesystemName) -> Result<(), Error> {
+        self.set_held(name, true).await?;
+        let fs = self.filesystem(name).await?;
+        self.ring().remove(&fs.key_id);
+        self.audit("fs.lock", name.as_str(), Outcome::Done, &fs.key_id.to_string());
+        Ok(())
+    }
+
+    /// Puts every key out of memory. For the end of a node.
+    pub fn forget_keys(&self) {
+        self.ring().clear();
+    }
+
+    async fn set_held(&self, name: &FilesystemName, held: bool) -> Result<(), Error> {
+        let _act = self.begin_act().await;
+        let (record, mut fs) = self.filesystem_record(name).await?;
+        if fs.held != held {
+            fs.held = held;
+            let commit =
+                Commit::new().unchanged(&record).put(record.key.clone(), records::encode(&fs));
+            self.store().commit(commit).await.map_err(|e| changed(e, "the filesystem"))?;
+        }
+        Ok(())
+    }
+
+    fn reason(&self, fs: &FilesystemRecord) -> LockReason {
+        if fs.held {
+            return LockReason::held();
+        }
+        self.lock_reasons().get(&fs.name).cloned().unwrap_or_else(LockReason::not_tried)
+    }
+
+    async fn unlock_these(
+        &self,
+        wanted: Vec<FilesystemRecord>,
+    ) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
+        let mut locked = Vec::new();
+        let mut by_config: HashMap<KmsConfigId, Vec<(FilesystemRecord, KeyEntry)>> = HashMap::new();
+        for fs in wanted {
+            match self.entry_for(&fs).await {
+                Ok(entry) => {
+                    by_config.entry(entry.wrapped.config_id).or_default().push((fs, entry));
+                }
+                Err(error) => locked.push((fs.name, LockReason::from(&error))),
+            }
+        }
+        for (config_id, members) in by_config {
+            match self.unwrap_members(config_id, &members).await {
+                Ok(answers) => {
+                    for ((fs, _), answer) in members.into_iter().zip(answers) {
+                        match answer {
+                            Ok(key) => {
+                                self.ring().insert(key.id(), Arc::new(key));
+                                self.lock_reasons().remove(&fs.name);
+                                self.audit(
+                                    "key.unwrap",
+                                    fs.name.as_str(),
+                                    Outcome::Done,
+                                    &fs.key_id.to_string(),
+                                );
+                            }
+                            Err(error) => {
+                                let reason = LockReason::from(&Error::Kms(error));
+                                locked.push((fs.name, reason));
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    let reason = LockReason::from(&error);
+                    locked.extend(members.into_iter().map(|(fs, _)| (fs.name, reason.clone())));
+                }
+            }
+        }
+        let mut reasons = self.lock_reasons();
+        for (name, reason) in &locked {
+            if reasons.insert(name.clone(), reason.clone()).as_ref() != Some(reason) {
+                tracing::warn!(filesystem = %name, why = %reason.why, "the filesystem stays locked");
+                self.audit("key.unwrap", name.as_str(), Outcome::Failed, &reason.why);
+            }
+        }
+        Ok(locked)
+    }
+
+    /// Opens the members' keys. What fails authentication is explained once for all of them.
+    async fn unwrap_members(
+        &self,
+        config_id: KmsConfigId,
+        members: &[(FilesystemRecord, KeyEntry)],
+    ) -> Result<Vec<Result<FilesystemKey, KmsError>>, Error> {
+        let kms = self.kms(config_id).await?;
+        let wrapped: Vec<_> = members.iter().map(|(_, entry)| entry.wrapped.clone()).collect();
+        let mut answers = kms.unwrap_keys(&wrapped).await?;
+        let unsure = |e: &KmsError| e.kind() == KmsErrorKind::NotAuthentic;
+        if answers.iter().any(|a| a.as_ref().is_err_and(unsure)) {
+            let config = self.config(config_id).await?;
+            if let Err(replaced) = self.prove_identity(&config, kms.as_ref()).await {
+                let why = replaced.chain();
+                let cure = replaced.how_to_mend().unwrap_or_default().to_owned();
+                for answer in &mut answers {
+                    if answer.as_ref().is_err_and(unsure) {
+                        *answer =
+                            Err(KmsError::new(replaced.kind(), why.clone()).cure(cure.clone()));
+                    }
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// The wrapped key of a filesystem, compared with its copies: a copy that is ahead of the store shows that an
+    /// older store was put back, and then the store's key is not trusted.
+    async fn entry_for(&self, fs: &FilesystemRecord) -> Result<KeyEntry, Error> {
+        let (record, entry) = self.key_entry(fs.key_id).await?;
+        for holder in &self.parts().holders {
+            for KeyCopy { location, envelope, uploaded } in holder.list(&fs.site()).await? {
+                let Ok(copy) = envelope else { continue };
+                if !uploaded && copy.wrapped.key_id == fs.key_id && copy.revision > entry.revision {
+                    return Err(Error::Store(StoreError::Damaged {
+                        place: record.key,
+                        why: format!(
+                            "the copy of this key at {location} is newer (revision {}) than the store's ({}): an older store was put back",
+                            copy.revision, entry.revision
+                        ),
+                    }));
+                }
+            }
+        }
+        Ok(entry)
+    }
+}
+
+pub(crate) fn changed(error: StoreError, what: &str) -> Error {
+    match error {
+        StoreError::Conflict { .. } => Error::Changed { what: what.to_owned() },
+        other => Error::Store(other),
+    }
+}
