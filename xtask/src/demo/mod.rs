@@ -1,0 +1,233 @@
+//! `cargo xtask demo [DIR]`: the main job from end to end, as an administrator would type it.
+//!
+//! It drives the built `coffer` alone; every command line that it shows can be typed. The KMS is the
+//! embedded development one, or the Vault that `VAULT_ADDR` and `VAULT_TOKEN` name. Whatever does
+//! not come out as it should ends the demo with an error. All of it lies in one temporary directory,
+//! which goes at the end, as do the processes.
+
+mod compare;
+mod kms;
+mod search;
+mod shell;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cargo_metadata::MetadataCommand;
+use serde_json::Value;
+
+use crate::process;
+use crate::workspace::Workspace;
+use kms::Kms;
+use search::Traces;
+use shell::{Exit, Node, Shell};
+
+/// The two filesystems: one takes the tree, the other shows that keys are handled together.
+const FILESYSTEMS: [&str; 2] = ["projects", "archive"];
+
+/// Set by Ctrl-C. The command that runs gets the signal too and fails, and cleaning up follows.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn run(workspace: &Workspace, dir: Option<PathBuf>) -> Result<()> {
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst))?;
+    let coffer = build(workspace)?;
+    let source = match dir {
+        Some(dir) => {
+            fs::canonicalize(&dir).with_context(|| format!("cannot read {}", dir.display()))?
+        }
+        None => default_tree(workspace)?,
+    };
+    let began = Instant::now();
+    let temporary = tempfile::Builder::new().prefix("coffer-demo-").tempdir()?;
+    let shell = Shell::new(coffer, temporary.path());
+    let demo = Demo { shell, folder: temporary.path(), source };
+    let done = demo.run();
+    ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
+    done?;
+    println!("\nAll of it held. It took {:.1} s.", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The development profile: its dependencies are optimised, and it builds in half the time.
+fn build(workspace: &Workspace) -> Result<PathBuf> {
+    println!("building coffer (minutes the first time)");
+    process::run(
+        Command::new("cargo")
+            .args(["build", "--quiet", "--package", "coffer"])
+            .current_dir(&workspace.root),
+    )?;
+    Ok(workspace.target.join("debug/coffer"))
+}
+
+/// The sources of AWS-LC, some two thousand files: Coffer is built from them, so they are here.
+fn default_tree(workspace: &Workspace) -> Result<PathBuf> {
+    const CRATE: &str = "aws-lc-sys";
+    let metadata = MetadataCommand::new().current_dir(&workspace.root).exec()?;
+    let package = metadata.packages.iter().find(|package| package.name.as_str() == CRATE);
+    let folder = package.and_then(|package| package.manifest_path.parent());
+    Ok(folder.with_context(|| format!("{CRATE} is no dependency: name a DIR"))?.into())
+}
+
+struct Demo<'a> {
+    shell: Shell,
+    folder: &'a Path,
+    source: PathBuf,
+}
+
+impl Demo<'_> {
+    fn run(&self) -> Result<()> {
+        let shell = &self.shell;
+        shell.step("Start a node and a KMS");
+        shell.note(&format!("export COFFER_SOCKET={}", shell.socket().display()));
+        let mut kms = Kms::start(shell, self.folder)?;
+        let node = Node::start(shell, self.folder)?;
+        shell.coffer(&["status"])?;
+
+        shell
+            .step("Set the KMS up: transit, a master key, a policy with the least rights, a token");
+        let token_file = kms.set_up(shell)?;
+
+        shell.step("Give the node its KMS: everything is proved before anything is stored");
+        let key = kms.master_key().to_owned();
+        let set_vault = ["fs", "kms", "set-vault", kms.url(), &key, "--token-file"];
+        shell.coffer(&[&set_vault[..], &[&token_file.display().to_string()]].concat())?;
+        shell.coffer(&["fs", "kms"])?;
+
+        shell.step("Create two encrypted filesystems");
+        for name in FILESYSTEMS {
+            let backing = self.backing(name);
+            let create = ["fs", "create", name, "--encrypted", "--backing"];
+            shell.coffer(&[&create[..], &[&backing.display().to_string()]].concat())?;
+        }
+
+        shell.step("Put a real tree in");
+        let files = compare::count(&self.source)?;
+        shell.note(&format!("{} holds {files}", self.source.display()));
+        shell.coffer(&["fs", "import", FILESYSTEMS[0], &self.source.display().to_string()])?;
+        shell.coffer(&["fs", "ls", FILESYSTEMS[0]])?;
+
+        shell.step("Nothing readable lies in the backing directory");
+        self.nothing_readable()?;
+
+        shell.step("Restart the node: the KMS unwraps the keys");
+        let node = node.restart(shell)?;
+        self.wait_until_open()?;
+        shell.coffer(&["fs", "list"])?;
+
+        shell.step("Take the tree out and compare it");
+        self.export_and_compare()?;
+
+        shell.step("Rotate the master key and rewrap");
+        let before = self.versions()?;
+        shell.coffer(&["fs", "list"])?;
+        kms.rotate(shell)?;
+        shell.coffer(&["fs", "kms", "rewrap"])?;
+        shell.coffer(&["fs", "list"])?;
+        let after = self.versions()?;
+        shell.note(&format!("master key versions before: {before:?}, after: {after:?}"));
+        ensure!(
+            before.iter().zip(&after).all(|(before, after)| after == &(before + 1)),
+            "the rewrap left a key at an old version"
+        );
+
+        let node = if kms.can_be_stopped() {
+            shell.step(
+                "Restart while the KMS is away: locked, with the reason, and open when it returns",
+            );
+            kms.stop(shell);
+            let node = node.restart(shell)?;
+            shell.coffer(&["fs", "list"])?;
+            shell
+                .coffer_refuses(&["fs", "ls", FILESYSTEMS[0]], &[Exit::Unreachable, Exit::State])?;
+            ensure!(
+                self.states()?.iter().all(|state| state != "unlocked"),
+                "a key came without KMS"
+            );
+            kms.come_back(shell)?;
+            self.wait_until_open()?;
+            shell.coffer(&["fs", "list"])?;
+            node
+        } else {
+            shell.note("(the KMS is yours, so this demo does not stop it)");
+            node
+        };
+
+        shell.step("Removing the KMS is refused while encrypted filesystems exist");
+        shell.coffer_refuses(&["fs", "kms", "unset"], &[Exit::State])?;
+
+        shell.step("Clean up");
+        for name in FILESYSTEMS {
+            shell.coffer(&["fs", "delete", name, "--yes"])?;
+        }
+        shell.coffer(&["fs", "kms", "unset", "--yes"])?;
+        kms.tear_down(shell)?;
+        drop(node);
+        Ok(())
+    }
+
+    fn backing(&self, name: &str) -> PathBuf {
+        self.folder.join("backing").join(name)
+    }
+
+    /// Looks for the tree's names and lines in the tree itself, where they are found, and among the
+    /// ciphertext, where none may be.
+    fn nothing_readable(&self) -> Result<()> {
+        let traces = Traces::of(&self.source)?;
+        let shell = &self.shell;
+        shell.note(&format!("looking for {traces}"));
+        let plain = traces.search(&self.source)?;
+        let hidden = traces.search(&self.backing(FILESYSTEMS[0]))?;
+        shell.note(&format!("in {}: {plain}", self.source.display()));
+        shell.note(&format!("in {}: {hidden}", self.backing(FILESYSTEMS[0]).display()));
+        ensure!(plain.names > 0, "the search finds nothing in the plain tree: it proves nothing");
+        ensure!(hidden.is_clean(), "the backing directory shows what it must hide");
+        Ok(())
+    }
+
+    fn export_and_compare(&self) -> Result<()> {
+        let out = self.folder.join("out");
+        let shell = &self.shell;
+        shell.coffer(&["fs", "export", FILESYSTEMS[0], &out.display().to_string()])?;
+        let compared = compare::trees(&self.source, &out)?;
+        shell.note(&format!("compared with {}: {compared}", self.source.display()));
+        Ok(())
+    }
+
+    fn filesystems(&self) -> Result<Vec<Value>> {
+        let mut answer = self.shell.coffer_json(&["fs", "list"])?;
+        match answer["filesystems"].take() {
+            Value::Array(filesystems) => Ok(filesystems),
+            _ => bail!("`coffer fs list --json` lists no filesystems: {answer}"),
+        }
+    }
+
+    fn states(&self) -> Result<Vec<String>> {
+        let filesystems = self.filesystems()?;
+        let states = filesystems.iter().map(|fs| fs["state"].as_str().map(str::to_owned));
+        states.collect::<Option<_>>().context("a filesystem without a state")
+    }
+
+    fn versions(&self) -> Result<Vec<u64>> {
+        let filesystems = self.filesystems()?;
+        let versions = filesystems.iter().map(|fs| fs["wrapped_by"]["version"].as_u64());
+        versions.collect::<Option<_>>().context("a filesystem without a key version")
+    }
+
+    fn wait_until_open(&self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let began = Instant::now();
+        while self.states()?.iter().any(|state| state != "unlocked") {
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "filesystems stay locked: {:?}",
+                self.filesystems()?
+            );
+            shell::pause()?;
+        }
+        Ok(())
+    }
+}
