@@ -1,3 +1,18 @@
-//! testkit
+//! What Coffer's tests share: a contract suite for each trait, run by every implementation of it, and
+//! stand-ins that a test controls. A dev-dependency only.
+//!
+//! A suite panics at the first broken promise, which is how a test fails:
+//!
+//! ```no_run
+//! # async fn test(make: impl AsyncFn() -> std::sync::Arc<dyn kms_core::KeyStore>) {
+//! testkit::store::key_store_contract(make).await;
+//! # }
+//! ```
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod audit;
+pub mod clock;
+pub mod failing_store;
+pub mod fake_kms;
+pub mod store;
 pub mod tree;

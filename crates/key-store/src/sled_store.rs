@@ -1,0 +1,443 @@
+//! A store on disk, in sled 0.34.
+//!
+//! ```text
+//! <dir>/lock         held while the store is open
+//! <dir>/generation   which state the records must be in; see `head`
+//! <dir>/sled/        the records; see `entries`
+//! ```
+//!
+//! # What sled is trusted with
+//!
+//! Little. It gives atomic batches over kill -9; everything else stands around it:
+//!
+//! - Its flush is no fsync, so each commit syncs `db` before it is answered, then replaces `generation`.
+//! - It drops a damaged tail without a word and takes an old or an empty `db` as it is, so the records
+//!   must match `generation`: number and digest.
+//! - It panics on some damage, so calls are guarded and a panic while it opens is reported as damage.
+//! - Its readers see a batch before it is durable, so reads come from a table in memory.
+//!
+//! # When a commit fails half-way
+//!
+//! After a write or a sync that failed nobody can tell what is on disk, and asking again can answer what
+//! is only in the page cache. The commit answers [`StoreError::Unknown`] and the store answers nothing more:
+//! reading back is opening it again. A disk that is nearly full is refused before, with nothing done.
+
+mod entries;
+mod files;
+mod head;
+
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kms_core::{Commit, KeyStore, Page, Record, StoreError, Version};
+
+use self::entries::Contents;
+use self::files::SledFiles;
+use self::head::{Head, HeadError};
+use crate::table::{Table, is_empty};
+
+/// Free space below which no commit is begun. A commit of the largest records takes a few sled segments of 512 KiB.
+const RESERVE: u64 = 16 * 1024 * 1024;
+
+const WAY_BACK: &str = "Put back the newest backup of the whole directory, or set the directory aside and rebuild it \
+     from the copies of the wrapped keys: coffer recover --from <backing directory>…";
+
+/// Keeps records in a directory of its own, mode 0700, through kill -9 and power cuts.
+///
+/// Any number of threads and tasks may use it; one process at a time. Reads come from memory and
+/// never wait for the disk. A commit runs on tokio's blocking threads and takes a few milliseconds
+/// (three syncs); one whose future is dropped is still carried out. It needs a tokio runtime.
+///
+/// When it is opened it notices a damaged, an emptied and an older set of records, and refuses
+/// them. It can't notice a whole directory that was put back, `generation` included: compare
+/// [`SledStore::generation`] with what is known elsewhere. Replaced and deleted values may remain
+/// readable in sled's log until it reuses the space.
+pub struct SledStore {
+    inner: Arc<Inner>,
+}
+
+impl SledStore {
+    /// Opens the store in `dir`, or makes an empty one. Blocks while it reads every record.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`], at once; [`StoreError::Newer`], with nothing touched;
+    /// [`StoreError::Damaged`] with the way to recover, also on every later try;
+    /// [`StoreError::Io`].
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let (table, disk) = Disk::open(dir)?;
+        let inner = Inner {
+            dir: dir.to_owned(),
+            state: RwLock::new(State { table, failed: None }),
+            disk: Mutex::new(disk),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The number of the last acknowledged commit, counted over the whole life of the store.
+    pub fn generation(&self) -> Version {
+        self.inner.state().table.version()
+    }
+}
+
+#[async_trait]
+impl KeyStore for SledStore {
+    async fn get(&self, key: &str) -> Result<Option<Record>, StoreError> {
+        Ok(self.inner.readable()?.table.get(key))
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
+        Ok(self.inner.readable()?.table.list(prefix, after, limit))
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Version, StoreError> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || inner.commit(commit))
+            .await
+            .unwrap_or_else(|e| Err(StoreError::Unknown { source: e.into() }))
+    }
+}
+
+impl fmt::Debug for SledStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SledStore({} at {})", self.inner.dir.display(), self.generation().0)
+    }
+}
+
+struct Inner {
+    dir: PathBuf,
+    state: RwLock<State>,
+    /// Held during a whole commit: one writer.
+    disk: Mutex<Disk>,
+}
+
+struct State {
+    table: Table,
+    /// Why nobody knows any more what is on disk.
+    failed: Option<String>,
+}
+
+impl Inner {
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn readable(&self) -> Result<RwLockReadGuard<'_, State>, StoreError> {
+        let state = self.state();
+        match &state.failed {
+            None => Ok(state),
+            Some(why) => Err(StoreError::Io { doing: "read", source: reopen(why) }),
+        }
+    }
+
+    fn commit(&self, commit: Commit) -> Result<Version, StoreError> {
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
+        if let Some(why) = &state.failed {
+            return Err(StoreError::Io { doing: "written", source: reopen(why) });
+        }
+        let version = state.table.admit(&commit)?;
+        if is_empty(&commit) {
+            return Ok(version);
+        }
+        disk.has_room(&self.dir, RESERVE)?;
+        let (batch, head) = entries::batch(&state.table, &disk.head, &commit, version);
+        drop(state);
+        match disk.write(&self.dir, batch, head) {
+            Ok(()) => {
+                self.state_mut().table.apply(commit, version);
+                Ok(version)
+            }
+            Err(e) => {
+                self.state_mut().failed = Some(e.to_string());
+                Err(StoreError::Unknown { source: e.into() })
+            }
+        }
+    }
+}
+
+fn reopen(why: &str) -> Box<dyn std::error::Error + Send + Sync> {
+    format!("an earlier change failed half-way ({why}); restart the node, which reads back what is stored").into()
+}
+
+/// The store's files, open. Fields drop in this order: the lock goes last.
+struct Disk {
+    db: sled::Db,
+    files: SledFiles,
+    head: Head,
+    _lock: std::fs::File,
+}
+
+impl Disk {
+    fn open(dir: &Path) -> Result<(Table, Self), StoreError> {
+        let io_error = |e: io::Error| StoreError::Io { doing: "opened", source: e.into() };
+        files::make_private_dir(dir).map_err(io_error)?;
+        let in_use = || StoreError::InUse { place: dir.display().to_string() };
+        let lock = files::lock(dir).map_err(io_error)?.ok_or_else(in_use)?;
+
+        // Before sled touches anything: its recovery writes.
+        let acknowledged = match Head::read_file(dir).map_err(io_error)? {
+            Some(bytes) => Some(decode(dir, &bytes, "the file generation")?),
+            None => None,
+        };
+        let sled_dir = dir.join("sled");
+        if acknowledged.is_some() && !sled_dir.join("db").is_file() {
+            return Err(damaged(dir, "its records are gone"));
+        }
+        files::make_private_dir(&sled_dir).map_err(io_error)?;
+
+        let fault = |fault: Fault| fault.while_opening(dir);
+        let db = open_sled(&sled_dir).map_err(fault)?;
+        let contents = guarded(|| entries::read_all(&db)).map_err(fault)?;
+        let Contents { head, records, digest } = contents;
+        let files = SledFiles::settle(&sled_dir).map_err(io_error)?;
+        let found = match head {
+            Some(bytes) => decode(dir, &bytes, "the state among its records")?,
+            // Stopped while the store was made.
+            None if acknowledged.is_none() && records.is_empty() => {
+                let (batch, head) = entries::first_batch();
+                write_sled(&db, batch).map_err(fault)?;
+                files.sync().map_err(io_error)?;
+                head
+            }
+            None => return Err(damaged(dir, "its records were emptied or replaced")),
+        };
+        if found.digest != digest {
+            return Err(damaged(dir, "records are missing, or others were put in their place"));
+        }
+        match acknowledged {
+            Some(head) if head == found => {}
+            // Stopped between the records and the file `generation`.
+            Some(head) if found.follows(&head) => found.write_file(dir).map_err(io_error)?,
+            None if found == Head::default() => found.write_file(dir).map_err(io_error)?,
+            Some(head) => {
+                return Err(damaged(
+                    dir,
+                    &format!(
+                        "its records are of generation {}, and {} was acknowledged: an older copy was put back, or the newest part is lost",
+                        found.generation.0, head.generation.0
+                    ),
+                ));
+            }
+            None => return Err(damaged(dir, "the file generation is gone")),
+        }
+        Ok((Table::new(records, found.generation), Self { db, files, head: found, _lock: lock }))
+    }
+
+    fn has_room(&self, dir: &Path, reserve: u64) -> Result<(), StoreError> {
+        let refuse = |source| StoreError::Io { doing: "written", source };
+        match files::free_space(dir).map_err(|e| refuse(e.into()))? {
+            Some(free) if free < reserve => Err(refuse(
+                format!(
+                    "{} has {free} bytes left and {reserve} are kept free; make room on its disk",
+                    dir.display()
+                )
+                .into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a commit durable: records first, then the file that says they must be there.
+    fn write(&mut self, dir: &Path, batch: sled::Batch, head: Head) -> Result<(), Fault> {
+        write_sled(&self.db, batch)?;
+        self.files.sync()?;
+        head.write_file(dir)?;
+        self.head = head;
+        Ok(())
+    }
+}
+
+/// What goes wrong below this file.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("sled: {0}")]
+    Sled(#[from] sled::Error),
+    #[error("sled panicked: {0}")]
+    Panic(String),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Contents(String),
+}
+
+impl Fault {
+    /// As an error of opening: what the system refused is its own kind, all else is damage.
+    fn while_opening(self, dir: &Path) -> StoreError {
+        match self {
+            // sled names what it does not like in a file with errors of its own making, and a file that is missing
+            // or too short with these two.
+            Self::Io(e) | Self::Sled(sled::Error::Io(e))
+                if e.raw_os_error().is_some() && e.kind() != io::ErrorKind::NotFound =>
+            {
+                StoreError::Io { doing: "opened", source: e.into() }
+            }
+            fault => damaged(dir, &fault.to_string()),
+        }
+    }
+}
+
+/// Runs calls of sled, which panics on damage that it does not expect.
+fn guarded<T>(f: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(Fault::Panic(text.unwrap_or("without words").to_owned()))
+    })
+}
+
+fn open_sled(sled_dir: &Path) -> Result<sled::Db, Fault> {
+    // Nothing runs behind our back: no timed flush, and a cache that holds what a commit touches.
+    let config = sled::Config::new()
+        .path(sled_dir)
+        .mode(sled::Mode::LowSpace)
+        .cache_capacity(4 * 1024 * 1024)
+        .flush_every_ms(None);
+    let mut tries = 0;
+    loop {
+        match guarded(|| Ok(config.open()?)) {
+            // We hold the store's own lock, so this is a store of this process that was just dropped, whose threads still end.
+            Err(Fault::Sled(sled::Error::Io(e)))
+                if tries < 100 && e.to_string().contains("could not acquire lock") =>
+            {
+                tries += 1;
+                thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn write_sled(db: &sled::Db, batch: sled::Batch) -> Result<(), Fault> {
+    guarded(|| {
+        db.apply_batch(batch)?;
+        db.flush()?;
+        Ok(())
+    })
+}
+
+fn decode(dir: &Path, bytes: &[u8], what: &str) -> Result<Head, StoreError> {
+    Head::decode(bytes).map_err(|e| match e {
+        HeadError::Newer(format) => StoreError::Newer { place: dir.display().to_string(), format },
+        HeadError::Damaged => damaged(dir, &format!("{what} is not as it was written")),
+    })
+}
+
+fn damaged(dir: &Path, what: &str) -> StoreError {
+    StoreError::Damaged { place: dir.display().to_string(), why: format!("{what}. {WAY_BACK}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str) -> Commit {
+        Commit::new().put(key, b"value".to_vec())
+    }
+
+    fn open_err(dir: &Path) -> StoreError {
+        SledStore::open(dir).unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn stopped_before_the_generation_file_it_is_settled_when_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path()).unwrap();
+        store.commit(put("first")).await.unwrap();
+        {
+            let disk = store.inner.disk.lock().unwrap();
+            let state = store.inner.state();
+            let (batch, _) = entries::batch(&state.table, &disk.head, &put("second"), Version(2));
+            write_sled(&disk.db, batch).unwrap();
+        }
+        drop(store);
+
+        let store = SledStore::open(dir.path()).unwrap();
+        assert_eq!(store.generation(), Version(2));
+        assert!(store.get("second").await.unwrap().is_some());
+        drop(store);
+        // It was settled: the file now holds the second generation, too.
+        assert!(
+            decode(dir.path(), &Head::read_file(dir.path()).unwrap().unwrap(), "")
+                .unwrap()
+                .generation
+                == Version(2)
+        );
+    }
+
+    #[tokio::test]
+    async fn two_steps_ahead_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path()).unwrap();
+        let before = std::fs::read(dir.path().join("generation")).unwrap();
+        store.commit(put("first")).await.unwrap();
+        store.commit(put("second")).await.unwrap();
+        drop(store);
+        std::fs::write(dir.path().join("generation"), before).unwrap();
+        assert!(matches!(open_err(dir.path()), StoreError::Damaged { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_fails_half_way_is_unknown_and_ends_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path()).unwrap();
+        store.commit(put("first")).await.unwrap();
+        // A directory in its way makes the generation file impossible to write.
+        let obstacle = dir.path().join("generation.new");
+        std::fs::create_dir(&obstacle).unwrap();
+        let failed = store.commit(put("second")).await;
+        assert!(matches!(failed, Err(StoreError::Unknown { .. })), "{failed:?}");
+        std::fs::remove_dir(&obstacle).unwrap();
+
+        assert!(matches!(store.get("first").await, Err(StoreError::Io { .. })));
+        assert!(matches!(store.list("", None, 9).await, Err(StoreError::Io { .. })));
+        assert!(matches!(store.commit(put("third")).await, Err(StoreError::Io { .. })));
+        drop(store);
+        // Opening it reads back what came of it.
+        let store = SledStore::open(dir.path()).unwrap();
+        assert!(store.get("second").await.unwrap().is_some());
+        assert!(store.get("third").await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_refused_with_nothing_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path()).unwrap();
+        let refused = store.inner.disk.lock().unwrap().has_room(dir.path(), u64::MAX);
+        let Err(StoreError::Io { doing: "written", source }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert!(source.to_string().contains("make room"), "{source}");
+        store.commit(put("with room")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_newer_format_is_refused_before_anything_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let generation = dir.path().join("generation");
+        drop(SledStore::open(dir.path()).unwrap());
+        let text = String::from_utf8(std::fs::read(&generation).unwrap()).unwrap();
+        let (lines, _) = text.rsplit_once("check ").unwrap();
+        let lines = lines.replace("format 1", "format 2");
+        let check = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&lines));
+        std::fs::write(&generation, format!("{lines}check {check}\n")).unwrap();
+        let db = dir.path().join("sled/db");
+        let before = std::fs::read(&db).unwrap();
+        assert!(matches!(open_err(dir.path()), StoreError::Newer { format: 2, .. }));
+        assert!(std::fs::read(&db).unwrap() == before);
+    }
+}
