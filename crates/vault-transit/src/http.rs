@@ -1,0 +1,426 @@
+//! One request to Vault and its answer: retries, deadlines, redirects and sizes.
+//!
+//! What is tried again: connections that fail or break, 412 (a standby that lags behind), 429 (a
+//! quota) and 5xx. What is not: other refusals, TLS failures, and a sealed Vault, which takes a person to
+//! open. Every operation that Coffer sends may be repeated without harm.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kms_core::{ExposeSecret, KmsError, KmsErrorKind, SecretString};
+use reqwest::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::{Certificate, Method, Response, StatusCode, Url, redirect};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::Limits;
+use crate::address::{RefusedAddress, Resolver};
+use crate::config::VaultConfig;
+use crate::operation::Operation;
+
+/// A connection pool to one Vault, with one token.
+///
+/// The token lies in the headers of this client and of the requests under way, and what Vault decrypts passes through
+/// the buffers of the HTTP and TLS libraries: none of these can be locked or wiped from here.
+pub(crate) struct Client {
+    http: reqwest::Client,
+    config: VaultConfig,
+    limits: Limits,
+}
+
+impl Client {
+    pub(crate) fn new(
+        config: VaultConfig,
+        token: &SecretString,
+        limits: Limits,
+    ) -> Result<Self, KmsError> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("coffer/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers(&config, token)?)
+            // Redirects are followed by `Client::attempt`: reqwest would carry the token to other hosts.
+            .redirect(redirect::Policy::none())
+            // No variable of the environment changes where the token goes.
+            .no_proxy()
+            .connect_timeout(limits.connect)
+            .dns_resolver(Resolver { loopback_only: config.loopback_only() });
+        if let Some(pem) = config.ca_cert() {
+            builder = builder.tls_certs_only(certificates(pem)?);
+        }
+        let http = builder.build().map_err(|e| {
+            KmsError::new(KmsErrorKind::Internal, "no HTTPS client can be made here")
+                .because(root_cause(&e))
+                .cure("install the system's CA certificates, or give Vault's with --ca-cert")
+        })?;
+        Ok(Self { http, config, limits })
+    }
+
+    pub(crate) const fn config(&self) -> &VaultConfig {
+        &self.config
+    }
+
+    /// Sends a request until it is answered, refused for good, or out of time.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Unreachable`] and [`KmsErrorKind::Sealed`], [`KmsErrorKind::Invalid`] for an address that is
+    /// refused. What Vault answers to this request in particular, 4xx included, is an [`Answer`].
+    pub(crate) async fn send(&self, operation: Operation, body: Bytes) -> Result<Answer, KmsError> {
+        let deadline = Instant::now() + self.limits.deadline;
+        let mut tries = 1;
+        loop {
+            let failure = match self.attempt(operation, body.clone(), deadline).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            let Some(at_least) = failure.retry_after else { return Err(failure.error) };
+            let pause = full_jitter(self.limits.pause, tries).max(at_least);
+            if tries >= self.limits.tries || Instant::now() + pause >= deadline {
+                return Err(failure.error);
+            }
+            let path = operation.path(&self.config);
+            tracing::debug!(%path, tries, ?pause, reason = %failure.error, "asking Vault again");
+            tokio::time::sleep(pause).await;
+            tries += 1;
+        }
+    }
+
+    /// One try, with at most one redirect.
+    async fn attempt(
+        &self,
+        operation: Operation,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let url = self.config.url(&operation.path(&self.config));
+        let mut response = self.request(operation, url.clone(), body.clone(), deadline).await?;
+        if response.status().is_redirection() {
+            let target = self.redirect_target(&url, &response)?;
+            response = self.request(operation, target, body, deadline).await?;
+            if response.status().is_redirection() {
+                return Err(self.foreign("a second redirect").into());
+            }
+        }
+        let status = response.status();
+        let retry_after = retry_after(response.headers());
+        let body = self.read(response).await?;
+        let answer = Answer { status, body };
+        match status.as_u16() {
+            412 | 429 | 500.. => Err(self.passing_refusal(&answer, retry_after)),
+            _ => Ok(answer),
+        }
+    }
+
+    async fn request(
+        &self,
+        operation: Operation,
+        url: Url,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Response, Failure> {
+        let request = if operation.is_read() {
+            self.http.request(Method::GET, url)
+        } else {
+            self.http.request(Method::POST, url).body(body)
+        };
+        // Covers the whole exchange, so a body that trickles ends too.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let sent = request.timeout(self.limits.attempt.min(left)).send().await;
+        sent.map_err(|e| self.transport(e))
+    }
+
+    /// Where a redirect may lead: Vault's standby nodes send 307 to the active one, which is followed
+    /// if it is at the origin that the token was given for.
+    fn redirect_target(&self, from: &Url, response: &Response) -> Result<Url, Failure> {
+        let location = response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
+        let target = location.and_then(|l| from.join(l).ok());
+        let (307 | 308, Some(target)) = (response.status().as_u16(), target) else {
+            return Err(self
+                .foreign(format!("a redirect with status {}", response.status().as_u16()))
+                .into());
+        };
+        if target.origin() == from.origin() {
+            return Ok(target);
+        }
+        let target = target.origin().ascii_serialization();
+        Err(KmsError::new(
+            KmsErrorKind::Unreachable,
+            format!(
+                "{} redirects to {target}, and the token is for the former only",
+                self.config.origin()
+            ),
+        )
+        .cure(format!(
+            "if {target} is the Vault that is meant, set it as the URL; a Vault that stands by should forward requests \
+             instead of redirecting them"
+        ))
+        .into())
+    }
+
+    /// Reads an answer up to the size limit, into memory that is wiped.
+    async fn read(&self, mut response: Response) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let limit = self.limits.reply_bytes;
+        let announced =
+            response.content_length().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        let mut body = Zeroizing::new(Vec::with_capacity(announced.min(limit)));
+        let mut too_long = announced > limit;
+        while !too_long {
+            let Some(chunk) = response.chunk().await.map_err(|e| self.transport(e))? else {
+                return Ok(body);
+            };
+            too_long = chunk.len() > limit - body.len();
+            if !too_long {
+                append_wiped(&mut body, &chunk);
+            }
+        }
+        Err(self.foreign(format!("more than {limit} bytes")).into())
+    }
+
+    /// Maps what failed on the way.
+    fn transport(&self, error: reqwest::Error) -> Failure {
+        let error = error.without_url();
+        let at = self.config.origin();
+        if let Some(refused) = find::<RefusedAddress>(&error) {
+            return KmsError::new(
+                KmsErrorKind::Invalid,
+                format!("{at} is not connected to: {refused}"),
+            )
+            .cure("give the address that clients of Vault use")
+            .into();
+        }
+        let cause = root_cause(&error);
+        // rustls' errors come as io errors of this kind (tokio-rustls).
+        let tls = error.is_connect()
+            && find::<io::Error>(&error).is_some_and(|e| e.kind() == io::ErrorKind::InvalidData);
+        if tls {
+            return KmsError::new(
+                KmsErrorKind::Unreachable,
+                format!("no secure connection to {at}"),
+            )
+            .because(cause)
+            .cure(
+                "check that the URL has the host name of Vault's certificate and that the port speaks TLS; \
+                 for a private CA give its certificate with --ca-cert",
+            )
+            .into();
+        }
+        let what = if error.is_timeout() {
+            format!("no answer from {at} in time")
+        } else if error.is_connect() {
+            format!("no connection to {at}")
+        } else {
+            format!("the connection to {at} broke")
+        };
+        let error = KmsError::new(KmsErrorKind::Unreachable, what).because(cause).cure(
+            "check that Vault runs, and that the URL, the name service and the firewall are right",
+        );
+        Failure { error, retry_after: Some(Duration::ZERO) }
+    }
+
+    /// Maps the answers that have nothing to do with the request.
+    fn passing_refusal(&self, answer: &Answer, retry_after: Duration) -> Failure {
+        let at = self.config.origin();
+        let said = answer.errors();
+        // 503 of a sealed Vault, and of one that nobody has initialised.
+        if said.iter().any(|e| e.contains("sealed") || e.contains("not initialized")) {
+            return KmsError::new(KmsErrorKind::Sealed, format!("the Vault at {at} is sealed"))
+                .cure("unseal it: vault operator unseal")
+                .into();
+        }
+        let mut what = format!("{at} answers {}", answer.status.as_u16());
+        if !said.is_empty() {
+            what = format!("{what}: {}", said.join("; "));
+        }
+        let error = KmsError::new(KmsErrorKind::Unreachable, what)
+            .cure("look at Vault's log, and at the proxy's if there is one before it");
+        Failure { error, retry_after: Some(retry_after) }
+    }
+
+    /// An answer that no Vault gives.
+    pub(crate) fn foreign(&self, what: impl fmt::Display) -> KmsError {
+        KmsError::new(
+            KmsErrorKind::Unreachable,
+            format!("something else than Vault answered at {}: {what}", self.config.origin()),
+        )
+        .cure("check the URL: host, port and base path; no login page or proxy may stand before Vault's API")
+    }
+}
+
+/// What Vault said about this very request.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    body: Zeroizing<Vec<u8>>,
+}
+
+impl Answer {
+    /// The body as `T`, which may borrow from it; `None` if it is anything else.
+    pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
+    /// Vault's `errors`; empty if there are none.
+    pub(crate) fn errors(&self) -> Vec<String> {
+        let errors = self.parse::<Refusal>().map(|refusal| refusal.errors).unwrap_or_default();
+        errors.iter().map(|e| printable(e)).collect()
+    }
+
+    /// Whether this has the form of Vault's refusals, `{"errors": […]}`.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.parse::<Refusal>().is_some()
+    }
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    errors: Vec<String>,
+}
+
+/// Words from outside on one short line, fit for a terminal and a log.
+pub(crate) fn printable(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty());
+    let mut line = words.collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
+}
+
+/// A try that came to nothing.
+struct Failure {
+    error: KmsError,
+    /// If another try makes sense: how long it has to wait at least.
+    retry_after: Option<Duration>,
+}
+
+impl From<KmsError> for Failure {
+    fn from(error: KmsError) -> Self {
+        Self { error, retry_after: None }
+    }
+}
+
+fn headers(config: &VaultConfig, token: &SecretString) -> Result<HeaderMap, KmsError> {
+    let text = token.expose_secret();
+    let graphic = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+    let mut token = HeaderValue::from_str(text).ok().filter(|_| graphic).ok_or_else(|| {
+        KmsError::new(
+            KmsErrorKind::Invalid,
+            "the token is empty or holds characters that no token has",
+        )
+        .cure("give the token alone, without spaces or a line end")
+    })?;
+    token.set_sensitive(true);
+    let mut headers = HeaderMap::new();
+    headers.insert("x-vault-token", token);
+    // A Vault Agent in between can be told to refuse requests without it (protection against SSRF).
+    headers.insert("x-vault-request", HeaderValue::from_static("true"));
+    if let Some(namespace) = config.namespace() {
+        let value = HeaderValue::from_str(namespace).map_err(|_| {
+            KmsError::new(KmsErrorKind::Invalid, format!("{namespace:?} is not a namespace"))
+        })?;
+        headers.insert("x-vault-namespace", value);
+    }
+    Ok(headers)
+}
+
+fn certificates(pem: &str) -> Result<Vec<Certificate>, KmsError> {
+    let invalid = || {
+        KmsError::new(KmsErrorKind::Invalid, "the CA certificate is not in PEM")
+            .cure("give a file with one or more blocks of -----BEGIN CERTIFICATE-----")
+    };
+    match Certificate::from_pem_bundle(pem.as_bytes()) {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(invalid()),
+        Err(e) => Err(invalid().because(root_cause(&e))),
+    }
+}
+
+/// Appends without leaving a copy behind where the buffer was before it grew.
+fn append_wiped(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+    let needed = body.len() + chunk.len();
+    if needed > body.capacity() {
+        let mut larger = Zeroizing::new(Vec::with_capacity(needed.max(2 * body.capacity())));
+        larger.extend_from_slice(body);
+        *body = larger;
+    }
+    body.extend_from_slice(chunk);
+}
+
+/// A random time between zero and `first` doubled with each try, so that many nodes that lost one Vault
+/// don't return all at once ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+fn full_jitter(first: Duration, tries: u32) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(5);
+    let mut random = [0; 4];
+    // Without random bytes the longest pause is right.
+    let share = match getrandom::fill(&mut random) {
+        Ok(()) => f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX),
+        Err(_) => 1.0,
+    };
+    first.saturating_mul(1 << (tries - 1).min(16)).min(LONGEST).mul_f64(share)
+}
+
+/// The seconds of a Retry-After header (Vault's quotas send them); zero if there is none.
+fn retry_after(headers: &HeaderMap) -> Duration {
+    let seconds = headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
+}
+
+/// The first error of this type in the chain. Custom errors inside `io::Error` are not in the chain
+/// that `source` shows.
+fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        let inside = error.downcast_ref::<io::Error>().and_then(|e| e.get_ref());
+        next = inside.map(|e| e as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    None
+}
+
+/// The words of the innermost error. They hold no URL and no header.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_is_full_and_bounded() {
+        let first = Duration::from_millis(100);
+        let pauses: Vec<_> = (0..200).map(|_| full_jitter(first, 3)).collect();
+        assert!(pauses.iter().all(|p| *p <= Duration::from_millis(400)));
+        assert!(pauses.iter().any(|p| *p < Duration::from_millis(100)));
+        assert!(pauses.iter().any(|p| *p > Duration::from_millis(300)));
+        assert!((0..200).all(|_| full_jitter(first, u32::MAX) <= Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn words_from_outside_are_tamed() {
+        assert_eq!(
+            printable("2 errors occurred:\n\t* permission denied\n\n"),
+            "2 errors occurred: * permission denied"
+        );
+        assert_eq!(printable("\u{1b}[31mred\r\n"), "[31mred");
+        assert_eq!(printable(&"ä".repeat(1000)).chars().count(), 301);
+    }
+
+    #[test]
+    fn bodies_grow_whole() {
+        let mut body = Zeroizing::new(Vec::new());
+        for n in 0..100_u8 {
+            append_wiped(&mut body, &[n; 7]);
+        }
+        assert_eq!(body.len(), 700);
+        assert!(body.chunks(7).zip(0..).all(|(chunk, n)| chunk == [n; 7]));
+    }
+}

@@ -1,0 +1,374 @@
+//! [`Kms`] over one transit key with one token.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use kms_core::{
+    Ciphertext, CredentialStatus, Items, KeyRecord, KeyVersion, Kms, KmsConfig, KmsError,
+    KmsErrorKind, MasterKey, RecordError, UnixMillis,
+};
+use reqwest::StatusCode;
+
+use crate::Limits;
+use crate::config::VaultConfig;
+use crate::http::{Answer, Client, printable};
+use crate::operation::Operation;
+use crate::refusal;
+use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
+
+pub(crate) struct VaultKms {
+    config: KmsConfig,
+    client: Client,
+    limits: Limits,
+    /// Whether the token is periodic, once a renewal has shown it: see [`VaultKms::renew_token`].
+    periodic: Mutex<Option<bool>>,
+}
+
+impl VaultKms {
+    pub(crate) fn new(config: KmsConfig, client: Client, limits: Limits) -> Self {
+        Self { config, client, limits, periodic: Mutex::new(None) }
+    }
+
+    pub(crate) const fn target(&self) -> &VaultConfig {
+        self.client.config()
+    }
+
+    /// The key, if Coffer can use it.
+    pub(crate) async fn read_key(&self) -> Result<KeyData, KmsError> {
+        let answer = self.ask(Operation::ReadKey, Bytes::new()).await?;
+        let key: Envelope<KeyData> = self.understand(&answer)?;
+        check_fitness(self.target(), &key.data)?;
+        Ok(key.data)
+    }
+
+    pub(crate) async fn look_up_token(&self) -> Result<TokenData, KmsError> {
+        let answer = self.ask(Operation::LookupSelf, Bytes::new()).await?;
+        let token: Envelope<TokenData> = self.understand(&answer)?;
+        Ok(token.data)
+    }
+
+    /// Renews the token for as long as it was first given, and learns whether it is periodic.
+    ///
+    /// No version of Vault tells in `lookup-self` that a *role* made a token periodic; `period` is there only for
+    /// `vault token create -period`. A renewal shows it: it asks for one second more than the token was first given, and
+    /// Vault grants a periodic token its period whatever is asked, and any other token what is asked or, with a warning,
+    /// what is left until the maximum (`framework.CalculateTTL`, from 1.1.5 to 1.21.4).
+    pub(crate) async fn renew_token(
+        &self,
+        token: &TokenData,
+    ) -> Result<CredentialStatus, KmsError> {
+        let asked = token.creation_ttl.saturating_add(1);
+        let body = wire::renew_body(asked).map_err(unencodable)?;
+        let answer = self.ask(Operation::RenewSelf, body).await?;
+        let renewal: Renewal = self.understand(&answer)?;
+        let granted = renewal.auth.lease_duration;
+        let capped = renewal.warnings.iter().flatten().any(|w| w.starts_with("TTL of"));
+        let periodic =
+            token.explicit_max_ttl == 0 && (token.period > 0 || (granted != asked && !capped));
+        *self.periodic.lock().unwrap_or_else(PoisonError::into_inner) = Some(periodic);
+        Ok(CredentialStatus {
+            time_left: Some(Duration::from_secs(granted)),
+            renewable: renewal.auth.renewable,
+            periodic,
+        })
+    }
+
+    pub(crate) fn status(&self, token: &TokenData) -> CredentialStatus {
+        let ends = token.expire_time.is_some() || token.ttl > 0;
+        let known = *self.periodic.lock().unwrap_or_else(PoisonError::into_inner);
+        CredentialStatus {
+            time_left: ends.then(|| Duration::from_secs(token.ttl.max(0).unsigned_abs())),
+            renewable: token.renewable,
+            periodic: known.unwrap_or(token.period > 0 && token.explicit_max_ttl == 0),
+        }
+    }
+
+    /// Sends a request whose answer concerns all of it.
+    async fn ask(&self, operation: Operation, body: Bytes) -> Result<Answer, KmsError> {
+        let answer = self.client.send(operation, body).await?;
+        if answer.status.is_success() {
+            Ok(answer)
+        } else {
+            Err(self.refused(operation, &answer).await)
+        }
+    }
+
+    fn understand<'a, T: serde::Deserialize<'a>>(&self, answer: &'a Answer) -> Result<T, KmsError> {
+        answer.parse().ok_or_else(|| self.client.foreign("not what Vault's API answers"))
+    }
+
+    async fn refused(&self, operation: Operation, answer: &Answer) -> KmsError {
+        let status = answer.status.as_u16();
+        if !answer.is_refusal() {
+            return self.client.foreign(format!("status {status} without Vault's words"));
+        }
+        let errors = answer.errors();
+        if answer.status != StatusCode::FORBIDDEN {
+            return refusal::refused(self.target(), operation, status, &errors);
+        }
+        if errors.iter().any(|e| e.contains("invalid token"))
+            || !self.token_is_alive(operation).await
+        {
+            return refusal::bad_token(self.target(), operation);
+        }
+        refusal::not_permitted(self.target(), operation)
+    }
+
+    /// Tells a token that lacks a permission from one that Vault does not know: to both, Vault says "permission
+    /// denied". Whatever else the token may do shows that it is alive.
+    async fn token_is_alive(&self, denied: Operation) -> bool {
+        for other in [Operation::LookupSelf, Operation::ReadKey] {
+            if other == denied {
+                continue;
+            }
+            match self.client.send(other, Bytes::new()).await {
+                Ok(answer) if answer.status.is_success() => return true,
+                Ok(answer) if answer.status == StatusCode::NOT_FOUND => return true,
+                _ => {}
+            }
+        }
+        false
+    }
+
+    /// Sends `items` in batches, several at once, and puts the answers together in order.
+    async fn in_batches<I: Sync, T: Send>(
+        &self,
+        operation: Operation,
+        items: &[I],
+        size: impl Fn(&I) -> usize,
+        encode: impl Fn(&[I]) -> serde_json::Result<Bytes> + Sync,
+        decode: impl Fn(&I, &BatchItem<'_>) -> Result<T, KmsError> + Sync,
+    ) -> Result<Items<T>, KmsError> {
+        let (encode, decode) = (&encode, &decode);
+        let requests: Vec<_> = split(items, size, self.limits.batch_items, self.limits.batch_bytes)
+            .into_iter()
+            .map(|batch| async move {
+                let body = encode(batch).map_err(unencodable)?;
+                let answer = self.client.send(operation, body).await?;
+                let answers = self.batch_answers(operation, &answer, batch.len()).await?;
+                Ok(batch.iter().zip(&answers).map(|(i, a)| decode(i, a)).collect())
+            })
+            .collect();
+        let answers: Vec<Items<T>> =
+            stream::iter(requests).buffered(self.limits.in_flight.max(1)).try_collect().await?;
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    /// The answers to each of `asked` items. They come with status 200, or, from newer Vaults, 400 if an item failed.
+    async fn batch_answers<'a>(
+        &self,
+        operation: Operation,
+        answer: &'a Answer,
+        asked: usize,
+    ) -> Result<Vec<BatchItem<'a>>, KmsError> {
+        let Some(Envelope { data: Batch { batch_results } }) = answer.parse() else {
+            return Err(if answer.status.is_success() {
+                self.client.foreign("not what Vault's API answers")
+            } else {
+                self.refused(operation, answer).await
+            });
+        };
+        if batch_results.len() == asked {
+            return Ok(batch_results);
+        }
+        let count = format!("{} items where {asked} were asked", batch_results.len());
+        Err(self.client.foreign(count))
+    }
+
+    fn decode_ciphertext(
+        &self,
+        asked: Option<&Ciphertext>,
+        answer: &BatchItem<'_>,
+    ) -> Result<Ciphertext, KmsError> {
+        if !answer.error.is_empty() {
+            return Err(refusal::item(self.target(), asked, &printable(&answer.error)));
+        }
+        wire::parse_ciphertext(&answer.ciphertext)
+            .ok_or_else(|| self.client.foreign("a ciphertext that is not Vault's"))
+    }
+
+    fn decode_record(
+        &self,
+        asked: &Ciphertext,
+        answer: &BatchItem<'_>,
+    ) -> Result<KeyRecord, KmsError> {
+        if !answer.error.is_empty() {
+            return Err(refusal::item(self.target(), Some(asked), &printable(&answer.error)));
+        }
+        let record = wire::decode_plaintext(&answer.plaintext)
+            .ok_or(RecordError::NotARecord)
+            .and_then(|bytes| KeyRecord::parse(bytes.as_slice()));
+        record.map_err(|e| match e {
+            RecordError::Newer(_) => KmsError::new(KmsErrorKind::Invalid, e.to_string()),
+            RecordError::NotARecord => KmsError::new(KmsErrorKind::NotAuthentic, e.to_string())
+                .cure("restore the wrapped key from one of its copies"),
+        })
+    }
+}
+
+#[async_trait]
+impl Kms for VaultKms {
+    fn config(&self) -> &KmsConfig {
+        &self.config
+    }
+
+    async fn master_key(&self) -> Result<MasterKey, KmsError> {
+        self.read_key().await.map(describe)
+    }
+
+    /// Looks the token up. If it does not show in that whether the token is periodic, the first call
+    /// renews the token to learn it.
+    async fn credential(&self) -> Result<CredentialStatus, KmsError> {
+        let token = self.look_up_token().await?;
+        let known = self.periodic.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if known || token.period > 0 || !token.renewable {
+            return Ok(self.status(&token));
+        }
+        match self.renew_token(&token).await {
+            // A token that may not renew itself can't be renewed from here.
+            Err(e) if e.kind() == KmsErrorKind::Denied => {
+                Ok(CredentialStatus { renewable: false, ..self.status(&token) })
+            }
+            status => status,
+        }
+    }
+
+    /// One that can't be renewed stays as it is; the answer says so.
+    async fn renew(&self) -> Result<CredentialStatus, KmsError> {
+        let token = self.look_up_token().await?;
+        if token.renewable { self.renew_token(&token).await } else { Ok(self.status(&token)) }
+    }
+
+    async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.read_key().await?;
+        self.in_batches(
+            Operation::Encrypt,
+            records,
+            |_| wire::WRAP_ITEM_LEN,
+            wire::encrypt_body,
+            |_, answer| self.decode_ciphertext(None, answer),
+        )
+        .await
+    }
+
+    async fn unwrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<KeyRecord>, KmsError> {
+        self.in_batches(
+            Operation::Decrypt,
+            ciphertexts,
+            |c| c.text.len(),
+            wire::ciphertext_body,
+            |asked, answer| self.decode_record(asked, answer),
+        )
+        .await
+    }
+
+    async fn rewrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<Ciphertext>, KmsError> {
+        self.in_batches(
+            Operation::Rewrap,
+            ciphertexts,
+            |c| c.text.len(),
+            wire::ciphertext_body,
+            |asked, answer| self.decode_ciphertext(Some(asked), answer),
+        )
+        .await
+    }
+}
+
+impl fmt::Debug for VaultKms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let target = self.target();
+        write!(f, "VaultKms({} {}/{})", target.origin(), target.transit_path(), target.master_key())
+    }
+}
+
+/// Refuses a key that can't encrypt, or not as K1 needs it: what comes back must be known to be what went in, so only
+/// authenticated encryption will do. (RSA encrypts for anybody who can read the key; CBC notices no change.)
+fn check_fitness(config: &VaultConfig, key: &KeyData) -> Result<(), KmsError> {
+    let authenticated = key.kind.ends_with("-gcm96") || key.kind.ends_with("-poly1305");
+    let why = if key.soft_deleted {
+        "is marked as deleted".to_owned()
+    } else if !authenticated {
+        format!("is of type {}, which does not encrypt with authentication", key.kind)
+    } else if key.derived {
+        "is derived: it needs a context with every request".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(KmsError::new(
+        KmsErrorKind::KeyUnfit,
+        format!("the master key {} {why}", config.master_key()),
+    )
+    .cure(format!(
+        "use a key of type aes256-gcm96, such as this makes: vault write -f {}/keys/<name>",
+        config.transit_path()
+    )))
+}
+
+pub(crate) fn describe(key: KeyData) -> MasterKey {
+    let created: BTreeMap<_, _> = key
+        .keys
+        .iter()
+        .filter_map(|(version, seconds)| {
+            let millis = seconds.as_u64()?.saturating_mul(1000);
+            Some((KeyVersion(version.parse().ok()?), UnixMillis(millis)))
+        })
+        .collect();
+    MasterKey {
+        name: key.name,
+        latest_version: KeyVersion(key.latest_version),
+        min_decryption_version: KeyVersion(key.min_decryption_version),
+        created,
+        deletion_allowed: key.deletion_allowed,
+        exportable: key.exportable || key.allow_plaintext_backup,
+    }
+}
+
+/// Cuts a slice so that no part has more than `most` items, or more than `bytes` bytes unless it is one item.
+fn split<I>(items: &[I], size: impl Fn(&I) -> usize, most: usize, bytes: usize) -> Vec<&[I]> {
+    let (mut parts, mut from, mut sum) = (Vec::new(), 0, 0);
+    for (at, item) in items.iter().enumerate() {
+        let size = size(item);
+        if at > from && (at - from >= most || sum + size > bytes) {
+            parts.push(&items[from..at]);
+            (from, sum) = (at, 0);
+        }
+        sum += size;
+    }
+    if from < items.len() {
+        parts.push(&items[from..]);
+    }
+    parts
+}
+
+fn unencodable(error: serde_json::Error) -> KmsError {
+    KmsError::new(KmsErrorKind::Internal, "a request to Vault can't be made").because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn split_keeps_all_in_order_within_bounds(
+            sizes in proptest::collection::vec(0_usize..50, 0..60), most in 1_usize..9, bytes in 1_usize..120,
+        ) {
+            let parts = split(&sizes, |s| *s, most, bytes);
+            prop_assert_eq!(parts.concat(), sizes);
+            for part in parts {
+                prop_assert!(!part.is_empty() && part.len() <= most);
+                prop_assert!(part.len() == 1 || part.iter().sum::<usize>() <= bytes);
+            }
+        }
+    }
+}

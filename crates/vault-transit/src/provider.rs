@@ -1,0 +1,219 @@
+//! [`KmsProvider`]: a configuration and a token in, a proved [`Kms`] out.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kms_core::{
+    Ciphertext, Credential, CredentialStatus, FilesystemKey, Finding, Items, KeyRecord, Kms,
+    KmsConfig, KmsError, KmsErrorKind, KmsProvider, Proof,
+};
+
+use crate::Limits;
+use crate::config::{KIND, VaultConfig};
+use crate::http::Client;
+use crate::kms::{self, VaultKms};
+use crate::operation::Operation;
+use crate::wire::{KeyData, TokenData};
+
+/// Makes [`Kms`]s over Vault's transit engine. Holds nothing but [`Limits`]; one serves any number of configurations.
+///
+/// What a configuration may say is in [`VaultConfig`]; the credential is a [`Credential::Token`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VaultProvider {
+    limits: Limits,
+}
+
+impl VaultProvider {
+    /// One with other limits than the default ones.
+    pub const fn with_limits(limits: Limits) -> Self {
+        Self { limits }
+    }
+
+    fn connect(&self, config: &KmsConfig, credential: &Credential) -> Result<VaultKms, KmsError> {
+        let target = VaultConfig::parse(config)?;
+        let Credential::Token(token) = credential else {
+            return Err(KmsError::new(KmsErrorKind::Invalid, "a Vault needs a token")
+                .cure("give one: vault token create -role=<role>"));
+        };
+        let client = Client::new(target, token, self.limits)?;
+        Ok(VaultKms::new(config.clone(), client, self.limits))
+    }
+}
+
+#[async_trait]
+impl KmsProvider for VaultProvider {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn open(&self, config: &KmsConfig, credential: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
+        Ok(Arc::new(self.connect(config, credential)?))
+    }
+
+    /// Looks up the token (which also shows that address and TLS are right and Vault is not sealed), reads the
+    /// key, and encrypts, decrypts and rewraps a random key that is then thrown away. Then it renews the token.
+    async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
+        let vault = self.connect(config, credential)?;
+        let token = vault.look_up_token().await?;
+        let key = vault.read_key().await?;
+        prove_by_use(&vault).await?;
+
+        let (credential, mut findings) = prove_renewal(&vault, &token).await?;
+        findings.extend(look_at_token(&token, &credential));
+        findings.extend(look_at_key(&key));
+        if vault.target().is_exposed() {
+            findings.push(finding(
+                "plain-http",
+                "Vault is reached by plain http: the token and every key can be read on the way",
+                "give Vault a certificate and set its https URL",
+            ));
+        }
+        Ok(Proof { kms: Arc::new(vault), master_key: kms::describe(key), credential, findings })
+    }
+}
+
+/// Wraps a random key, opens it, rewraps it and opens that.
+async fn prove_by_use(vault: &VaultKms) -> Result<(), KmsError> {
+    let key = FilesystemKey::generate()?;
+    let record = KeyRecord::of(&key);
+    let wrapped = only(vault.wrap(std::slice::from_ref(&record)).await?)?;
+    opens_to(vault, &wrapped, &record).await?;
+    let rewrapped = only(vault.rewrap(&[wrapped]).await?)?;
+    opens_to(vault, &rewrapped, &record).await
+}
+
+async fn opens_to(
+    vault: &VaultKms,
+    wrapped: &Ciphertext,
+    record: &KeyRecord,
+) -> Result<(), KmsError> {
+    let opened = only(vault.unwrap(std::slice::from_ref(wrapped)).await?)?;
+    if opened.expose() == record.expose() {
+        return Ok(());
+    }
+    Err(KmsError::new(
+        KmsErrorKind::KeyUnfit,
+        format!(
+            "Vault opened with {} another key than it had wrapped",
+            Operation::Decrypt.path(vault.target())
+        ),
+    )
+    .cure("don't trust this Vault with keys"))
+}
+
+/// The only item of a batch of one.
+fn only<T>(items: Items<T>) -> Result<T, KmsError> {
+    items
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| Err(KmsError::new(KmsErrorKind::Unreachable, "Vault answered nothing")))
+}
+
+/// Renews the token if that can be. That it is not allowed is a warning, not a failure: it works until it ends.
+async fn prove_renewal(
+    vault: &VaultKms,
+    token: &TokenData,
+) -> Result<(CredentialStatus, Vec<Finding>), KmsError> {
+    if !token.renewable {
+        return Ok((vault.status(token), Vec::new()));
+    }
+    match vault.renew_token(token).await {
+        Ok(status) => Ok((status, Vec::new())),
+        Err(e) if e.kind() == KmsErrorKind::Denied => {
+            let finding = finding(
+                "token-may-not-renew",
+                format!("{e}, so it ends when its time is up"),
+                e.how_to_mend().unwrap_or_default(),
+            );
+            Ok((CredentialStatus { renewable: false, ..vault.status(token) }, vec![finding]))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Below this much life an administrator should act today.
+const SOON: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn look_at_token(token: &TokenData, status: &CredentialStatus) -> Vec<Finding> {
+    const PERIODIC: &str = "make a periodic token: vault write auth/token/roles/coffer allowed_policies=coffer period=768h \
+                            orphan=true, then vault token create -role=coffer";
+    let mut findings = Vec::new();
+    if token.policies.iter().any(|policy| policy == "root") {
+        findings.push(finding(
+            "token-is-root",
+            "the token may do everything in Vault",
+            "make one with the policy that `coffer fs kms policy` shows, and revoke this one",
+        ));
+    }
+    if let Some(left) = status.time_left {
+        if !status.renewable {
+            findings.push(finding(
+                "token-not-renewable",
+                "the token can't be renewed: when it ends, no filesystem opens any more",
+                PERIODIC,
+            ));
+        } else if !status.periodic {
+            findings.push(finding(
+                "token-not-periodic",
+                "the token is not periodic: renewals end at its maximum life, and then no filesystem opens any more",
+                PERIODIC,
+            ));
+        }
+        if left < SOON && !(status.renewable && status.periodic) {
+            let minutes = left.as_secs().div_ceil(60);
+            findings.push(finding(
+                "token-expires-soon",
+                format!("the token ends in {minutes} minutes"),
+                PERIODIC,
+            ));
+        }
+        if !token.orphan {
+            findings.push(finding(
+                "token-not-orphan",
+                "the token is revoked together with the token that made it",
+                "make it by a role with orphan=true",
+            ));
+        }
+    }
+    if token.num_uses > 0 {
+        findings.push(finding(
+            "token-uses-limited",
+            format!("the token ends after {} more uses", token.num_uses),
+            "make one without a limit of uses",
+        ));
+    }
+    findings
+}
+
+fn look_at_key(key: &KeyData) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let name = &key.name;
+    if key.deletion_allowed {
+        findings.push(finding(
+            "key-deletable",
+            format!("Vault allows the master key {name} to be deleted, and all data would be lost with it"),
+            format!("vault write <transit path>/keys/{name}/config deletion_allowed=false"),
+        ));
+    }
+    if key.exportable {
+        findings.push(finding(
+            "key-exportable",
+            format!("Vault gives the master key {name} out in clear to who may export it"),
+            "this can't be undone: use a new key, made without exportable, to which all keys are moved",
+        ));
+    }
+    if key.allow_plaintext_backup {
+        findings.push(finding(
+            "key-backup-in-clear",
+            format!("Vault gives the master key {name} out in clear to who may back it up"),
+            "this can't be undone: use a new key, made without allow_plaintext_backup, to which all keys are moved",
+        ));
+    }
+    findings
+}
+
+fn finding(code: &str, what: impl fmt::Display, cure: impl fmt::Display) -> Finding {
+    Finding { code: code.to_owned(), what: what.to_string(), cure: cure.to_string() }
+}

@@ -1,0 +1,126 @@
+//! What Vault's refusals mean. Vault tells most of it in words only; these are the words of 1.1.5,
+//! 1.21.4 and OpenBao 2.6.2.
+
+use kms_core::{Ciphertext, KmsError, KmsErrorKind};
+
+use crate::config::VaultConfig;
+use crate::operation::Operation;
+
+/// The token is alive and its policies do not allow this.
+pub(crate) fn not_permitted(config: &VaultConfig, operation: Operation) -> KmsError {
+    KmsError::new(
+        KmsErrorKind::Denied,
+        format!("the token may not {} {}", operation.capability(), operation.path(config)),
+    )
+    .cure(format!("add to a policy of the token: {}", operation.grant(config)))
+}
+
+/// Vault does not know the token. 1.1.5 says the same of a token that may do nothing at all.
+pub(crate) fn bad_token(config: &VaultConfig, operation: Operation) -> KmsError {
+    KmsError::new(
+        KmsErrorKind::Denied,
+        format!(
+            "Vault refuses the token: it is wrong, expired or revoked, or was made in another Vault or namespace \
+             (asked to {} {})",
+            operation.capability(),
+            operation.path(config)
+        ),
+    )
+    .cure("make a new token and set it: vault token create -role=<role>")
+}
+
+/// A refusal that concerns the whole request, other than 403.
+pub(crate) fn refused(
+    config: &VaultConfig,
+    operation: Operation,
+    status: u16,
+    errors: &[String],
+) -> KmsError {
+    let path = operation.path(config);
+    let said = errors.join("; ");
+    let key = config.master_key();
+    // Seen first, because a missing namespace is told in both ways.
+    if said.contains("namespace not found") {
+        return KmsError::new(KmsErrorKind::KeyMissing, "Vault has no such namespace")
+            .cure("check the namespace: vault namespace list");
+    }
+    if status == 404 && said.contains("no handler for route") {
+        return KmsError::new(
+            KmsErrorKind::KeyMissing,
+            format!("nothing is mounted at {}/ in Vault", config.transit_path()),
+        )
+        .cure(format!(
+            "mount it: vault secrets enable -path={} transit; or name the right one with --transit-path",
+            config.transit_path()
+        ));
+    }
+    // The last two are what a Vault says that was about to make the key and was kept from it: see `wire::encrypt_body`.
+    let key_missing = (status == 404 && errors.is_empty())
+        || said.contains("encryption key not found")
+        || (operation == Operation::Encrypt
+            && (said.contains("key type ecdsa-p256") || said.contains("unknown key type")));
+    if key_missing {
+        return KmsError::new(
+            KmsErrorKind::KeyMissing,
+            format!("Vault has no master key {key} in {}/", config.transit_path()),
+        )
+        .cure(format!(
+            "check the name; to make a new one: vault write -f {}/keys/{key}. If it was deleted, what it wrapped opens \
+             only when it is restored from a backup of Vault",
+            config.transit_path()
+        ));
+    }
+    // 1.1.5 takes a token that looks like a newer Vault's for one with a namespace.
+    if said.contains("failed to look up namespace") || said.contains("missing client token") {
+        return bad_token(config, operation);
+    }
+    KmsError::new(
+        KmsErrorKind::Unreachable,
+        format!(
+            "Vault answers {status} to {path}: {}",
+            if said.is_empty() { "no reason" } else { &said }
+        ),
+    )
+    .cure("look at Vault's log")
+}
+
+/// The error of one item of a batch.
+pub(crate) fn item(config: &VaultConfig, ciphertext: Option<&Ciphertext>, said: &str) -> KmsError {
+    let key = config.master_key();
+    let version = ciphertext.map(|c| c.version.to_string()).unwrap_or_default();
+    if said.contains("too old") {
+        return KmsError::new(
+            KmsErrorKind::VersionTooOld,
+            format!("the master key {key} no longer decrypts what its {version} encrypted: {said}"),
+        )
+        .cure(format!(
+            "allow it again until all is rewrapped: vault write {}/keys/{key}/config min_decryption_version=<version>",
+            config.transit_path()
+        ));
+    }
+    if said.contains("version is too new") {
+        return KmsError::new(
+            KmsErrorKind::NotAuthentic,
+            format!("the master key {key} has no {version} yet: it was made anew or restored from an older backup"),
+        )
+        .cure("restore the newest backup of Vault");
+    }
+    let not_authentic =
+        ["authentication failed", "invalid ciphertext", "illegal base64", "missing ciphertext"];
+    if not_authentic.iter().any(|words| said.contains(words)) {
+        return KmsError::new(
+            KmsErrorKind::NotAuthentic,
+            format!("the master key {key} does not open this wrapped key ({said}): it was altered, or another key made it"),
+        )
+        .cure("restore the wrapped key from one of its copies, or the master key from a backup of Vault");
+    }
+    if said.contains("not supported for key type") || said.contains("missing 'context'") {
+        return KmsError::new(
+            KmsErrorKind::KeyUnfit,
+            format!("the master key {key} can't do this: {said}"),
+        )
+        .cure("use a key of type aes256-gcm96");
+    }
+    KmsError::new(KmsErrorKind::Unreachable, format!("Vault failed on this wrapped key: {said}"))
+        .cure("look at Vault's log")
+}
