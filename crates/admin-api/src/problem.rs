@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
 /// What failed, why, and what to do.
+///
+/// On the wire there is also the `type` that RFC 9457 asks for: `urn:coffer:problem:` and the code.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Wire")]
 pub struct Problem {
-    /// `urn:coffer:problem:` and the code, as RFC 9457 wants a URI.
-    #[serde(rename = "type")]
-    pub kind: String,
     /// A stable word for programs: `filesystem-locked`, `kms-denied`.
     pub code: String,
     /// What failed.
@@ -20,7 +20,6 @@ pub struct Problem {
     /// Why.
     pub detail: String,
     /// What to do, if that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cure: Option<String>,
     /// The HTTP status that it was answered with.
     pub status: u16,
@@ -37,7 +36,6 @@ impl Problem {
         detail: impl Into<String>,
     ) -> Self {
         Self {
-            kind: format!("urn:coffer:problem:{code}"),
             code: code.to_owned(),
             title: title.into(),
             detail: detail.into(),
@@ -69,6 +67,26 @@ impl fmt::Display for Problem {
 }
 
 impl std::error::Error for Problem {}
+
+#[derive(Serialize)]
+struct Wire {
+    #[serde(rename = "type")]
+    kind: String,
+    code: String,
+    title: String,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cure: Option<String>,
+    status: u16,
+    exit: Exit,
+}
+
+impl From<Problem> for Wire {
+    fn from(problem: Problem) -> Self {
+        let Problem { code, title, detail, cure, status, exit } = problem;
+        Self { kind: format!("urn:coffer:problem:{code}"), code, title, detail, cure, status, exit }
+    }
+}
 
 /// How a command ends. The numbers are the process's exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -1,0 +1,231 @@
+//! `coffer fs …`, but for the KMS
+
+use admin_api::{
+    BytePath, CreateFilesystem, Deleted, Entry, EntryKind, Exit, Export, Filesystem,
+    FilesystemState, Filesystems, Import, Job, Listing, Lock, Problem, Verify, WrappedBy, paths,
+};
+use url::form_urlencoded;
+
+use super::{Context, absolute};
+use crate::grammar::{FsCommand, Name};
+use crate::show::{fields, moment, table};
+
+pub(super) async fn run(command: FsCommand, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
+    match command {
+        FsCommand::Create { name, encrypted: _, allow_no_kms, backing } => {
+            let backing = backing.map(|path| absolute(&path)).transpose()?.map(BytePath::from);
+            let request = CreateFilesystem { name, backing, allow_no_kms };
+            let filesystem: Filesystem = context.client.post(paths::FILESYSTEMS, &request).await?;
+            Ok(context.answer(&filesystem, created_text))
+        }
+        FsCommand::List => list(context).await,
+        FsCommand::Show(Name { name }) => {
+            let filesystem: Filesystem = context.client.get(&paths::filesystem(&name)).await?;
+            Ok(context.answer(&filesystem, text))
+        }
+        FsCommand::Delete(Name { name }) => delete(&name, context).await,
+        FsCommand::Lock { name: Name { name }, force } => {
+            let path = paths::of_filesystem(paths::LOCK, &name);
+            let filesystem: Filesystem = context.client.post(&path, &Lock { force }).await?;
+            Ok(context.answer(&filesystem, |fs| format!("{} is locked\n", fs.name)))
+        }
+        FsCommand::Unlock(Name { name }) => {
+            let path = paths::of_filesystem(paths::UNLOCK, &name);
+            let filesystem: Filesystem = context.client.post(&path, &()).await?;
+            Ok(context.answer(&filesystem, |fs| format!("{} is unlocked\n", fs.name)))
+        }
+        FsCommand::Verify { name: Name { name }, repair } => {
+            let path = paths::of_filesystem(paths::VERIFY, &name);
+            let job: Job = context.client.post(&path, &Verify { repair }).await?;
+            context.finish(job).await
+        }
+        FsCommand::Import { name: Name { name }, source } => {
+            let path = paths::of_filesystem(paths::IMPORT, &name);
+            let request = Import { source: absolute(&source)?.into() };
+            let job: Job = context.client.post(&path, &request).await?;
+            context.finish(job).await
+        }
+        FsCommand::Export { name: Name { name }, target } => {
+            let path = paths::of_filesystem(paths::EXPORT, &name);
+            let request = Export { target: absolute(&target)?.into() };
+            let job: Job = context.client.post(&path, &request).await?;
+            context.finish(job).await
+        }
+        FsCommand::Ls { name: Name { name }, path } => ls(&name, path.into(), context).await,
+        // `ask_node` sends these to `kms`.
+        FsCommand::Kms { .. } => Ok(Exit::Done),
+    }
+}
+
+async fn list(context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
+    let mut all = Filesystems { filesystems: Vec::new(), next: None };
+    loop {
+        let page: Filesystems =
+            context.client.get(&page_of(paths::FILESYSTEMS, &[], all.next.as_deref())).await?;
+        all.filesystems.extend(page.filesystems);
+        all.next = page.next;
+        if all.next.is_none() {
+            return Ok(context.answer(&all, |all| list_text(&all.filesystems)));
+        }
+    }
+}
+
+async fn delete(name: &str, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
+    // Nobody is asked about what does not exist.
+    let filesystem: Filesystem = context.client.get(&paths::filesystem(name)).await?;
+    let consequence = format!(
+        "all data in {} and every copy of its wrapped key here are lost",
+        filesystem.backing
+    );
+    context.confirm(&format!("deleting {name}"), &consequence, name)?;
+    let deleted: Deleted = context.client.delete(&paths::filesystem(name)).await?;
+    Ok(context.answer(&deleted, deleted_text))
+}
+
+async fn ls(name: &str, path: BytePath, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
+    let route = paths::of_filesystem(paths::LS, name);
+    let path = path.encode();
+    let mut all = Listing { entries: Vec::new(), next: None };
+    loop {
+        let after = all.next.as_ref().map(BytePath::encode);
+        let page: Listing =
+            context.client.get(&page_of(&route, &[("path", &path)], after.as_deref())).await?;
+        all.entries.extend(page.entries);
+        all.next = page.next;
+        if all.next.is_none() {
+            return Ok(context.answer(&all, |all| listing_text(&all.entries)));
+        }
+    }
+}
+
+fn page_of(route: &str, query: &[(&str, &str)], after: Option<&str>) -> String {
+    let mut serializer = form_urlencoded::Serializer::new(format!("{route}?"));
+    serializer.extend_pairs(query);
+    if let Some(after) = after {
+        serializer.append_pair("after", after);
+    }
+    serializer.finish()
+}
+
+fn created_text(fs: &Filesystem) -> String {
+    let mut text =
+        format!("{} is made in {}; its key is wrapped by {}\n", fs.name, fs.backing, wrapped(&fs.wrapped_by));
+    if fs.exposed {
+        text.push_str(
+            "warning: its key is wrapped locally: whoever reads this machine's disks reads the data\n  \
+             do:  set a KMS with coffer fs kms set-vault\n",
+        );
+    }
+    text
+}
+
+fn list_text(filesystems: &[Filesystem]) -> String {
+    if filesystems.is_empty() {
+        return "no filesystems\n".to_owned();
+    }
+    let rows: Vec<_> = filesystems
+        .iter()
+        .map(|fs| {
+            [
+                fs.name.clone(),
+                state(fs.state).to_owned(),
+                wrapped(&fs.wrapped_by),
+                if fs.exposed { "yes" } else { "no" }.to_owned(),
+                fs.backing.to_string(),
+            ]
+        })
+        .collect();
+    let mut text = table(["NAME", "STATE", "KEY WRAPPED BY", "EXPOSED", "BACKING"], &rows);
+    for fs in filesystems {
+        if let Some(problem) = &fs.problem {
+            text.push_str(&format!("{} is locked: {}\n", fs.name, problem.detail));
+            if let Some(cure) = &problem.cure {
+                text.push_str(&format!("  do:  {cure}\n"));
+            }
+        }
+    }
+    text
+}
+
+fn text(fs: &Filesystem) -> String {
+    let exposed = if fs.exposed {
+        "yes; its key has lain under local wrapping and may be compromised"
+    } else {
+        "no"
+    };
+    let mut lines = vec![("filesystem", fs.name.clone()), ("state", state(fs.state).to_owned())];
+    if let Some(problem) = &fs.problem {
+        lines.push(("why", problem.detail.clone()));
+        if let Some(cure) = &problem.cure {
+            lines.push(("do", cure.clone()));
+        }
+    }
+    lines.extend([
+        ("backing", fs.backing.to_string()),
+        ("key", fs.key_id.clone()),
+        ("wrapped by", wrapped(&fs.wrapped_by)),
+        ("exposed", exposed.to_owned()),
+        ("made", moment(fs.created_at)),
+    ]);
+    fields(&lines)
+}
+
+fn deleted_text(deleted: &Deleted) -> String {
+    let mut text = format!("{} is deleted\n", deleted.name);
+    for place in &deleted.removed {
+        text.push_str(&format!("  removed a copy of its wrapped key: {place}\n"));
+    }
+    if deleted.remaining.is_empty() {
+        text.push_str("  no copy of its wrapped key that this node knows of is left\n");
+    }
+    for place in &deleted.remaining {
+        text.push_str(&format!("  a copy of its key that still opens: {place}\n"));
+    }
+    text
+}
+
+fn listing_text(entries: &[Entry]) -> String {
+    let width = entries.iter().map(|entry| entry.size).max().unwrap_or_default().to_string().len();
+    entries
+        .iter()
+        .map(|entry| {
+            let modified = moment(u64::try_from(entry.modified_at).unwrap_or_default());
+            let target = entry.target.as_ref().map(|t| format!(" -> {t}")).unwrap_or_default();
+            format!(
+                "{}  {:>width$}  {modified}  {}{target}\n",
+                permissions(entry),
+                entry.size,
+                entry.name
+            )
+        })
+        .collect()
+}
+
+/// As `ls -l` shows them.
+fn permissions(entry: &Entry) -> String {
+    let kind = match entry.kind {
+        EntryKind::File => '-',
+        EntryKind::Directory => 'd',
+        EntryKind::Symlink => 'l',
+        EntryKind::Special => 'p',
+    };
+    let bits = (0..9).rev().map(|bit| {
+        if entry.mode >> bit & 1 == 0 { '-' } else { ['x', 'w', 'r'][bit % 3] }
+    });
+    std::iter::once(kind).chain(bits).collect()
+}
+
+fn wrapped(by: &WrappedBy) -> String {
+    match by.kind.as_str() {
+        "local" => "a local key".to_owned(),
+        _ => format!("{} v{}", by.master_key, by.version),
+    }
+}
+
+const fn state(state: FilesystemState) -> &'static str {
+    match state {
+        FilesystemState::Unlocked => "unlocked",
+        FilesystemState::Unlocking => "unlocking",
+        FilesystemState::Locked => "locked",
+    }
+}

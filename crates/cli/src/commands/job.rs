@@ -1,0 +1,142 @@
+//! `coffer job list|show|stop`, and how an ended job reads.
+
+use admin_api::{Exit, Job, JobKind, JobState, Jobs, Problem, paths};
+
+use super::Context;
+use crate::grammar::JobCommand;
+use crate::show::{bytes, count, fields, moment, table};
+use crate::watch::noun;
+
+pub(super) async fn run(
+    command: JobCommand,
+    context: &mut Context<'_, '_>,
+) -> Result<Exit, Problem> {
+    match command {
+        JobCommand::List => {
+            let jobs: Jobs = context.client.get(paths::JOBS).await?;
+            Ok(context.answer(&jobs, list_text))
+        }
+        JobCommand::Show { id } => {
+            let job: Job = context.client.get(&paths::of_job(paths::JOB, &id)).await?;
+            Ok(context.answer(&job, text))
+        }
+        JobCommand::Stop { id } => {
+            let job: Job = context.client.post(&paths::of_job(paths::STOP, &id), &()).await?;
+            Ok(context.answer(&job, |job| format!("the {} {}\n", noun(job.kind), state(job.state))))
+        }
+    }
+}
+
+fn list_text(jobs: &Jobs) -> String {
+    if jobs.jobs.is_empty() {
+        return "no jobs\n".to_owned();
+    }
+    let rows: Vec<_> = jobs
+        .jobs
+        .iter()
+        .map(|job| {
+            [
+                job.id.clone(),
+                noun(job.kind).to_owned(),
+                job.filesystem.clone().unwrap_or_else(|| "all".to_owned()),
+                state(job.state).to_owned(),
+                progress(job),
+                moment(job.created_at),
+            ]
+        })
+        .collect();
+    table(["ID", "JOB", "FILESYSTEM", "STATE", "PROGRESS", "SINCE"], &rows)
+}
+
+fn text(job: &Job) -> String {
+    let mut lines = vec![("job", job.id.clone()), ("kind", noun(job.kind).to_owned())];
+    lines.push(("filesystem", job.filesystem.clone().unwrap_or_else(|| "all".to_owned())));
+    if let Some(path) = &job.path {
+        lines.push(("directory", path.to_string()));
+    }
+    lines.push(("state", state(job.state).to_owned()));
+    lines.push(("progress", progress(job)));
+    lines.push(("since", moment(job.created_at)));
+    if let Some(ended_at) = job.ended_at {
+        lines.push(("ended", moment(ended_at)));
+    }
+    if let Some(problem) = &job.problem {
+        lines.push(("why", problem.detail.clone()));
+        if let Some(cure) = &problem.cure {
+            lines.push(("do", cure.clone()));
+        }
+    }
+    fields(&lines) + &damage_text(job)
+}
+
+/// What an ended job did, on a line, after what it found.
+pub(super) fn ended_text(job: &Job) -> String {
+    let name = job.filesystem.as_deref().unwrap_or("all filesystems");
+    let verb = match job.kind {
+        JobKind::Import => format!("imported into {name}"),
+        JobKind::Export => format!("exported from {name}"),
+        JobKind::Verify => format!("verified {name}"),
+        JobKind::Rewrap => format!("rewrapped the keys of {name}"),
+        JobKind::Move => "moved the keys to the new KMS".to_owned(),
+        JobKind::Downgrade => "put the keys under local wrapping".to_owned(),
+    };
+    let ending = match job.state {
+        JobState::Stopped => {
+            "; stopped before its end, and the same command takes it up again".to_owned()
+        }
+        JobState::Failed => "; failed before its end".to_owned(),
+        _ if job.progress.failed_items > 0 => format!("; {} failed", job.progress.failed_items),
+        _ => String::new(),
+    };
+    format!("{}{verb}: {}{ending}\n", damage_text(job), amount(job))
+}
+
+fn damage_text(job: &Job) -> String {
+    let mut text = String::new();
+    for damage in &job.damage {
+        text.push_str(&format!("damaged: {}: {}\n", damage.path, damage.what));
+        if let Some(ciphertext) = &damage.ciphertext {
+            text.push_str(&format!("  ciphertext: {ciphertext}\n"));
+        }
+    }
+    text
+}
+
+fn is_of_files(kind: JobKind) -> bool {
+    matches!(kind, JobKind::Import | JobKind::Export | JobKind::Verify)
+}
+
+fn amount(job: &Job) -> String {
+    let done = &job.progress;
+    if is_of_files(job.kind) {
+        format!("{}, {}", count(done.items, "item"), bytes(done.bytes))
+    } else {
+        count(done.items, "key")
+    }
+}
+
+fn progress(job: &Job) -> String {
+    let done = &job.progress;
+    let mut text = amount(job);
+    match (is_of_files(job.kind), done.total_bytes, done.total_items) {
+        (true, Some(total), _) => text.push_str(&format!(" of {}", bytes(total))),
+        (false, _, Some(total)) => text.push_str(&format!(" of {total}")),
+        _ => {}
+    }
+    if done.failed_items > 0 {
+        text.push_str(&format!(", {} failed", done.failed_items));
+    }
+    text
+}
+
+const fn state(state: JobState) -> &'static str {
+    match state {
+        JobState::Running => "runs",
+        JobState::Waiting => "waits",
+        JobState::Stopping => "stops",
+        JobState::Stopped => "was stopped",
+        JobState::Done => "is done",
+        JobState::Partly => "is partly done",
+        JobState::Failed => "failed",
+    }
+}

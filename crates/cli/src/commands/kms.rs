@@ -1,0 +1,177 @@
+//! `coffer fs kms`, `set-vault`, `unset`, `rewrap`
+
+use std::fs;
+
+use admin_api::{
+    Change, CredentialLife, Exit, Job, Kms, KmsChange, KmsDetails, Problem, VersionCount, paths,
+};
+
+use super::{Context, findings_text};
+use crate::console::Output;
+use crate::grammar::{KmsCommand, SetVault};
+use crate::secret;
+use crate::show::{count, fields, span};
+
+pub(super) async fn run(
+    command: Option<KmsCommand>,
+    context: &mut Context<'_, '_>,
+) -> Result<Exit, Problem> {
+    match command {
+        None => {
+            let kms: Kms = context.client.get(paths::KMS).await?;
+            Ok(context.answer(&kms, text))
+        }
+        Some(KmsCommand::SetVault(arguments)) => set_vault(arguments, context).await,
+        Some(KmsCommand::Unset { allow_downgrade }) => unset(allow_downgrade, context).await,
+        Some(KmsCommand::Rewrap) => {
+            let job: Job = context.client.post(paths::REWRAP, &()).await?;
+            context.finish(job).await
+        }
+    }
+}
+
+async fn set_vault(
+    mut arguments: SetVault,
+    context: &mut Context<'_, '_>,
+) -> Result<Exit, Problem> {
+    let token = secret::token(&mut arguments, context.console)?;
+    let ca_cert = match &arguments.ca_cert {
+        None => None,
+        Some(path) => Some(fs::read_to_string(path).map_err(|e| {
+            let what = format!("no certificate can be read from {}", path.display());
+            Problem::new(Exit::Usage, "certificate-unreadable", what, e.to_string())
+                .cure("name a file with one or more certificates in PEM")
+        })?),
+    };
+    let request = admin_api::SetVault {
+        base_url: arguments.base_url,
+        master_key: arguments.master_key_name,
+        token,
+        namespace: arguments.namespace,
+        transit_path: arguments.transit_path,
+        ca_cert,
+        allow_http: arguments.allow_http,
+    };
+    let change: KmsChange = context.client.put(paths::KMS, &request).await?;
+    finish_change(change, context).await
+}
+
+async fn unset(allow_downgrade: bool, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
+    if allow_downgrade {
+        context.confirm(
+            "removing the KMS",
+            "the keys of all filesystems are then wrapped with local ones that lie beside them on \
+             disk, and may be compromised",
+            "downgrade",
+        )?;
+    }
+    let path = format!("{}?allow_downgrade={allow_downgrade}", paths::KMS);
+    let change: KmsChange = context.client.delete(&path).await?;
+    finish_change(change, context).await
+}
+
+/// Shows what became of a change; one that moves keys is shown when they have moved.
+async fn finish_change(
+    mut change: KmsChange,
+    context: &mut Context<'_, '_>,
+) -> Result<Exit, Problem> {
+    let Some(job) = change.job.take() else { return Ok(context.answer(&change, change_text)) };
+    if context.output == Output::Text {
+        context.console.text(&change_text(&change));
+    }
+    context.finish(job).await
+}
+
+fn change_text(change: &KmsChange) -> String {
+    let place = || match &change.kms.configured {
+        Some(kms) => format!("{} with the master key {}", kms.base_url, kms.master_key),
+        None => "none".to_owned(),
+    };
+    let mut text = match change.change {
+        Change::Added => format!("the KMS is {}\n", place()),
+        Change::Updated => format!("the KMS is now {}; every key opens with it\n", place()),
+        Change::Moving => format!("the KMS is now {}; every key moves to it\n", place()),
+        Change::Removed => "the KMS is removed\n".to_owned(),
+        Change::Downgrading => "every key moves under local wrapping\n".to_owned(),
+    };
+    text.push_str(&findings_text(&change.kms.findings));
+    text
+}
+
+fn text(kms: &Kms) -> String {
+    let mut text = match &kms.configured {
+        None => "KMS is not set\n\
+                 A filesystem made now would have its key wrapped locally, beside its data, and only \
+                 with --allow-no-kms.\n  \
+                 do:  coffer fs kms set-vault <base-url> <master-key-name> --token-file FILE\n"
+            .to_owned(),
+        Some(details) => details_text(details),
+    };
+    let exposed = match kms.exposed_keys {
+        0 => "none".to_owned(),
+        n => format!("{n}; they have lain under local wrapping and may be compromised"),
+    };
+    let keys = if kms.keys.is_empty() { "none".to_owned() } else { versions(&kms.keys) };
+    text.push_str(&fields(&[("filesystem keys", keys), ("exposed keys", exposed)]));
+    text.push_str(&findings_text(&kms.findings));
+    text
+}
+
+fn details_text(details: &KmsDetails) -> String {
+    let mut lines = vec![
+        ("KMS", details.kind.clone()),
+        ("base URL", details.base_url.clone()),
+        ("master key", details.master_key.clone()),
+    ];
+    if let Some(latest) = details.latest_version {
+        lines.push(("newest version", latest.to_string()));
+    }
+    if let Some(lowest) = details.min_decryption_version {
+        lines.push(("lowest version", format!("{lowest} (min_decryption_version)")));
+    }
+    lines.push(("transit path", details.transit_path.clone()));
+    if let Some(namespace) = &details.namespace {
+        lines.push(("namespace", namespace.clone()));
+    }
+    lines.push(("authentication", authentication(details)));
+    match &details.problem {
+        None => lines.push(("state", "answers".to_owned())),
+        Some(problem) => {
+            lines.push(("state", format!("{}: {}", problem.title, problem.detail)));
+            if let Some(cure) = &problem.cure {
+                lines.push(("do", cure.clone()));
+            }
+        }
+    }
+    fields(&lines)
+}
+
+fn authentication(details: &KmsDetails) -> String {
+    let set = if details.credential_set { "set" } else { "not set" };
+    let mut text = format!("{}, {set}", details.auth_method);
+    if let Some(CredentialLife { seconds_left, renewable, periodic }) = details.credential {
+        match seconds_left {
+            Some(seconds) => text.push_str(&format!(", {} left", span(seconds))),
+            None => text.push_str(", never ends"),
+        }
+        text.push_str(match (seconds_left, renewable, periodic) {
+            (None, ..) => "",
+            (_, true, true) => ", periodic: renewed for ever",
+            (_, true, false) => ", renewable up to its maximum",
+            (_, false, _) => ", not renewable",
+        });
+    }
+    text
+}
+
+fn versions(keys: &[VersionCount]) -> String {
+    let parts: Vec<_> = keys
+        .iter()
+        .map(|n| match n.kind.as_str() {
+            "local" => format!("{} wrapped locally", n.keys),
+            _ => format!("{} on version {} of {}", n.keys, n.version, n.master_key),
+        })
+        .collect();
+    let total = count(keys.iter().map(|n| n.keys).sum(), "key");
+    format!("{total}: {}", parts.join(", "))
+}

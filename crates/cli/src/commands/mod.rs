@@ -1,0 +1,135 @@
+//! What each command asks and how its answer reads.
+
+mod fs;
+mod job;
+mod kms;
+mod status;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use admin_api::{Exit, Finding, Job, JobState, Problem};
+use clap::CommandFactory as _;
+
+use crate::client::Client;
+use crate::console::{Console, Output};
+use crate::grammar::{Arguments, Command, DevCommand, FsCommand};
+use crate::watch::{Watched, watch};
+use crate::{LocalCommand, Outcome, defaults};
+
+/// What every command that asks the node has at hand.
+struct Context<'a, 'c> {
+    client: Client,
+    console: &'a mut Console<'c>,
+    output: Output,
+    yes: bool,
+}
+
+/// Does what the arguments ask for.
+pub(crate) fn run(arguments: Arguments, console: &mut Console<'_>) -> Result<Outcome, Problem> {
+    let Arguments { common, command } = arguments;
+    let output = common.output();
+    let local = |command| Ok(Outcome::Local(command, output));
+    match command {
+        Command::Serve(mut serve) => {
+            serve.socket = common.socket;
+            local(LocalCommand::Serve(serve))
+        }
+        Command::Recover(recover) => local(LocalCommand::Recover(recover)),
+        Command::Dev(DevCommand::Vault(vault)) => local(LocalCommand::DevVault(vault)),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "coffer", &mut script);
+            console.text(&String::from_utf8_lossy(&script));
+            Ok(Outcome::Exit(Exit::Done))
+        }
+        Command::Man { directory } => man(directory.as_deref(), console),
+        command => {
+            let socket =
+                common.socket.unwrap_or_else(|| defaults::socket_in(&defaults::default_state_dir()));
+            let context = Context { client: Client::new(socket)?, console, output, yes: common.yes };
+            ask_node(command, context).map(Outcome::Exit)
+        }
+    }
+}
+
+fn ask_node(command: Command, mut context: Context<'_, '_>) -> Result<Exit, Problem> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Problem::new(Exit::Failed, "runtime", "no request can be made", e.to_string()))?;
+    runtime.block_on(async {
+        match command {
+            Command::Status => status::show(&mut context).await,
+            Command::Job(command) => job::run(command, &mut context).await,
+            Command::Fs(FsCommand::Kms { command }) => kms::run(command, &mut context).await,
+            Command::Fs(command) => fs::run(command, &mut context).await,
+            // `run` has done these.
+            Command::Serve(_)
+            | Command::Recover(_)
+            | Command::Dev(_)
+            | Command::Completions { .. }
+            | Command::Man { .. } => Ok(Exit::Done),
+        }
+    })
+}
+
+fn man(directory: Option<&Path>, console: &mut Console<'_>) -> Result<Outcome, Problem> {
+    let written = match directory {
+        Some(directory) => clap_mangen::generate_to(Arguments::command(), directory),
+        None => {
+            let mut page = Vec::new();
+            let written = clap_mangen::Man::new(Arguments::command()).render(&mut page);
+            console.text(&String::from_utf8_lossy(&page));
+            written
+        }
+    };
+    written.map(|()| Outcome::Exit(Exit::Done)).map_err(|e| {
+        Problem::new(Exit::Failed, "man", "the manual pages can't be written", e.to_string())
+            .cure("name a directory that exists and that you may write to")
+    })
+}
+
+impl Context<'_, '_> {
+    fn answer<T: serde::Serialize>(&mut self, answer: &T, text: impl FnOnce(&T) -> String) -> Exit {
+        self.console.answer(answer, self.output, text);
+        Exit::Done
+    }
+
+    fn confirm(&mut self, what: &str, consequence: &str, word: &str) -> Result<(), Problem> {
+        if self.yes { Ok(()) } else { self.console.confirm(what, consequence, word) }
+    }
+
+    /// Waits for a job, shows what became of it, and answers the exit code that it earned.
+    async fn finish(&mut self, job: Job) -> Result<Exit, Problem> {
+        match watch(&self.client, job, self.console).await? {
+            Watched::Left => Ok(Exit::Partly),
+            Watched::Ended(ended) => {
+                self.answer(&*ended, job::ended_text);
+                Ok(match (&ended.problem, ended.state) {
+                    (Some(problem), _) => {
+                        if self.output == Output::Text {
+                            self.console.problem(problem, Output::Text);
+                        }
+                        problem.exit
+                    }
+                    (None, JobState::Done) => Exit::Done,
+                    (None, JobState::Failed) => Exit::Failed,
+                    (None, _) => Exit::Partly,
+                })
+            }
+        }
+    }
+}
+
+/// A path of this process as the node has to be told it: the node has another working directory.
+fn absolute(path: &Path) -> Result<PathBuf, Problem> {
+    std::path::absolute(path).map_err(|e: io::Error| {
+        Problem::new(Exit::Usage, "path", format!("{} is no path", path.display()), e.to_string())
+    })
+}
+
+/// Warnings, each with its cure.
+fn findings_text(findings: &[Finding]) -> String {
+    findings.iter().map(|f| format!("warning: {}\n  do:  {}\n", f.what, f.cure)).collect()
+}

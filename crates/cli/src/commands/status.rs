@@ -1,0 +1,54 @@
+//! `coffer status`
+
+use admin_api::{Exit, Kms, Problem, Status, paths};
+
+use super::{Context, findings_text};
+use crate::show::{count, fields, moment};
+
+pub(super) async fn show(context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
+    let status: Status = context.client.get(paths::STATUS).await?;
+    Ok(context.answer(&status, text))
+}
+
+fn text(status: &Status) -> String {
+    let n = &status.filesystems;
+    let mut filesystems = match n.total {
+        0 => "none".to_owned(),
+        total => format!("{total}: {} unlocked, {} locked", n.unlocked, n.locked),
+    };
+    if n.exposed > 0 {
+        filesystems.push_str(&format!(", {} exposed", n.exposed));
+    }
+    let jobs = match status.jobs_running {
+        0 => "none".to_owned(),
+        running => format!("{running} (coffer job list)"),
+    };
+    let mut text = fields(&[
+        ("node", format!("coffer {}, process {}", status.version, status.pid)),
+        ("running since", moment(status.started_at)),
+        ("state directory", status.state_dir.to_string()),
+        ("KMS", kms_line(&status.kms)),
+        ("filesystems", filesystems),
+        ("running jobs", jobs),
+    ]);
+    if let Some(problem) = status.kms.configured.as_ref().and_then(|kms| kms.problem.as_ref()) {
+        text.push_str(&format!("warning: {}: {}\n", problem.title, problem.detail));
+        if let Some(cure) = &problem.cure {
+            text.push_str(&format!("  do:  {cure}\n"));
+        }
+    }
+    text.push_str(&findings_text(&status.kms.findings));
+    text.push_str(&findings_text(&status.findings));
+    text
+}
+
+fn kms_line(kms: &Kms) -> String {
+    match &kms.configured {
+        None => "not set".to_owned(),
+        Some(details) => {
+            let answers = if details.problem.is_none() { "answers" } else { "does not answer" };
+            let keys = count(kms.keys.iter().map(|version| version.keys).sum(), "key");
+            format!("{}, master key {}, {keys}, {answers}", details.base_url, details.master_key)
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Every command, option, help text and example.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use admin_api::Token;
+use clap::builder::TypedValueParser as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use zeroize::Zeroizing;
+
+use crate::console::Output;
+
+/// Filesystems encrypted at rest under keys that only your KMS can unwrap
+#[derive(Debug, Parser)]
+#[command(
+    name = "coffer",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    infer_long_args = false,
+    after_help = "\
+A first look, with the development KMS:
+  coffer dev vault &
+  coffer serve &
+  coffer fs kms set-vault http://127.0.0.1:8200 coffer-key --token-file token
+  coffer fs create home
+  coffer fs import home ~/documents
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the KMS cannot be reached, 4 the KMS refused,
+5 the state does not allow it, 6 data failed authentication, 7 no node answers, 8 partly done."
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct Common {
+    /// The node's admin socket [default: coffer.sock in the default state directory]
+    #[arg(long, global = true, env = "COFFER_SOCKET", hide_env_values = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// How answers are written
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+    /// Short for --output json
+    #[arg(long, global = true, conflicts_with = "output")]
+    json: bool,
+    /// Do what destroys without asking
+    #[arg(long, short = 'y', global = true)]
+    pub(crate) yes: bool,
+}
+
+impl Common {
+    pub(crate) fn output(&self) -> Output {
+        if self.json || matches!(self.output, Format::Json) { Output::Json } else { Output::Text }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the node
+    Serve(Serve),
+    /// Show whether all is well
+    #[command(after_help = "Example:\n  coffer status --json")]
+    Status,
+    /// Long work: see it, stop it
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Filesystems and their KMS
+    #[command(subcommand)]
+    Fs(FsCommand),
+    /// Rebuild a lost or damaged key store from backing directories
+    Recover(Recover),
+    /// What helps development, and is not for production
+    #[command(subcommand)]
+    Dev(DevCommand),
+    /// Print a shell's completion script
+    #[command(after_help = "Example:\n  coffer completions bash > /etc/bash_completion.d/coffer")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write the page of every command to a directory
+    #[command(after_help = "Examples:\n  coffer man | man -l -\n  coffer man /usr/local/share/man/man1")]
+    Man {
+        /// Where the pages of all commands go
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// Run the node
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The node runs in the foreground, logs to stderr (RUST_LOG sets how much) and ends on SIGTERM or
+SIGINT. What is given here goes before the configuration file.
+
+Example:
+  coffer serve --state-dir /var/lib/coffer")]
+pub struct Serve {
+    /// A configuration file (TOML: state_dir, socket, log_format)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the key store, the audit log and backing directories lie
+    /// [default: /var/lib/coffer as root, else ~/.local/state/coffer]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The admin socket: the common option --socket.
+    #[arg(skip)]
+    pub socket: Option<PathBuf>,
+}
+
+/// Rebuild a lost or damaged key store from backing directories
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each backing directory holds its wrapped key and the KMS's address and key name. The rebuilt store
+has no token: start the node and give one with `coffer fs kms set-vault`. A store that is still in
+the state directory is set aside, not overwritten.
+
+Example:
+  coffer recover --from /srv/coffer/home --from /srv/coffer/projects")]
+pub struct Recover {
+    /// A backing directory, or a directory of backing directories
+    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
+    pub from: Vec<PathBuf>,
+    /// A configuration file (TOML: state_dir, socket, log_format)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the new key store goes [default: /var/lib/coffer as root, else ~/.local/state/coffer]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DevCommand {
+    /// Run a KMS that speaks the part of Vault's API that Coffer uses. Insecure: it keeps everything in memory
+    Vault(DevVault),
+}
+
+/// Run a KMS that speaks the part of Vault's API that Coffer uses. Insecure: it keeps everything in memory
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  coffer dev vault --listen 127.0.0.1:8200 --root-token root")]
+pub struct DevVault {
+    /// Where it listens; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8200")]
+    pub listen: SocketAddr,
+    /// The token that may do everything [default: a random one, printed]
+    #[arg(long, value_name = "TOKEN", value_parser = token())]
+    pub root_token: Option<Token>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// List jobs, the newest first
+    #[command(after_help = "Example:\n  coffer job list")]
+    List,
+    /// Show one job
+    #[command(after_help = "Example:\n  coffer job show 6f1c2d3e-0a1b-4c5d-8e9f-001122334455")]
+    Show {
+        /// The job's id
+        #[arg(value_parser = segment())]
+        id: String,
+    },
+    /// Stop a job at its next checkpoint; the command that started it takes it up again
+    #[command(after_help = "Example:\n  coffer job stop 6f1c2d3e-0a1b-4c5d-8e9f-001122334455")]
+    Stop {
+        /// The job's id
+        #[arg(value_parser = segment())]
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FsCommand {
+    /// Make a filesystem with a key of its own, wrapped by the KMS
+    #[command(after_help = "\
+Examples:
+  coffer fs create home
+  coffer fs create projects --backing /mnt/nfs/projects")]
+    Create {
+        /// Its name: 1 to 64 of A-Z a-z 0-9 . _ -, not starting with . or -
+        #[arg(value_parser = segment())]
+        name: String,
+        /// Every filesystem is encrypted; this changes nothing
+        #[arg(long)]
+        encrypted: bool,
+        /// While no KMS is set: wrap the key with one that lies beside it on disk, so that whoever reads
+        /// the disk reads the data
+        #[arg(long)]
+        allow_no_kms: bool,
+        /// Where its ciphertext lies: a directory that is empty or does not exist [default: in the state directory]
+        #[arg(long, value_name = "DIR")]
+        backing: Option<PathBuf>,
+    },
+    /// List filesystems
+    #[command(after_help = "Example:\n  coffer fs list --json")]
+    List,
+    /// Show one filesystem
+    #[command(after_help = "Example:\n  coffer fs show home")]
+    Show(Name),
+    /// Delete a filesystem: its data, its record, and the copies of its wrapped key here
+    #[command(after_help = "Example:\n  coffer fs delete home --yes")]
+    Delete(Name),
+    /// Close a filesystem and forget its key until it is unlocked
+    #[command(after_help = "Example:\n  coffer fs lock home")]
+    Lock {
+        #[command(flatten)]
+        name: Name,
+        /// Stop the jobs that use it first
+        #[arg(long)]
+        force: bool,
+    },
+    /// Open a filesystem: the KMS unwraps its key
+    #[command(after_help = "Example:\n  coffer fs unlock home")]
+    Unlock(Name),
+    /// Authenticate everything in a filesystem, and name what is damaged
+    #[command(after_help = "Example:\n  coffer fs verify home --repair")]
+    Verify {
+        #[command(flatten)]
+        name: Name,
+        /// Set aside what cannot be read
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Copy the content of a directory into a filesystem
+    #[command(after_help = "\
+The node reads the directory, so it has to be on the node's machine and readable for it. The same
+command takes up an import that was stopped.
+
+Example:
+  coffer fs import home ~/documents")]
+    Import {
+        #[command(flatten)]
+        name: Name,
+        /// The directory whose content is copied
+        #[arg(value_name = "SOURCE-DIR")]
+        source: PathBuf,
+    },
+    /// Copy a filesystem's content out, in plain
+    #[command(after_help = "\
+The node writes the directory, so it has to be on the node's machine and writable for it. The same
+command takes up an export that was stopped.
+
+Example:
+  coffer fs export home /tmp/restored")]
+    Export {
+        #[command(flatten)]
+        name: Name,
+        /// The directory that receives it
+        #[arg(value_name = "TARGET-DIR")]
+        target: PathBuf,
+    },
+    /// List a directory of a filesystem
+    #[command(after_help = "Example:\n  coffer fs ls home letters/2026")]
+    Ls {
+        #[command(flatten)]
+        name: Name,
+        /// The directory, from the filesystem's root
+        #[arg(default_value = "/")]
+        path: PathBuf,
+    },
+    /// The KMS: without a command, show it
+    #[command(after_help = "Example:\n  coffer fs kms")]
+    Kms {
+        #[command(subcommand)]
+        command: Option<KmsCommand>,
+    },
+}
+
+/// Which filesystem.
+#[derive(Debug, Args)]
+pub(crate) struct Name {
+    /// The filesystem's name
+    #[arg(value_parser = segment())]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KmsCommand {
+    /// Add or update the KMS: a Vault (or OpenBao) with the transit engine
+    #[command(
+        name = "set-vault",
+        after_help = "\
+The URL, the key and the token are proved by use before anything is stored. If the new configuration
+opens every key as it lies it takes over; otherwise every key moves to it.
+
+Examples:
+  coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-file /run/token
+  vault token create -role=coffer -field=token | coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-stdin"
+    )]
+    SetVault(SetVault),
+    /// Remove the KMS, which no filesystem may need any more
+    #[command(after_help = "Example:\n  coffer fs kms unset")]
+    Unset {
+        /// Even while filesystems exist: wrap their keys with local ones that lie beside them on disk, so
+        /// that they may be compromised
+        #[arg(long)]
+        allow_downgrade: bool,
+    },
+    /// Encrypt every filesystem key anew under the newest version of the master key; data stays as it is
+    #[command(after_help = "Example:\n  vault write -f transit/keys/coffer-key/rotate && coffer fs kms rewrap")]
+    Rewrap,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetVault {
+    /// Vault's base URL; https, or http to this machine
+    pub(crate) base_url: String,
+    /// The name of the master key in Vault
+    pub(crate) master_key_name: String,
+    /// The token. An argument shows in the process list: better --token-file or --token-stdin
+    #[arg(value_parser = token(), conflicts_with_all = ["token_file", "token_stdin"])]
+    pub(crate) token: Option<Token>,
+    /// Read the token from this file
+    #[arg(long, value_name = "FILE", conflicts_with = "token_stdin")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Read the token from stdin
+    #[arg(long)]
+    pub(crate) token_stdin: bool,
+    /// Vault's namespace (Enterprise, OpenBao)
+    #[arg(long, value_name = "N")]
+    pub(crate) namespace: Option<String>,
+    /// Where the transit engine is mounted [default: transit]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) transit_path: Option<String>,
+    /// Trust the certificates in this file (PEM) instead of the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_cert: Option<PathBuf>,
+    /// Allow plain http to another machine: the token and every key then cross the network in clear
+    #[arg(long)]
+    pub(crate) allow_http: bool,
+}
+
+fn token() -> impl clap::builder::TypedValueParser<Value = Token> {
+    clap::builder::NonEmptyStringValueParser::new().map(|text| Token::new(Zeroizing::new(text)))
+}
+
+/// What can stand as one segment of a URL's path; the node judges the rest.
+fn segment() -> impl clap::builder::TypedValueParser<Value = String> {
+    clap::builder::NonEmptyStringValueParser::new().try_map(|text| match text.as_str() {
+        "." | ".." => Err("`.` and `..` name directories"),
+        _ => Ok(text),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_help_text_and_an_example() {
+        fn check(command: &clap::Command) {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name} has no help text");
+            let has_example =
+                command.get_after_help().is_some_and(|text| text.to_string().contains("coffer "));
+            assert!(has_example || command.has_subcommands(), "{name} has no example");
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let line = ["coffer", "fs", "kms", "set-vault", "http://v", "k", "s.secret"];
+        let arguments = Arguments::try_parse_from(line).unwrap();
+        assert!(!format!("{arguments:?}").contains("s.secret"));
+    }
+}

@@ -1,0 +1,136 @@
+//! Waits for a job and shows its progress.
+
+use std::time::Duration;
+
+use admin_api::{Exit, Job, JobKind, JobState, Problem, paths};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::client::Client;
+use crate::console::Console;
+
+/// The first look comes soon, for jobs that take no time; then they get rarer.
+const FIRST: Duration = Duration::from_millis(20);
+const RAREST: Duration = Duration::from_millis(250);
+
+/// How waiting ended.
+pub(crate) enum Watched {
+    /// The job came to its end.
+    Ended(Box<Job>),
+    /// The user left; the job goes on.
+    Left,
+}
+
+/// Waits until `job` ends or the user presses Ctrl-C, which leaves the job alone.
+pub(crate) async fn watch(
+    client: &Client,
+    job: Job,
+    console: &mut Console<'_>,
+) -> Result<Watched, Problem> {
+    if job.resumed {
+        console.note("note: this takes up where an earlier run was stopped\n");
+    }
+    let bar = console.shows_progress().then(|| Bar::new(&job));
+    tokio::select! {
+        ended = until_ended(client, job.clone(), bar.as_ref()) => ended.map(|job| Watched::Ended(Box::new(job))),
+        _ = tokio::signal::ctrl_c() => {
+            drop(bar);
+            console.note(&format!(
+                "\nnote: the {} goes on in the node\n  see it:  coffer job show {id}\n  stop it: coffer job stop {id}\n",
+                noun(job.kind),
+                id = job.id,
+            ));
+            Ok(Watched::Left)
+        }
+    }
+}
+
+async fn until_ended(client: &Client, mut job: Job, bar: Option<&Bar>) -> Result<Job, Problem> {
+    let mut pause = FIRST;
+    while !job.state.is_ended() {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RAREST);
+        let id = job.id.clone();
+        job = client.get(&paths::of_job(paths::JOB, &id)).await.map_err(|problem| {
+            if problem.exit != Exit::NoNode {
+                return problem;
+            }
+            let cure = format!(
+                "start the node: it takes the {} up again; see it with coffer job show {id}",
+                noun(job.kind)
+            );
+            problem.cure(cure)
+        })?;
+        if let Some(bar) = bar {
+            bar.show(&job);
+        }
+    }
+    Ok(job)
+}
+
+/// What a job is called.
+pub(crate) const fn noun(kind: JobKind) -> &'static str {
+    match kind {
+        JobKind::Import => "import",
+        JobKind::Export => "export",
+        JobKind::Verify => "verification",
+        JobKind::Rewrap => "rewrap",
+        JobKind::Move => "move of the keys",
+        JobKind::Downgrade => "downgrade",
+    }
+}
+
+/// Counts bytes where there are any, else items. Cleared when it is dropped.
+struct Bar {
+    bar: ProgressBar,
+    counts_bytes: bool,
+}
+
+impl Bar {
+    fn new(job: &Job) -> Self {
+        let counts_bytes =
+            matches!(job.kind, JobKind::Import | JobKind::Export | JobKind::Verify);
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let bar = Self { bar, counts_bytes };
+        bar.show(job);
+        bar
+    }
+
+    fn show(&self, job: &Job) {
+        let progress = &job.progress;
+        let (done, total) = if self.counts_bytes {
+            (progress.bytes, progress.total_bytes)
+        } else {
+            (progress.items, progress.total_items)
+        };
+        let template = match (self.counts_bytes, total.is_some()) {
+            (true, true) => "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left",
+            (true, false) => "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}",
+            (false, true) => "{msg} {wide_bar} {pos}/{len} {per_sec} {eta} left",
+            (false, false) => "{msg} {spinner} {pos} {per_sec}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+        if let Some(total) = total {
+            self.bar.set_length(total);
+        }
+        let name = noun(job.kind);
+        self.bar.set_message(match job.state {
+            JobState::Waiting => match &job.problem {
+                Some(problem) => format!("{name} waits: {}", problem.detail),
+                None => format!("{name} waits"),
+            },
+            JobState::Stopping => format!("{name} stops"),
+            _ if progress.failed_items > 0 => format!("{name}, {} failed", progress.failed_items),
+            _ => name.to_owned(),
+        });
+        self.bar.set_position(done);
+        self.bar.tick();
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
