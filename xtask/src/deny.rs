@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::process;
 use crate::test::Outcome;
@@ -95,8 +95,15 @@ fn check_yanked(workspace: &Workspace, deny: &CargoDeny) -> Result<()> {
     );
     let file = folder.join("deny.toml");
     fs::write(&file, configuration)?;
-    process::run(deny.command(workspace).arg("--config").arg(file).args(["check", "advisories"]))
-        .context("the check for yanked versions failed")
+    let mut check = deny.command(workspace);
+    let output = check.arg("--config").arg(file).args(["check", "advisories"]).output()?;
+    if !output.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        bail!("the check for yanked versions failed");
+    }
+    // What cargo-deny itself prints here is "advisories ok", which would be untrue.
+    println!("yanked versions ok");
+    Ok(())
 }
 
 struct CargoDeny {
