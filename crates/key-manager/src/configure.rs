@@ -60,7 +60,7 @@ impl KeyManager {
     pub async fn set_kms(&self, new: NewKms) -> Result<Configured, Error> {
         let _act = self.begin_act().await;
         let old = self.current().await?;
-        let keys = self.key_entries().await?;
+        let (keys, unreadable) = self.key_entries().await?;
         let id = old.as_ref().map_or_else(KmsConfigId::random, |(_, old)| old.config.id);
         let mut config = KmsConfig {
             id,
@@ -91,7 +91,7 @@ impl KeyManager {
             });
         }
         if !takes_over {
-            self.check_all_open(&keys, "the KMS can't be changed").await?;
+            self.check_all_open(&keys, &unreadable, "the KMS can't be changed").await?;
         }
 
         let canary = make_canary(proof.kms.as_ref()).await?;
@@ -165,8 +165,8 @@ impl KeyManager {
                 let names: Vec<_> = filesystems.iter().map(|fs| fs.name.as_str()).take(5).collect();
                 return Err(Error::Encrypted { count: filesystems.len(), names: names.join(", ") });
             }
-            let keys = self.key_entries().await?;
-            self.check_all_open(&keys, "the KMS can't be removed").await?;
+            let (keys, unreadable) = self.key_entries().await?;
+            self.check_all_open(&keys, &unreadable, "the KMS can't be removed").await?;
             let local = self.local_config().await?;
             let record = self.new_move(local.config.id, Purpose::Downgrade);
             commit = put_job(commit, &record)?;
@@ -245,7 +245,11 @@ impl KeyManager {
                 record
             }
         };
-        self.provider(LOCAL)?.provision(&record.config).await?;
+        // A key that some record needs is never made anew: if its file is gone, opening says so.
+        let named = |entry: &KeyEntry| entry.wrapped.config_id == record.config.id;
+        if !self.key_entries().await?.0.iter().any(named) {
+            self.provider(LOCAL)?.provision(&record.config).await?;
+        }
         Ok(record)
     }
 
@@ -256,9 +260,16 @@ impl KeyManager {
         JobRecord::new(JobKind::Move, "", spec, self.parts().clock.now())
     }
 
-    pub(crate) async fn key_entries(&self) -> Result<Vec<KeyEntry>, Error> {
-        let records = records::all(self.store(), records::KEYS).await?;
-        records.iter().map(key_entry_of).collect()
+    /// Every wrapped key, and what can't be read of them.
+    pub(crate) async fn key_entries(&self) -> Result<(Vec<KeyEntry>, Vec<Error>), Error> {
+        let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
+        for record in records::all(self.store(), records::KEYS).await? {
+            match key_entry_of(&record) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => unreadable.push(error),
+            }
+        }
+        Ok((entries, unreadable))
     }
 
     /// Whether `kms` opens what the old configuration wrapped: the canary, and every key that opens at all. With the same
@@ -283,14 +294,19 @@ impl KeyManager {
     }
 
     /// Requires that every key is in memory or opens under its own configuration.
-    async fn check_all_open(&self, keys: &[KeyEntry], act: &'static str) -> Result<(), Error> {
+    async fn check_all_open(
+        &self,
+        keys: &[KeyEntry],
+        unreadable: &[Error],
+        act: &'static str,
+    ) -> Result<(), Error> {
         let mut closed: Vec<&KeyEntry> = Vec::new();
         for entry in keys {
             if self.unlocked(entry.wrapped.key_id).is_none() {
                 closed.push(entry);
             }
         }
-        let mut failures = Vec::new();
+        let mut failures: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
         for config in self.configs().await? {
             let wrapped: Vec<WrappedKey> = closed
                 .iter()
@@ -319,7 +335,7 @@ impl KeyManager {
             Some(first) => Err(Error::NotAll {
                 act,
                 failed: failures.len(),
-                total: keys.len(),
+                total: keys.len() + unreadable.len(),
                 first: first.clone(),
             }),
         }

@@ -181,11 +181,13 @@ impl KeyManager {
         let unused = |config: &KmsConfig, named: &HashSet<KmsConfigId>| {
             Some(config.id) != current && !named.contains(&config.id)
         };
-        let mut named: HashSet<KmsConfigId> = records::all(self.store(), records::KEYS)
-            .await?
-            .iter()
-            .map(|record| Ok(key_entry_of(record)?.wrapped.config_id))
-            .collect::<Result<_, Error>>()?;
+        let (keys, unreadable) = self.key_entries().await?;
+        if !unreadable.is_empty() {
+            // What can't be read may name any of them.
+            return Ok(());
+        }
+        let mut named: HashSet<KmsConfigId> =
+            keys.iter().map(|entry| entry.wrapped.config_id).collect();
         let configs = self.configs().await?;
         if !configs.iter().any(|c| unused(&c.config, &named)) {
             return Ok(());

@@ -17,8 +17,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use kms_core::{
-    Commit, FilesystemKey, FilesystemSite, HolderError, Items, KeyId, KeyVersion, Kms, KmsConfigId,
-    KmsError, KmsExt, Outcome, Record, StoreError, WrappedKey,
+    Commit, FilesystemKey, FilesystemSite, HolderError, Items, KeyEnvelope, KeyId, KeyVersion, Kms,
+    KmsConfigId, KmsError, KmsExt, Outcome, Record, StoreError, WrappedKey,
 };
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +138,51 @@ impl KeyManager {
         Ok(report)
     }
 
+    /// Brings every copy to what the store says, after a stop or once a backing directory can be reached again, and
+    /// then forgets the configurations that nothing names any more. Answers what can't be brought along. Asks no KMS.
+    pub async fn settle_copies(&self) -> Result<Vec<String>, Error> {
+        let _move = self.moves.lock().await;
+        let _act = self.begin_act().await;
+        let mut failed = Vec::new();
+        for (key_id, sites) in self.sites_by_key().await? {
+            // A record that can't be read keeps its filesystem locked and says so there.
+            let Ok((_, entry)) = self.key_entry(key_id).await else { continue };
+            let config = self.config(entry.wrapped.config_id).await?;
+            for site in sites {
+                if let Err(error) = self.renew_copies(&site, &entry, &config).await {
+                    failed.push(format!("{}: {error}", site.name));
+                }
+            }
+        }
+        self.retire_unused().await?;
+        Ok(failed)
+    }
+
+    /// Brings every copy of this key that can be reached, uploaded snapshots aside, to what the store says, and
+    /// answers how many were replaced. A copy that is ahead of the store is left: see [`KeyManager::unlock_all`].
+    async fn renew_copies(
+        &self,
+        site: &FilesystemSite,
+        entry: &KeyEntry,
+        config: &ConfigRecord,
+    ) -> Result<u64, HolderError> {
+        let wanted = envelope(site, entry, config);
+        let ahead = |copy: &KeyEnvelope| copy.revision > wanted.revision;
+        let (mut replaced, mut failed) = (0, None);
+        for holder in &self.parts().holders {
+            for copy in holder.list(site).await? {
+                if copy.uploaded || copy.envelope.is_ok_and(|lies| lies == wanted || ahead(&lies)) {
+                    continue;
+                }
+                match holder.replace(site, &copy.location, &wanted).await {
+                    Ok(()) => replaced += 1,
+                    Err(error) => failed = Some(error),
+                }
+            }
+        }
+        failed.map_or(Ok(replaced), Err)
+    }
+
     async fn end_move(
         &self,
         mut job: JobRecord,
@@ -245,10 +290,12 @@ impl Run<'_> {
         let sites = self.manager.sites_by_key().await?;
         for entry in &current {
             for site in sites.get(&entry.wrapped.key_id).into_iter().flatten() {
-                if let Err(error) = self.renew_copies(site, entry).await
-                    && self.still_there(site).await?
-                {
-                    self.fail(&site.name, &error.to_string());
+                match self.manager.renew_copies(site, entry, &self.config).await {
+                    Ok(replaced) => self.report.copies += replaced,
+                    Err(error) if self.still_there(site).await? => {
+                        self.fail(&site.name, &error.to_string());
+                    }
+                    Err(_) => {}
                 }
             }
             self.progress.items_done += 1;
@@ -362,28 +409,6 @@ impl Run<'_> {
         }
         self.report.moved += changes.len() as u64;
         Ok(changes.into_iter().map(|(_, entry)| entry).collect())
-    }
-
-    /// Brings every copy of this key that can be reached, uploaded snapshots aside, to what the store says.
-    async fn renew_copies(
-        &mut self,
-        site: &FilesystemSite,
-        entry: &KeyEntry,
-    ) -> Result<(), HolderError> {
-        let wanted = envelope(site, entry, &self.config);
-        let mut failed = Ok(());
-        for holder in &self.manager.parts().holders {
-            for copy in holder.list(site).await? {
-                if copy.uploaded || copy.envelope.is_ok_and(|lies| lies == wanted) {
-                    continue;
-                }
-                match holder.replace(site, &copy.location, &wanted).await {
-                    Ok(()) => self.report.copies += 1,
-                    Err(error) => failed = Err(error),
-                }
-            }
-        }
-        failed
     }
 
     /// Whether the filesystem exists still: a copy that went with its filesystem is no failure.

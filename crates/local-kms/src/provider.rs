@@ -104,6 +104,17 @@ impl KmsProvider for LocalProvider {
         let credential = kms.credential().await?;
         Ok(Proof { kms, master_key, credential, findings: vec![exposed()] })
     }
+
+    async fn provision(&self, config: &KmsConfig) -> Result<(), KmsError> {
+        if self.keys()?.contains(&config.id) && key_file::read(&self.dir, config.id).is_ok() {
+            return Ok(());
+        }
+        self.create_key(config.id)
+    }
+
+    async fn retire(&self, config: &KmsConfig) -> Result<(), KmsError> {
+        self.erase_key(config.id)
+    }
 }
 
 fn only<T>(mut answers: Items<T>) -> Result<T, KmsError> {

@@ -4,7 +4,7 @@
 //! A suite panics at the first broken promise, which is how a test fails:
 //!
 //! ```no_run
-//! # async fn test(make: impl AsyncFn() -> std::sync::Arc<dyn kms_core::KeyStore>) {
+//! # async fn test<S: kms_core::KeyStore + 'static>(make: impl AsyncFn() -> S) {
 //! testkit::store::key_store_contract(make).await;
 //! # }
 //! ```

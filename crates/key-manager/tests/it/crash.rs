@@ -1,0 +1,210 @@
+//! A stop at every durable step: each commit of the store and each write of a header is made the last one, then a new
+//! node starts on what lies there. Nothing acknowledged is lost, nothing is half done, every key opens.
+
+use key_manager::{FilesystemState, KeyManager, KeyState};
+use kms_core::KmsErrorKind;
+
+use crate::world::{Acts, World, name};
+
+/// Runs `act` with a stop after each possible number of commits and header writes, and `check` on the node
+/// that starts afterwards. Answers how many points there were.
+async fn at_every_stop(
+    prepare: impl AsyncFn(&World),
+    act: impl AsyncFn(&KeyManager) -> bool,
+    check: impl AsyncFn(&World, &KeyManager, bool),
+) -> usize {
+    let mut points = 0;
+    for by_commits in [true, false] {
+        for stop_after in 0.. {
+            let world = World::new();
+            prepare(&world).await;
+            let (commits, writes) =
+                if by_commits { (stop_after, u64::MAX) } else { (u64::MAX, stop_after) };
+            let dying = world.manager(commits, writes);
+            dying.settle().await.unwrap();
+            assert!(dying.unlock_all().await.unwrap().is_empty());
+            let done = act(&dying).await;
+            drop(dying);
+
+            let node = world.manager(u64::MAX, u64::MAX);
+            node.settle().await.unwrap();
+            if let Some(job) = node.unfinished_move().await.unwrap() {
+                node.run(job.id).await.unwrap();
+            }
+            assert_eq!(node.settle_copies().await.unwrap(), Vec::<String>::new());
+            let locked = node.unlock_all().await.unwrap();
+            assert!(locked.is_empty(), "stop {stop_after} (commits: {by_commits}): {locked:?}");
+            for fs in node.filesystems().await.unwrap() {
+                assert_eq!(fs.state, FilesystemState::Ready);
+                let copy = world.headers.at(fs.backing.to_str().unwrap());
+                assert_eq!(copy.wrapped.key_id, fs.key_id);
+            }
+            check(&world, &node, done).await;
+            points += 1;
+            if done {
+                break;
+            }
+        }
+    }
+    points
+}
+
+async fn with_kms_and_two(world: &World) {
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("a").await.unwrap();
+    node.create("b").await.unwrap();
+    world.kms.server("http://a").rotate();
+}
+
+#[tokio::test]
+async fn create() {
+    let points = at_every_stop(
+        with_kms_and_two,
+        async |node| node.create("new").await.is_ok(),
+        async |world, node, done| {
+            let there = node.filesystem(&name("new")).await.is_ok();
+            assert!(there || !done, "an acknowledged create is lost");
+            let headers = world.headers.files.lock().unwrap().len();
+            assert_eq!(headers, if there { 3 } else { 2 });
+        },
+    )
+    .await;
+    assert!(points >= 5, "{points}");
+}
+
+#[tokio::test]
+async fn delete() {
+    let points = at_every_stop(
+        with_kms_and_two,
+        async |node| node.delete_filesystem(&name("a")).await.is_ok(),
+        async |world, node, done| {
+            let there = node.filesystem(&name("a")).await.is_ok();
+            assert!(!(there && done), "a deleted filesystem is back");
+            let headers = world.headers.files.lock().unwrap().len();
+            assert_eq!(headers, if there { 2 } else { 1 });
+        },
+    )
+    .await;
+    assert!(points >= 5, "{points}");
+}
+
+#[tokio::test]
+async fn rewrap() {
+    let points = at_every_stop(
+        with_kms_and_two,
+        async |node| node.rewrap().await.is_ok_and(|report| report.failed.is_empty()),
+        async |world, node, done| {
+            // A stop before the job was recorded leaves everything as it was; after it, all of it moves.
+            let versions: Vec<u64> =
+                node.filesystem_statuses().await.unwrap().iter().map(|s| s.version.0).collect();
+            assert!(versions == [2, 2] || (!done && versions == [1, 1]), "{versions:?}");
+            for fs in ["/backing/a", "/backing/b"] {
+                assert_eq!(world.headers.at(fs).wrapped.ciphertext.version.0, versions[0]);
+            }
+        },
+    )
+    .await;
+    assert!(points >= 6, "{points}");
+}
+
+#[tokio::test]
+async fn downgrade() {
+    let points = at_every_stop(
+        with_kms_and_two,
+        async |node| node.downgrade().await.is_ok_and(|report| report.failed.is_empty()),
+        async |world, node, done| {
+            let set = node.kms_overview().await.unwrap().config.is_some();
+            assert!(!(set && done));
+            let local = node.filesystem_statuses().await.unwrap();
+            let kinds: Vec<_> =
+                local.iter().map(|s| s.wrapped_by.as_ref().unwrap().kind.clone()).collect();
+            if set {
+                assert_eq!(kinds, ["fake", "fake"]);
+                assert_eq!(
+                    world.local_keys(),
+                    Vec::<String>::new(),
+                    "an unused local key is erased"
+                );
+            } else {
+                assert_eq!(kinds, ["local", "local"]);
+                assert!(local.iter().all(|s| s.exposed));
+                world.kms.server("http://a").set_down(Some(KmsErrorKind::Unreachable));
+                let again = world.node().await;
+                assert!(again.unlock_all().await.unwrap().is_empty());
+            }
+        },
+    )
+    .await;
+    assert!(points >= 8, "{points}");
+}
+
+#[tokio::test]
+async fn move_to_another_kms() {
+    let points = at_every_stop(
+        with_kms_and_two,
+        async |node| node.set("http://b").await.is_ok(),
+        async |world, node, _| {
+            let overview = node.kms_overview().await.unwrap();
+            let address = overview.config.unwrap().0.address;
+            let other = if address == "http://a" { "http://b" } else { "http://a" };
+            world.kms.server(other).set_down(Some(KmsErrorKind::Unreachable));
+            let again = world.node().await;
+            assert!(again.unlock_all().await.unwrap().is_empty(), "all keys hang on {address}");
+        },
+    )
+    .await;
+    assert!(points >= 6, "{points}");
+}
+
+#[tokio::test]
+async fn from_local_to_a_kms() {
+    let points = at_every_stop(
+        async |world| {
+            world.node().await.create("a").await.unwrap();
+        },
+        async |node| node.set("http://a").await.is_ok(),
+        async |world, node, _| {
+            let set = node.kms_overview().await.unwrap().config.is_some();
+            let keys = world.local_keys().len();
+            assert_eq!(
+                keys,
+                usize::from(!set),
+                "the local key lives exactly as long as it is needed"
+            );
+            assert!(world.headers.at("/backing/a").exposed);
+        },
+    )
+    .await;
+    assert!(points >= 5, "{points}");
+}
+
+#[tokio::test]
+async fn unset_without_filesystems() {
+    at_every_stop(
+        async |world| {
+            world.node().await.set("http://a").await.unwrap();
+        },
+        async |node| node.unset_kms(false).await.is_ok(),
+        async |world, node, done| {
+            let set = node.kms_overview().await.unwrap().config.is_some();
+            assert!(!(set && done));
+            let records = world.store.list("kms/", None, 10).await.unwrap().records;
+            assert_eq!(records.len(), if set { 3 } else { 0 }, "{records:?}");
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn lock() {
+    at_every_stop(
+        with_kms_and_two,
+        async |node| node.lock(&name("a")).await.is_ok(),
+        async |_, node, done| {
+            let locked = matches!(node.state("a").await, KeyState::Locked(_));
+            assert!(locked || !done);
+        },
+    )
+    .await;
+}

@@ -1,0 +1,268 @@
+//! Configure, create, unlock, lock, delete, remove.
+
+use key_manager::{Error, KeyState};
+use kms_core::{Commit, KmsErrorKind};
+
+use crate::world::{Acts, World, name, vault};
+
+#[tokio::test]
+async fn a_restart_opens_what_was_created() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("one").await.unwrap();
+    node.create("two").await.unwrap();
+    let before = (node.bytes("one").await, node.bytes("two").await);
+    assert_ne!(before.0, before.1);
+    drop(node);
+
+    let node = world.node().await;
+    assert!(matches!(node.state("one").await, KeyState::Locked(_)));
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    assert_eq!((node.bytes("one").await, node.bytes("two").await), before);
+}
+
+#[tokio::test]
+async fn without_a_kms_creation_needs_consent_and_exposes() {
+    let world = World::new();
+    let node = world.node().await;
+    let refused = node.create_filesystem(name("x"), "/backing/x".into(), false).await;
+    assert!(matches!(refused, Err(Error::NoKms)));
+    assert!(node.filesystems().await.unwrap().is_empty());
+    node.create("x").await.unwrap();
+    assert!(node.filesystem_statuses().await.unwrap()[0].exposed);
+    assert!(world.headers.at("/backing/x").exposed);
+}
+
+#[tokio::test]
+async fn while_the_kms_is_away_a_create_leaves_nothing() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    world.kms.server("http://a").set_down(Some(KmsErrorKind::Unreachable));
+    let error = node.create("x").await.unwrap_err();
+    assert!(matches!(&error, Error::Kms(e) if e.kind() == KmsErrorKind::Unreachable), "{error}");
+    assert!(node.filesystems().await.unwrap().is_empty());
+    assert!(world.headers.files.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_node_that_starts_without_its_kms_opens_later() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    drop(node);
+    let server = world.kms.server("http://a");
+    for kind in [KmsErrorKind::Unreachable, KmsErrorKind::Sealed] {
+        server.set_down(Some(kind));
+        let node = world.node().await;
+        let locked = node.unlock_all().await.unwrap();
+        assert_eq!(locked.len(), 1);
+        assert!(locked[0].1.transient && locked[0].1.code == kind.code(), "{:?}", locked[0]);
+        assert!(matches!(node.key(&name("x")).await, Err(Error::Locked { .. })));
+        server.set_down(None);
+        assert!(node.unlock_all().await.unwrap().is_empty());
+        // Open ones go on when the KMS goes away again.
+        server.set_down(Some(kind));
+        assert!(node.unlock_all().await.unwrap().is_empty());
+        node.key(&name("x")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn names_are_unique_and_backings_apart() {
+    let world = World::new();
+    let node = world.node().await;
+    node.create("x").await.unwrap();
+    assert!(matches!(node.create("x").await, Err(Error::Invalid { .. } | Error::Exists { .. })));
+    for backing in ["/backing/x", "/backing/x/inside", "/backing", "relative"] {
+        let refused = node.create_filesystem(name("y"), backing.into(), true).await;
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{backing}");
+    }
+}
+
+#[tokio::test]
+async fn swapped_wrapped_keys_are_refused_and_the_others_open() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    for fs in ["a", "b", "c"] {
+        node.create(fs).await.unwrap();
+    }
+    drop(node);
+    // Whoever can write the store swaps the ciphertexts of two records and leaves the ids in place.
+    let page = world.store.list("key/", None, 10).await.unwrap();
+    let mut values: Vec<serde_json::Value> =
+        page.records.iter().map(|r| serde_json::from_slice(&r.value).unwrap()).collect();
+    let first = values[0]["wrapped"]["ciphertext"].take();
+    values[0]["wrapped"]["ciphertext"] = values[1]["wrapped"]["ciphertext"].take();
+    values[1]["wrapped"]["ciphertext"] = first;
+    for (record, value) in page.records.iter().zip(&values).take(2) {
+        let put = Commit::new().put(record.key.clone(), serde_json::to_vec(value).unwrap());
+        world.store.commit(put).await.unwrap();
+    }
+    let node = world.node().await;
+    let locked = node.unlock_all().await.unwrap();
+    assert_eq!(locked.len(), 2);
+    for (_, reason) in &locked {
+        assert_eq!(reason.code, "wrapped-key-of-another");
+        assert!(!reason.transient);
+    }
+    assert_eq!(world.kms.server("http://a").asked("wrap"), 4, "nothing is regenerated");
+}
+
+#[tokio::test]
+async fn whole_records_swapped_are_refused_too() {
+    let world = World::new();
+    let node = world.node().await;
+    node.create("a").await.unwrap();
+    node.create("b").await.unwrap();
+    drop(node);
+    let page = world.store.list("key/", None, 10).await.unwrap();
+    let swap = Commit::new()
+        .put(page.records[0].key.clone(), page.records[1].value.clone())
+        .put(page.records[1].key.clone(), page.records[0].value.clone());
+    world.store.commit(swap).await.unwrap();
+    let locked = world.node().await.unlock_all().await.unwrap();
+    assert_eq!(locked.len(), 2);
+    assert!(locked.iter().all(|(_, reason)| reason.code == "record-damaged"), "{locked:?}");
+}
+
+#[tokio::test]
+async fn a_master_key_made_again_is_noticed_before_it_wraps() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    drop(node);
+    let server = world.kms.server("http://a");
+    server.recreate();
+    let wraps = server.asked("wrap");
+    let node = world.node().await;
+    let locked = node.unlock_all().await.unwrap();
+    assert_eq!(locked[0].1.code, "master-key-replaced");
+    assert!(locked[0].1.why.contains("made again"), "{}", locked[0].1.why);
+    for error in [node.create("y").await.unwrap_err(), node.rewrap().await.unwrap_err()] {
+        assert!(
+            matches!(&error, Error::Kms(e) if e.kind() == KmsErrorKind::KeyReplaced),
+            "{error}"
+        );
+    }
+    assert_eq!(server.asked("wrap"), wraps);
+}
+
+#[tokio::test]
+async fn too_old_is_told_apart_from_another_key() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("old").await.unwrap();
+    let server = world.kms.server("http://a");
+    server.rotate();
+    node.create("new").await.unwrap();
+    server.set_minimum(2);
+    drop(node);
+    let locked = world.node().await.unlock_all().await.unwrap();
+    assert_eq!(locked.len(), 1);
+    assert_eq!((locked[0].0.as_str(), locked[0].1.code.as_str()), ("old", "key-version-too-old"));
+}
+
+#[tokio::test]
+async fn unset_is_refused_while_a_filesystem_exists() {
+    let world = World::new();
+    let node = world.node().await;
+    assert!(matches!(node.unset_kms(false).await, Err(Error::Unknown { .. })));
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    let error = node.unset_kms(false).await.unwrap_err();
+    assert!(matches!(error, Error::Encrypted { count: 1, .. }), "{error}");
+    node.delete_filesystem(&name("x")).await.unwrap();
+    assert_eq!(node.unset_kms(false).await.unwrap(), None);
+    let left = world.store.list("", None, 100).await.unwrap().records;
+    let left: Vec<_> = left.into_iter().map(|r| r.key).filter(|k| !k.starts_with("job/")).collect();
+    assert_eq!(left, ["fs-epoch"], "no configuration, no token, no key stays");
+}
+
+#[tokio::test]
+async fn locked_by_an_admin_stays_locked_over_a_restart() {
+    let world = World::new();
+    let node = world.node().await;
+    node.create("x").await.unwrap();
+    node.lock(&name("x")).await.unwrap();
+    assert!(node.key(&name("x")).await.is_err());
+    drop(node);
+    let node = world.node().await;
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    assert!(matches!(node.state("x").await, KeyState::Locked(r) if r.code == "locked-by-admin"));
+    node.unlock(&name("x")).await.unwrap();
+    assert_eq!(node.state("x").await, KeyState::Unlocked);
+}
+
+#[tokio::test]
+async fn an_older_store_put_back_is_noticed() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    let id = node.create("x").await.unwrap();
+    let key = format!("key/{id}");
+    let old = world.store.get(&key).await.unwrap().unwrap();
+    world.kms.server("http://a").rotate();
+    node.rewrap().await.unwrap();
+    drop(node);
+    world.store.commit(Commit::new().put(key, old.value)).await.unwrap();
+    let locked = world.node().await.unlock_all().await.unwrap();
+    assert_eq!(locked.len(), 1);
+    assert!(locked[0].1.why.contains("older store"), "{}", locked[0].1.why);
+    assert!(locked[0].1.cure.as_ref().unwrap().contains("coffer recover"));
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_program_is_refused_and_kept() {
+    let world = World::new();
+    let node = world.node().await;
+    let id = node.create("x").await.unwrap();
+    drop(node);
+    let key = format!("key/{id}");
+    let record = world.store.get(&key).await.unwrap().unwrap();
+    let mut value: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+    value["format"] = 99.into();
+    let newer = serde_json::to_vec(&value).unwrap();
+    world.store.commit(Commit::new().put(key.clone(), newer.clone())).await.unwrap();
+    let node = world.node().await;
+    let locked = node.unlock_all().await.unwrap();
+    assert!(locked[0].1.why.contains("newer than this program"), "{}", locked[0].1.why);
+    assert_eq!(world.store.get(&key).await.unwrap().unwrap().value, newer);
+}
+
+#[tokio::test]
+async fn two_nodes_on_one_store_lose_cleanly() {
+    let world = World::new();
+    let (a, b) = (world.node().await, world.node().await);
+    a.set("http://a").await.unwrap();
+    a.create("seed").await.unwrap();
+    for round in 0..20 {
+        let fs = format!("fs{round}");
+        let (made, unset) = tokio::join!(a.create(&fs), b.unset_kms(true));
+        if let (Err(error), true) = (&made, unset.is_ok()) {
+            assert!(matches!(error, Error::Changed { .. } | Error::NoKms), "{error}");
+        }
+        if let Ok(Some(job)) = unset {
+            b.run(job).await.unwrap();
+            a.set_kms(vault("http://a")).await.unwrap();
+            let job = a.unfinished_move().await.unwrap().unwrap().id;
+            a.run(job).await.unwrap();
+        }
+        let fresh = world.node().await;
+        assert!(fresh.unlock_all().await.unwrap().is_empty(), "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn no_debug_shows_the_token() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    let shown = format!("{node:?} {:?} {:?}", vault("http://a"), world.audit.events());
+    assert!(!shown.contains("the-token"));
+}

@@ -1,0 +1,233 @@
+//! A node's surroundings that outlive its crashes: store, KMS, backing headers, local keys.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use key_manager::{
+    Configured, Error, FilesystemName, JobControl, JobId, JobState, KeyManager, KeyState,
+    MoveReport, NewKms, Parts, Progress, Volumes,
+};
+use key_store::MemoryStore;
+use kms_core::{
+    Credential, FilesystemKey, FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId,
+    KeyStore,
+};
+use local_kms::LocalProvider;
+use testkit::audit::CollectingAudit;
+use testkit::clock::ManualClock;
+use testkit::failing_store::FailingStore;
+use testkit::fake_kms::FakeProvider;
+
+pub struct World {
+    pub store: Arc<dyn KeyStore>,
+    pub kms: FakeProvider,
+    pub headers: Arc<Headers>,
+    pub audit: Arc<CollectingAudit>,
+    state_dir: tempfile::TempDir,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self {
+            store: Arc::new(MemoryStore::new()),
+            kms: FakeProvider::default(),
+            headers: Arc::default(),
+            audit: Arc::default(),
+            state_dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// A node that has just started.
+    pub async fn node(&self) -> KeyManager {
+        let manager = self.manager(u64::MAX, u64::MAX);
+        manager.settle().await.unwrap();
+        manager
+    }
+
+    /// A manager whose store stops after `commits` and whose headers stop after `writes`.
+    pub fn manager(&self, commits: u64, writes: u64) -> KeyManager {
+        self.headers.writes_left.store(writes, Ordering::SeqCst);
+        KeyManager::new(Parts {
+            store: Arc::new(FailingStore::new(Arc::clone(&self.store), commits)),
+            providers: vec![
+                Arc::new(self.kms.clone()),
+                Arc::new(LocalProvider::new(self.state_dir.path())),
+            ],
+            holders: vec![Arc::clone(&self.headers) as Arc<dyn KeyHolder>],
+            volumes: Arc::clone(&self.headers) as Arc<dyn Volumes>,
+            clock: Arc::new(ManualClock::default()),
+            audit: Arc::clone(&self.audit) as _,
+        })
+    }
+
+    /// Names of the key files for local wrapping.
+    pub fn local_keys(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.state_dir.path()).unwrap();
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+/// Backing directories that consist of their header alone.
+#[derive(Debug)]
+pub struct Headers {
+    pub files: Mutex<HashMap<PathBuf, KeyEnvelope>>,
+    writes_left: AtomicU64,
+}
+
+impl Default for Headers {
+    fn default() -> Self {
+        Self { files: Mutex::default(), writes_left: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl Headers {
+    pub fn at(&self, backing: &str) -> KeyEnvelope {
+        self.files.lock().unwrap()[Path::new(backing)].clone()
+    }
+
+    fn write(&self) -> Result<(), &'static str> {
+        let take = |left: u64| left.checked_sub(1);
+        match self.writes_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take) {
+            Ok(_) => Ok(()),
+            Err(_) => Err("it stopped here"),
+        }
+    }
+}
+
+#[async_trait]
+impl KeyHolder for Headers {
+    async fn list(&self, site: &FilesystemSite) -> Result<Vec<KeyCopy>, HolderError> {
+        let files = self.files.lock().unwrap();
+        let copy = |envelope: &KeyEnvelope| KeyCopy {
+            location: site.backing.display().to_string(),
+            envelope: Ok(envelope.clone()),
+            uploaded: false,
+        };
+        Ok(files.get(&site.backing).map(copy).into_iter().collect())
+    }
+
+    async fn replace(
+        &self,
+        site: &FilesystemSite,
+        location: &str,
+        envelope: &KeyEnvelope,
+    ) -> Result<(), HolderError> {
+        self.write().map_err(|why| HolderError {
+            location: location.to_owned(),
+            doing: "replaced",
+            source: why.into(),
+        })?;
+        self.files.lock().unwrap().insert(site.backing.clone(), envelope.clone());
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Volumes for Headers {
+    async fn create(
+        &self,
+        site: &FilesystemSite,
+        _: Arc<FilesystemKey>,
+        envelope: &KeyEnvelope,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.write()?;
+        self.files.lock().unwrap().insert(site.backing.clone(), envelope.clone());
+        Ok(())
+    }
+
+    async fn remove(
+        &self,
+        site: &FilesystemSite,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.write()?;
+        let mut files = self.files.lock().unwrap();
+        if files.get(&site.backing).is_some_and(|e| e.wrapped.key_id == site.key_id) {
+            files.remove(&site.backing);
+        }
+        Ok(())
+    }
+}
+
+pub struct NoControl;
+
+impl JobControl for NoControl {
+    fn progress(&self, _: Progress) {}
+
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+pub fn name(text: &str) -> FilesystemName {
+    text.parse().unwrap()
+}
+
+pub fn vault(address: &str) -> NewKms {
+    NewKms {
+        kind: FakeProvider::KIND.to_owned(),
+        address: address.to_owned(),
+        master_key: "key".to_owned(),
+        settings: Default::default(),
+        credential: Credential::Token("the-token".to_owned().into()),
+    }
+}
+
+/// What a test does with a manager, for short.
+#[async_trait]
+pub trait Acts {
+    async fn create(&self, fs: &str) -> Result<KeyId, Error>;
+    async fn set(&self, address: &str) -> Result<Configured, Error>;
+    async fn rewrap(&self) -> Result<MoveReport, Error>;
+    async fn run(&self, job: JobId) -> Result<MoveReport, Error>;
+    async fn downgrade(&self) -> Result<MoveReport, Error>;
+    async fn state(&self, fs: &str) -> KeyState;
+    async fn bytes(&self, fs: &str) -> [u8; 32];
+}
+
+#[async_trait]
+impl Acts for KeyManager {
+    async fn create(&self, fs: &str) -> Result<KeyId, Error> {
+        let backing = PathBuf::from(format!("/backing/{fs}"));
+        Ok(self.create_filesystem(name(fs), backing, true).await?.filesystem.key_id)
+    }
+
+    /// Sets the KMS and runs the move, if there is one.
+    async fn set(&self, address: &str) -> Result<Configured, Error> {
+        let configured = self.set_kms(vault(address)).await?;
+        if let Some(job) = configured.job {
+            self.run(job).await?;
+        }
+        Ok(configured)
+    }
+
+    async fn rewrap(&self) -> Result<MoveReport, Error> {
+        let job = self.start_rewrap(None).await?;
+        self.run(job).await
+    }
+
+    async fn run(&self, job: JobId) -> Result<MoveReport, Error> {
+        let report = self.run_move(job, &NoControl).await?;
+        if report.failed.is_empty() {
+            assert_eq!(self.job(job).await?.state, JobState::Done);
+        }
+        Ok(report)
+    }
+
+    async fn downgrade(&self) -> Result<MoveReport, Error> {
+        match self.unset_kms(true).await? {
+            Some(job) => self.run(job).await,
+            None => Ok(MoveReport::default()),
+        }
+    }
+
+    async fn state(&self, fs: &str) -> KeyState {
+        self.state_of(&self.filesystem(&name(fs)).await.unwrap())
+    }
+
+    async fn bytes(&self, fs: &str) -> [u8; 32] {
+        self.key(&name(fs)).await.unwrap().expose(|bytes| *bytes)
+    }
+}

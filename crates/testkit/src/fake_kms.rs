@@ -1,0 +1,216 @@
+//! A KMS in memory whose every answer a test controls: away, sealed, rotated, made again, items that fail.
+//!
+//! It encrypts nothing: its ciphertext is the record in hex, with the version and a mark of the master key in front.
+//! What must hold over real encryption is tested over the embedded and the real Vaults.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kms_core::{
+    Ciphertext, Credential, CredentialStatus, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
+    KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, UnixMillis,
+};
+
+/// A provider of fake KMSs: one for each address.
+#[derive(Debug, Default, Clone)]
+pub struct FakeProvider {
+    servers: Arc<Mutex<HashMap<String, FakeServer>>>,
+}
+
+/// One fake KMS with one master key.
+#[derive(Debug, Clone)]
+pub struct FakeServer(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    /// Another number is another key under the same name.
+    mark: u64,
+    latest: u64,
+    minimum: u64,
+    created: BTreeMap<KeyVersion, UnixMillis>,
+    down: Option<KmsErrorKind>,
+    /// Items asked for, by operation.
+    asked: BTreeMap<&'static str, u64>,
+}
+
+impl FakeProvider {
+    /// The kind that it serves.
+    pub const KIND: &'static str = "fake";
+
+    /// The server at this address, made at its first mention.
+    pub fn server(&self, address: &str) -> FakeServer {
+        let mut servers = self.servers.lock().unwrap();
+        let mark = servers.len() as u64 + 1;
+        servers.entry(address.to_owned()).or_insert_with(|| FakeServer::new(mark)).clone()
+    }
+
+    /// Lets another address lead to the same server.
+    pub fn alias(&self, address: &str, server: &FakeServer) {
+        self.servers.lock().unwrap().insert(address.to_owned(), server.clone());
+    }
+}
+
+impl FakeServer {
+    fn new(mark: u64) -> Self {
+        let created = BTreeMap::from([(KeyVersion(1), UnixMillis(mark * 1000))]);
+        let asked = BTreeMap::new();
+        Self(Arc::new(Mutex::new(State {
+            mark,
+            latest: 1,
+            minimum: 1,
+            created,
+            down: None,
+            asked,
+        })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Every call fails with this kind from now on; `None` ends it.
+    pub fn set_down(&self, kind: Option<KmsErrorKind>) {
+        self.state().down = kind;
+    }
+
+    /// A new version of the master key.
+    pub fn rotate(&self) {
+        let mut state = self.state();
+        state.latest += 1;
+        let (version, at) =
+            (KeyVersion(state.latest), UnixMillis(state.mark * 1000 + state.latest));
+        state.created.insert(version, at);
+    }
+
+    /// Refuses ciphertexts of versions below this one.
+    pub fn set_minimum(&self, version: u64) {
+        self.state().minimum = version;
+    }
+
+    /// Deletes the master key and makes another one of the same name.
+    pub fn recreate(&self) {
+        let mut state = self.state();
+        state.mark += 1_000_000;
+        state.latest = 1;
+        state.created = BTreeMap::from([(KeyVersion(1), UnixMillis(state.mark))]);
+    }
+
+    /// Items that this operation (`wrap`, `unwrap`, `rewrap`) was asked for since the server was made.
+    pub fn asked(&self, operation: &str) -> u64 {
+        self.state().asked.get(operation).copied().unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl KmsProvider for FakeProvider {
+    fn kind(&self) -> &'static str {
+        Self::KIND
+    }
+
+    fn open(&self, config: &KmsConfig, _: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
+        Ok(Arc::new(FakeKms { config: config.clone(), server: self.server(&config.address) }))
+    }
+
+    async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
+        let kms = self.open(config, credential)?;
+        Ok(Proof {
+            master_key: kms.master_key().await?,
+            credential: kms.credential().await?,
+            kms,
+            findings: Vec::new(),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct FakeKms {
+    config: KmsConfig,
+    server: FakeServer,
+}
+
+impl FakeKms {
+    fn answer(&self, operation: &'static str, items: usize) -> Result<(), KmsError> {
+        let mut state = self.server.state();
+        *state.asked.entry(operation).or_default() += items as u64;
+        match state.down {
+            Some(kind) => Err(KmsError::new(kind, "the fake KMS is away").cure("bring it back")),
+            None => Ok(()),
+        }
+    }
+
+    fn seal(&self, record: &[u8]) -> Ciphertext {
+        let state = self.server.state();
+        let hex: String = record.iter().map(|byte| format!("{byte:02x}")).collect();
+        let version = KeyVersion(state.latest);
+        Ciphertext { text: format!("{}:{}:{hex}", state.mark, version.0), version }
+    }
+
+    fn open(&self, ciphertext: &Ciphertext) -> Result<Vec<u8>, KmsError> {
+        let broken = || KmsError::new(KmsErrorKind::NotAuthentic, "the wrapped key does not open");
+        let state = self.server.state();
+        let mut parts = ciphertext.text.split(':');
+        let mut number = || parts.next().and_then(|n| n.parse::<u64>().ok()).ok_or_else(broken);
+        let (mark, version) = (number()?, number()?);
+        if mark != state.mark || version > state.latest {
+            return Err(broken());
+        }
+        if version < state.minimum {
+            return Err(KmsError::new(KmsErrorKind::VersionTooOld, "the version is too old"));
+        }
+        let hex = parts.next().ok_or_else(broken)?;
+        (0..hex.len() / 2)
+            .map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).map_err(|_| broken()))
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Kms for FakeKms {
+    fn config(&self) -> &KmsConfig {
+        &self.config
+    }
+
+    async fn master_key(&self) -> Result<MasterKey, KmsError> {
+        self.answer("read", 1)?;
+        let state = self.server.state();
+        Ok(MasterKey {
+            name: self.config.master_key.clone(),
+            latest_version: KeyVersion(state.latest),
+            min_decryption_version: KeyVersion(state.minimum),
+            created: state.created.clone(),
+            deletion_allowed: false,
+            exportable: false,
+        })
+    }
+
+    async fn credential(&self) -> Result<CredentialStatus, KmsError> {
+        self.answer("lookup", 1)?;
+        let time_left = Some(Duration::from_secs(3600));
+        Ok(CredentialStatus { time_left, renewable: true, periodic: true })
+    }
+
+    async fn renew(&self) -> Result<CredentialStatus, KmsError> {
+        self.credential().await
+    }
+
+    async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {
+        self.answer("wrap", records.len())?;
+        Ok(records.iter().map(|record| Ok(self.seal(record.expose()))).collect())
+    }
+
+    async fn unwrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<KeyRecord>, KmsError> {
+        self.answer("unwrap", ciphertexts.len())?;
+        let record = |ciphertext| {
+            KeyRecord::parse(&self.open(ciphertext)?)
+                .map_err(|e| KmsError::new(KmsErrorKind::NotAuthentic, e.to_string()))
+        };
+        Ok(ciphertexts.iter().map(record).collect())
+    }
+
+    async fn rewrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<Ciphertext>, KmsError> {
+        self.answer("rewrap", ciphertexts.len())?;
+        Ok(ciphertexts.iter().map(|c| Ok(self.seal(&self.open(c)?))).collect())
+    }
+}
