@@ -6,7 +6,8 @@ use kms_core::{Check, Commit, KeyStore, Record, StoreError, Version};
 
 /// Holds stores to the trait's words. `make` gives an empty one each time. Panics at the first
 /// promise that is broken. Run it on a multi-threaded runtime: it races commits.
-pub async fn key_store_contract(make: impl AsyncFn() -> Arc<dyn KeyStore>) {
+pub async fn key_store_contract<S: KeyStore + 'static>(make: impl AsyncFn() -> S) {
+    let make = async || Arc::new(make().await) as Arc<dyn KeyStore>;
     an_empty_store_has_nothing(&*make().await).await;
     what_is_put_is_read(&*make().await).await;
     what_is_deleted_is_gone(&*make().await).await;
@@ -26,7 +27,7 @@ pub async fn key_store_contract(make: impl AsyncFn() -> Arc<dyn KeyStore>) {
 
 /// Holds a store on disk to its memory: `open` opens the same place each time, empty at first, and the store
 /// that it gave before has been dropped.
-pub async fn key_store_keeps_everything(open: impl AsyncFn() -> Arc<dyn KeyStore>) {
+pub async fn key_store_keeps_everything<S: KeyStore>(open: impl AsyncFn() -> S) {
     let mut last = Version(0);
     for round in 0..4 {
         let store = open().await;

@@ -1,6 +1,5 @@
 //! Both stores keep the trait's promises.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use key_store::{MemoryStore, SledStore};
@@ -8,7 +7,7 @@ use testkit::store::{key_store_contract, key_store_keeps_everything};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory() {
-    key_store_contract(async || Arc::new(MemoryStore::new())).await;
+    key_store_contract(async || MemoryStore::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -17,7 +16,7 @@ async fn sled() {
     let next = AtomicU32::new(0);
     key_store_contract(async || {
         let dir = root.path().join(next.fetch_add(1, Ordering::Relaxed).to_string());
-        Arc::new(SledStore::open(&dir).unwrap())
+        SledStore::open(&dir).unwrap()
     })
     .await;
 }
@@ -25,5 +24,5 @@ async fn sled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sled_opened_again() {
     let root = tempfile::tempdir().unwrap();
-    key_store_keeps_everything(async || Arc::new(SledStore::open(root.path()).unwrap())).await;
+    key_store_keeps_everything(async || SledStore::open(root.path()).unwrap()).await;
 }

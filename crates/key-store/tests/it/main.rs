@@ -1,3 +1,7 @@
-//! The stores against the contract; sled against kill -9 and damage.
+//! The stores against the contract; sled against kill -9, damage and old copies.
 
 mod contract;
+mod crash;
+mod damage;
+mod history;
+mod private;
