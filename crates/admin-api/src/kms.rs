@@ -12,9 +12,8 @@ pub struct SetVault {
     pub base_url: String,
     /// The master key's name there.
     pub master_key: String,
-    /// The token. `None` keeps the stored one, which is sent only to the origin it was given for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token: Option<Token>,
+    /// The token.
+    pub token: Token,
     /// Vault's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
@@ -149,6 +148,6 @@ mod tests {
         let text = r#"{"base_url":"u","master_key":"k","token":"s.secret"}"#;
         let request: SetVault = serde_json::from_str(text).unwrap();
         assert!(!format!("{request:?}").contains("s.secret"));
-        assert_eq!(request.token.unwrap().expose(), "s.secret");
+        assert_eq!(request.token.expose(), "s.secret");
     }
 }

@@ -100,10 +100,9 @@ impl Client {
             Some(io::ErrorKind::ConnectionRefused) => {
                 ("the socket is there, and nobody listens on it", START)
             }
-            Some(io::ErrorKind::PermissionDenied) => (
-                "the socket belongs to another user",
-                "be the user who runs the node, or root",
-            ),
+            Some(io::ErrorKind::PermissionDenied) => {
+                ("the socket belongs to another user", "be the user who runs the node, or root")
+            }
             Some(io::ErrorKind::InvalidInput) => {
                 ("the path is too long for a socket", "give a shorter one with --socket PATH")
             }
@@ -113,7 +112,8 @@ impl Client {
     }
 }
 
-const START: &str = "start it with coffer serve, or name its socket with --socket PATH or COFFER_SOCKET";
+const START: &str =
+    "start it with coffer serve, or name its socket with --socket PATH or COFFER_SOCKET";
 
 fn not_understood(why: String) -> Problem {
     Problem::new(Exit::Failed, "answer-not-understood", "the node's answer is not understood", why)

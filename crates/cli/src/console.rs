@@ -98,7 +98,12 @@ impl<'a> Console<'a> {
     ///
     /// # Errors
     /// A usage problem when nobody can be asked; another when the answer was something else.
-    pub(crate) fn confirm(&mut self, what: &str, consequence: &str, word: &str) -> Result<(), Problem> {
+    pub(crate) fn confirm(
+        &mut self,
+        what: &str,
+        consequence: &str,
+        word: &str,
+    ) -> Result<(), Problem> {
         if !self.can_ask {
             return Err(Problem::new(
                 Exit::Usage,
@@ -135,8 +140,7 @@ impl fmt::Debug for Console<'_> {
 fn problem_text(problem: &Problem) -> String {
     // Continuation lines stand under the first.
     let under = |text: &str| text.trim_end().replace('\n', "\n       ");
-    let mut text =
-        format!("error: {}\n  why: {}\n", under(&problem.title), under(&problem.detail));
+    let mut text = format!("error: {}\n  why: {}\n", under(&problem.title), under(&problem.detail));
     if let Some(cure) = &problem.cure {
         text.push_str(&format!("  do:  {}\n", under(cure)));
     }
@@ -174,8 +178,8 @@ mod tests {
 
     #[test]
     fn an_error_says_what_why_and_what_to_do() {
-        let problem =
-            Problem::new(Exit::State, "x", "home can't be listed", "it is locked").cure("unlock it");
+        let problem = Problem::new(Exit::State, "x", "home can't be listed", "it is locked")
+            .cure("unlock it");
         assert_eq!(
             problem_text(&problem),
             "error: home can't be listed\n  why: it is locked\n  do:  unlock it\n"

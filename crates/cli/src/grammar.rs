@@ -94,7 +94,9 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the manual page, or write the page of every command to a directory
-    #[command(after_help = "Examples:\n  coffer man | man -l -\n  coffer man /usr/local/share/man/man1")]
+    #[command(
+        after_help = "Examples:\n  coffer man | man -l -\n  coffer man /usr/local/share/man/man1"
+    )]
     Man {
         /// Where the pages of all commands go
         #[arg(value_name = "DIR")]
@@ -311,7 +313,9 @@ Examples:
         allow_downgrade: bool,
     },
     /// Encrypt every filesystem key anew under the newest version of the master key; data stays as it is
-    #[command(after_help = "Example:\n  vault write -f transit/keys/coffer-key/rotate && coffer fs kms rewrap")]
+    #[command(
+        after_help = "Example:\n  vault write -f transit/keys/coffer-key/rotate && coffer fs kms rewrap"
+    )]
     Rewrap,
 }
 
@@ -322,7 +326,11 @@ pub(crate) struct SetVault {
     /// The name of the master key in Vault
     pub(crate) master_key_name: String,
     /// The token. An argument shows in the process list: better --token-file or --token-stdin
-    #[arg(value_parser = token(), conflicts_with_all = ["token_file", "token_stdin"])]
+    #[arg(
+        value_parser = token(),
+        required_unless_present_any = ["token_file", "token_stdin"],
+        conflicts_with_all = ["token_file", "token_stdin"],
+    )]
     pub(crate) token: Option<Token>,
     /// Read the token from this file
     #[arg(long, value_name = "FILE", conflicts_with = "token_stdin")]

@@ -13,25 +13,19 @@ use crate::grammar::SetVault;
 /// Longest token that is read. Vault's service tokens have about a hundred bytes, batch tokens a few hundred.
 const LIMIT: u64 = 16 * 1024;
 
-/// The token that the arguments name, if they do.
-pub(crate) fn token(
-    arguments: &mut SetVault,
-    console: &mut Console<'_>,
-) -> Result<Option<Token>, Problem> {
+/// The token that the arguments name; the grammar sees to it that they name one.
+pub(crate) fn token(arguments: &mut SetVault, console: &mut Console<'_>) -> Result<Token, Problem> {
     if let Some(token) = arguments.token.take() {
         console.note(
             "note: a token given as an argument shows in the process list; \
              --token-file and --token-stdin keep it out\n",
         );
-        return Ok(Some(token));
+        return Ok(token);
     }
-    if let Some(path) = &arguments.token_file {
-        return from_file(path).map(Some);
+    match &arguments.token_file {
+        Some(path) => from_file(path),
+        None => read(console.stdin(), "stdin"),
     }
-    if arguments.token_stdin {
-        return read(console.stdin(), "stdin").map(Some);
-    }
-    Ok(None)
 }
 
 fn from_file(path: &Path) -> Result<Token, Problem> {
@@ -43,10 +37,7 @@ fn from_file(path: &Path) -> Result<Token, Problem> {
 fn read(source: &mut dyn Read, name: &str) -> Result<Token, Problem> {
     // Room for all of it from the start, so that growing leaves no copy behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT as usize + 1));
-    source
-        .take(LIMIT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| unreadable(name, &e.to_string()))?;
+    source.take(LIMIT + 1).read_to_end(&mut bytes).map_err(|e| unreadable(name, &e.to_string()))?;
     if bytes.len() as u64 > LIMIT {
         return Err(unreadable(name, "it is longer than any token"));
     }

@@ -87,8 +87,7 @@ struct Bar {
 
 impl Bar {
     fn new(job: &Job) -> Self {
-        let counts_bytes =
-            matches!(job.kind, JobKind::Import | JobKind::Export | JobKind::Verify);
+        let counts_bytes = matches!(job.kind, JobKind::Import | JobKind::Export | JobKind::Verify);
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let bar = Self { bar, counts_bytes };
         bar.show(job);
@@ -103,7 +102,9 @@ impl Bar {
             (progress.items, progress.total_items)
         };
         let template = match (self.counts_bytes, total.is_some()) {
-            (true, true) => "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left",
+            (true, true) => {
+                "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left"
+            }
             (true, false) => "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}",
             (false, true) => "{msg} {wide_bar} {pos}/{len} {per_sec} {eta} left",
             (false, false) => "{msg} {spinner} {pos} {per_sec}",

@@ -10,7 +10,10 @@ use super::{Context, absolute};
 use crate::grammar::{FsCommand, Name};
 use crate::show::{fields, moment, table};
 
-pub(super) async fn run(command: FsCommand, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
+pub(super) async fn run(
+    command: FsCommand,
+    context: &mut Context<'_, '_>,
+) -> Result<Exit, Problem> {
     match command {
         FsCommand::Create { name, encrypted: _, allow_no_kms, backing } => {
             let backing = backing.map(|path| absolute(&path)).transpose()?.map(BytePath::from);
@@ -99,7 +102,9 @@ async fn ls(name: &str, path: BytePath, context: &mut Context<'_, '_>) -> Result
 }
 
 fn page_of(route: &str, query: &[(&str, &str)], after: Option<&str>) -> String {
-    let mut serializer = form_urlencoded::Serializer::new(format!("{route}?"));
+    let target = format!("{route}?");
+    let query_at = target.len();
+    let mut serializer = form_urlencoded::Serializer::for_suffix(target, query_at);
     serializer.extend_pairs(query);
     if let Some(after) = after {
         serializer.append_pair("after", after);
@@ -108,8 +113,12 @@ fn page_of(route: &str, query: &[(&str, &str)], after: Option<&str>) -> String {
 }
 
 fn created_text(fs: &Filesystem) -> String {
-    let mut text =
-        format!("{} is made in {}; its key is wrapped by {}\n", fs.name, fs.backing, wrapped(&fs.wrapped_by));
+    let mut text = format!(
+        "{} is made in {}; its key is wrapped by {}\n",
+        fs.name,
+        fs.backing,
+        wrapped(&fs.wrapped_by)
+    );
     if fs.exposed {
         text.push_str(
             "warning: its key is wrapped locally: whoever reads this machine's disks reads the data\n  \
@@ -209,9 +218,9 @@ fn permissions(entry: &Entry) -> String {
         EntryKind::Symlink => 'l',
         EntryKind::Special => 'p',
     };
-    let bits = (0..9).rev().map(|bit| {
-        if entry.mode >> bit & 1 == 0 { '-' } else { ['x', 'w', 'r'][bit % 3] }
-    });
+    let bits = (0..9)
+        .rev()
+        .map(|bit| if entry.mode >> bit & 1 == 0 { '-' } else { ['x', 'w', 'r'][bit % 3] });
     std::iter::once(kind).chain(bits).collect()
 }
 

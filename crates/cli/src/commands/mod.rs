@@ -45,19 +45,21 @@ pub(crate) fn run(arguments: Arguments, console: &mut Console<'_>) -> Result<Out
         }
         Command::Man { directory } => man(directory.as_deref(), console),
         command => {
-            let socket =
-                common.socket.unwrap_or_else(|| defaults::socket_in(&defaults::default_state_dir()));
-            let context = Context { client: Client::new(socket)?, console, output, yes: common.yes };
+            let socket = common
+                .socket
+                .unwrap_or_else(|| defaults::socket_in(&defaults::default_state_dir()));
+            let context =
+                Context { client: Client::new(socket)?, console, output, yes: common.yes };
             ask_node(command, context).map(Outcome::Exit)
         }
     }
 }
 
 fn ask_node(command: Command, mut context: Context<'_, '_>) -> Result<Exit, Problem> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Problem::new(Exit::Failed, "runtime", "no request can be made", e.to_string()))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| {
+            Problem::new(Exit::Failed, "runtime", "no request can be made", e.to_string())
+        })?;
     runtime.block_on(async {
         match command {
             Command::Status => status::show(&mut context).await,

@@ -1,0 +1,281 @@
+//! `status`, `fs …` and `job …`.
+
+use std::env;
+
+use serde_json::{Value, json};
+
+use crate::node::{Node, problem};
+
+fn filesystem(name: &str, state: &str) -> Value {
+    json!({
+        "name": name, "created_at": 1_700_000_000_000_u64, "backing": format!("/srv/{name}"),
+        "state": state, "key_id": "6f1c", "exposed": false,
+        "wrapped_by": {"kind": "vault", "master_key": "coffer-key", "version": 2},
+    })
+}
+
+fn job(kind: &str, state: &str) -> Value {
+    json!({
+        "id": "7", "kind": kind, "filesystem": "home", "path": "/src", "state": state,
+        "resumed": false, "created_at": 0,
+        "progress": {"items": 2, "total_items": 4, "failed_items": 0, "bytes": 1536, "total_bytes": 3072},
+    })
+}
+
+#[test]
+fn status_is_short_and_warns() {
+    let answer = json!({
+        "version": "0.1.0", "pid": 42, "started_at": 0, "state_dir": "/var/lib/coffer",
+        "filesystems": {"total": 3, "unlocked": 2, "locked": 1, "exposed": 1},
+        "jobs_running": 0,
+        "kms": {"configured": null, "keys": [], "exposed_keys": 1, "findings": []},
+        "findings": [{"code": "memory-unlocked", "what": "keys may be swapped out", "cure": "raise it"}],
+    });
+    let ran = Node::answering([("GET /v1/status", 200, answer)]).run(&["status"]);
+    assert_eq!(
+        ran.stdout,
+        "\
+node:             coffer 0.1.0, process 42
+running since:    1970-01-01T00:00:00Z
+state directory:  /var/lib/coffer
+KMS:              not set
+filesystems:      3: 2 unlocked, 1 locked, 1 exposed
+running jobs:     none
+warning: keys may be swapped out
+  do:  raise it
+"
+    );
+    assert_eq!(ran.code, 0);
+}
+
+#[test]
+fn create_makes_paths_absolute_and_shows_what_was_made() {
+    let node = Node::answering([("POST /v1/filesystems", 201, filesystem("home", "unlocked"))]);
+    let ran = node.run(&["fs", "create", "home", "--encrypted", "--backing", "data"]);
+    assert_eq!(ran.stdout, "home is made in /srv/home; its key is wrapped by coffer-key v2\n");
+    let here = env::current_dir().unwrap().join("data");
+    assert_eq!(
+        node.asked()[0].1,
+        json!({"name": "home", "backing": here.to_str().unwrap(), "allow_no_kms": false})
+    );
+}
+
+#[test]
+fn create_while_the_kms_is_away_ends_with_3() {
+    let node =
+        Node::answering([("POST /v1/filesystems", 503, problem(503, "kms-unreachable", None))]);
+    assert_eq!(node.run(&["fs", "create", "home"]).code, 3);
+}
+
+#[test]
+fn names_go_to_the_node_as_they_are() {
+    let node =
+        Node::answering([("GET /v1/filesystems/a%2F..%2Fb%0A", 400, problem(400, "usage", None))]);
+    assert_eq!(node.run(&["fs", "show", "a/../b\n"]).code, 2);
+}
+
+#[test]
+fn list_reads_every_page_and_says_why_one_is_locked() {
+    let mut locked = filesystem("work", "locked");
+    locked["problem"] = problem(503, "kms-unreachable", Some("bring it back"));
+    let node = Node::answering([
+        (
+            "GET /v1/filesystems?",
+            200,
+            json!({"filesystems": [filesystem("home", "unlocked")], "next": "home"}),
+        ),
+        ("GET /v1/filesystems?after=home", 200, json!({"filesystems": [locked]})),
+    ]);
+    let ran = node.run(&["fs", "list"]);
+    assert_eq!(
+        ran.stdout,
+        "\
+NAME  STATE     KEY WRAPPED BY  EXPOSED  BACKING
+home  unlocked  coffer-key v2   no       /srv/home
+work  locked    coffer-key v2   no       /srv/work
+work is locked: why
+  do:  bring it back
+"
+    );
+    let json: Value = serde_json::from_str(&node.run(&["fs", "list", "--json"]).stdout).unwrap();
+    assert_eq!(json["filesystems"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn show_says_all_of_it() {
+    let node = Node::answering([("GET /v1/filesystems/home", 200, filesystem("home", "unlocked"))]);
+    assert_eq!(
+        node.run(&["fs", "show", "home"]).stdout,
+        "\
+filesystem:  home
+state:       unlocked
+backing:     /srv/home
+key:         6f1c
+wrapped by:  coffer-key v2
+exposed:     no
+made:        2023-11-14T22:13:20Z
+"
+    );
+}
+
+#[test]
+fn delete_takes_yes_and_says_which_copies_remain() {
+    let deleted = json!({
+        "name": "home", "key_id": "6f1c", "removed": ["/srv/home"],
+        "remaining": ["s3://bucket/home@monday"],
+    });
+    let node = Node::answering([
+        ("GET /v1/filesystems/home", 200, filesystem("home", "unlocked")),
+        ("DELETE /v1/filesystems/home", 200, deleted),
+    ]);
+    let ran = node.run(&["fs", "delete", "home"]);
+    assert_eq!(ran.code, 2);
+    assert_eq!(
+        ran.stderr,
+        "\
+error: deleting home was not confirmed
+  why: all data in /srv/home and every copy of its wrapped key here are lost, and there is no terminal to ask on
+  do:  add --yes if this is what you want
+"
+    );
+    assert!(node.asked().iter().all(|(request, _)| request.starts_with("GET ")));
+    assert_eq!(
+        node.run(&["fs", "delete", "home", "--yes"]).stdout,
+        "\
+home is deleted
+  removed a copy of its wrapped key: /srv/home
+  a copy of its key that still opens: s3://bucket/home@monday
+"
+    );
+}
+
+#[test]
+fn lock_and_unlock_say_how_it_is_now() {
+    let node = Node::answering([
+        ("POST /v1/filesystems/home/lock", 200, filesystem("home", "locked")),
+        ("POST /v1/filesystems/home/unlock", 200, filesystem("home", "unlocked")),
+    ]);
+    assert_eq!(node.run(&["fs", "lock", "home", "--force"]).stdout, "home is locked\n");
+    assert_eq!(node.run(&["fs", "unlock", "home"]).stdout, "home is unlocked\n");
+    assert_eq!(node.asked()[0].1, json!({"force": true}));
+}
+
+#[test]
+fn import_is_watched_and_a_resumed_one_says_so() {
+    let mut resumed = job("import", "running");
+    resumed["resumed"] = true.into();
+    let node = Node::answering([
+        ("POST /v1/filesystems/home/import", 200, resumed),
+        ("GET /v1/jobs/7", 200, job("import", "done")),
+    ]);
+    let ran = node.run(&["fs", "import", "home", "/src"]);
+    assert_eq!(ran.stdout, "imported into home: 2 items, 1.50 KiB\n");
+    assert_eq!(ran.stderr, "note: this takes up where an earlier run was stopped\n");
+    assert_eq!(ran.code, 0);
+    assert_eq!(node.asked()[0].1, json!({"source": "/src"}));
+}
+
+#[test]
+fn a_stopped_export_is_partly_done() {
+    let node = Node::answering([
+        ("POST /v1/filesystems/home/export", 200, job("export", "running")),
+        ("GET /v1/jobs/7", 200, job("export", "stopped")),
+    ]);
+    let ran = node.run(&["fs", "export", "home", "/target"]);
+    assert_eq!(ran.code, 8);
+    assert_eq!(
+        ran.stdout,
+        "exported from home: 2 items, 1.50 KiB; stopped before its end, and the same command takes it up again\n"
+    );
+}
+
+#[test]
+fn verify_names_what_is_damaged_and_ends_with_6() {
+    let mut damaged = job("verify", "partly");
+    damaged["progress"]["failed_items"] = 1.into();
+    damaged["damage"] = json!([{"path": "letters/a%1B", "ciphertext": "/srv/home/x", "what": "block 3 was altered"}]);
+    damaged["problem"] = problem(500, "not-authentic", None);
+    let node = Node::answering([
+        ("POST /v1/filesystems/home/verify", 200, job("verify", "running")),
+        ("GET /v1/jobs/7", 200, damaged),
+    ]);
+    let ran = node.run(&["fs", "verify", "home", "--repair"]);
+    assert_eq!(
+        ran.stdout,
+        "\
+damaged: letters/a\\x1B: block 3 was altered
+  ciphertext: /srv/home/x
+verified home: 2 items, 1.50 KiB; 1 failed
+"
+    );
+    assert_eq!((ran.code, ran.stderr.as_str()), (6, "error: what failed\n  why: why\n"));
+    assert_eq!(node.asked()[0].1, json!({"repair": true}));
+}
+
+#[test]
+fn a_node_that_dies_under_a_job_is_told() {
+    let node =
+        Node::answering([("POST /v1/filesystems/home/import", 200, job("import", "running"))]);
+    // The job's own resource is not in the script: an answer that is none.
+    assert_eq!(node.run(&["fs", "import", "home", "/src"]).code, 1);
+}
+
+#[test]
+fn ls_shows_bytes_that_are_no_text_and_upsets_no_terminal() {
+    let entry = |name: &str, kind: &str| {
+        json!({"name": name, "kind": kind, "size": 5, "mode": 0o754, "uid": 0, "gid": 0,
+               "modified_at": 0})
+    };
+    let mut link = entry("l", "symlink");
+    link["target"] = "a b".into();
+    let node = Node::answering([
+        (
+            "GET /v1/filesystems/home/ls?path=x%2Fy",
+            200,
+            json!({"entries": [entry("a%FF%0A", "file")], "next": "a%FF%0A"}),
+        ),
+        (
+            "GET /v1/filesystems/home/ls?path=x%2Fy&after=a%25FF%250A",
+            200,
+            json!({"entries": [link]}),
+        ),
+    ]);
+    let ran = node.run(&["fs", "ls", "home", "x/y"]);
+    assert_eq!(
+        ran.stdout,
+        "\
+-rwxr-xr--  5  1970-01-01T00:00:00Z  a\\xFF\\x0A
+lrwxr-xr--  5  1970-01-01T00:00:00Z  l -> a b
+"
+    );
+}
+
+#[test]
+fn jobs_are_listed_shown_and_stopped() {
+    let node = Node::answering([
+        ("GET /v1/jobs", 200, json!({"jobs": [job("import", "running")]})),
+        ("GET /v1/jobs/7", 200, job("import", "waiting")),
+        ("POST /v1/jobs/7/stop", 200, job("import", "stopping")),
+    ]);
+    assert_eq!(
+        node.run(&["job", "list"]).stdout,
+        "\
+ID  JOB     FILESYSTEM  STATE  PROGRESS                      SINCE
+7   import  home        runs   2 items, 1.50 KiB of 3.00 KiB  1970-01-01T00:00:00Z
+"
+        .replace("PROGRESS                      SINCE", "PROGRESS                       SINCE")
+    );
+    assert_eq!(
+        node.run(&["job", "show", "7"]).stdout,
+        "\
+job:         7
+kind:        import
+filesystem:  home
+directory:   /src
+state:       waits
+progress:    2 items, 1.50 KiB of 3.00 KiB
+since:       1970-01-01T00:00:00Z
+"
+    );
+    assert_eq!(node.run(&["job", "stop", "7"]).stdout, "the import stops\n");
+}

@@ -1,0 +1,192 @@
+//! `fs kms` and its commands.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::node::{Node, problem};
+
+fn unset() -> Value {
+    json!({"configured": null, "keys": [], "exposed_keys": 0, "findings": []})
+}
+
+fn set() -> Value {
+    json!({
+        "configured": {
+            "id": "c", "kind": "vault", "base_url": "https://vault:8200", "master_key": "coffer-key",
+            "transit_path": "transit", "auth_method": "token", "credential_set": true,
+            "credential": {"seconds_left": 2_764_800, "renewable": true, "periodic": true},
+            "latest_version": 3, "min_decryption_version": 1, "problem": null,
+        },
+        "keys": [
+            {"kind": "vault", "master_key": "coffer-key", "version": 3, "keys": 2},
+            {"kind": "local", "master_key": "", "version": 1, "keys": 1},
+        ],
+        "exposed_keys": 1,
+        "findings": [{"code": "key-deletable", "what": "coffer-key can be deleted", "cure": "forbid it"}],
+    })
+}
+
+#[test]
+fn without_a_configuration_it_says_that_kms_is_not_set() {
+    let ran = Node::answering([("GET /v1/kms", 200, unset())]).run(&["fs", "kms"]);
+    assert_eq!(
+        ran.stdout,
+        "\
+KMS is not set
+A filesystem made now would have its key wrapped locally, beside its data, and only with --allow-no-kms.
+  do:  coffer fs kms set-vault <base-url> <master-key-name> --token-file FILE
+filesystem keys:  none
+exposed keys:     none
+"
+    );
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn with_one_it_shows_all_but_the_token() {
+    let ran = Node::answering([("GET /v1/kms", 200, set())]).run(&["fs", "kms"]);
+    assert_eq!(
+        ran.stdout,
+        "\
+KMS:             vault
+base URL:        https://vault:8200
+master key:      coffer-key
+newest version:  3
+lowest version:  1 (min_decryption_version)
+transit path:    transit
+authentication:  token, set, 32 days left, periodic: renewed for ever
+state:           answers
+filesystem keys:  3 keys: 2 on version 3 of coffer-key, 1 wrapped locally
+exposed keys:     1; they have lain under local wrapping and may be compromised
+warning: coffer-key can be deleted
+  do:  forbid it
+"
+    );
+}
+
+#[test]
+fn json_is_the_nodes_own_answer() {
+    let ran = Node::answering([("GET /v1/kms", 200, set())]).run(&["--json", "fs", "kms"]);
+    assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap(), set());
+}
+
+#[test]
+fn a_token_reaches_the_node_by_each_way_and_is_never_shown() {
+    let answer = json!({"change": "added", "kms": set(), "job": null});
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    fs::write(&file, "s.secret\n").unwrap();
+    let base = ["fs", "kms", "set-vault", "https://vault:8200", "coffer-key"];
+    let by_file = ["--token-file", file.to_str().unwrap()];
+    for (how, stdin, noted) in [
+        (&["s.secret"][..], "", true),
+        (&by_file, "", false),
+        (&["--token-stdin"], "s.secret\r\n", false),
+    ] {
+        let node = Node::answering([("PUT /v1/kms", 200, answer.clone())]);
+        let ran = node.run_with_stdin(&[&base, how].concat(), stdin);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert_eq!(
+            ran.stdout,
+            "the KMS is https://vault:8200 with the master key coffer-key\n\
+             warning: coffer-key can be deleted\n  do:  forbid it\n"
+        );
+        assert_eq!(ran.stderr.contains("shows in the process list"), noted, "{ran:?}");
+        assert!(!format!("{ran:?}").contains("s.secret"));
+        assert_eq!(
+            node.asked(),
+            [(
+                "PUT /v1/kms".to_owned(),
+                json!({"base_url": "https://vault:8200", "master_key": "coffer-key",
+                       "token": "s.secret", "allow_http": false})
+            )]
+        );
+    }
+}
+
+#[test]
+fn the_further_options_reach_the_node() {
+    let answer = json!({"change": "updated", "kms": unset(), "job": null});
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    fs::write(&ca, "PEM").unwrap();
+    let node = Node::answering([("PUT /v1/kms", 200, answer)]);
+    let line = ["fs", "kms", "set-vault", "http://v:1", "k", "--token-stdin", "--namespace", "n"];
+    let more = ["--transit-path", "t", "--allow-http", "--ca-cert", ca.to_str().unwrap()];
+    assert_eq!(node.run_with_stdin(&[&line[..], &more].concat(), "tok").code, 0);
+    assert_eq!(
+        node.asked()[0].1,
+        json!({"base_url": "http://v:1", "master_key": "k", "token": "tok", "namespace": "n",
+               "transit_path": "t", "ca_cert": "PEM", "allow_http": true})
+    );
+}
+
+#[test]
+fn a_refused_configuration_says_so_and_ends_with_4() {
+    let node = Node::answering([("PUT /v1/kms", 502, problem(502, "kms-refused", None))]);
+    let ran = node.run_with_stdin(&["fs", "kms", "set-vault", "u", "k", "--token-stdin"], "t");
+    assert_eq!((ran.code, ran.stderr.as_str()), (4, "error: what failed\n  why: why\n"));
+}
+
+#[test]
+fn a_downgrade_is_confirmed_and_then_watched() {
+    let change = json!({"change": "downgrading", "kms": set(), "job": job("running", 0)});
+    let node = Node::answering([
+        ("DELETE /v1/kms?allow_downgrade=true", 200, change),
+        ("GET /v1/jobs/7", 200, job("done", 2)),
+    ]);
+    let ran = node.run(&["fs", "kms", "unset", "--allow-downgrade"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.stderr.ends_with("do:  add --yes if this is what you want\n"), "{ran:?}");
+    assert!(node.asked().is_empty());
+
+    let ran = node.run(&["fs", "kms", "unset", "--allow-downgrade", "--yes"]);
+    assert_eq!(
+        ran.stdout,
+        "every key moves under local wrapping\n\
+         warning: coffer-key can be deleted\n  do:  forbid it\n\
+         put the keys under local wrapping: 2 keys\n"
+    );
+    assert_eq!(ran.code, 0);
+}
+
+#[test]
+fn unset_destroys_nothing_and_asks_nothing() {
+    let node = Node::answering([(
+        "DELETE /v1/kms?allow_downgrade=false",
+        409,
+        problem(409, "state", Some("delete them")),
+    )]);
+    let ran = node.run(&["fs", "kms", "unset"]);
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (5, "error: what failed\n  why: why\n  do:  delete them\n")
+    );
+}
+
+#[test]
+fn rewrap_is_watched_to_its_end() {
+    let node = Node::answering([
+        ("POST /v1/kms/rewrap", 200, job("running", 0)),
+        ("GET /v1/jobs/7", 200, job("running", 1)),
+        ("GET /v1/jobs/7", 200, rewrapped()),
+    ]);
+    let ran = node.run(&["fs", "kms", "rewrap"]);
+    assert_eq!(ran.stdout, "rewrapped the keys of all filesystems: 2 keys\n");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "nothing of the progress in a pipe");
+    assert_eq!(node.asked().len(), 3);
+}
+
+fn job(state: &str, items: u64) -> Value {
+    json!({
+        "id": "7", "kind": "downgrade", "state": state, "resumed": false, "created_at": 0,
+        "progress": {"items": items, "total_items": 2, "failed_items": 0, "bytes": 0, "total_bytes": null},
+    })
+}
+
+fn rewrapped() -> Value {
+    let mut job = job("done", 2);
+    job["kind"] = "rewrap".into();
+    job
+}
