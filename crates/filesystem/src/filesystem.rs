@@ -1,0 +1,561 @@
+//! A filesystem on its backing directory: made, opened, filled, emptied, looked at.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use data_path::{Backend, BackingEntry, DirId, FilesystemKeys, dir};
+use kms_core::{FilesystemKey, KeyEnvelope};
+use serde::{Deserialize, Serialize};
+
+use crate::copy::copy;
+use crate::error::{Doing, Error, Fault};
+use crate::header;
+use crate::names::Names;
+use crate::plain::{PlainSink, PlainSource};
+use crate::report::{Checkpoint, Control, Outcome, Report};
+use crate::sealed::{SealedTree, stage_directory};
+use crate::side::{Place, Source};
+use crate::stage::{Stage, make_or_open, remove_contents};
+use crate::sys::{self, Errno, FileType, Stat};
+use crate::verify::verify;
+
+/// The copy of the wrapped key.
+pub(crate) const HEADER: &[u8] = b"coffer.key";
+/// Whoever has the filesystem open has this locked.
+const LOCK: &[u8] = b"coffer.lock";
+/// Things in the making.
+const STAGE: &[u8] = b"coffer.tmp";
+/// What `verify --repair` set aside.
+pub(crate) const LOST: &[u8] = b"coffer.lost";
+/// Long link targets.
+pub(crate) const LINKS: &[u8] = b"coffer.links";
+/// The ciphertext tree.
+pub(crate) const ROOT: &[u8] = b"root";
+/// Things in the making of an export, in its target.
+const EXPORT_STAGE: &[u8] = b".coffer-export";
+
+/// An open encrypted filesystem.
+///
+/// It holds the filesystem's lock, which no second process or node gets ([`ErrorKind::InUse`]),
+/// until it is dropped. Any number of threads may use it; jobs ([`Self::import`],
+/// [`Self::export`], [`Self::verify`]) run one at a time.
+///
+/// [`ErrorKind::InUse`]: crate::ErrorKind::InUse
+#[derive(Debug)]
+pub struct Filesystem {
+    path: PathBuf,
+    backing: OwnedFd,
+    pub(crate) tree: SealedTree,
+    /// Held by the job that runs.
+    job: Mutex<()>,
+    _lock: OwnedFd,
+}
+
+impl Filesystem {
+    /// Makes a filesystem in `backing`, which is made too or must be empty, and opens it. It is
+    /// there when its header is, and that is written last and durably; what an interrupted attempt
+    /// left is taken over, what a failed one made is removed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a directory that holds something, or
+    /// an envelope of another key.
+    pub fn create(
+        backing: &Path,
+        key: Arc<FilesystemKey>,
+        envelope: &KeyEnvelope,
+        cipher: Backend,
+    ) -> Result<Self, Error> {
+        let made = !backing.exists();
+        Self::try_create(backing, key, envelope, cipher).map_err(|fault| {
+            if made {
+                // Only what is empty goes: what is not belongs to another attempt.
+                let _ = std::fs::remove_dir(backing);
+            }
+            fault.at_path(backing)
+        })
+    }
+
+    fn try_create(
+        path: &Path,
+        key: Arc<FilesystemKey>,
+        envelope: &KeyEnvelope,
+        cipher: Backend,
+    ) -> Result<Self, Fault> {
+        if envelope.wrapped.key_id != key.id() {
+            return Err(refused(
+                "created",
+                "the envelope is of another key",
+                "check the key store",
+            ));
+        }
+        let keys = FilesystemKeys::new(key, cipher).doing("created")?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            .doing("created")?;
+        let backing = sys::open_root(path).doing("created")?;
+        check_vacant(&backing)?;
+        let lock = lock(&backing)?;
+        // Again, for now nobody else is making one here.
+        check_vacant(&backing)?;
+        let build = || -> Result<Self, Fault> {
+            let stage = Stage::open(&backing, STAGE).doing("created")?;
+            let links = make_or_open(&backing, LINKS).doing("created")?;
+            make_or_open(&backing, LOST).doing("created")?;
+            remove_vacant_root(&backing).doing("created")?;
+            let (staged, root) = stage_directory(&keys, &stage)?;
+            sys::rename(stage.tmp(), &staged, &backing, ROOT).doing("created")?;
+            sys::sync_all(&backing).doing("made durable")?;
+            header::write(&backing, envelope)?;
+            if let Ok(parent) = sys::open_root(&path.join("..")) {
+                sys::sync_file(parent).doing("made durable")?;
+            }
+            let tree = SealedTree { keys, root: root.fd, links, stage };
+            let backing = sys::open_dir(&backing, b".").doing("opened")?;
+            let path = path.to_owned();
+            Ok(Self { path, backing, tree, job: Mutex::new(()), _lock: lock })
+        };
+        build().inspect_err(|_| {
+            // Nothing of value is here: the header comes last.
+            for name in [ROOT, STAGE, LINKS, LOST] {
+                let _ = remove_tree(&backing, name);
+            }
+            let _ = sys::unlink(&backing, LOCK);
+        })
+    }
+
+    /// Opens the filesystem in `backing`, and removes what an interrupted act left half done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) when it is open elsewhere,
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when it is none or of another key,
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when its root can't be read.
+    pub fn open(backing: &Path, key: Arc<FilesystemKey>, cipher: Backend) -> Result<Self, Error> {
+        Self::try_open(backing, key, cipher).map_err(|fault| fault.at_path(backing))
+    }
+
+    fn try_open(path: &Path, key: Arc<FilesystemKey>, cipher: Backend) -> Result<Self, Fault> {
+        sys::raise_file_limit();
+        let backing = sys::open_root(path).doing("opened")?;
+        let root = match sys::open_dir(&backing, ROOT) {
+            Err(Errno::NOENT) => {
+                let why = "there is no encrypted filesystem in it";
+                return Err(refused("opened", why, "check the path of the backing directory"));
+            }
+            other => other.doing("opened")?,
+        };
+        let lock = lock(&backing)?;
+        match header::read(&backing) {
+            Ok(there) if there.wrapped.key_id != key.id() => {
+                let why = format!("it belongs to the key {}", there.wrapped.key_id);
+                let cure = "check the filesystem's backing directory";
+                return Err(Fault::Refused { doing: "opened", why, cure });
+            }
+            // A lost copy of the wrapped key is for the holder of copies to report and to mend.
+            _ => {}
+        }
+        let keys = FilesystemKeys::new(key, cipher).doing("opened")?;
+        let stage = Stage::open(&backing, STAGE).doing("opened")?;
+        let links = make_or_open(&backing, LINKS).doing("opened")?;
+        let half_written = |name: &[u8]| name.starts_with(HEADER) && name.len() > HEADER.len();
+        let names = sys::open_dir(&backing, b".").and_then(|dir| Names::read(&dir, half_written));
+        for name in names.doing("opened")?.iter() {
+            sys::unlink(&backing, name).doing("opened")?;
+        }
+        let tree = SealedTree { keys, root, links, stage };
+        // Shows that the key is right.
+        tree.open_root()?;
+        let path = path.to_owned();
+        Ok(Self { path, backing, tree, job: Mutex::new(()), _lock: lock })
+    }
+
+    /// Removes the filesystem in `backing`: the copy of its wrapped key first and durably, then
+    /// everything else of Coffer's there, and the directory when that leaves it empty. What an
+    /// interrupted removal left can be removed again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) while it is open.
+    pub fn remove(backing: &Path) -> Result<(), Error> {
+        let remove = || -> Result<(), Fault> {
+            let dir = match sys::open_root(backing) {
+                Err(Errno::NOENT) => return Ok(()),
+                other => other.doing("removed")?,
+            };
+            let names = Names::read(&sys::open_dir(&dir, b".").doing("removed")?, |_| true);
+            let names = names.doing("removed")?;
+            if !names.contains(LOCK) && !names.contains(HEADER) {
+                return Ok(());
+            }
+            let _lock = lock(&dir)?;
+            for name in names.iter().filter(|name| name.starts_with(HEADER)) {
+                sys::unlink(&dir, name).doing("removed")?;
+            }
+            sys::sync_file(&dir).doing("removed")?;
+            for name in [ROOT, STAGE, LINKS, LOST] {
+                remove_tree(&dir, name).doing("removed")?;
+            }
+            sys::unlink(&dir, LOCK).doing("removed")?;
+            sys::sync_file(&dir).doing("removed")
+        };
+        remove().map_err(|fault| fault.at_path(backing))?;
+        // What somebody else put there stays, and the directory with it.
+        let _ = std::fs::remove_dir(backing);
+        Ok(())
+    }
+
+    /// The backing directory.
+    pub fn backing(&self) -> &Path {
+        &self.path
+    }
+
+    /// Copies everything below `source` into the filesystem, as `cp -a` does: what has the same
+    /// name is replaced, file by file and each in one step; what is not in `source` stays.
+    ///
+    /// It streams in parallel within 128 MiB of memory. What can't be read, changes while it is
+    /// read, or meets something of another type under its name is a problem in the report, and the
+    /// rest is copied. On return everything is durable. After a stop, an error or a crash, give the
+    /// last [`Checkpoint`] as `resume` with the same `source` to go on from there.
+    ///
+    /// # Errors
+    /// When going on is pointless: the disk is full ([`ErrorKind::Full`](crate::ErrorKind::Full)),
+    /// `source` can't be opened, another job runs.
+    pub fn import(
+        &self,
+        source: &Path,
+        resume: Option<Checkpoint>,
+        control: &dyn Control,
+    ) -> Result<Report, Error> {
+        let _job = self.begin_job()?;
+        let prepare = || {
+            let root = sys::open_root(source).doing("opened")?;
+            self.refuse_inside(source)?;
+            let backing = sys::stat_open(&self.backing).doing("read")?;
+            Ok(PlainSource::new(root, (backing.st_dev, backing.st_ino)))
+        };
+        let plain = prepare().map_err(|fault: Fault| fault.at_path(source))?;
+        copy(&plain, &self.tree, &self.tree.stage, resume, control)
+    }
+
+    /// Copies the whole filesystem in plain to `target`, which is made or must be empty unless a
+    /// stopped export is taken up with `resume`.
+    ///
+    /// A file of which anything is damaged is a problem in the report, with its plain path and
+    /// where its ciphertext lies, and nothing appears under its name; the rest is copied.
+    ///
+    /// # Errors
+    /// As [`Self::import`]; [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when `target` is not empty.
+    pub fn export(
+        &self,
+        target: &Path,
+        resume: Option<Checkpoint>,
+        control: &dyn Control,
+    ) -> Result<Report, Error> {
+        let _job = self.begin_job()?;
+        let prepare = || {
+            match std::fs::DirBuilder::new().mode(0o700).create(target) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                    return Err(errno).doing("made");
+                }
+                _ => {}
+            }
+            self.refuse_inside(target)?;
+            let root = sys::open_root(target).doing("opened")?;
+            let others = Names::read(&sys::open_dir(&root, b".").doing("read")?, |name| {
+                name != EXPORT_STAGE
+            });
+            if resume.is_none() && others.doing("read")?.get(0).is_some() {
+                let why = "it is not empty";
+                return Err(refused("written", why, "name a new or an empty directory"));
+            }
+            let stage = Stage::open(&root, EXPORT_STAGE).doing("written")?;
+            Ok((root, stage))
+        };
+        let (root, stage) = prepare().map_err(|fault: Fault| fault.at_path(target))?;
+        let finish = |root: &OwnedFd| {
+            // It lies in the root, whose times are its own.
+            let before = sys::stat_open(root).doing("read")?;
+            remove_tree(root, EXPORT_STAGE).doing("tidied up")?;
+            sys::set_times(root, &before).doing("given its times")?;
+            sys::sync_all(root).doing("made durable")
+        };
+        let handle = sys::open_dir(&root, b".").doing("opened").map_err(|f| f.at_path(target))?;
+        let report = copy(&self.tree, &PlainSink::new(root, &stage), &stage, resume, control)?;
+        if report.outcome != Outcome::Stopped {
+            finish(&handle).map_err(|fault: Fault| fault.at_path(target))?;
+        }
+        Ok(report)
+    }
+
+    /// Authenticates everything: each name, record, link, attribute, header, group and block. All
+    /// that is damaged is in the report, with its plain path as far as that can be read, and where
+    /// its ciphertext lies.
+    ///
+    /// With `repair`, what can't be read is moved to `coffer.lost` in the backing directory, each
+    /// with a note of where it lay and why, and what is left over is removed. The report has all of it.
+    ///
+    /// # Errors
+    /// When the backing directory can't be read at all, or another job runs.
+    pub fn verify(&self, repair: bool, control: &dyn Control) -> Result<Report, Error> {
+        let _job = self.begin_job()?;
+        verify(&self.tree, &self.backing, repair, control)
+    }
+
+    /// What lies at `path` (relative to the root; `/` or empty is the root): a directory's
+    /// entries sorted by name, or the one entry that is no directory. No file is opened.
+    ///
+    /// # Errors
+    /// When there is no such entry, or the way to it is damaged.
+    pub fn list(&self, path: &Path) -> Result<Listing, Error> {
+        let list = || {
+            let mut place = self.tree.open_root()?;
+            let mut components = path
+                .as_os_str()
+                .as_bytes()
+                .split(|b| *b == b'/')
+                .filter(|c| !c.is_empty())
+                .peekable();
+            while let Some(name) = components.next() {
+                let raw = self.tree.keys.seal_name(place.dir, name).doing("found")?.name;
+                let stat = sys::stat(&place.fd, raw.as_bytes()).doing("found")?;
+                let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                if !is_dir && components.peek().is_none() {
+                    let entry = self.entry(&place, raw.as_bytes(), &stat)?;
+                    return Ok(Listing { entries: vec![entry], unreadable: Vec::new() });
+                }
+                place = self.tree.enter(&place, raw.as_bytes())?;
+            }
+            self.list_directory(&place)
+        };
+        list().map_err(|fault: Fault| fault.at_path(path))
+    }
+
+    fn list_directory(&self, place: &Place<DirId>) -> Result<Listing, Fault> {
+        let mut listing = Listing { entries: Vec::new(), unreadable: Vec::new() };
+        let names = Names::read(&place.fd, |raw| self.tree.is_entry(place, raw)).doing("read")?;
+        for raw in names.iter() {
+            let stat = sys::stat(&place.fd, raw).doing("read")?;
+            match self.entry(place, raw, &stat) {
+                Ok(entry) => listing.entries.push(entry),
+                Err(fault) => {
+                    let name = OsString::from_vec(raw.to_vec());
+                    listing.unreadable.push((name, fault.to_string()));
+                }
+            }
+        }
+        listing.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listing)
+    }
+
+    fn entry(&self, place: &Place<DirId>, raw: &[u8], stat: &Stat) -> Result<Entry, Fault> {
+        let name = OsString::from_vec(self.tree.plain_name(place, raw)?);
+        let mut target = None;
+        let (kind, size) = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => (EntryKind::File, self.tree.estimate(stat)),
+            FileType::Directory => (EntryKind::Directory, 0),
+            FileType::Symlink => {
+                let plain = self.tree.target(place, raw)?;
+                let len = plain.len() as u64;
+                target = Some(OsString::from_vec(plain).into());
+                (EntryKind::Symlink, len)
+            }
+            _ => (EntryKind::Special, 0),
+        };
+        Ok(Entry {
+            name,
+            kind,
+            size,
+            mode: sys::permissions(stat),
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            modified_ms: stat.st_mtime * 1000 + (stat.st_mtime_nsec / 1_000_000) as i64,
+            target,
+        })
+    }
+
+    /// How much the filesystem holds. Walks all of it, and opens no file.
+    ///
+    /// # Errors
+    /// When the backing directory can't be read.
+    pub fn usage(&self) -> Result<Usage, Error> {
+        let usage = || {
+            let mut usage = Usage::default();
+            let open = |dir: OwnedFd| {
+                Names::read(&dir, |_| true).map(|names| (dir, names, 0)).doing("read")
+            };
+            let mut stack = vec![open(sys::open_dir(&self.tree.root, b".").doing("read")?)?];
+            while let Some((dir, names, next)) = stack.last_mut() {
+                let Some(raw) = names.get(*next) else {
+                    stack.pop();
+                    continue;
+                };
+                *next += 1;
+                let stat = sys::stat(&*dir, raw).doing("read")?;
+                usage.backing_bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+                let own = matches!(
+                    BackingEntry::classify(raw),
+                    BackingEntry::Side { .. } | BackingEntry::DirectoryRecord
+                );
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => {
+                        usage.directories += 1;
+                        let below = open(sys::open_dir(&*dir, raw).doing("read")?)?;
+                        stack.push(below);
+                    }
+                    FileType::RegularFile if own => {}
+                    FileType::RegularFile => {
+                        usage.files += 1;
+                        usage.bytes += self.tree.estimate(&stat);
+                    }
+                    _ => usage.others += 1,
+                }
+            }
+            Ok(usage)
+        };
+        usage().map_err(|fault: Fault| fault.at_path(&self.path))
+    }
+
+    fn begin_job(&self) -> Result<MutexGuard<'_, ()>, Error> {
+        match self.job.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                Err(Fault::InUse("another job works on this filesystem").at_path(&self.path))
+            }
+        }
+    }
+
+    /// Refuses a source or target that lies in the backing directory.
+    fn refuse_inside(&self, path: &Path) -> Result<(), Fault> {
+        let real = |path: &Path| {
+            let error = |error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            path.canonicalize().map_err(error).doing("opened")
+        };
+        if real(path)?.starts_with(real(&self.path)?) {
+            let why = "it lies in the backing directory of this filesystem";
+            return Err(refused("used", why, "name a directory outside it"));
+        }
+        Ok(())
+    }
+}
+
+fn refused(doing: &'static str, why: &str, cure: &'static str) -> Fault {
+    Fault::Refused { doing, why: why.to_owned(), cure }
+}
+
+fn lock(backing: &OwnedFd) -> Result<OwnedFd, Fault> {
+    match sys::lock(backing, LOCK) {
+        Err(Errno::WOULDBLOCK) => Err(Fault::InUse("another process or node has it open")),
+        other => other.doing("locked"),
+    }
+}
+
+/// Refuses a directory that holds a filesystem, or anything but what an interrupted `create` leaves.
+fn check_vacant(backing: &OwnedFd) -> Result<(), Fault> {
+    let names = Names::read(&sys::open_dir(backing, b".").doing("read")?, |_| true);
+    for name in names.doing("read")?.iter() {
+        if name == HEADER {
+            let why = "there is an encrypted filesystem in it already";
+            return Err(refused("created", why, "choose another backing directory"));
+        }
+        if name == ROOT && !root_is_vacant(backing).doing("read")? {
+            let why = "there is data of an encrypted filesystem in it, whose coffer.key is missing";
+            return Err(refused("created", why, "choose another backing directory"));
+        }
+        let ours = [LOCK, STAGE, LOST, LINKS, ROOT].contains(&name);
+        if !ours && !name.starts_with(HEADER) && name != b"lost+found" {
+            let why = "it is not empty";
+            return Err(refused("created", why, "choose a new or an empty directory"));
+        }
+    }
+    Ok(())
+}
+
+fn root_is_vacant(backing: &OwnedFd) -> sys::Result<bool> {
+    let data = |name: &[u8]| name != dir::RECORD_NAME.as_bytes();
+    Ok(Names::read(&sys::open_dir(backing, ROOT)?, data)?.get(0).is_none())
+}
+
+fn remove_vacant_root(backing: &OwnedFd) -> sys::Result<()> {
+    match sys::stat(backing, ROOT) {
+        Err(Errno::NOENT) => Ok(()),
+        _ => remove_tree(backing, ROOT),
+    }
+}
+
+/// Removes a directory and all that is in it, if it is there.
+fn remove_tree(parent: &OwnedFd, name: &[u8]) -> sys::Result<()> {
+    match sys::open_dir(parent, name) {
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+        Ok(dir) => {
+            remove_contents(&dir, b"")?;
+            sys::remove_dir(parent, name)
+        }
+    }
+}
+
+/// What lies in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// Its entries by name.
+    pub entries: Vec<Entry>,
+    /// Backing names of entries that are damaged, and why; `verify` tells more.
+    pub unreadable: Vec<(OsString, String)>,
+}
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name, any bytes but `/` and NUL.
+    pub name: OsString,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Bytes of plaintext of a file, of a link's target; else 0.
+    pub size: u64,
+    /// Permission bits (`chmod(2)`).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// When its content last changed, in milliseconds since 1970; negative before.
+    pub modified_ms: i64,
+    /// Where a symlink points.
+    pub target: Option<PathBuf>,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A FIFO, a socket or a device.
+    Special,
+}
+
+/// How much a filesystem holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Names of regular files; a file with two hard links counts twice.
+    pub files: u64,
+    /// Directories below the root.
+    pub directories: u64,
+    /// Links and nodes.
+    pub others: u64,
+    /// Bytes of plaintext, holes included.
+    pub bytes: u64,
+    /// Bytes that the tree takes in the backing directory.
+    pub backing_bytes: u64,
+}

@@ -1,0 +1,132 @@
+//! The copy of the wrapped key in a backing directory: `coffer.key`, a [`KeyEnvelope`] in JSON.
+//!
+//! It contains no secret. With it `coffer recover` can rebuild a lost key store, and it tells which
+//! KMS opens the filesystem.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use async_trait::async_trait;
+use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder};
+
+use crate::error::{Doing, Error, Fault};
+use crate::filesystem::HEADER;
+use crate::sealed::SealedTree;
+use crate::sys;
+
+/// Reads the copy of the wrapped key in a backing directory. Needs no key and no lock.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when there is none or it is of a newer format,
+/// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when it can't be understood.
+pub fn read_envelope(backing: &Path) -> Result<KeyEnvelope, Error> {
+    let dir = sys::open_root(backing).doing("opened").map_err(|fault| fault.at_path(backing))?;
+    read(&dir).map_err(|fault| fault.at_path(&header_path(backing)))
+}
+
+pub(crate) fn read(backing: &OwnedFd) -> Result<KeyEnvelope, Fault> {
+    let text = SealedTree::small_file(backing, HEADER)?.ok_or_else(|| Fault::Refused {
+        doing: "read",
+        why: "there is no such file, so this is no encrypted filesystem".to_owned(),
+        cure: "check the path of the backing directory",
+    })?;
+    // The format is looked at first: a newer one may have other fields.
+    let value: serde_json::Value = parse(&text)?;
+    match value.get("format").and_then(serde_json::Value::as_u64) {
+        Some(format) if format == u64::from(kms_core::ENVELOPE_FORMAT) => {}
+        Some(format) => {
+            let why = format!("it is in format {format}, which this program does not know");
+            return Err(Fault::Refused { doing: "read", why, cure: "update Coffer" });
+        }
+        None => return Err(Fault::damaged("read", "it names no format")),
+    }
+    parse(&text)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {
+    serde_json::from_slice(text)
+        .map_err(|error| Fault::damaged("read", format!("it is no wrapped key: {error}")))
+}
+
+/// Puts `envelope` in place durably; at any moment the old one or the new one is there.
+pub(crate) fn write(backing: &OwnedFd, envelope: &KeyEnvelope) -> Result<(), Fault> {
+    let mut text = serde_json::to_vec_pretty(envelope)
+        .map_err(|error| Fault::damaged("written", error.to_string()))?;
+    text.push(b'\n');
+    // Two writers at once must not share a name. What a crash leaves is removed at the next opening.
+    let unique = kms_core::KeyId::random().to_string();
+    let staged = [HEADER, b".", unique.as_bytes()].concat();
+    let put = || -> sys::Result<()> {
+        let file = sys::create(backing, &staged, 0o600)?;
+        sys::write_at(&file, &text, 0)?;
+        sys::sync_file(&file)?;
+        sys::rename(backing, &staged, backing, HEADER)?;
+        sys::sync_file(backing)
+    };
+    put().doing("written").inspect_err(|_| {
+        let _ = sys::unlink(backing, &staged);
+    })
+}
+
+fn header_path(backing: &Path) -> std::path::PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    backing.join(std::ffi::OsStr::from_bytes(HEADER))
+}
+
+/// The [`KeyHolder`] of the copies in backing directories. Each site has exactly one, and it can
+/// be read and replaced while the filesystem is open.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BackingHeaders;
+
+impl BackingHeaders {
+    fn error(site: &FilesystemSite, doing: &'static str, source: Error) -> HolderError {
+        let location = header_path(&site.backing).display().to_string();
+        HolderError { location, doing, source: source.into() }
+    }
+}
+
+#[async_trait]
+impl KeyHolder for BackingHeaders {
+    async fn list(&self, site: &FilesystemSite) -> Result<Vec<KeyCopy>, HolderError> {
+        let envelope = read_envelope(&site.backing).map_err(|e| Self::error(site, "read", e));
+        let location = header_path(&site.backing).display().to_string();
+        Ok(vec![KeyCopy { location, envelope, uploaded: false }])
+    }
+
+    async fn replace(
+        &self,
+        site: &FilesystemSite,
+        location: &str,
+        envelope: &KeyEnvelope,
+    ) -> Result<(), HolderError> {
+        let path = header_path(&site.backing);
+        let replace = || {
+            if Path::new(location) != path {
+                let why = format!("this filesystem's copy lies at {}", path.display());
+                return Err(Fault::Refused {
+                    doing: "replaced",
+                    why,
+                    cure: "list the copies again",
+                });
+            }
+            if envelope.wrapped.key_id != site.key_id {
+                let why = "the new copy is of another key".to_owned();
+                return Err(Fault::Refused { doing: "replaced", why, cure: "check the key store" });
+            }
+            let dir = sys::open_root(&site.backing).doing("opened")?;
+            // A header that can't be read is mended; one of another key is somebody else's.
+            match read(&dir) {
+                Ok(there) if there.wrapped.key_id != site.key_id => {
+                    let why = format!("the key {} lies there", there.wrapped.key_id);
+                    let cure = "check the filesystem's backing directory";
+                    return Err(Fault::Refused { doing: "replaced", why, cure });
+                }
+                Err(refused @ Fault::Refused { .. }) if sys::stat(&dir, HEADER).is_ok() => {
+                    return Err(refused);
+                }
+                _ => write(&dir, envelope),
+            }
+        };
+        replace().map_err(|fault| Self::error(site, "replaced", fault.at_path(&path)))
+    }
+}

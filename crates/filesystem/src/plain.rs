@@ -1,0 +1,242 @@
+//! The plain side: what import reads, and what export writes.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Doing, Fault};
+use crate::report::Identity;
+use crate::side::{Buffers, Owner, Place, Side, Sink, Source, segment, segments};
+use crate::stage::{InodeId, Stage};
+use crate::sys::{self, Errno, Stat, Xattr};
+
+/// Holes are kept in units of this many bytes.
+const BLOCK: usize = 4096;
+
+/// A plain tree that is imported.
+pub(crate) struct PlainSource {
+    root: OwnedFd,
+    /// The backing directory, which a source above it would have below it.
+    avoid: InodeId,
+}
+
+impl PlainSource {
+    pub(crate) const fn new(root: OwnedFd, avoid: InodeId) -> Self {
+        Self { root, avoid }
+    }
+}
+
+/// An open plain file.
+pub(crate) struct PlainFile {
+    fd: OwnedFd,
+    identity: Identity,
+    len: u64,
+    sparse: bool,
+}
+
+impl AsFd for PlainFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Side for PlainSource {
+    type Dir = ();
+    type File = PlainFile;
+}
+
+impl Source for PlainSource {
+    const SEALED: bool = false;
+    const ROOT: &[u8] = b"";
+
+    fn root(&self) -> Result<Place<()>, Fault> {
+        Ok(Place { fd: sys::open_dir(&self.root, b".").doing("opened")?, dir: () })
+    }
+
+    fn is_entry(&self, _: &Place<()>, _: &[u8]) -> bool {
+        true
+    }
+
+    fn plain_name(&self, _: &Place<()>, raw: &[u8]) -> Result<Vec<u8>, Fault> {
+        Ok(raw.to_vec())
+    }
+
+    fn enter(&self, dir: &Place<()>, raw: &[u8]) -> Result<Place<()>, Fault> {
+        let fd = sys::open_dir(&dir.fd, raw).doing("opened")?;
+        let stat = sys::stat_open(&fd).doing("read")?;
+        if (stat.st_dev, stat.st_ino) == self.avoid {
+            return Err(Fault::Conflict("it is the backing directory of this filesystem"));
+        }
+        Ok(Place { fd, dir: () })
+    }
+
+    fn open(&self, dir: &Place<()>, raw: &[u8], stat: &Stat) -> Result<PlainFile, Fault> {
+        let fd = sys::open_file(&dir.fd, raw).doing("opened")?;
+        let len = self.estimate(stat);
+        let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        Ok(PlainFile {
+            fd,
+            identity: Identity::of(stat),
+            len,
+            // A large file's own metadata may hide a hole in this sum; asking costs it little.
+            sparse: allocated < len || segments(len) > 1,
+        })
+    }
+
+    fn estimate(&self, stat: &Stat) -> u64 {
+        u64::try_from(stat.st_size).unwrap_or(0)
+    }
+
+    fn len(&self, file: &PlainFile) -> u64 {
+        file.len
+    }
+
+    fn read(
+        &self,
+        file: &PlainFile,
+        index: u64,
+        buffers: &mut Buffers,
+    ) -> Result<Vec<Range<usize>>, Fault> {
+        let Range { start, end } = segment(index, file.len);
+        let len = (end - start) as usize;
+        buffers.plain.resize(len, 0);
+        if !file.sparse {
+            read_exact(file, &mut buffers.plain, start)?;
+            return Ok(vec![0..len]);
+        }
+        let mut data: Vec<Range<usize>> = Vec::new();
+        let mut at = start;
+        while at < end {
+            let found = sys::next_data(file, at).doing("read")?.filter(|(from, _)| *from < end);
+            let Some((from, to)) = found else { break };
+            // Whole blocks of ours, whatever the source's are: a hole within one reads as zeros.
+            let first = (from - start) as usize / BLOCK * BLOCK;
+            let last = ((to.min(end) - start) as usize).next_multiple_of(BLOCK).min(len);
+            let first = first.max(data.last().map_or(0, |range| range.end));
+            if first < last {
+                read_exact(file, &mut buffers.plain[first..last], start + first as u64)?;
+                match data.last_mut() {
+                    Some(range) if range.end == first => range.end = last,
+                    _ => data.push(first..last),
+                }
+            }
+            at = to;
+        }
+        Ok(data)
+    }
+
+    fn confirm(&self, file: &PlainFile) -> Result<(), Fault> {
+        let now = Identity::of(&sys::stat_open(file).doing("read")?);
+        if now == file.identity { Ok(()) } else { Err(Fault::Changed) }
+    }
+
+    fn target(&self, dir: &Place<()>, raw: &[u8]) -> Result<Vec<u8>, Fault> {
+        sys::read_link(&dir.fd, raw).doing("read")
+    }
+
+    fn plain_xattr(&self, _: &Owner<'_, Self>, raw: Xattr) -> Result<Option<Xattr>, Fault> {
+        Ok(Some(raw))
+    }
+}
+
+fn read_exact(file: &PlainFile, buffer: &mut [u8], at: u64) -> Result<(), Fault> {
+    let got = sys::read_at(file, buffer, at).doing("read")?;
+    if got == buffer.len() { Ok(()) } else { Err(Fault::Changed) }
+}
+
+/// A plain tree that an export writes.
+pub(crate) struct PlainSink<'a> {
+    root: OwnedFd,
+    stage: &'a Stage,
+}
+
+impl<'a> PlainSink<'a> {
+    pub(crate) const fn new(root: OwnedFd, stage: &'a Stage) -> Self {
+        Self { root, stage }
+    }
+}
+
+/// A file that an export writes.
+pub(crate) struct PlainOutput {
+    fd: OwnedFd,
+    len: u64,
+    /// How far it was written.
+    end: AtomicU64,
+}
+
+impl AsFd for PlainOutput {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Side for PlainSink<'_> {
+    type Dir = ();
+    type File = PlainOutput;
+}
+
+impl Sink for PlainSink<'_> {
+    fn root(&self) -> Result<Place<()>, Fault> {
+        Ok(Place { fd: sys::open_dir(&self.root, b".").doing("opened")?, dir: () })
+    }
+
+    fn make_dir(&self, parent: &Place<()>, name: &[u8]) -> Result<Place<()>, Fault> {
+        let fd = match sys::open_dir(&parent.fd, name) {
+            Err(Errno::NOENT) => {
+                let (tmp, staged) = (self.stage.tmp(), self.stage.fresh());
+                sys::make_dir(tmp, &staged).doing("written")?;
+                sys::rename(tmp, &staged, &parent.fd, name).doing("written")?;
+                sys::open_dir(&parent.fd, name)
+            }
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return Err(Fault::Conflict("something that is no directory has its name"));
+            }
+            other => other,
+        };
+        Ok(Place { fd: fd.doing("opened")?, dir: () })
+    }
+
+    fn raw_name(&self, _: &Place<()>, name: &[u8]) -> Result<Vec<u8>, Fault> {
+        Ok(name.to_vec())
+    }
+
+    fn begin(&self, fd: OwnedFd, len: u64) -> Result<PlainOutput, Fault> {
+        Ok(PlainOutput { fd, len, end: AtomicU64::new(0) })
+    }
+
+    fn resume(&self, file: OwnedFd, len: u64, _: u64) -> Result<PlainOutput, Fault> {
+        self.begin(file, len)
+    }
+
+    fn write(
+        &self,
+        file: &PlainOutput,
+        index: u64,
+        data: &[Range<usize>],
+        buffers: &mut Buffers,
+    ) -> Result<(), Fault> {
+        let start = segment(index, file.len).start;
+        for range in data {
+            let bytes = &buffers.plain[range.clone()];
+            sys::write_at(file, bytes, start + range.start as u64).doing("written")?;
+            file.end.fetch_max(start + range.end as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn end(&self, file: &PlainOutput) -> Result<(), Fault> {
+        if file.end.load(Ordering::Relaxed) == file.len {
+            return Ok(());
+        }
+        // The last part is a hole (or was written before a stop).
+        sys::set_len(file, file.len).doing("written")
+    }
+
+    fn raw_target(&self, _: &Place<()>, target: &[u8]) -> Result<Vec<u8>, Fault> {
+        Ok(target.to_vec())
+    }
+
+    fn raw_xattr(&self, _: &Owner<'_, Self>, plain: Xattr) -> Result<Xattr, Fault> {
+        Ok(plain)
+    }
+}

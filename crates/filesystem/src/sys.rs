@@ -1,0 +1,299 @@
+//! The seam to the operating system: every call on a source, a backing or a target directory is
+//! made here, relative to a directory handle and never through a symbolic link.
+//!
+//! Handles instead of paths let trees be deeper than `PATH_MAX`, and leave nothing to a process
+//! that swaps a directory for a link while a job runs.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RawDir, SeekFrom, Timespec, Timestamps, Uid,
+    XattrFlags,
+};
+pub(crate) use rustix::fs::{FileType, Stat};
+pub(crate) use rustix::io::Errno;
+
+pub(crate) type Result<T> = rustix::io::Result<T>;
+
+/// Longest list of attribute names, and longest value, that Linux has (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const XATTR_MAX: usize = 64 * 1024;
+
+/// Opens the directory that an administrator named. This once links are followed: the path is theirs.
+pub(crate) fn open_root(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+}
+
+pub(crate) fn open_dir(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    open_quietly(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// Opens a file to read it; a FIFO in its place does not block.
+pub(crate) fn open_file(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    open_quietly(dir, name, OFlags::RDONLY | OFlags::NONBLOCK)
+}
+
+/// Opens for reading without changing the access time, where the caller has the right to.
+fn open_quietly(dir: impl AsFd, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(&dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => rustix::fs::openat(&dir, name, flags, Mode::empty()),
+        other => other,
+    }
+}
+
+pub(crate) fn open_to_write(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Makes a file that must not exist yet.
+pub(crate) fn create(dir: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))
+}
+
+/// Opens the lock file, made if missing, and takes its lock; `WOULDBLOCK` when another has it.
+pub(crate) fn lock(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
+}
+
+pub(crate) fn make_dir(dir: impl AsFd, name: &[u8]) -> Result<()> {
+    rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700))
+}
+
+pub(crate) fn make_link(dir: impl AsFd, name: &[u8], target: &[u8]) -> Result<()> {
+    rustix::fs::symlinkat(target, dir, name)
+}
+
+pub(crate) fn make_node(dir: impl AsFd, name: &[u8], like: &Stat) -> Result<()> {
+    let (kind, mode) = (FileType::from_raw_mode(like.st_mode), Mode::from_raw_mode(0o600));
+    rustix::fs::mknodat(dir, name, kind, mode, like.st_rdev)
+}
+
+pub(crate) fn hard_link(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> Result<()> {
+    rustix::fs::linkat(from, old, to, new, AtFlags::empty())
+}
+
+pub(crate) fn rename(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> Result<()> {
+    rustix::fs::renameat(from, old, to, new)
+}
+
+pub(crate) fn unlink(dir: impl AsFd, name: &[u8]) -> Result<()> {
+    rustix::fs::unlinkat(dir, name, AtFlags::empty())
+}
+
+pub(crate) fn remove_dir(dir: impl AsFd, name: &[u8]) -> Result<()> {
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+pub(crate) fn read_link(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
+}
+
+pub(crate) fn stat(dir: impl AsFd, name: &[u8]) -> Result<Stat> {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+pub(crate) fn stat_open(file: impl AsFd) -> Result<Stat> {
+    rustix::fs::fstat(file)
+}
+
+/// The names in a directory but for `.` and `..`, in no order, each given to `each`.
+pub(crate) fn names(dir: impl AsFd, mut each: impl FnMut(&[u8])) -> Result<()> {
+    let mut buffer = Box::new([MaybeUninit::<u8>::uninit(); 32 * 1024]);
+    let mut entries = RawDir::new(dir, buffer.as_mut_slice());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            each(name);
+        }
+    }
+    Ok(())
+}
+
+/// Fills `buffer` from `at`; the count is smaller only where the file ends.
+pub(crate) fn read_at(file: impl AsFd, buffer: &mut [u8], at: u64) -> Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match rustix::io::pread(&file, &mut buffer[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+pub(crate) fn write_at(file: impl AsFd, mut bytes: &[u8], mut at: u64) -> Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(&file, bytes, at) {
+            // A device that takes nothing and gives no reason is full.
+            Ok(0) => return Err(Errno::NOSPC),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                at += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn set_len(file: impl AsFd, len: u64) -> Result<()> {
+    rustix::fs::ftruncate(file, len)
+}
+
+/// The next data in the file at or after `at`, as start and end; `None` when only a hole follows.
+pub(crate) fn next_data(file: impl AsFd, at: u64) -> Result<Option<(u64, u64)>> {
+    match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+        Ok(start) => Ok(Some((start, rustix::fs::seek(&file, SeekFrom::Hole(start))?))),
+        Err(Errno::NXIO) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+pub(crate) fn sync_file(file: impl AsFd) -> Result<()> {
+    rustix::fs::fsync(file)
+}
+
+/// Makes everything that was written to the filesystem of `dir` durable.
+pub(crate) fn sync_all(dir: impl AsFd) -> Result<()> {
+    rustix::fs::syncfs(dir)
+}
+
+/// Permission bits of `st_mode`, set-id and sticky among them.
+pub(crate) const fn permissions(stat: &Stat) -> u32 {
+    stat.st_mode & 0o7777
+}
+
+pub(crate) fn set_mode(file: impl AsFd, mode: u32) -> Result<()> {
+    rustix::fs::fchmod(file, Mode::from_raw_mode(mode))
+}
+
+/// For a name that can't be opened, such as a device; not for symbolic links, which have no mode.
+pub(crate) fn set_mode_at(dir: impl AsFd, name: &[u8], mode: u32) -> Result<()> {
+    rustix::fs::chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty())
+}
+
+pub(crate) fn set_owner(file: impl AsFd, like: &Stat) -> Result<()> {
+    rustix::fs::fchown(file, Some(Uid::from_raw(like.st_uid)), Some(Gid::from_raw(like.st_gid)))
+}
+
+pub(crate) fn set_owner_at(dir: impl AsFd, name: &[u8], like: &Stat) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
+    rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn times(like: &Stat) -> Timestamps {
+    let time = |seconds, nanoseconds: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or_default(),
+    };
+    Timestamps {
+        last_access: time(like.st_atime, like.st_atime_nsec),
+        last_modification: time(like.st_mtime, like.st_mtime_nsec),
+    }
+}
+
+pub(crate) fn set_times(file: impl AsFd, like: &Stat) -> Result<()> {
+    rustix::fs::futimens(file, &times(like))
+}
+
+pub(crate) fn set_times_at(dir: impl AsFd, name: &[u8], like: &Stat) -> Result<()> {
+    rustix::fs::utimensat(dir, name, &times(like), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// One extended attribute.
+pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
+
+/// What an attribute belongs to: an open file or directory, or a name that is not opened.
+#[derive(Clone, Copy)]
+pub(crate) enum Inode<'a> {
+    Open(BorrowedFd<'a>),
+    Named(BorrowedFd<'a>, &'a [u8]),
+}
+
+impl Inode<'_> {
+    /// The attribute calls that do not follow links take a path; this one is short and has no link in it.
+    fn path(self) -> Vec<u8> {
+        match self {
+            Self::Open(fd) => format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes(),
+            Self::Named(dir, name) => {
+                [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name].concat()
+            }
+        }
+    }
+}
+
+/// All attributes that the caller may see; none where the filesystem has no attributes.
+pub(crate) fn xattrs(of: Inode<'_>) -> Result<Vec<Xattr>> {
+    // Nearly every file has none or little: a small buffer first.
+    let mut small = [0; 1024];
+    let large;
+    let list = |buffer: &mut [u8]| match of {
+        Inode::Open(fd) => rustix::fs::flistxattr(fd, buffer),
+        Inode::Named(..) => rustix::fs::llistxattr(of.path(), buffer),
+    };
+    let names = match list(&mut small) {
+        Ok(len) => &small[..len],
+        Err(Errno::RANGE) => {
+            let mut buffer = vec![0; XATTR_MAX];
+            let len = list(&mut buffer)?;
+            buffer.truncate(len);
+            large = buffer;
+            &large[..]
+        }
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut found = Vec::new();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; XATTR_MAX];
+        let len = match of {
+            Inode::Open(fd) => rustix::fs::fgetxattr(fd, name, value.as_mut_slice()),
+            Inode::Named(..) => rustix::fs::lgetxattr(of.path(), name, value.as_mut_slice()),
+        };
+        match len {
+            Ok(len) => {
+                value.truncate(len);
+                found.push((name.to_vec(), value));
+            }
+            // Removed since it was listed.
+            Err(Errno::NODATA) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(found)
+}
+
+pub(crate) fn set_xattr(of: Inode<'_>, name: &[u8], value: &[u8]) -> Result<()> {
+    match of {
+        Inode::Open(fd) => rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()),
+        Inode::Named(..) => rustix::fs::lsetxattr(of.path(), name, value, XattrFlags::empty()),
+    }
+}
+
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Raises the limit on open files to what this process may have: a walk holds two for each level
+/// of a tree, and the usual limit of 1,024 is a tree of 500 levels.
+pub(crate) fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        // Where it is not allowed, only very deep trees fail, each with its own error.
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+}

@@ -1,0 +1,463 @@
+//! Verification: opens everything that the tree has, names all that is damaged, and goes on.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use data_path::{BackingEntry, DirId, symlink};
+
+use crate::copy::join;
+use crate::error::{Doing, Error, Fault, shown};
+use crate::filesystem::{HEADER, LINKS, LOST, ROOT};
+use crate::header;
+use crate::names::Names;
+use crate::report::{Control, Problem, ProblemKind, Report, Tally, lock};
+use crate::sealed::{SealedFile, SealedTree};
+use crate::side::{Buffers, Owner, Place, Source, segments};
+use crate::stage::{InodeId, make_or_open};
+use crate::sys::{self, FileType, Stat};
+use crate::work::{Ended, Queue, watch, workers};
+
+/// Reasons that a file's problem tells one by one.
+const REASONS: usize = 8;
+const BATCH: usize = 32;
+
+/// Verifies the tree, and with `repair` sets aside what can't be read.
+pub(crate) fn verify(
+    tree: &SealedTree,
+    backing: &OwnedFd,
+    repair: bool,
+    control: &dyn Control,
+) -> Result<Report, Error> {
+    let lost = make_or_open(backing, LOST).doing("opened").map_err(|fault| fault.at(LOST))?;
+    let verify = Verify {
+        tree,
+        control,
+        lost: repair.then_some(lost),
+        tally: Tally::default(),
+        queue: Queue::default(),
+        audited: Mutex::default(),
+        link_records: Mutex::default(),
+    };
+    let ended = Ended::default();
+    let walked = std::thread::scope(|scope| {
+        for _ in 0..workers() {
+            scope.spawn(|| verify.work());
+        }
+        scope.spawn(|| watch(tree, &verify.tally, control, &ended));
+        let walked = verify.walk();
+        verify.queue.drain();
+        verify.queue.close();
+        ended.set();
+        walked
+    });
+    let complete = walked.map_err(|fault| fault.at(ROOT))?;
+    if complete {
+        verify.check_links()?;
+        verify.check_header(backing);
+    }
+    if repair {
+        sys::sync_all(backing).doing("made durable").map_err(|fault| fault.at(LOST))?;
+    }
+    control.progress(&verify.tally.progress());
+    Ok(verify.tally.report(!complete, None))
+}
+
+struct Verify<'a> {
+    tree: &'a SealedTree,
+    control: &'a dyn Control,
+    /// Where things are set aside, if they are.
+    lost: Option<OwnedFd>,
+    tally: Tally,
+    queue: Queue<Job>,
+    /// What was found of files with several names.
+    audited: Mutex<HashMap<InodeId, Finding>>,
+    /// Records of link targets that a link needs.
+    link_records: Mutex<HashSet<Vec<u8>>>,
+}
+
+struct Dir {
+    place: Place<DirId>,
+    raw: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+enum Job {
+    Batch(Arc<Dir>, Vec<Item>),
+    /// One worker's share of a large file.
+    Share(Arc<Large>),
+}
+
+struct Item {
+    raw: Vec<u8>,
+    name: Vec<u8>,
+    stat: Stat,
+}
+
+struct Large {
+    dir: Arc<Dir>,
+    item: Item,
+    file: SealedFile,
+    next_segment: AtomicU64,
+    sharers: AtomicUsize,
+    finding: Mutex<Finding>,
+}
+
+/// What is wrong with a file.
+#[derive(Debug, Clone, Default)]
+struct Finding {
+    reasons: Vec<String>,
+    more: usize,
+    /// Something of it can't be read; else it is only not as it should be.
+    unreadable: bool,
+}
+
+impl Finding {
+    fn add(&mut self, reason: String, unreadable: bool) {
+        self.unreadable |= unreadable;
+        if self.reasons.len() < REASONS {
+            self.reasons.push(reason);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn told(&self) -> Option<String> {
+        let all = self.reasons.join("; ");
+        match (self.reasons.is_empty(), self.more) {
+            (true, _) => None,
+            (false, 0) => Some(all),
+            (false, more) => Some(format!("{all}; and {more} more")),
+        }
+    }
+}
+
+impl Verify<'_> {
+    /// Walks the tree and hands its files out; `false` when it was asked to stop.
+    fn walk(&self) -> Result<bool, Fault> {
+        struct Level {
+            dir: Arc<Dir>,
+            names: Names,
+            next: usize,
+            batch: Vec<Item>,
+        }
+        let level = |place: Place<DirId>, raw: Vec<u8>, plain: Vec<u8>| -> Result<Level, Fault> {
+            let names = Names::read(&place.fd, |_| true).doing("read")?;
+            let dir = Arc::new(Dir { place, raw, plain });
+            self.check_xattrs(&dir.plain, &dir.raw, &Owner::Directory(&dir.place));
+            Ok(Level { dir, names, next: 0, batch: Vec::new() })
+        };
+        let flush = |level: &mut Level| {
+            if !level.batch.is_empty() {
+                let batch = std::mem::take(&mut level.batch);
+                self.queue.put(Job::Batch(Arc::clone(&level.dir), batch));
+            }
+        };
+        let mut stack = vec![level(self.tree.open_root()?, ROOT.to_vec(), Vec::new())?];
+        while let Some(top) = stack.last_mut() {
+            if self.control.stop_requested() {
+                return Ok(false);
+            }
+            let Some(raw) = top.names.get(top.next).map(<[u8]>::to_vec) else {
+                flush(top);
+                self.tally.files_done.fetch_add(1, Ordering::Relaxed);
+                stack.pop();
+                continue;
+            };
+            top.next += 1;
+            let dir = Arc::clone(&top.dir);
+            let Some((name, stat)) = self.identify(&dir, &raw, &top.names) else { continue };
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => {
+                    flush(top);
+                    let entered = self.tree.enter(&dir.place, &raw).and_then(|place| {
+                        level(place, join(&dir.raw, &raw), join(&dir.plain, &name))
+                    });
+                    match entered {
+                        Ok(level) => stack.push(level),
+                        Err(fault) => self.unreadable(&dir, &raw, &name, &fault),
+                    }
+                }
+                FileType::RegularFile if segments(self.tree.estimate(&stat)) > 1 => {
+                    flush(top);
+                    self.share(&dir, Item { raw, name, stat });
+                }
+                _ => {
+                    top.batch.push(Item { raw, name, stat });
+                    if top.batch.len() == BATCH {
+                        flush(top);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The plain name and the stat of an entry; `None` when it is none, or can't be told (which is
+    /// reported).
+    fn identify(&self, dir: &Dir, raw: &[u8], names: &Names) -> Option<(Vec<u8>, Stat)> {
+        match BackingEntry::classify(raw) {
+            BackingEntry::DirectoryRecord => return None,
+            BackingEntry::Side { of } if names.contains(of.as_bytes()) => return None,
+            BackingEntry::Side { .. } => {
+                self.leftover(dir, raw, "it is the side file of a long name that is not there");
+                return None;
+            }
+            BackingEntry::Foreign => {
+                self.leftover(dir, raw, "it is nothing that Coffer put there");
+                return None;
+            }
+            BackingEntry::Short | BackingEntry::Long { .. } => {}
+        }
+        let found = self
+            .tree
+            .plain_name(&dir.place, raw)
+            .and_then(|name| Ok((name, sys::stat(&dir.place.fd, raw).doing("read")?)));
+        found
+            .map_err(|fault| {
+                self.unreadable(dir, raw, b"(a name that can't be read)", &fault);
+                self.tally.files_done.fetch_add(1, Ordering::Relaxed);
+            })
+            .ok()
+    }
+
+    fn work(&self) {
+        let mut buffers = Buffers::default();
+        while let Some(job) = self.queue.take() {
+            match job {
+                Job::Batch(dir, items) => {
+                    for item in &items {
+                        self.entry(&dir, item, &mut buffers);
+                        self.tally.files_done.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Job::Share(large) => self.work_on(&large, &mut buffers),
+            }
+            self.queue.done();
+        }
+    }
+
+    fn entry(&self, dir: &Dir, item: &Item, buffers: &mut Buffers) {
+        let (plain, raw) = (join(&dir.plain, &item.name), join(&dir.raw, &item.raw));
+        match FileType::from_raw_mode(item.stat.st_mode) {
+            FileType::RegularFile => self.file(dir, item, buffers),
+            FileType::Symlink => match self.tree.target(&dir.place, &item.raw) {
+                Ok(_) => {
+                    let text = sys::read_link(&dir.place.fd, &item.raw);
+                    if let Some(name) = text.ok().and_then(|text| symlink::target_record(&text)) {
+                        lock(&self.link_records).insert(name.into_bytes());
+                    }
+                }
+                Err(fault) => self.unreadable(dir, &item.raw, &item.name, &fault),
+            },
+            _ => {
+                let owner = Owner::Named(dir.place.fd.as_fd(), &item.raw);
+                self.check_xattrs(&plain, &raw, &owner);
+            }
+        }
+    }
+
+    fn file(&self, dir: &Dir, item: &Item, buffers: &mut Buffers) {
+        let inode = (item.stat.st_nlink > 1).then_some((item.stat.st_dev, item.stat.st_ino));
+        let known = inode.and_then(|inode| lock(&self.audited).get(&inode).cloned());
+        let finding = match known {
+            Some(finding) => finding,
+            None => match self.tree.open(&dir.place, &item.raw, &item.stat) {
+                Ok(file) => {
+                    let mut finding = Finding::default();
+                    for index in 0..file.segments() {
+                        self.audit(&file, index, buffers, &mut finding);
+                    }
+                    self.check_whole(dir, item, &file, &mut finding);
+                    finding
+                }
+                Err(fault) => {
+                    let mut finding = Finding::default();
+                    finding.add(fault.to_string(), true);
+                    finding
+                }
+            },
+        };
+        self.conclude(dir, item, finding);
+    }
+
+    fn audit(&self, file: &SealedFile, index: u64, buffers: &mut Buffers, finding: &mut Finding) {
+        let mut damaged = |error: data_path::FormatError| finding.add(error.to_string(), true);
+        match file.read_segment(index, buffers, &mut damaged) {
+            Ok(_) => {
+                self.tally.bytes_done.fetch_add(buffers.plain.len() as u64, Ordering::Relaxed);
+            }
+            Err(fault) => finding.add(fault.to_string(), true),
+        }
+    }
+
+    /// What is not in the segments.
+    fn check_whole(&self, dir: &Dir, item: &Item, file: &SealedFile, finding: &mut Finding) {
+        if let Some(error) = file.cipher.header_damage() {
+            finding.add(error.to_string(), false);
+        }
+        let (plain, raw) = (join(&dir.plain, &item.name), join(&dir.raw, &item.raw));
+        self.check_xattrs(&plain, &raw, &Owner::File(file));
+    }
+
+    fn conclude(&self, dir: &Dir, item: &Item, finding: Finding) {
+        if let Some(reason) = finding.told() {
+            if finding.unreadable {
+                self.unreadable(dir, &item.raw, &item.name, &Fault::damaged("read", reason));
+            } else {
+                let (plain, raw) = (join(&dir.plain, &item.name), join(&dir.raw, &item.raw));
+                self.report(&plain, &raw, ProblemKind::Damaged, reason);
+            }
+        }
+        if item.stat.st_nlink > 1 {
+            lock(&self.audited).insert((item.stat.st_dev, item.stat.st_ino), finding);
+        }
+    }
+
+    /// Gives each worker a share of a large file.
+    fn share(&self, dir: &Arc<Dir>, item: Item) {
+        let dir = Arc::clone(dir);
+        match self.tree.open(&dir.place, &item.raw, &item.stat) {
+            Ok(file) => {
+                let (next_segment, sharers) = (AtomicU64::new(0), AtomicUsize::new(workers()));
+                let finding = Mutex::default();
+                let large = Large { dir, item, file, next_segment, sharers, finding };
+                let large = Arc::new(large);
+                for _ in 0..workers() {
+                    self.queue.put(Job::Share(Arc::clone(&large)));
+                }
+            }
+            Err(fault) => {
+                self.unreadable(&dir, &item.raw, &item.name, &fault);
+                self.tally.files_done.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn work_on(&self, large: &Large, buffers: &mut Buffers) {
+        loop {
+            let index = large.next_segment.fetch_add(1, Ordering::Relaxed);
+            if index >= large.file.segments() || self.control.stop_requested() {
+                break;
+            }
+            let mut finding = Finding::default();
+            self.audit(&large.file, index, buffers, &mut finding);
+            let mut all = lock(&large.finding);
+            all.more += finding.more;
+            for reason in finding.reasons {
+                all.add(reason, finding.unreadable);
+            }
+        }
+        if large.sharers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let mut finding = lock(&large.finding).clone();
+            self.check_whole(&large.dir, &large.item, &large.file, &mut finding);
+            self.conclude(&large.dir, &large.item, finding);
+            self.tally.files_done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens every attribute. A damaged one spoils no content.
+    fn check_xattrs(&self, plain: &[u8], raw: &[u8], of: &Owner<'_, SealedTree>) {
+        let found = match sys::xattrs(of.inode()) {
+            Ok(found) => found,
+            Err(errno) => {
+                let reason =
+                    format!("its attributes can't be read: {}", std::io::Error::from(errno));
+                self.report(plain, raw, ProblemKind::Io, reason);
+                return;
+            }
+        };
+        for xattr in found {
+            let name = xattr.0.clone();
+            if let Err(fault) = self.tree.plain_xattr(of, xattr) {
+                let reason = format!("its attribute {} can't be read: {fault}", shown(&name));
+                self.report(plain, raw, ProblemKind::Attribute, reason);
+            }
+        }
+    }
+
+    /// Records of link targets that no link needs, and that are not of Coffer's making.
+    fn check_links(&self) -> Result<(), Error> {
+        let read = || {
+            let links = sys::open_dir(&self.tree.links, b".").doing("read")?;
+            Names::read(&links, |_| true).doing("read")
+        };
+        let names = read().map_err(|fault: Fault| fault.at(LINKS))?;
+        let needed = std::mem::take(&mut *lock(&self.link_records));
+        for name in names.iter().filter(|name| !needed.contains(*name)) {
+            let ciphertext = join(LINKS, name);
+            let reason = "it has the target of a link that is not there".to_owned();
+            let aside = self.set_aside(&self.tree.links, name, b"", &ciphertext, &reason);
+            self.report(b"", &ciphertext, ProblemKind::Leftover, reason + &aside);
+        }
+        Ok(())
+    }
+
+    fn check_header(&self, backing: &OwnedFd) {
+        let wrong = match header::read(backing) {
+            Ok(envelope) if envelope.wrapped.key_id == self.tree.keys.key_id() => return,
+            Ok(envelope) => format!("it has another key, {}", envelope.wrapped.key_id),
+            Err(fault) => fault.to_string(),
+        };
+        let reason =
+            format!("the copy of the wrapped key can't be used: {wrong}; a rewrap renews it");
+        self.report(b"", HEADER, ProblemKind::Damaged, reason);
+    }
+
+    fn unreadable(&self, dir: &Dir, raw: &[u8], name: &[u8], fault: &Fault) {
+        let (plain, path) = (join(&dir.plain, name), join(&dir.raw, raw));
+        let mut problem = fault.problem(&plain, Some(&path));
+        problem.reason = fault.to_string();
+        // A disk that does not answer now may answer later; what it holds stays where it is.
+        if problem.kind == ProblemKind::Damaged {
+            problem.reason += &self.set_aside(&dir.place.fd, raw, &plain, &path, &problem.reason);
+        }
+        self.tally.problem(problem, self.control);
+    }
+
+    fn leftover(&self, dir: &Dir, raw: &[u8], reason: &str) {
+        let path = join(&dir.raw, raw);
+        let aside = self.set_aside(&dir.place.fd, raw, &dir.plain, &path, reason);
+        self.report(&dir.plain, &path, ProblemKind::Leftover, format!("{reason}{aside}"));
+    }
+
+    fn report(&self, plain: &[u8], raw: &[u8], kind: ProblemKind, reason: String) {
+        self.tally.problem(Problem::new(plain, Some(raw), kind, reason), self.control);
+    }
+
+    /// With `repair`: moves an entry to `coffer.lost`, with a note, and says so.
+    fn set_aside(
+        &self,
+        dir: &OwnedFd,
+        raw: &[u8],
+        plain: &[u8],
+        path: &[u8],
+        reason: &str,
+    ) -> String {
+        let Some(lost) = &self.lost else { return String::new() };
+        let id = kms_core::KeyId::random().to_string();
+        let note = format!(
+            "plain path:      {}\nciphertext path: {}\nset aside because {reason}\n",
+            shown(plain),
+            shown(path),
+        );
+        let move_it = || -> sys::Result<()> {
+            // The note first: nothing lies here without one.
+            let file = sys::create(lost, format!("{id}.note").as_bytes(), 0o600)?;
+            sys::write_at(file, note.as_bytes(), 0)?;
+            sys::rename(dir, raw, lost, id.as_bytes())?;
+            if let BackingEntry::Long { side } = BackingEntry::classify(raw) {
+                match sys::rename(dir, side.as_bytes(), lost, format!("{id}.name").as_bytes()) {
+                    Ok(()) | Err(sys::Errno::NOENT) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            Ok(())
+        };
+        match move_it() {
+            Ok(()) => format!("; set aside as {}/{id}", shown(LOST)),
+            Err(errno) => format!("; it can't be set aside: {}", std::io::Error::from(errno)),
+        }
+    }
+}
