@@ -46,7 +46,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
-    let done = Workspace::find().and_then(|workspace| match command {
+    let workspace = process::catch_interrupts().and_then(|()| Workspace::find());
+    let done = workspace.and_then(|workspace| match command {
         Command::Demo { dir } => demo::run(&workspace, dir),
         Command::Test(arguments) => test::run(&workspace, &arguments),
         Command::Layers => layers::run(&workspace),

@@ -1,18 +1,35 @@
-//! Child processes: run to the end, or kept running and stopped by their id.
+//! Child processes: run to the end, or kept running and stopped by their id. An interrupt stops
+//! them too, and then unwinds as an error, so that what was begun is cleaned up.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From here on Ctrl-C, SIGTERM and SIGHUP make [`pause`] and whatever waits for a child fail.
+pub(crate) fn catch_interrupts() -> Result<()> {
+    Ok(ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst))?)
+}
+
+/// A moment's wait.
+pub(crate) fn pause() -> Result<()> {
+    ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
+    sleep(Duration::from_millis(20));
+    Ok(())
+}
 
 /// Runs a command with its output on ours.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot start {}", show(command)))?;
+    let child = command.spawn().with_context(|| format!("cannot start {}", show(command)))?;
+    let status = Guarded(child).wait()?;
     check(command, status)
 }
 
@@ -51,9 +68,43 @@ pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// A process that runs beside us, its output in a log; it ends with this value at the latest.
+/// A child that ends with this value at the latest.
+struct Guarded(Child);
+
+impl Guarded {
+    fn wait(mut self) -> Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(status);
+            }
+            pause()?;
+        }
+    }
+}
+
+impl Drop for Guarded {
+    /// Asks it to end, waits, and insists.
+    fn drop(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        if !matches!(self.0.try_wait(), Ok(None)) {
+            return;
+        }
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        let asked = Instant::now();
+        while asked.elapsed() < PATIENCE {
+            if !matches!(self.0.try_wait(), Ok(None)) {
+                return;
+            }
+            sleep(Duration::from_millis(20));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process that runs beside us, its output in a log. Dropped, it is ended.
 pub(crate) struct Background {
-    child: Child,
+    child: Guarded,
     log: PathBuf,
 }
 
@@ -66,52 +117,40 @@ impl Background {
             .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start {}", show(command)))?;
-        Ok(Self { child, log: log.to_owned() })
+        Ok(Self { child: Guarded(child), log: log.to_owned() })
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.0.id()
     }
 
     /// Waits for its end; a failure shows the last lines of the log.
-    pub(crate) fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         let status = self.child.wait()?;
-        if !status.success() {
-            bail!("ended with {status}; {}", self.log_tail());
-        }
+        ensure!(status.success(), "ended with {status}; {}", tail(&self.log));
         Ok(())
     }
 
-    /// Fails, with the log's last lines, if it has ended.
-    pub(crate) fn still_runs(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => bail!("ended with {status}; {}", self.log_tail()),
+    /// Waits until what it serves answers.
+    pub(crate) fn wait_until(&mut self, answers: impl Fn() -> bool) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let began = Instant::now();
+        while !answers() {
+            if let Some(status) = self.child.0.try_wait()? {
+                bail!("ended with {status}; {}", tail(&self.log));
+            }
+            ensure!(began.elapsed() < PATIENCE, "does not answer; {}", tail(&self.log));
+            pause()?;
         }
-    }
-
-    pub(crate) fn log_tail(&self) -> String {
-        const LINES: usize = 20;
-        let log = std::fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(LINES)..];
-        format!("the end of {}:\n{}", self.log.display(), tail.join("\n"))
+        Ok(())
     }
 }
 
-impl Drop for Background {
-    /// Asks it to end, waits, and insists.
-    fn drop(&mut self) {
-        const PATIENCE: Duration = Duration::from_secs(10);
-        if !matches!(self.child.try_wait(), Ok(None)) {
-            return;
-        }
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let asked = Instant::now();
-        while asked.elapsed() < PATIENCE {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            sleep(Duration::from_millis(20));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn tail(log: &Path) -> String {
+    const LINES: usize = 20;
+    let content = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&content);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LINES)..];
+    format!("the end of {}:\n{}", log.display(), last.join("\n"))
 }

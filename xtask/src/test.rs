@@ -50,7 +50,8 @@ const STAGES: &[Stage] = &[
         name: "clippy",
         about: "no lint warns",
         run: |run| {
-            run.cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])
+            let scope = ["clippy", "--workspace", "--all-targets", "--all-features"];
+            run.cargo(&[&scope[..], &["--", "--deny", "warnings"]].concat())
         },
     },
     Stage {
@@ -83,7 +84,8 @@ const STAGES: &[Stage] = &[
         about: "the KMS contract over both real Vaults",
         run: |run| {
             let vaults = run.vaults()?;
-            run.cargo_with(&["test", "--package", "vault-transit", "--test", "real_vault"], &vaults)
+            let test = ["test", "--package", "vault-transit", "--features", "real-vault"];
+            run.cargo_with(&[&test[..], &["--test", "real_vault"]].concat(), &vaults)
         },
     },
     Stage {

@@ -14,7 +14,7 @@ use walkdir::WalkDir;
 /// How much there is.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Size {
-    files: u64,
+    pub(super) files: u64,
     directories: u64,
     others: u64,
     bytes: u64,

@@ -14,7 +14,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::shell::{Shell, wait_for};
+use super::shell::Shell;
 use crate::process::{self, Background};
 
 pub(super) struct Kms {
@@ -93,23 +93,24 @@ impl Kms {
         let log = self.folder.join("dev-vault.log");
         let mut server = Background::start(&mut shell.command(&arguments), &log)?;
         let health = format!("{}/v1/sys/health", self.url);
-        wait_for("the development KMS", &mut server, || ureq::get(&health).call().is_ok())?;
+        server.wait_until(|| ureq::get(&health).call().is_ok()).context("coffer dev vault")?;
         self.server = Some(server);
         Ok(())
     }
 
     pub(super) fn stop(&mut self, shell: &Shell) {
-        shell.typed("kill %2    # the KMS goes away");
-        self.server = None;
+        if let Some(server) = self.server.take() {
+            shell.typed(&format!("kill {}    # the KMS", server.id()));
+        }
     }
 
     pub(super) fn come_back(&mut self, shell: &Shell) -> Result<()> {
         self.serve(shell)
     }
 
-    /// Makes the master key and a token that may do with it what Coffer needs and nothing else.
-    /// Returns the file with the token.
-    pub(super) fn set_up(&self, shell: &Shell) -> Result<PathBuf> {
+    /// Makes the master key, and in a file a token that may do with it what Coffer needs and
+    /// nothing else.
+    pub(super) fn set_up(&self, shell: &Shell) -> Result<()> {
         let key = &self.master_key;
         let mount = self.act(
             shell,
@@ -159,8 +160,8 @@ impl Kms {
         Ok(policy)
     }
 
-    fn token(&self, shell: &Shell) -> Result<PathBuf> {
-        let file = self.folder.join("token");
+    fn token(&self, shell: &Shell) -> Result<()> {
+        let file = self.token_file();
         let role = format!("-role={}", self.master_key);
         shell.typed(&format!(
             "vault token create {role} -field=token > {0} && chmod 600 {0}",
@@ -187,7 +188,21 @@ impl Kms {
             .mode(0o600)
             .open(&file)?
             .write_all(token.as_bytes())?;
-        Ok(file)
+        Ok(())
+    }
+
+    pub(super) fn token_file(&self) -> PathBuf {
+        self.folder.join("token")
+    }
+
+    /// What `set-vault` needs besides, for a Vault whose certificate the system does not know.
+    pub(super) fn options(&self) -> Vec<String> {
+        match std::env::var("VAULT_CACERT") {
+            Ok(file) if !self.can_be_stopped() && !file.is_empty() => {
+                vec!["--ca-cert".to_owned(), file]
+            }
+            _ => Vec::new(),
+        }
     }
 
     pub(super) fn rotate(&self, shell: &Shell) -> Result<()> {
@@ -199,6 +214,13 @@ impl Kms {
     pub(super) fn tear_down(&self, shell: &Shell) -> Result<()> {
         if self.can_be_stopped() {
             return Ok(());
+        }
+        shell.step("Remove from your Vault what the demo made");
+        let file = self.token_file();
+        if let Ok(token) = fs::read_to_string(&file) {
+            let path = "auth/token/revoke";
+            let typed = ["write", path, &format!("token=@{}", file.display())];
+            self.act(shell, &typed, "POST", path, json!({ "token": token }))?;
         }
         let key = format!("transit/keys/{}", self.master_key);
         let config = format!("{key}/config");
@@ -223,15 +245,19 @@ impl Kms {
     ) -> Result<()> {
         shell.typed(&format!("vault {}", typed.join(" ")));
         match self.admin {
-            Admin::Http { .. } => self.request(method, path, body).map(|_| ()),
+            Admin::Http { .. } => {
+                self.request(method, path, body)?;
+                shell.note(&format!("done ({method} /v1/{path})"));
+            }
             Admin::Command => {
                 let output = Command::new("vault").args(typed).output()?;
                 if !output.status.success() {
                     bail!("vault: {}", String::from_utf8_lossy(&output.stderr).trim());
                 }
-                Ok(())
+                shell.note(String::from_utf8_lossy(&output.stdout).trim());
             }
         }
+        Ok(())
     }
 
     fn request(&self, method: &str, path: &str, body: Value) -> Result<Value> {

@@ -13,12 +13,12 @@ mod shell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::MetadataCommand;
 use serde_json::Value;
+use walkdir::WalkDir;
 
 use crate::process;
 use crate::workspace::Workspace;
@@ -29,11 +29,7 @@ use shell::{Exit, Node, Shell};
 /// The two filesystems: one takes the tree, the other shows that keys are handled together.
 const FILESYSTEMS: [&str; 2] = ["projects", "archive"];
 
-/// Set by Ctrl-C. The command that runs gets the signal too and fails, and cleaning up follows.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
 pub(crate) fn run(workspace: &Workspace, dir: Option<PathBuf>) -> Result<()> {
-    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst))?;
     let coffer = build(workspace)?;
     let source = match dir {
         Some(dir) => {
@@ -41,13 +37,14 @@ pub(crate) fn run(workspace: &Workspace, dir: Option<PathBuf>) -> Result<()> {
         }
         None => default_tree(workspace)?,
     };
+    let size = compare::count(&source)?;
+    ensure!(size.files > 0, "{} holds no file: name another directory", source.display());
+
     let began = Instant::now();
     let temporary = tempfile::Builder::new().prefix("coffer-demo-").tempdir()?;
     let shell = Shell::new(coffer, temporary.path());
-    let demo = Demo { shell, folder: temporary.path(), source };
-    let done = demo.run();
-    ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
-    done?;
+    let demo = Demo { shell, folder: temporary.path(), source, size };
+    demo.run()?;
     println!("\nAll of it held. It took {:.1} s.", began.elapsed().as_secs_f64());
     Ok(())
 }
@@ -76,6 +73,7 @@ struct Demo<'a> {
     shell: Shell,
     folder: &'a Path,
     source: PathBuf,
+    size: compare::Size,
 }
 
 impl Demo<'_> {
@@ -84,17 +82,27 @@ impl Demo<'_> {
         shell.step("Start a node and a KMS");
         shell.note(&format!("export COFFER_SOCKET={}", shell.socket().display()));
         let mut kms = Kms::start(shell, self.folder)?;
+        let done = self.with(&mut kms);
+        // On somebody's Vault nothing stays, however it went.
+        done.and(kms.tear_down(shell))
+    }
+
+    fn with(&self, kms: &mut Kms) -> Result<()> {
+        let shell = &self.shell;
         let node = Node::start(shell, self.folder)?;
         shell.coffer(&["status"])?;
 
         shell
             .step("Set the KMS up: transit, a master key, a policy with the least rights, a token");
-        let token_file = kms.set_up(shell)?;
+        kms.set_up(shell)?;
 
         shell.step("Give the node its KMS: everything is proved before anything is stored");
-        let key = kms.master_key().to_owned();
-        let set_vault = ["fs", "kms", "set-vault", kms.url(), &key, "--token-file"];
-        shell.coffer(&[&set_vault[..], &[&token_file.display().to_string()]].concat())?;
+        let token = kms.token_file().display().to_string();
+        let options = kms.options();
+        let mut set_vault = vec!["fs", "kms", "set-vault", kms.url(), kms.master_key()];
+        set_vault.extend(["--token-file", &token]);
+        set_vault.extend(options.iter().map(String::as_str));
+        shell.coffer(&set_vault)?;
         shell.coffer(&["fs", "kms"])?;
 
         shell.step("Create two encrypted filesystems");
@@ -105,8 +113,7 @@ impl Demo<'_> {
         }
 
         shell.step("Put a real tree in");
-        let files = compare::count(&self.source)?;
-        shell.note(&format!("{} holds {files}", self.source.display()));
+        shell.note(&format!("{} holds {}", self.source.display(), self.size));
         shell.coffer(&["fs", "import", FILESYSTEMS[0], &self.source.display().to_string()])?;
         shell.coffer(&["fs", "ls", FILESYSTEMS[0]])?;
 
@@ -164,7 +171,6 @@ impl Demo<'_> {
             shell.coffer(&["fs", "delete", name, "--yes"])?;
         }
         shell.coffer(&["fs", "kms", "unset", "--yes"])?;
-        kms.tear_down(shell)?;
         drop(node);
         Ok(())
     }
@@ -176,13 +182,19 @@ impl Demo<'_> {
     /// Looks for the tree's names and lines in the tree itself, where they are found, and among the
     /// ciphertext, where none may be.
     fn nothing_readable(&self) -> Result<()> {
-        let traces = Traces::of(&self.source)?;
+        const SAMPLE: usize = 6;
         let shell = &self.shell;
+        let backing = self.backing(FILESYSTEMS[0]);
+        shell.note(&format!("some of what lies in {}:", backing.display()));
+        for entry in WalkDir::new(&backing).min_depth(1).into_iter().take(SAMPLE) {
+            shell.note(&format!("  {}", entry?.path().strip_prefix(&backing)?.display()));
+        }
+        let traces = Traces::of(&self.source)?;
         shell.note(&format!("looking for {traces}"));
         let plain = traces.search(&self.source)?;
-        let hidden = traces.search(&self.backing(FILESYSTEMS[0]))?;
+        let hidden = traces.search(&backing)?;
         shell.note(&format!("in {}: {plain}", self.source.display()));
-        shell.note(&format!("in {}: {hidden}", self.backing(FILESYSTEMS[0]).display()));
+        shell.note(&format!("in {}: {hidden}", backing.display()));
         ensure!(plain.names > 0, "the search finds nothing in the plain tree: it proves nothing");
         ensure!(hidden.is_clean(), "the backing directory shows what it must hide");
         Ok(())
@@ -226,7 +238,7 @@ impl Demo<'_> {
                 "filesystems stay locked: {:?}",
                 self.filesystems()?
             );
-            shell::pause()?;
+            process::pause()?;
         }
         Ok(())
     }

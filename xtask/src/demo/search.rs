@@ -32,7 +32,7 @@ pub(super) struct Found {
 }
 
 impl Traces {
-    /// Takes every name of the tree and from each file its first telling line.
+    /// Takes every name of the tree and from each file a telling line.
     pub(super) fn of(tree: &Path) -> Result<Self> {
         let mut names = BTreeSet::new();
         let mut lines = BTreeSet::new();
@@ -74,13 +74,14 @@ impl Found {
     }
 }
 
-/// The first line that is long enough to be known again, at most 64 bytes of it.
+/// A line by which the content can be known again, at most 64 bytes of it. It is taken from the middle,
+/// if there is one, because many files begin alike.
 fn telling_line(content: &[u8]) -> Option<Vec<u8>> {
     const LONG_ENOUGH: usize = 16;
     const ENOUGH: usize = 64;
-    let mut lines = content.split(|byte| *byte == b'\n');
-    let line =
-        lines.find(|line| line.len() >= LONG_ENOUGH && line.iter().any(|b| *b != line[0]))?;
+    let telling = |line: &&[u8]| line.len() >= LONG_ENOUGH && line.iter().any(|b| *b != line[0]);
+    let lines_from = |start| content[start..].split(|byte| *byte == b'\n').find(telling);
+    let line = lines_from(content.len() / 2).or_else(|| lines_from(0))?;
     Some(line[..line.len().min(ENOUGH)].to_vec())
 }
 

@@ -3,14 +3,10 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::Ordering;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::INTERRUPTED;
 use crate::process::Background;
 
 /// The exit codes that the demo expects of a refusal.
@@ -43,7 +39,9 @@ impl Shell {
     }
 
     pub(super) fn note(&self, text: &str) {
-        println!("  {text}");
+        for line in text.lines() {
+            println!("  {line}");
+        }
     }
 
     /// Shows a command line as it would be typed.
@@ -80,9 +78,7 @@ impl Shell {
         self.typed(&format!("coffer {}", arguments.join(" ")));
         let output = self.command(arguments).output()?;
         for stream in [&output.stdout, &output.stderr] {
-            for line in String::from_utf8_lossy(stream).lines() {
-                println!("  {line}");
-            }
+            self.note(&String::from_utf8_lossy(stream));
         }
         Ok(output)
     }
@@ -127,40 +123,17 @@ impl Node {
         shell.typed(&format!("coffer {} &", arguments.join(" ")));
         let serve = Background::start(&mut shell.command(&arguments), &log)?;
         let mut node = Self { serve, state_dir, log };
-        wait_for("the node", &mut node.serve, || {
-            shell.command(&["status"]).output().is_ok_and(|output| output.status.success())
-        })?;
+        let answers =
+            || shell.command(&["status"]).output().is_ok_and(|output| output.status.success());
+        node.serve.wait_until(answers).context("coffer serve")?;
         Ok(node)
     }
 
     /// Ends it, which wipes the keys from memory, and starts another on the same state.
     pub(super) fn restart(self, shell: &Shell) -> Result<Self> {
         let Self { serve, state_dir, log } = self;
-        shell.typed("kill %1");
+        shell.typed(&format!("kill {}    # the node", serve.id()));
         drop(serve);
         Self::start_on(shell, state_dir, log)
     }
-}
-
-/// Waits until a process that was just started answers.
-pub(super) fn wait_for(
-    what: &str,
-    process: &mut Background,
-    mut answers: impl FnMut() -> bool,
-) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    let began = Instant::now();
-    while !answers() {
-        process.still_runs().with_context(|| format!("{what} did not start"))?;
-        ensure!(began.elapsed() < PATIENCE, "{what} does not answer; {}", process.log_tail());
-        pause()?;
-    }
-    Ok(())
-}
-
-/// A moment's wait that Ctrl-C ends.
-pub(super) fn pause() -> Result<()> {
-    ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
-    sleep(Duration::from_millis(50));
-    Ok(())
 }
