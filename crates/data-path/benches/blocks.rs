@@ -128,20 +128,14 @@ impl RustCrypto {
 impl Contestant for RustCrypto {
     fn seal(&mut self) -> Result {
         for (block, tag) in self.data.chunks_mut(layout::PAGE).zip(&mut self.tags) {
-            *tag =
-                self.key.encrypt_inout_detached(&NONCE.into(), black_box(&AAD), block.into())?;
+            *tag = self.key.encrypt_inout_detached(&NONCE.into(), black_box(&AAD), block.into())?;
         }
         Ok(())
     }
 
     fn open(&mut self) -> Result {
         for (block, tag) in self.data.chunks_mut(layout::PAGE).zip(&self.tags) {
-            self.key.decrypt_inout_detached(
-                &NONCE.into(),
-                black_box(&AAD),
-                block.into(),
-                tag,
-            )?;
+            self.key.decrypt_inout_detached(&NONCE.into(), black_box(&AAD), block.into(), tag)?;
         }
         Ok(())
     }

@@ -49,7 +49,7 @@ pub(crate) trait Aead: Send + Sync {
 }
 
 /// What is stored beside sealed data.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seal {
     pub(crate) nonce: [u8; NONCE_LEN],
     pub(crate) tag: [u8; TAG_LEN],

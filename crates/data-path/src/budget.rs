@@ -37,9 +37,18 @@ impl SealBudget {
     /// # Errors
     /// [`FormatError::SealsNotReserved`], and [`FormatError::SealsExhausted`] when no more can be reserved.
     pub fn take(&self, seals: u64) -> Result<(), FormatError> {
+        self.take_of(seals, self.granted.load(Ordering::Relaxed))
+    }
+
+    /// Counts the seal of a header that reserves so many: it is one of those that it reserves.
+    pub(crate) fn take_for_header(&self, reserved: u64) -> Result<(), FormatError> {
+        self.take_of(1, self.granted.load(Ordering::Relaxed).max(reserved.min(Self::LIMIT)))
+    }
+
+    fn take_of(&self, seals: u64, granted: u64) -> Result<(), FormatError> {
         // What is refused stays counted: that wastes seals and can't repeat one.
         let used = self.used.fetch_add(seals, Ordering::Relaxed).saturating_add(seals);
-        if used <= self.granted.load(Ordering::Relaxed) {
+        if used <= granted {
             Ok(())
         } else if used > Self::LIMIT {
             Err(FormatError::SealsExhausted)
@@ -85,6 +94,13 @@ mod tests {
         budget.grant(2 * SealBudget::BATCH);
         assert_eq!(budget.take(SealBudget::BATCH - 1), Ok(()));
         assert_eq!(budget.take(1), Err(FormatError::SealsNotReserved));
+    }
+
+    #[test]
+    fn a_header_that_reserves_more_needs_no_grant_first() {
+        let budget = recorded(SealBudget::BATCH);
+        assert_eq!(budget.take_for_header(2 * SealBudget::BATCH), Ok(()));
+        assert_eq!(budget.take_for_header(SealBudget::BATCH), Err(FormatError::SealsNotReserved));
     }
 
     #[test]

@@ -75,15 +75,8 @@ impl FilesystemKeys {
     /// # Errors
     /// [`FormatError::Library`] when the system gives no random bytes.
     pub fn create_file(&self) -> Result<FileCipher, FormatError> {
-        self.create_file_as(FileId::random()?, nonce::random()?)
-    }
-
-    pub(crate) fn create_file_as(
-        &self,
-        id: FileId,
-        salt: [u8; 32],
-    ) -> Result<FileCipher, FormatError> {
-        let epoch = Epoch::new(self, id, salt)?;
+        let id = FileId::random()?;
+        let epoch = Epoch::new(self, id, nonce::random()?)?;
         Ok(FileCipher {
             open_part: OpenPart { id, epochs: [Some(epoch.head), None] },
             epochs: [Some(epoch), None],
@@ -205,14 +198,12 @@ impl FileCipher {
     /// [`FormatError::TooLong`], [`FormatError::SealsExhausted`] for a file too large for one salt (4 TiB).
     pub fn write_header(&self, first_page: &mut [u8], size: u64) -> Result<(), FormatError> {
         let seals_reserved = self.current()?.budget.for_new_file(size)?;
-        let state = FileState { size, dirty: false, seals_reserved };
-        // Both copies: what lay in the page before means nothing.
-        self.update_header(first_page, &state)?;
-        self.update_header(first_page, &state)?;
+        // What lay in the page before means nothing, so both copies are made.
+        self.write_both(first_page, &FileState { size, dirty: false, seals_reserved })?;
         self.grant_seals(seals_reserved)
     }
 
-    /// Writes `state` over the older of the header's sealed copies, and keeps the other, in the first page of a file that exists.
+    /// Writes `state` over the older of the header's sealed copies in the first page of a file that exists, and keeps the other.
     ///
     /// # Errors
     /// [`FormatError::SealsNotReserved`], [`FormatError::SealsExhausted`], [`FormatError::TooLong`].
@@ -224,31 +215,54 @@ impl FileCipher {
         if state.size > layout::MAX_SIZE {
             return Err(FormatError::TooLong { what: "a file", limit: layout::MAX_SIZE });
         }
-        let page = first_page.get_mut(..PAGE).ok_or(FormatError::Buffer { group: 0, found: 0 })?;
+        let found = first_page.len();
+        let page = first_page.get_mut(..PAGE).ok_or(FormatError::Buffer { group: 0, found })?;
         let epoch = self.current()?;
-        epoch.budget.take(1)?;
-        let number = self.last_number.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let current = self.sealed.current;
         let mut reserved = self.sealed.reserved;
-        reserved[self.sealed.current] = state.seals_reserved;
-        let part = SealedPart {
-            number,
-            size: state.size,
-            dirty: state.dirty,
-            current: self.sealed.current,
-            reserved,
-        };
+        reserved[current] = state.seals_reserved.clamp(reserved[current], SealBudget::LIMIT);
+        epoch.budget.take_for_header(reserved[current])?;
+        let number = self.last_number.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let part = SealedPart { number, size: state.size, dirty: state.dirty, current, reserved };
         let copy = (number & 1) as u8;
         self.open_part.write(page);
-        if self.sealed.current == 1 {
+        page[EPOCH_BYTE] &= !copy_epoch_bit(copy);
+        if current == 1 {
             page[EPOCH_BYTE] |= copy_epoch_bit(copy);
-        } else {
-            page[EPOCH_BYTE] &= !copy_epoch_bit(copy);
         }
         let mut plain = part.to_bytes();
         let associated = header_aad(epoch, self.id(), page, copy);
-        let seal = epoch.aead.seal(self.nonce()?, &associated, &mut plain)?;
+        let seal = epoch.aead.seal(Nonce::random()?, &associated, &mut plain)?;
         join_sealed(&mut page[copy_at(copy)], &seal, &plain);
         Ok(())
+    }
+
+    /// Gives the file a new salt, under which all is sealed from now on; what was sealed before still opens. The epoch before
+    /// the last is given up: nothing may be sealed under it any more. `state` goes into both copies of the
+    /// header in `first_page`, which must be durable before anything that is sealed under the new salt is.
+    ///
+    /// # Errors
+    /// As of [`Self::update_header`].
+    pub fn renew_salt(
+        mut self,
+        keys: &FilesystemKeys,
+        first_page: &mut [u8],
+        state: &FileState,
+    ) -> Result<Self, FormatError> {
+        let next = 1 - self.sealed.current;
+        let epoch = Epoch::new(keys, self.id(), nonce::random()?)?;
+        epoch.budget.grant(state.seals_reserved);
+        self.open_part.epochs[next] = Some(epoch.head);
+        self.epochs[next] = Some(epoch);
+        self.sealed.current = next;
+        self.sealed.reserved[next] = 0;
+        self.write_both(first_page, state)?;
+        Ok(self)
+    }
+
+    fn write_both(&self, first_page: &mut [u8], state: &FileState) -> Result<(), FormatError> {
+        self.update_header(first_page, state)?;
+        self.update_header(first_page, state)
     }
 
     /// Lets so many seals be made in all under the current salt. A header that reserves them must be durable.
@@ -319,7 +333,7 @@ impl FileCipher {
         state[..8].copy_from_slice(&tags.written.bits().to_le_bytes());
         state[8..].copy_from_slice(&tags.second_is_newer.bits().to_le_bytes());
         let associated = tag_page_aad(epoch, self.id(), group, page);
-        let seal = epoch.aead.seal(self.nonce()?, &associated, &mut state)?;
+        let seal = epoch.aead.seal(Nonce::random()?, &associated, &mut state)?;
         join_sealed(&mut page[HEADER_LEN..ENTRIES_AT], &seal, &state);
         Ok(())
     }
@@ -359,7 +373,7 @@ impl FileCipher {
         }
         let epoch = self.current()?;
         let associated = aad(domain, epoch.head.key, self.id(), number, data.len());
-        let seal: Seal = epoch.aead.seal(self.nonce()?, &associated, data)?;
+        let seal: Seal = epoch.aead.seal(Nonce::random()?, &associated, data)?;
         Ok(Slot { seal, len, epoch: self.sealed.current })
     }
 
@@ -382,10 +396,6 @@ impl FileCipher {
     /// The epoch under which new seals are made. `create_file` and `open_file` see to it that there is one.
     fn current(&self) -> Result<&Epoch, FormatError> {
         self.epochs[self.sealed.current].as_ref().ok_or(FormatError::Header)
-    }
-
-    fn nonce(&self) -> Result<Nonce, FormatError> {
-        Nonce::random()
     }
 }
 

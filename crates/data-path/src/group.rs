@@ -1,6 +1,8 @@
 //! Whole groups in one buffer: the fast way in and out of a file.
 
 use crate::FormatError;
+use std::fmt;
+
 use crate::aad::Domain;
 use crate::file::FileCipher;
 use crate::layout::{self, GROUP, HOLE_MAP_ENTRY, PAGE};
@@ -42,8 +44,15 @@ impl HoleMap {
     }
 }
 
+impl fmt::Debug for HoleMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let holes: u32 = self.0.iter().map(|byte| byte.count_ones()).sum();
+        write!(f, "HoleMap({holes} groups)")
+    }
+}
+
 /// What was found in a group that could be opened. The data is in the buffer; what could not be read is zeros there.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenedGroup {
     group: u64,
     /// Entries whose blocks were written; the others are holes.

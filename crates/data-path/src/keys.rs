@@ -82,11 +82,20 @@ fn derive<const N: usize>(
     info: &[&[u8]],
 ) -> Result<Zeroizing<[u8; N]>, FormatError> {
     let mut derived = Zeroizing::new([0; N]);
-    key.expose(|key| {
-        Hkdf::<Sha256>::new(Some(salt), key).expand_multi_info(info, derived.as_mut())
-    })
-    .map_err(|_| FormatError::Library("key derivation failed"))?;
+    key.expose(|key| hkdf_sha256(key, salt, info, derived.as_mut()))?;
     Ok(derived)
+}
+
+/// The parts of `info` are joined; all but the last have a fixed length.
+pub(crate) fn hkdf_sha256(
+    key: &[u8],
+    salt: &[u8],
+    info: &[&[u8]],
+    derived: &mut [u8],
+) -> Result<(), FormatError> {
+    Hkdf::<Sha256>::new(Some(salt), key)
+        .expand_multi_info(info, derived)
+        .map_err(|_| FormatError::Library("key derivation failed"))
 }
 
 /// A key of HMAC-SHA-256 (RFC 2104), as long as the block of the hash.

@@ -51,6 +51,8 @@ mod nonce;
 mod siv;
 pub mod symlink;
 mod tag_page;
+#[cfg(test)]
+mod vectors;
 pub mod xattr;
 
 pub use aead::Backend;

@@ -20,6 +20,10 @@ pub(crate) struct Nonce([u8; NONCE_LEN]);
 impl Nonce {
     /// A new one.
     pub(crate) fn random() -> Result<Self, FormatError> {
+        #[cfg(test)]
+        if fixed::is_on() {
+            return random().map(Self);
+        }
         POOL.with_borrow_mut(Pool::draw).map(Self)
     }
 
@@ -42,6 +46,10 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], FormatError> {
 }
 
 fn fill(bytes: &mut [u8]) -> Result<(), FormatError> {
+    #[cfg(test)]
+    if fixed::fill(bytes) {
+        return Ok(());
+    }
     aws_lc_rs::rand::fill(bytes)
         .map_err(|_| FormatError::Library("the system gives no random bytes"))
 }
@@ -73,6 +81,35 @@ impl Pool {
         nonce.copy_from_slice(&page[self.next..][..NONCE_LEN]);
         self.next += NONCE_LEN;
         Ok(nonce)
+    }
+}
+
+/// Known bytes in place of random ones, for golden vectors.
+#[cfg(test)]
+pub(crate) mod fixed {
+    use std::cell::Cell;
+
+    thread_local! {
+        static NEXT: Cell<Option<u8>> = const { Cell::new(None) };
+    }
+
+    /// Runs `f` with draws that are 1, 1, 1, …, then 2, 2, 2, …, and so on.
+    pub(crate) fn run<R>(f: impl FnOnce() -> R) -> R {
+        NEXT.set(Some(1));
+        let result = f();
+        NEXT.set(None);
+        result
+    }
+
+    pub(super) fn is_on() -> bool {
+        NEXT.get().is_some()
+    }
+
+    pub(super) fn fill(bytes: &mut [u8]) -> bool {
+        let Some(next) = NEXT.get() else { return false };
+        bytes.fill(next);
+        NEXT.set(Some(next.checked_add(1).unwrap()));
+        true
     }
 }
 

@@ -85,7 +85,7 @@ impl FromIterator<usize> for Entries {
 }
 
 /// What opens one block as it was written once: nonce, tag, length and epoch.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     pub(crate) seal: Seal,
     pub(crate) len: u16,

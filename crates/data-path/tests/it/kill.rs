@@ -1,0 +1,273 @@
+//! A writer that follows the protocol, killed after each of its writes: every block is the old or the new one.
+
+use data_path::{
+    Backend, FileCipher, FileState, FilesystemKeys, FormatError, SealBudget, TagPage, layout,
+};
+use layout::{PAGE, Place};
+
+use crate::image::{keys, plain, read, read_open, write};
+
+/// A backing file to which a writer makes one write after the other; all but the first few are lost.
+struct Disk {
+    bytes: Vec<u8>,
+    survives: usize,
+}
+
+impl Disk {
+    fn write(&mut self, at: u64, bytes: &[u8]) {
+        if self.survives == 0 {
+            return;
+        }
+        self.survives -= 1;
+        let at = at as usize;
+        self.bytes.resize(self.bytes.len().max(at + bytes.len()), 0);
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+/// What a mount keeps in memory of a file that it writes.
+struct Writer {
+    file: FileCipher,
+    first_page: [u8; PAGE],
+    tags: TagPage,
+    state: FileState,
+}
+
+impl Writer {
+    /// Opens a file of one group for writing: reserves seals, and marks it dirty before anything else.
+    fn open(keys: &FilesystemKeys, disk: &mut Disk) -> Self {
+        let file = keys.open_file(&disk.bytes, disk.bytes.len() as u64).unwrap();
+        let mut first_page = [0; PAGE];
+        first_page.copy_from_slice(&disk.bytes[..PAGE]);
+        let tags = file.open_tag_page(0, &first_page).unwrap();
+        let mut state = file.state();
+        state.dirty = true;
+        state.seals_reserved += SealBudget::BATCH;
+        let mut writer = Self { file, first_page, tags, state };
+        writer.put_header(disk);
+        writer.file.grant_seals(writer.state.seals_reserved).unwrap();
+        writer
+    }
+
+    fn put_header(&mut self, disk: &mut Disk) {
+        self.file.update_header(&mut self.first_page, &self.state).unwrap();
+        disk.write(0, &self.first_page);
+    }
+
+    fn put_tags(&mut self, disk: &mut Disk) {
+        self.file.seal_tag_page(0, &self.tags, &mut self.first_page).unwrap();
+        disk.write(0, &self.first_page);
+    }
+
+    /// Overwrites: the slot first, then the block. Into a hole: the block first.
+    fn write_block(&mut self, disk: &mut Disk, block: u64, plain: &[u8]) {
+        let place = Place::of_block(block);
+        let was_hole = !self.tags.written().contains(place.entry);
+        let mut sealed = plain.to_vec();
+        let slot = self.file.seal_block(block, &mut sealed).unwrap();
+        self.tags.fill_older(place.entry, &slot);
+        if was_hole {
+            disk.write(place.position(), &sealed);
+            self.put_tags(disk);
+        } else {
+            self.put_tags(disk);
+            disk.write(place.position(), &sealed);
+        }
+    }
+
+    fn close(mut self, disk: &mut Disk, size: u64) {
+        self.state.size = size;
+        self.state.dirty = false;
+        self.put_header(disk);
+    }
+}
+
+/// Runs `act` on a copy of `image` and kills it after each of its writes; `check` sees the file as it is then read.
+fn kill_everywhere(
+    image: &[u8],
+    act: impl Fn(&FilesystemKeys, &mut Disk),
+    check: impl Fn(usize, &FileCipher, Vec<u8>),
+) {
+    let (keys, reader) = (keys(1, Backend::AwsLc), keys(1, Backend::RustCrypto));
+    let mut whole = Disk { bytes: image.to_vec(), survives: usize::MAX };
+    act(&keys, &mut whole);
+    let writes = usize::MAX - whole.survives;
+    assert!(writes > 2);
+    for survives in 0..=writes {
+        let mut disk = Disk { bytes: image.to_vec(), survives };
+        act(&keys, &mut disk);
+        let file = reader.open_file(&disk.bytes, disk.bytes.len() as u64).unwrap();
+        assert_eq!(file.state().dirty, (1..writes).contains(&survives));
+        let (plain, damage) = read_open(&file, &disk.bytes);
+        assert_eq!(damage, [], "after write {survives} of {writes}");
+        check(survives, &file, plain);
+    }
+}
+
+#[test]
+fn overwriting_a_block() {
+    let old = plain(3 * PAGE);
+    let image = write(&keys(1, Backend::AwsLc), &old, |_| false);
+    let versions: Vec<Vec<u8>> =
+        [old[PAGE..2 * PAGE].to_vec(), vec![1; PAGE], vec![2; PAGE], vec![3; PAGE]].into();
+    kill_everywhere(
+        &image,
+        |keys, disk| {
+            let mut writer = Writer::open(keys, disk);
+            for version in &versions[1..] {
+                writer.write_block(disk, 1, version);
+            }
+            writer.close(disk, old.len() as u64);
+        },
+        |writes, _, read| {
+            // One write marks the file dirty, then each version takes two, the second of which counts.
+            let version = &versions[(writes.saturating_sub(1) / 2).min(3)];
+            assert_eq!(&read[PAGE..2 * PAGE], version, "after write {writes}");
+            assert_eq!((&read[..PAGE], &read[2 * PAGE..]), (&old[..PAGE], &old[2 * PAGE..]));
+        },
+    );
+}
+
+#[test]
+fn writing_into_a_hole() {
+    let old = plain(3 * PAGE);
+    let image = write(&keys(1, Backend::AwsLc), &old, |block| block == 1);
+    kill_everywhere(
+        &image,
+        |keys, disk| {
+            let mut writer = Writer::open(keys, disk);
+            writer.write_block(disk, 1, &[9; PAGE]);
+            writer.close(disk, old.len() as u64);
+        },
+        |writes, _, read| {
+            let expected = if writes < 3 { [0; PAGE] } else { [9; PAGE] };
+            assert_eq!(read[PAGE..2 * PAGE], expected, "after write {writes}");
+        },
+    );
+}
+
+#[test]
+fn appending() {
+    let old = plain(PAGE + 100);
+    let image = write(&keys(1, Backend::AwsLc), &old, |_| false);
+    let long = plain(2 * PAGE + 50);
+    kill_everywhere(
+        &image,
+        |keys, disk| {
+            let mut writer = Writer::open(keys, disk);
+            // The last block becomes a whole one, then a new last block follows.
+            writer.write_block(disk, 1, &long[PAGE..2 * PAGE]);
+            writer.write_block(disk, 2, &long[2 * PAGE..]);
+            writer.close(disk, long.len() as u64);
+        },
+        |writes, file, read| {
+            let size = match writes {
+                0..3 => old.len(),
+                3 => 2 * PAGE,
+                _ => long.len(),
+            };
+            assert_eq!((file.size(), read.len()), (size as u64, size), "after write {writes}");
+            // A block that was written and is not in the map yet reads as a hole.
+            let known = if writes == 4 { 2 * PAGE } else { size };
+            assert_eq!(read[..known], long[..known], "after write {writes}");
+            assert!(layout::is_zero(&read[known..]));
+        },
+    );
+}
+
+#[test]
+fn a_dirty_file_is_settled() {
+    let (keys, old) = (keys(1, Backend::AwsLc), plain(2 * PAGE));
+    let mut disk = Disk { bytes: write(&keys, &old, |_| false), survives: 2 };
+    Writer::open(&keys, &mut disk).write_block(&mut disk, 0, &[1; PAGE]);
+
+    let file = keys.open_file(&disk.bytes, disk.bytes.len() as u64).unwrap();
+    let opened = file.open_group(0, &mut disk.bytes.clone()).unwrap();
+    assert_eq!(opened.on_older.iter().collect::<Vec<_>>(), [0]);
+
+    // Called clean as it lies, the block that needs its older slot is damage.
+    let mut unsettled = Disk { bytes: disk.bytes.clone(), survives: 2 };
+    Writer::open(&keys, &mut unsettled).close(&mut unsettled, old.len() as u64);
+    assert_eq!(read(&keys, &unsettled.bytes), Err(vec![FormatError::Block(0)]));
+
+    disk.survives = 3;
+    let mut writer = Writer::open(&keys, &mut disk);
+    opened.on_older.iter().for_each(|entry| writer.tags.settle_on_older(entry));
+    writer.put_tags(&mut disk);
+    writer.close(&mut disk, old.len() as u64);
+    assert_eq!(read(&keys, &disk.bytes).unwrap(), old);
+}
+
+#[test]
+fn a_dirty_file_may_have_grown_and_not_shrunk() {
+    let (keys, old) = (keys(1, Backend::AwsLc), plain(2 * PAGE));
+    let mut disk = Disk { bytes: write(&keys, &old, |_| false), survives: 1 };
+    Writer::open(&keys, &mut disk);
+    let size = |bytes: &[u8], len: usize| keys.open_file(bytes, len as u64).map(|file| file.size());
+    let len = disk.bytes.len();
+    assert_eq!(size(&disk.bytes, len + 10), Ok(old.len() as u64 + 10));
+    let cut = FormatError::Size { sealed: old.len() as u64, found: old.len() as u64 - 1 };
+    assert_eq!(size(&disk.bytes, len - 1), Err(cut));
+}
+
+#[test]
+fn a_block_is_punched_out() {
+    let (keys, old) = (keys(1, Backend::AwsLc), plain(3 * PAGE));
+    let mut disk = Disk { bytes: write(&keys, &old, |_| false), survives: usize::MAX };
+    let mut writer = Writer::open(&keys, &mut disk);
+    writer.tags.clear(1);
+    writer.put_tags(&mut disk);
+    disk.write(Place::of_block(1).position(), &[0; PAGE]);
+    writer.close(&mut disk, old.len() as u64);
+    let read = read(&keys, &disk.bytes).unwrap();
+    assert!(layout::is_zero(&read[PAGE..2 * PAGE]) && read[..PAGE] == old[..PAGE]);
+}
+
+#[test]
+fn a_new_salt_takes_over_block_by_block() {
+    let (keys, old) = (keys(1, Backend::AwsLc), plain(2 * PAGE));
+    let mut disk = Disk { bytes: write(&keys, &old, |_| false), survives: usize::MAX };
+    let mut writer = Writer::open(&keys, &mut disk);
+    writer.state.seals_reserved = SealBudget::BATCH;
+    writer.file = writer.file.renew_salt(&keys, &mut writer.first_page, &writer.state).unwrap();
+    disk.write(0, &writer.first_page);
+    writer.write_block(&mut disk, 1, &[8; PAGE]);
+    writer.close(&mut disk, old.len() as u64);
+    let expected = [&old[..PAGE], &[8; PAGE]].concat();
+    assert_eq!(read(&keys, &disk.bytes).unwrap(), expected);
+
+    // Every byte of a header with two epochs counts too.
+    for at in 0..316 {
+        let mut altered = disk.bytes.clone();
+        altered[at] ^= 0x40;
+        assert!(read(&keys, &altered).is_err(), "byte {at}");
+    }
+
+    // The next new salt takes the place of the first, which nothing needs once all is sealed anew.
+    let mut writer = Writer::open(&keys, &mut disk);
+    writer.write_block(&mut disk, 0, &old[..PAGE]);
+    writer.state.seals_reserved = SealBudget::BATCH;
+    writer.file = writer.file.renew_salt(&keys, &mut writer.first_page, &writer.state).unwrap();
+    disk.write(0, &writer.first_page);
+    writer.put_tags(&mut disk);
+    writer.close(&mut disk, old.len() as u64);
+    assert_eq!(read(&keys, &disk.bytes).unwrap(), expected);
+}
+
+#[test]
+fn seals_need_a_durable_reservation() {
+    let keys = keys(1, Backend::AwsLc);
+    let image = write(&keys, &plain(10), |_| false);
+    let file = keys.open_file(&image, image.len() as u64).unwrap();
+    assert_eq!(file.state().seals_reserved, SealBudget::BATCH);
+    assert!(matches!(file.seal_block(0, &mut [0; 10]), Err(FormatError::SealsNotReserved)));
+    let mut state = file.state();
+    state.seals_reserved = SealBudget::LIMIT;
+    file.update_header(&mut image.clone(), &state).unwrap();
+    file.grant_seals(SealBudget::LIMIT).unwrap();
+    assert!(file.seal_block(0, &mut [0; 10]).is_ok());
+    assert!(matches!(
+        keys.create_file().unwrap().write_header(&mut image.clone(), 5 << 40),
+        Err(FormatError::SealsExhausted)
+    ));
+}
