@@ -375,7 +375,8 @@ fn acl() -> Vec<u8> {
 fn sparse(root: &OwnedFd) -> io::Result<()> {
     let dir = make_dir(root, b"sparse")?;
     const MIB: u64 = 1 << 20;
-    let cases: [(&str, u64, &[(u64, usize)]); 7] = [
+    type Islands<'a> = &'a [(u64, usize)];
+    let cases: [(&str, u64, Islands<'_>); 7] = [
         ("hole only", 3 * MIB, &[]),
         ("leading hole", 2 * MIB, &[(MIB, MIB as usize)]),
         ("trailing hole", 2 * MIB + 17, &[(0, 8192)]),

@@ -1,0 +1,261 @@
+//! A node of the built program in a temporary directory, and the commands that a person would type to it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// The directory that a node lives in; it outlives the node's processes.
+pub struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Place {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// A copy of everything in this place, elsewhere. The node is not running.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new();
+        copy_into(self.dir.path(), copy.dir.path());
+        copy
+    }
+
+    /// Puts this place back to what `saved`, a copy of it, holds. The node is not running.
+    pub fn restore(&self, saved: &Self) {
+        for entry in fs::read_dir(self.dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+        }
+        copy_into(saved.dir.path(), self.dir.path());
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// The admin socket. Short, as such paths have to be.
+    pub fn socket(&self) -> PathBuf {
+        self.path("s")
+    }
+
+    /// The node's log, of all its runs.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// The command that runs the node here.
+    pub fn serve(&self) -> Command {
+        let mut command = Command::new(program());
+        command
+            .arg("serve")
+            .arg("--state-dir")
+            .arg(self.state())
+            .arg("--socket")
+            .arg(self.socket())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::options().create(true).append(true).open(self.path("log")).unwrap());
+        command
+    }
+
+    /// Starts the node and waits until it answers.
+    pub fn start(&self) -> Node<'_> {
+        let child = self.serve().spawn().unwrap();
+        let mut node = Node { place: self, child: Some(child) };
+        node.wait_until_it_answers();
+        node
+    }
+
+    /// Waits until something answers on the socket.
+    pub fn wait_for_socket(&self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            if UnixStream::connect(self.socket()).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
+    /// Runs a command of the program, with nothing on stdin.
+    pub fn coffer<S: AsRef<str>>(&self, args: &[S]) -> Answer {
+        self.coffer_with_input(args, "")
+    }
+
+    /// Runs a command of the program with this on stdin. The socket goes in by the environment.
+    pub fn coffer_with_input<S: AsRef<str>>(&self, args: &[S], input: &str) -> Answer {
+        let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
+        let mut child = Command::new(program())
+            .args(&args)
+            .env("COFFER_SOCKET", self.socket())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A command that does not read its input may be gone already.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+        Answer {
+            line: args.join(" "),
+            code: status.code().unwrap_or(-1),
+            stdout: String::from_utf8(stdout).unwrap(),
+            stderr: String::from_utf8(stderr).unwrap(),
+        }
+    }
+
+    /// Runs a command that must succeed, and gives what it printed.
+    pub fn ok<S: AsRef<str>>(&self, args: &[S]) -> String {
+        self.coffer(args).expect(0).stdout
+    }
+
+    /// Runs a command that must succeed with `--json`, and gives the answer.
+    pub fn json<S: AsRef<str>>(&self, args: &[S]) -> Value {
+        let mut args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
+        args.push("--json");
+        let out = self.ok(&args);
+        serde_json::from_str(&out)
+            .unwrap_or_else(|e| panic!("{args:?} answers no JSON: {e}\n{out}"))
+    }
+
+    /// Runs a command that must fail with this exit code, and gives what it wrote to stderr.
+    pub fn fails<S: AsRef<str>>(&self, code: i32, args: &[S]) -> String {
+        self.coffer(args).expect(code).stderr
+    }
+
+    /// Sets the KMS with a token in a file, as the documentation advises.
+    pub fn set_vault(&self, kms: &crate::kms::Kms) {
+        let file = self.path("token");
+        fs::write(&file, kms.token()).unwrap();
+        let file = file.to_str().unwrap();
+        self.ok(&["fs", "kms", "set-vault", kms.url(), crate::kms::KEY, "--token-file", file]);
+    }
+
+    /// Waits until a filesystem is in this state (`unlocked`, `locked`).
+    pub fn wait_for_state(&self, fs: &str, state: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let shown = self.json(&["fs", "show", fs]);
+            if shown["state"] == state {
+                return shown;
+            }
+            assert!(Instant::now() < deadline, "{fs} is not {state}: {shown}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn copy_into(from: &Path, to: &Path) {
+    let from = format!("{}/.", from.display());
+    let status = Command::new("cp").args(["-a", "--", &from]).arg(to).status().unwrap();
+    assert!(status.success());
+}
+
+/// What a command answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its arguments.
+    pub line: String,
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained.
+    pub stderr: String,
+}
+
+impl Answer {
+    /// Requires an exit code.
+    #[must_use]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(
+            self.code, code,
+            "coffer {}\nstdout: {}\nstderr: {}",
+            self.line, self.stdout, self.stderr
+        );
+        self
+    }
+}
+
+/// A running node; asked to end when it is dropped.
+pub struct Node<'a> {
+    place: &'a Place,
+    child: Option<Child>,
+}
+
+impl Node<'_> {
+    fn wait_until_it_answers(&mut self) {
+        let answers = self.place.wait_for_socket();
+        let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+        assert!(answers && ended.is_none(), "no node ({ended:?}):\n{}", self.place.log());
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Ends it as an administrator does, and requires that it ends well.
+    pub fn stop(mut self) {
+        let mut child = self.child.take().unwrap();
+        signal(&child, Signal::SIGTERM);
+        let status = child.wait().unwrap();
+        assert!(status.success(), "the node ended with {status}:\n{}", self.place.log());
+    }
+
+    /// Ends it as a power cut does.
+    pub fn kill(mut self) {
+        let mut child = self.child.take().unwrap();
+        signal(&child, Signal::SIGKILL);
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(&child, Signal::SIGKILL);
+            let _ = child.wait();
+        }
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let _ = kill(Pid::from_raw(child.id().cast_signed()), signal);
+}
+
+/// The built program, beside this test's own.
+///
+/// # Panics
+/// If it is not built.
+pub fn program() -> &'static Path {
+    static PROGRAM: std::sync::LazyLock<PathBuf> = std::sync::LazyLock::new(|| {
+        let test = std::env::current_exe().unwrap();
+        let path = test.parent().unwrap().parent().unwrap().join("coffer");
+        assert!(path.is_file(), "{} is missing: cargo build --package coffer", path.display());
+        path
+    });
+    &PROGRAM
+}

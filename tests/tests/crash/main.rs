@@ -1,0 +1,209 @@
+//! kill -9 at every system call that changes something on disk, in backing directories and store alike, for each act
+//! that takes several steps. Then a node starts on what lies there: nothing acknowledged is lost, nothing is half
+//! done, the job is finished or undone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use coffer_tests::kill::Watched;
+use coffer_tests::kms::{Kind, Kms};
+use coffer_tests::node::Place;
+use serde_json::Value;
+use testkit::tree;
+
+#[test]
+fn create() {
+    let points = at_every_call(
+        |place, kms| place.set_vault(kms),
+        |_| vec!["fs".into(), "create".into(), "new".into()],
+        |place, done| {
+            let there = names(place).contains(&"new".to_owned());
+            assert!(there || !done, "an acknowledged create is lost");
+            assert_eq!(place.state().join("filesystems/new").exists(), there);
+            if there {
+                place.wait_for_state("new", "unlocked");
+                assert_eq!(place.json(&["fs", "verify", "new"])["state"], "done");
+            } else {
+                place.ok(&["fs", "create", "new"]);
+            }
+        },
+    );
+    assert!(points > 20, "{points}");
+}
+
+#[test]
+fn import() {
+    let points = at_every_call(
+        |place, _| {
+            let source = place.path("source");
+            fs::create_dir_all(source.join("sub")).unwrap();
+            fs::write(source.join("sub/small"), b"small").unwrap();
+            fs::write(source.join("medium"), tree::noise(1, 700_000)).unwrap();
+            fs::hard_link(source.join("medium"), source.join("sub/link")).unwrap();
+            std::os::unix::fs::symlink("medium", source.join("symlink")).unwrap();
+            fs::write(source.join("x".repeat(255)), b"a long name").unwrap();
+            place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+        },
+        |place| {
+            let source = place.path("source");
+            vec!["fs".into(), "import".into(), "home".into(), source.to_str().unwrap().into()]
+        },
+        |place, done| {
+            place.wait_for_state("home", "unlocked");
+            wait_for_jobs(place);
+            // What is there can be read, whatever was cut off; what was acknowledged is there.
+            assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done");
+            let source = place.path("source");
+            if !done {
+                let again = place.json(&["fs", "import", "home", source.to_str().unwrap()]);
+                assert_eq!(again["state"], "done", "{again}");
+            }
+            let target = place.path("target");
+            place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+            assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+            let left = fs::read_dir(place.state().join("filesystems/home/coffer.tmp")).unwrap();
+            assert_eq!(left.count(), 0, "temporary files stay behind");
+        },
+    );
+    assert!(points > 40, "{points}");
+}
+
+#[test]
+fn rewrap() {
+    let points = at_every_call(
+        two_and_a_rotation,
+        |_| vec!["fs".into(), "kms".into(), "rewrap".into()],
+        |place, done| {
+            wait_for_jobs(place);
+            let versions = versions(place);
+            assert!(versions == [2, 2] || (!done && versions == [1, 1]), "{versions:?}");
+            for fs in ["one", "two"] {
+                place.wait_for_state(fs, "unlocked");
+                let copy =
+                    fs::read_to_string(place.state().join(format!("filesystems/{fs}/coffer.key")));
+                let expected = format!("vault:v{}:", versions[0]);
+                assert!(copy.unwrap().contains(&expected), "the copy of {fs} is behind");
+            }
+        },
+    );
+    assert!(points > 20, "{points}");
+}
+
+#[test]
+fn downgrade() {
+    let points = at_every_call(
+        two_and_a_rotation,
+        |_| ["fs", "kms", "unset", "--allow-downgrade", "--yes"].map(String::from).to_vec(),
+        |place, done| {
+            wait_for_jobs(place);
+            let set = !place.json(&["fs", "kms"])["configured"].is_null();
+            assert!(!(set && done));
+            for fs in ["one", "two"] {
+                let shown = place.wait_for_state(fs, "unlocked");
+                let kind = if set { "vault" } else { "local" };
+                assert_eq!(shown["wrapped_by"]["kind"], kind, "{shown}");
+                assert_eq!(shown["exposed"], !set, "{shown}");
+            }
+            let local_keys = fs::read_dir(place.state())
+                .unwrap()
+                .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("local-"))
+                .count();
+            assert_eq!(local_keys, usize::from(!set));
+        },
+    );
+    assert!(points > 20, "{points}");
+}
+
+#[test]
+fn unset() {
+    let points = at_every_call(
+        |place, kms| place.set_vault(kms),
+        |_| ["fs", "kms", "unset", "--yes"].map(String::from).to_vec(),
+        |place, done| {
+            let set = !place.json(&["fs", "kms"])["configured"].is_null();
+            assert!(!(set && done));
+            // Whichever it is, it is whole.
+            if set {
+                place.ok(&["fs", "create", "new"]);
+            } else {
+                place.fails(5, &["fs", "create", "new"]);
+            }
+        },
+    );
+    assert!(points > 5, "{points}");
+}
+
+fn two_and_a_rotation(place: &Place, kms: &Kms) {
+    place.set_vault(kms);
+    place.ok(&["fs", "create", "one"]);
+    place.ok(&["fs", "create", "two"]);
+    kms.rotate();
+}
+
+/// Prepares a place, then runs `act` on it again and again, each time killed at a later call, until it comes to its
+/// end. After each kill `check` looks at a node that was started afterwards; it is told whether `act` was
+/// acknowledged. Answers how many calls there were.
+fn at_every_call(
+    prepare: impl Fn(&Place, &Kms),
+    act: impl Fn(&Place) -> Vec<String>,
+    check: impl Fn(&Place, bool),
+) -> u64 {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let node = place.start();
+    prepare(&place, &kms);
+    node.stop();
+    let prepared = place.copy();
+    let args = act(&place);
+    for kill_at in 1.. {
+        place.restore(&prepared);
+        let node = Watched::start(place.serve(), kill_at);
+        assert!(place.wait_for_socket(), "{}", place.log());
+        wait_until_unlocked(&place);
+        node.arm();
+        let done = place.coffer(&args).code == 0;
+        let killed = node.end();
+        assert!(killed || done, "{args:?} failed without a kill:\n{}", place.log());
+
+        let node = place.start();
+        check(&place, done);
+        node.stop();
+        if !killed {
+            return kill_at - 1;
+        }
+    }
+    unreachable!()
+}
+
+fn names(place: &Place) -> Vec<String> {
+    let list = place.json(&["fs", "list"]);
+    let all = list["filesystems"].as_array().unwrap().iter();
+    all.map(|fs| fs["name"].as_str().unwrap().to_owned()).collect()
+}
+
+fn versions(place: &Place) -> Vec<u64> {
+    let list = place.json(&["fs", "list"]);
+    let all = list["filesystems"].as_array().unwrap().iter();
+    all.map(|fs| fs["wrapped_by"]["version"].as_u64().unwrap()).collect()
+}
+
+fn wait_until_unlocked(place: &Place) {
+    for name in names(place) {
+        place.wait_for_state(&name, "unlocked");
+    }
+}
+
+/// Waits until no job runs: what a dead node left is taken up by the next one.
+fn wait_for_jobs(place: &Place) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let jobs = place.json(&["job", "list"]);
+        let running = |job: &&Value| job["state"] == "running" || job["state"] == "interrupted";
+        if !jobs["jobs"].as_array().unwrap().iter().any(|job| running(&job)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "a job does not end: {jobs}\n{}", place.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

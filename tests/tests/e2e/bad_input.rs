@@ -1,0 +1,84 @@
+//! Input that is wrong gets a clear error, the exit code for wrong usage, and changes nothing.
+
+use coffer_tests::kms::KEY;
+use coffer_tests::node::{Answer, Place};
+
+#[test]
+fn urls() {
+    let place = Place::new();
+    let _node = place.start();
+    for url in [
+        "nonsense",
+        "",
+        "ftp://127.0.0.1",
+        "file:///etc/passwd",
+        "http://user:pass@127.0.0.1:8200",
+        "https://vault.example.com/?a=b",
+        "https://vault.example.com/#f",
+        "http://vault.example.com",
+        "https://169.254.169.254",
+        "http://169.254.169.254/latest",
+        "https://[fe80::1]:8200",
+        "https://[::ffff:169.254.169.254]",
+        "http://0.0.0.0:8200",
+    ] {
+        let answer = place.coffer(&["fs", "kms", "set-vault", url, KEY, "t"]);
+        assert!(wrong_usage(&answer), "{url}: {answer:?}");
+        assert!(!answer.stderr.contains("pass@"), "{answer:?}");
+    }
+    assert!(place.json(&["fs", "kms"])["configured"].is_null());
+}
+
+#[test]
+fn names() {
+    let place = Place::new();
+    let _node = place.start();
+    let long = "x".repeat(300);
+    for name in ["a/b", "..", ".", "a\u{7}b", "a\nb", "-", "ä", "", &long] {
+        for args in [
+            vec!["fs", "create", "--allow-no-kms", "--", name],
+            vec!["fs", "show", "--", name],
+            vec!["fs", "delete", "--yes", "--", name],
+        ] {
+            let answer = place.coffer(&args);
+            assert!(wrong_usage(&answer), "{answer:?}");
+            assert!(!answer.stderr.contains('\u{7}'), "{answer:?}");
+        }
+        let key = place.coffer(&["fs", "kms", "set-vault", "http://127.0.0.1:1", name, "t"]);
+        assert!(name == "ä" || wrong_usage(&key), "{key:?}");
+    }
+    assert_eq!(place.json(&["fs", "list"])["filesystems"], serde_json::json!([]));
+}
+
+#[test]
+fn what_is_not_there() {
+    let place = Place::new();
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    for args in [
+        &["fs", "show", "nobody"][..],
+        &["fs", "unlock", "nobody"],
+        &["fs", "import", "nobody", "/tmp"],
+        &["fs", "import", "home", "/no/such/dir"],
+        &["fs", "ls", "home", "/no/such/dir"],
+        &["job", "show", "6f1c2d3e-0a1b-4c5d-8e9f-001122334455"],
+        &["job", "show", "x"],
+    ] {
+        let answer = place.coffer(args);
+        assert!(answer.code != 0 && answer.stderr.starts_with("error: "), "{answer:?}");
+    }
+    place.fails(5, &["fs", "create", "home", "--allow-no-kms"]);
+    place.fails(5, &["fs", "kms", "rewrap"]);
+}
+
+#[test]
+fn no_node_answers() {
+    let place = Place::new();
+    let refused = place.fails(7, &["status"]);
+    assert!(refused.contains("coffer serve"), "{refused}");
+}
+
+/// clap's own refusal and the node's both end with 2 and say what to do.
+fn wrong_usage(answer: &Answer) -> bool {
+    answer.code == 2 && answer.stderr.starts_with("error: ")
+}

@@ -1,0 +1,152 @@
+//! Damage on disk: found, named with its ciphertext path, gone past, set aside.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use coffer_tests::node::Place;
+use serde_json::Value;
+use testkit::tree;
+
+/// A filesystem with a few files, the node stopped.
+fn prepared() -> Place {
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir(&source).unwrap();
+    for (name, seed) in [("one", 1), ("two", 2), ("three", 3)] {
+        fs::write(source.join(name), tree::noise(seed, 700_000 + seed as usize)).unwrap();
+    }
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    node.stop();
+    place
+}
+
+fn ciphertexts(place: &Place) -> Vec<PathBuf> {
+    let root = place.state().join("filesystems/home/root");
+    let mut files: Vec<_> = fs::read_dir(root)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.is_file() && fs::metadata(p).unwrap().len() > 100_000)
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 3);
+    files
+}
+
+#[test]
+fn each_kind_of_damage_is_named_and_gone_past() {
+    let place = prepared();
+    let whole = place.copy();
+    let kinds: [(&str, &dyn Fn(&Path, &Path)); 8] = [
+        ("a flipped byte", &|file, _| flip(file, 300_001)),
+        ("a flipped byte in the header", &|file, _| flip(file, 20)),
+        ("two blocks swapped", &|file, _| {
+            let (a, b) = (read(file, 20 * 4096), read(file, 21 * 4096));
+            write(file, 20 * 4096, &b);
+            write(file, 21 * 4096, &a);
+        }),
+        ("cut short", &|file, _| resize(file, |len| len - 4097)),
+        ("extended", &|file, _| resize(file, |len| len + 4096)),
+        ("a block zeroed", &|file, _| write(file, 30 * 4096, &[0; 4096])),
+        ("a group zeroed", &|file, _| write(file, 70 * 4096, &[0; 66 * 4096])),
+        ("a block of another file", &|file, other| {
+            let block = read(other, 30 * 4096);
+            write(file, 30 * 4096, &block);
+        }),
+    ];
+    for (what, hurt) in kinds {
+        place.restore(&whole);
+        let files = ciphertexts(&place);
+        hurt(&files[0], &files[1]);
+
+        let node = place.start();
+        place.wait_for_state("home", "unlocked");
+        let found = place.coffer(&["fs", "verify", "home", "--json"]);
+        assert!([6, 8].contains(&found.code), "{what}: {found:?}");
+        let job: Value = serde_json::from_str(&found.stdout).unwrap();
+        let damage = job["damage"].as_array().unwrap();
+        assert!(!damage.is_empty(), "{what}: {job}");
+        let named = files[0].file_name().unwrap().to_str().unwrap();
+        assert!(
+            damage.iter().all(|d| d["ciphertext"].to_string().contains(named)),
+            "{what}: {job}"
+        );
+
+        // The other files come out, the damaged one is reported and not made up.
+        let target = place.path("target");
+        let exported = place.coffer(&["fs", "export", "home", target.to_str().unwrap()]);
+        assert!([6, 8].contains(&exported.code), "{what}: {exported:?}");
+        let came: Vec<_> =
+            ["one", "two", "three"].into_iter().filter(|name| target.join(name).exists()).collect();
+        assert_eq!(came.len(), 2, "{what}: {came:?}");
+        for name in came {
+            let source = whole.path("source").join(name);
+            assert!(fs::read(source).unwrap() == fs::read(target.join(name)).unwrap(), "{what}");
+        }
+
+        // Repaired, it is set aside with all its bytes, and the rest verifies.
+        let hurt_bytes = fs::read(&files[0]).unwrap();
+        let repaired = place.coffer(&["fs", "verify", "home", "--repair", "--json"]);
+        assert!([0, 6, 8].contains(&repaired.code), "{what}: {repaired:?}");
+        assert!(!files[0].exists(), "{what}");
+        let lost = all_files(&place.state().join("filesystems/home/coffer.lost"));
+        assert!(lost.iter().any(|f| fs::read(f).unwrap() == hurt_bytes), "{what}: {lost:?}");
+        assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done", "{what}");
+        node.stop();
+    }
+}
+
+#[test]
+fn a_file_of_another_filesystem_is_refused() {
+    let place = prepared();
+    let node = place.start();
+    place.wait_for_state("home", "unlocked");
+    place.ok(&["fs", "create", "other", "--allow-no-kms"]);
+    place.ok(&["fs", "import", "other", place.path("source").to_str().unwrap()]);
+    node.stop();
+    let stranger = fs::read_dir(place.state().join("filesystems/other/root"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.is_file() && fs::metadata(p).unwrap().len() > 100_000)
+        .unwrap();
+    let victim = &ciphertexts(&place)[0];
+    fs::copy(stranger, victim).unwrap();
+    let _node = place.start();
+    place.wait_for_state("home", "unlocked");
+    let found = place.coffer(&["fs", "verify", "home", "--json"]);
+    assert!([6, 8].contains(&found.code), "{found:?}");
+    assert!(found.stdout.contains(victim.file_name().unwrap().to_str().unwrap()), "{found:?}");
+}
+
+fn flip(file: &Path, at: u64) {
+    let mut byte = [0];
+    let handle = fs::File::options().read(true).write(true).open(file).unwrap();
+    handle.read_exact_at(&mut byte, at).unwrap();
+    handle.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
+}
+
+fn read(file: &Path, at: u64) -> Vec<u8> {
+    let mut block = vec![0; 4096];
+    fs::File::open(file).unwrap().read_exact_at(&mut block, at).unwrap();
+    block
+}
+
+fn write(file: &Path, at: u64, bytes: &[u8]) {
+    fs::File::options().write(true).open(file).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+fn resize(file: &Path, to: impl Fn(u64) -> u64) {
+    let file = fs::File::options().write(true).open(file).unwrap();
+    file.set_len(to(file.metadata().unwrap().len())).unwrap();
+}
+
+fn all_files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(all_files(&path)) } else { found.push(path) }
+    }
+    found
+}

@@ -1,0 +1,129 @@
+//! Import and export as jobs: stopped, killed and taken up again; a full disk; memory.
+
+use std::fs;
+use std::time::Duration;
+
+use coffer_tests::node::Place;
+use testkit::tree;
+
+#[test]
+fn an_import_that_was_killed_is_taken_up_again() {
+    let place = Place::new();
+    let (source, target) = (place.path("source"), place.path("target"));
+    tree::small_files(&source, 4000).unwrap();
+    fs::write(source.join("large"), tree::noise(7, 200 << 20)).unwrap();
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    std::thread::scope(|scope| {
+        let importing =
+            scope.spawn(|| place.coffer(&["fs", "import", "home", source.to_str().unwrap()]));
+        std::thread::sleep(Duration::from_millis(400));
+        node.kill();
+        assert_ne!(importing.join().unwrap().code, 0, "the import was over before the kill");
+    });
+    let _node = place.start();
+    place.wait_for_state("home", "unlocked");
+    let job = place.json(&["fs", "import", "home", source.to_str().unwrap()]);
+    assert_eq!(job["state"], "done", "{job}");
+    place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+    assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_job_can_be_stopped_and_gone_on_with() {
+    let place = Place::new();
+    let (source, target) = (place.path("source"), place.path("target"));
+    tree::small_files(&source, 6000).unwrap();
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    std::thread::scope(|scope| {
+        let importing =
+            scope.spawn(|| place.coffer(&["fs", "import", "home", source.to_str().unwrap()]));
+        let id = loop {
+            let jobs = place.json(&["job", "list"]);
+            if let Some(id) = jobs["jobs"][0]["id"].as_str() {
+                break id.to_owned();
+            }
+        };
+        place.ok(&["job", "stop", &id]);
+        let stopped = importing.join().unwrap();
+        assert_ne!(stopped.code, 0, "{stopped:?}");
+        assert_eq!(place.json(&["job", "show", &id])["state"], "stopped");
+    });
+    let job = place.json(&["fs", "import", "home", source.to_str().unwrap()]);
+    assert_eq!(job["state"], "done", "{job}");
+    place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+    assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn large_and_sparse_files_come_back_in_little_memory() {
+    let place = Place::new();
+    let (source, target) = (place.path("source"), place.path("target"));
+    fs::create_dir(&source).unwrap();
+    let chunk = tree::noise(1, 64 << 20);
+    let mut large = fs::File::create(source.join("large")).unwrap();
+    for _ in 0..40 {
+        std::io::Write::write_all(&mut large, &chunk).unwrap();
+    }
+    let sparse = fs::File::create(source.join("sparse")).unwrap();
+    sparse.set_len(20 << 30).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"an island", 9 << 30).unwrap();
+    drop((large, sparse));
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    let kib: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(kib < 128 * 1024, "the node's memory peaked at {kib} KiB");
+    assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_full_disk_ends_an_import_and_hurts_nothing() {
+    let place = Place::new();
+    let (source, small, target) = (place.path("source"), place.path("small"), place.path("target"));
+    tree::small_files(&source, 400).unwrap();
+    fs::create_dir(&small).unwrap();
+    let mounted = Tmpfs::mount(&small, "2m");
+    let _node = place.start();
+    let backing = small.join("home");
+    place.ok(&["fs", "create", "home", "--allow-no-kms", "--backing", backing.to_str().unwrap()]);
+    let full = place.coffer(&["fs", "import", "home", source.to_str().unwrap()]);
+    assert_ne!(full.code, 0, "{full:?}");
+    assert!(full.stderr.contains("space") || full.stderr.contains("full"), "{full:?}");
+    let verified = place.json(&["fs", "verify", "home"]);
+    assert_eq!(verified["state"], "done", "what is there is whole: {verified}");
+    mounted.resize("64m");
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+    assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
+/// A small filesystem in memory, unmounted when dropped.
+struct Tmpfs<'a>(&'a std::path::Path);
+
+impl<'a> Tmpfs<'a> {
+    fn mount(path: &'a std::path::Path, size: &str) -> Self {
+        let options = format!("size={size}");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))
+            .expect("this test mounts a small filesystem, so it runs as root");
+        Self(path)
+    }
+
+    fn resize(&self, size: &str) {
+        let options = format!("size={size}");
+        let flags = nix::mount::MsFlags::MS_REMOUNT;
+        nix::mount::mount(None::<&str>, self.0, None::<&str>, flags, Some(options.as_str()))
+            .unwrap();
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}

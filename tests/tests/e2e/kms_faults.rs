@@ -1,0 +1,115 @@
+//! A KMS that is away, sealed, slow, or something else; and what filesystems do meanwhile.
+
+use std::time::{Duration, Instant};
+
+use coffer_tests::kms::{KEY, Kind, Kms};
+use coffer_tests::node::Place;
+use dev_vault::{DevVault, Fault};
+use serde_json::json;
+
+#[test]
+fn a_node_that_starts_without_its_kms_opens_when_it_is_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let start = |address| {
+        let builder = DevVault::builder().state_file(folder.path().join("vault"));
+        let builder = builder.root_token("root").transit_key(KEY).listen(address);
+        runtime.block_on(builder.start()).unwrap()
+    };
+    let vault = start("127.0.0.1:0".parse().unwrap());
+    let place = Place::new();
+    let node = place.start();
+    place.ok(&["fs", "kms", "set-vault", &vault.url(), KEY, "root"]);
+    place.ok(&["fs", "create", "home"]);
+    let address = vault.address();
+    runtime.block_on(vault.stop());
+
+    // Open filesystems go on.
+    let source = place.path("source");
+    testkit::tree::small_files(&source, 3).unwrap();
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    node.stop();
+
+    let _node = place.start();
+    let locked = place.wait_for_state("home", "locked");
+    place.fails(5, &["fs", "ls", "home"]);
+    let refused = place.fails(3, &["fs", "unlock", "home"]);
+    assert!(refused.contains(&address.to_string()), "{refused}");
+    assert!(!locked["problem"].is_null(), "{locked}");
+    let _vault = start(address);
+    place.wait_for_state("home", "unlocked");
+    place.ok(&["fs", "ls", "home"]);
+}
+
+#[test]
+fn sealed_has_its_own_words() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let _node = place.start();
+    let token = kms.token();
+    kms.admin().ask("PUT", "sys/seal", &json!({}));
+    let refused = place.fails(3, &["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+    assert!(refused.contains("sealed") && refused.contains("unseal"), "{refused}");
+}
+
+#[test]
+fn answers_that_no_vault_gives_are_refused_in_time() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let _node = place.start();
+    let token = kms.token();
+    for fault in [Fault::Html, Fault::Truncate, Fault::Endless, Fault::Drop] {
+        let shown = format!("{fault:?}");
+        kms.embedded().faults().inject(fault.on(""));
+        let begun = Instant::now();
+        let answer = place.coffer(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+        assert_eq!(answer.code, 3, "{shown}: {answer:?}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{shown} took {:?}", begun.elapsed());
+        kms.embedded().faults().clear();
+    }
+    place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+}
+
+#[test]
+fn an_expired_token_is_told_apart() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let _node = place.start();
+    let policy = coffer_tests::kms::policy(KEY);
+    let short = json!({ "ttl": "1h", "explicit_max_ttl": "1h" });
+    let token = kms.admin().token("short", &policy, &short);
+    let answer = place.coffer(&["fs", "kms", "set-vault", kms.url(), KEY, &token]).expect(0);
+    let warned = format!("{}{}", answer.stdout, answer.stderr);
+    assert!(warned.contains("periodic"), "a token that ends is warned of: {warned}");
+    place.ok(&["fs", "create", "home"]);
+    kms.embedded().advance(Duration::from_secs(2 * 3600));
+    let refused = place.fails(4, &["fs", "create", "second"]);
+    assert!(refused.contains("token"), "{refused}");
+    let shown = place.coffer(&["fs", "kms"]);
+    assert!(format!("{}{}", shown.stdout, shown.stderr).contains("token"), "{shown:?}");
+}
+
+#[test]
+fn a_key_that_can_be_lost_or_taken_is_warned_of() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let _node = place.start();
+    kms.configure(&json!({ "deletion_allowed": true, "exportable": true }));
+    let token = kms.token();
+    let answer =
+        place.coffer(&["fs", "kms", "set-vault", kms.url(), KEY, &token, "--json"]).expect(0);
+    for code in ["key-deletable", "key-exportable"] {
+        assert!(answer.stdout.contains(code), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_key_that_cannot_encrypt_is_refused() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let _node = place.start();
+    kms.admin().write("transit/keys/signing", &json!({ "type": "ed25519" }));
+    let root = kms.embedded().root_token().to_owned();
+    let refused = place.fails(4, &["fs", "kms", "set-vault", kms.url(), "signing", &root]);
+    assert!(refused.contains("ed25519"), "{refused}");
+}

@@ -1,0 +1,12 @@
+//! What works and what is refused, with the built program, over the embedded KMS and real Vaults.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bad_input;
+mod damage;
+mod jobs;
+mod kms_faults;
+mod main_job;
+mod page;
+mod secrets;
+mod store;
+mod vault_guide;

@@ -1,0 +1,111 @@
+//! Canaries: what is secret appears nowhere that it was not put.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use coffer_tests::kms::{KEY, Kind, Kms};
+use coffer_tests::node::Place;
+
+const TEXT: &str = "canary-in-the-content-of-a-file";
+const NAME: &str = "canary-in-the-name-of-a-file";
+
+#[test]
+fn nothing_readable_lies_in_the_state_directory() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir_all(source.join(format!("{NAME}-dir"))).unwrap();
+    fs::write(source.join(NAME), TEXT.repeat(1000)).unwrap();
+    fs::write(source.join(format!("{NAME}-dir")).join(NAME), TEXT).unwrap();
+    std::os::unix::fs::symlink(NAME, source.join("link")).unwrap();
+    let node = place.start();
+    place.set_vault(&kms);
+    let token = fs::read_to_string(place.path("token")).unwrap();
+    place.ok(&["fs", "create", "home"]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    kms.rotate();
+    place.ok(&["fs", "kms", "rewrap"]);
+    // What the node and its commands say holds no secret either.
+    let mut said = String::new();
+    for args in [&["fs", "kms"][..], &["fs", "show", "home"], &["status"], &["job", "list"]] {
+        for json in [true, false] {
+            let mut args = args.to_vec();
+            if json {
+                args.push("--json");
+            }
+            said.push_str(&place.ok(&args));
+        }
+    }
+    let wrong = place.coffer(&["fs", "kms", "set-vault", kms.url(), KEY, "hvs.canary-token"]);
+    said.push_str(&wrong.stderr);
+    // Debug logging is where secrets slip out.
+    node.stop();
+    said.push_str(&place.log());
+    assert!(!said.contains(&token) && !said.contains("hvs.canary-token"), "{said}");
+
+    for file in all_files(&place.state()) {
+        let bytes = fs::read(&file).unwrap();
+        let shown = file.display().to_string();
+        assert!(!shown.contains(NAME), "{shown}");
+        for canary in [TEXT, NAME] {
+            assert!(!contains(&bytes, canary.as_bytes()), "{canary} lies in {shown}");
+        }
+        // The token is kept in the store alone, which its owner alone can read.
+        let in_store = file.starts_with(place.state().join("store"));
+        assert!(in_store || !contains(&bytes, token.as_bytes()), "the token lies in {shown}");
+        let in_tree = file.starts_with(place.state().join("filesystems"));
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert!(in_tree || mode & 0o077 == 0, "{shown} has mode {mode:o}");
+    }
+    let mode = fs::metadata(place.state()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "the state directory is its owner's alone");
+}
+
+#[test]
+fn debug_logging_shows_no_secret() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let mut command = place.serve();
+    let mut child = command.env("RUST_LOG", "trace").spawn().unwrap();
+    assert!(place.wait_for_socket());
+    place.set_vault(&kms);
+    let token = fs::read_to_string(place.path("token")).unwrap();
+    place.ok(&["fs", "create", "home"]);
+    place.coffer(&["fs", "kms", "set-vault", kms.url(), KEY, "hvs.canary-token"]).expect(4);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let log = place.log();
+    assert!(!log.is_empty());
+    assert!(!log.contains(&token) && !log.contains("hvs.canary-token"));
+    assert!(!log.contains("plaintext\":\""), "a wrapped key's plaintext is logged");
+}
+
+#[test]
+fn the_node_leaves_no_core_dump_and_its_socket_is_its_owner_s() {
+    let place = Place::new();
+    let node = place.start();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    let mode = fs::metadata(place.socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+fn all_files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            found.extend(all_files(&entry.path()));
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    found
+}

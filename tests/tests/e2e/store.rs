@@ -1,0 +1,149 @@
+//! The state directory: one node at a time; a store that is damaged, emptied or older is noticed, and rebuilt.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use coffer_tests::kms::{Kind, Kms};
+use coffer_tests::node::Place;
+use testkit::tree;
+
+#[test]
+fn two_nodes_on_one_state_directory() {
+    let place = Place::new();
+    let _node = place.start();
+    let second = place
+        .coffer(&[
+            "serve",
+            "--state-dir",
+            place.state().to_str().unwrap(),
+            "--socket",
+            place.path("s2").to_str().unwrap(),
+        ])
+        .expect(5);
+    assert!(second.stderr.contains("in use") || second.stderr.contains("another"), "{second:?}");
+    place.ok(&["status"]);
+}
+
+#[test]
+fn a_second_node_cannot_open_the_same_backing() {
+    let kms = Kms::start(Kind::Embedded);
+    let (place, other) = (Place::new(), Place::new());
+    let _node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "home"]);
+    place.ok(&["fs", "ls", "home"]);
+    let backing = place.state().join("filesystems/home");
+    let state = other.state();
+    other.ok(&[
+        "recover",
+        "--from",
+        backing.to_str().unwrap(),
+        "--state-dir",
+        state.to_str().unwrap(),
+    ]);
+    let _other_node = other.start();
+    other.set_vault(&kms);
+    let refused = other.coffer(&["fs", "ls", "home"]);
+    assert_ne!(refused.code, 0, "{refused:?}");
+    place.ok(&["fs", "ls", "home"]);
+}
+
+#[test]
+fn a_store_that_is_emptied_damaged_or_older_is_refused_and_rebuilt() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let source = place.path("source");
+    tree::small_files(&source, 30).unwrap();
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "home"]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    node.stop();
+    let older = place.copy();
+    let node = place.start();
+    place.ok(&["fs", "create", "second"]);
+    kms.rotate();
+    place.ok(&["fs", "kms", "rewrap"]);
+    node.stop();
+
+    let damages: [(&str, &dyn Fn(&Path)); 4] = [
+        ("emptied", &|store| {
+            for file in files(store) {
+                fs::write(file, b"").unwrap();
+            }
+        }),
+        ("cut", &|store| {
+            let file = largest(store);
+            let len = fs::metadata(&file).unwrap().len();
+            fs::File::options().write(true).open(file).unwrap().set_len(len / 2).unwrap();
+        }),
+        ("removed", &|store| fs::remove_file(largest(store)).unwrap()),
+        ("older", &|store| {
+            fs::remove_dir_all(store).unwrap();
+            let from = older.state().join(store.file_name().unwrap());
+            let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(store).status();
+            assert!(copied.unwrap().success());
+        }),
+    ];
+    for (what, damage) in damages {
+        let hurt = place.copy();
+        damage(&hurt.state().join("store"));
+        let state = hurt.state();
+        let refused = hurt.coffer(&["serve", "--state-dir", state.to_str().unwrap()]);
+        assert!([5, 6].contains(&refused.code), "{what}: {refused:?}");
+        assert!(refused.stderr.contains("coffer recover"), "{what}: {refused:?}");
+
+        let target = hurt.path("target");
+        let from = state.join("filesystems");
+        hurt.ok(&[
+            "recover",
+            "--from",
+            from.to_str().unwrap(),
+            "--state-dir",
+            state.to_str().unwrap(),
+        ]);
+        let node = hurt.start();
+        hurt.set_vault(&kms);
+        hurt.wait_for_state("home", "unlocked");
+        hurt.wait_for_state("second", "unlocked");
+        hurt.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+        assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new(), "{what}");
+        node.stop();
+    }
+}
+
+#[test]
+fn a_whole_older_state_directory_is_noticed() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let backing = place.path("backing");
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "home", "--backing", backing.to_str().unwrap()]);
+    node.stop();
+    let older = place.copy();
+    let node = place.start();
+    kms.rotate();
+    place.ok(&["fs", "kms", "rewrap"]);
+    node.stop();
+    fs::remove_dir_all(place.state()).unwrap();
+    let copied =
+        std::process::Command::new("cp").arg("-a").arg(older.state()).arg(place.state()).status();
+    assert!(copied.unwrap().success());
+    let _node = place.start();
+    let shown = place.wait_for_state("home", "locked");
+    assert!(shown["problem"].to_string().contains("older store"), "{shown}");
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+fn largest(dir: &Path) -> PathBuf {
+    files(dir).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+}
