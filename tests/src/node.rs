@@ -188,7 +188,6 @@ pub struct Answer {
 
 impl Answer {
     /// Requires an exit code.
-    #[must_use]
     pub fn expect(self, code: i32) -> Self {
         assert_eq!(
             self.code, code,

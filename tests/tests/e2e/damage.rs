@@ -8,6 +8,9 @@ use coffer_tests::node::Place;
 use serde_json::Value;
 use testkit::tree;
 
+/// Damages its first file; the second is another one of the same filesystem.
+type Hurt<'a> = &'a dyn Fn(&Path, &Path);
+
 /// A filesystem with a few files, the node stopped.
 fn prepared() -> Place {
     let place = Place::new();
@@ -39,7 +42,7 @@ fn ciphertexts(place: &Place) -> Vec<PathBuf> {
 fn each_kind_of_damage_is_named_and_gone_past() {
     let place = prepared();
     let whole = place.copy();
-    let kinds: [(&str, &dyn Fn(&Path, &Path)); 8] = [
+    let kinds: [(&str, Hurt<'_>); 8] = [
         ("a flipped byte", &|file, _| flip(file, 300_001)),
         ("a flipped byte in the header", &|file, _| flip(file, 20)),
         ("two blocks swapped", &|file, _| {

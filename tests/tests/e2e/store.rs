@@ -66,7 +66,8 @@ fn a_store_that_is_emptied_damaged_or_older_is_refused_and_rebuilt() {
     place.ok(&["fs", "kms", "rewrap"]);
     node.stop();
 
-    let damages: [(&str, &dyn Fn(&Path)); 4] = [
+    type Damage<'a> = &'a dyn Fn(&Path);
+    let damages: [(&str, Damage<'_>); 4] = [
         ("emptied", &|store| {
             for file in files(store) {
                 fs::write(file, b"").unwrap();
