@@ -148,14 +148,19 @@ impl Kms {
         self.token(shell)
     }
 
-    /// Coffer's own words for the least that it needs.
+    /// Writes the policy to `file`: the least that Coffer needs besides Vault's `default` policy, which
+    /// lets a token look itself up and renew itself.
     fn policy(&self, shell: &Shell, file: &str) -> Result<String> {
-        let arguments = ["fs", "kms", "policy", &self.master_key];
-        shell.typed(&format!("coffer {} > {file}", arguments.join(" ")));
-        let policy = process::output(&mut shell.command(&arguments))?;
-        for line in policy.lines() {
-            shell.note(line);
-        }
+        let key = &self.master_key;
+        let policy = format!(
+            "path \"transit/keys/{key}\" {{ capabilities = [\"read\"] }}\n\
+             path \"transit/encrypt/{key}\" {{ capabilities = [\"update\"] }}\n\
+             path \"transit/decrypt/{key}\" {{ capabilities = [\"update\"] }}\n\
+             path \"transit/rewrap/{key}\" {{ capabilities = [\"update\"] }}\n"
+        );
+        shell.typed(&format!("cat > {file} <<EOF"));
+        shell.note(&policy);
+        shell.note("EOF");
         fs::write(file, &policy)?;
         Ok(policy)
     }
