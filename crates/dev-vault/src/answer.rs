@@ -12,6 +12,7 @@ pub(crate) struct Answer {
     status: u16,
     body: Body,
     warnings: Vec<String>,
+    mount_type: &'static str,
 }
 
 #[derive(Debug)]
@@ -61,6 +62,14 @@ impl Answer {
         self
     }
 
+    /// Names the kind of mount that answered. Vault leaves it out where it overrode the status.
+    pub(crate) fn of_mount(mut self, mount_type: &'static str) -> Self {
+        if self.status == 200 {
+            self.mount_type = mount_type;
+        }
+        self
+    }
+
     /// A warning needs a body to stand in.
     pub(crate) fn with_warnings(mut self, warnings: impl IntoIterator<Item = String>) -> Self {
         self.warnings.extend(warnings);
@@ -72,46 +81,36 @@ impl Answer {
     }
 
     fn new(status: u16, body: Body) -> Self {
-        Self { status, body, warnings: Vec::new() }
+        Self { status, body, warnings: Vec::new(), mount_type: "" }
     }
 
     /// The status and the JSON body, if there is one.
     pub(crate) fn render(self) -> (u16, Option<Value>) {
-        let (data, auth) = match self.body {
+        let (data, auth, twice) = match self.body {
             Body::Nothing => return (self.status, None),
             Body::Bare(body) => return (self.status, Some(body)),
-            Body::Data(data) | Body::DataTwice(data) if data.is_null() => {
-                (Value::Null, Value::Null)
-            }
-            Body::Data(data) => (data, Value::Null),
-            Body::DataTwice(data) => {
-                let mut body = envelope(data.clone(), Value::Null, self.warnings);
-                if let (Value::Object(body), Value::Object(data)) = (&mut body, data) {
-                    for (name, value) in data {
-                        body.entry(name).or_insert(value);
-                    }
-                }
-                return (self.status, Some(body));
-            }
-            Body::Auth(auth) => (Value::Null, auth),
+            Body::Data(data) => (data, Value::Null, Value::Null),
+            Body::DataTwice(data) => (data.clone(), Value::Null, data),
+            Body::Auth(auth) => (Value::Null, auth, Value::Null),
         };
-        (self.status, Some(envelope(data, auth, self.warnings)))
+        let mut body = json!({
+            "request_id": Uuid::new_v4().to_string(),
+            "lease_id": "",
+            "renewable": false,
+            "lease_duration": 0,
+            "data": data,
+            "wrap_info": null,
+            "warnings": if self.warnings.is_empty() { Value::Null } else { json!(self.warnings) },
+            "auth": auth,
+            "mount_type": self.mount_type,
+        });
+        if let (Value::Object(body), Value::Object(twice)) = (&mut body, twice) {
+            for (name, value) in twice {
+                body.entry(name).or_insert(value);
+            }
+        }
+        (self.status, Some(body))
     }
-}
-
-fn envelope(data: Value, auth: Value, warnings: Vec<String>) -> Value {
-    let warnings = if warnings.is_empty() { Value::Null } else { json!(warnings) };
-    json!({
-        "request_id": Uuid::new_v4().to_string(),
-        "lease_id": "",
-        "renewable": false,
-        "lease_duration": 0,
-        "data": data,
-        "wrap_info": null,
-        "warnings": warnings,
-        "auth": auth,
-        "mount_type": "",
-    })
 }
 
 /// A request that was refused.
@@ -129,6 +128,11 @@ impl Refusal {
     /// 400
     pub(crate) fn invalid(error: impl Into<String>) -> Self {
         Self::new(400, error)
+    }
+
+    /// 403 to a request without a token.
+    pub(crate) fn no_token() -> Self {
+        Self::new(403, "permission denied")
     }
 
     /// 403 to a token that lives but may not.

@@ -10,9 +10,11 @@ use uuid::Uuid;
 
 use crate::{
     answer::{Answer, Outcome, Refusal},
+    life::{Life, SYSTEM_TTL},
     policy::Policy,
     request::{Fields, Operation, Request},
-    token::{Life, Login, SYSTEM_TTL, Tokens, sanitize},
+    token::{Blueprint, Tokens},
+    token_role::sanitize,
     transit::is_name,
 };
 
@@ -25,6 +27,8 @@ pub(crate) struct AppRole {
 #[derive(Clone, Serialize, Deserialize)]
 struct Role {
     role_id: String,
+    /// Vault's identity store makes one for each role that logs in.
+    entity_id: String,
     secret_ids: BTreeMap<String, SecretId>,
     bind_secret_id: bool,
     secret_id_ttl: u64,
@@ -128,15 +132,21 @@ impl AppRole {
         if !role.no_default_policy {
             granted.insert("default".to_owned());
         }
-        let login = Login {
+        let blueprint = Blueprint {
             path: request.path.clone(),
             display_name: "approle".to_owned(),
+            entity_id: role.entity_id.clone(),
             policies: granted,
             meta: json!({ "role_name": name }),
             num_uses: role.num_uses,
+            parent: None,
+            role: None,
+            is_renewable: true,
             life: role.life,
+            shown_period: role.life.period,
+            shown_max_ttl: role.life.explicit_max_ttl,
         };
-        tokens.login(login, policies, now)
+        tokens.log_in(blueprint, policies, now)
     }
 
     fn role(&self, name: &str) -> Result<&Role, Refusal> {
@@ -146,7 +156,7 @@ impl AppRole {
     fn role_mut(&mut self, name: &str) -> Result<&mut Role, Refusal> {
         self.roles
             .get_mut(name)
-            .ok_or_else(|| Refusal::invalid(format!("role {name:?} does not exist")))
+            .ok_or_else(|| Refusal::new(404, format!("role {name:?} does not exist")))
     }
 }
 
@@ -154,6 +164,7 @@ impl Role {
     fn new() -> Self {
         Self {
             role_id: Uuid::new_v4().to_string(),
+            entity_id: Uuid::new_v4().to_string(),
             secret_ids: BTreeMap::new(),
             bind_secret_id: true,
             secret_id_ttl: 0,

@@ -91,38 +91,54 @@ fn serve(state: &mut State, mut request: Request, now: u64) -> Outcome {
     }
     state.tokens.sweep(now);
     if let Some((app_role, ["login"])) = state.app_roles.find(&segments) {
-        return app_role.login(&request, &mut state.tokens, &state.policies, now);
+        let answer = app_role.login(&request, &mut state.tokens, &state.policies, now)?;
+        return Ok(answer.of_mount("approle"));
     }
 
-    let Some(id) = request.token.take() else { return Err(Refusal::denied()) };
-    let Some(token) = state.tokens.get(&id) else { return Err(Refusal::bad_token()) };
-    if request.operation == Operation::Update && state.exists(&segments) == Some(false) {
+    let Some(id) = request.token.take() else { return Err(Refusal::no_token()) };
+    state.tokens.use_once(&id);
+    let outcome = serve_token(state, &id, &segments, request, now);
+    state.tokens.remove_spent(&id);
+    outcome
+}
+
+fn serve_token(
+    state: &mut State,
+    id: &str,
+    segments: &[&str],
+    mut request: Request,
+    now: u64,
+) -> Outcome {
+    let path = request.path.clone();
+    let token = state.tokens.get(id).ok_or_else(Refusal::bad_token)?;
+    if request.operation == Operation::Update && state.exists(segments) == Some(false) {
         request.operation = Operation::Create;
     }
     let is_root = token.is_root();
-    let acl = Acl::new(token.policies.iter().filter_map(|name| state.policies.get(name)));
+    let acl = Acl::new(token.policies().iter().filter_map(|name| state.policies.get(name)));
     let is_sudo = is_root || acl.capabilities(&path).allow_sudo();
     let is_allowed = is_root || acl.allows(request.operation, &path);
-    if !is_allowed || (sys::needs_sudo(&segments) && !is_sudo) {
+    if !is_allowed || (sys::needs_sudo(segments) && !is_sudo) {
         return Err(Refusal::denied());
     }
 
-    state.tokens.use_once(&id);
-    let outcome = match segments.as_slice() {
-        ["sys", path @ ..] => sys::handle(state, &id, path, &request),
+    match segments {
+        ["sys", path @ ..] => Ok(sys::handle(state, id, path, &request)?.of_mount("system")),
         ["auth", "token", path @ ..] => {
-            let caller = Caller { token: &id, is_sudo, policies: &state.policies, now };
-            state.tokens.handle(&caller, path, &request)
+            let caller = Caller { token: id, is_sudo, policies: &state.policies, now };
+            Ok(state.tokens.handle(&caller, path, &request)?.of_mount("token"))
         }
-        _ => match (state.app_roles.find(&segments), state.mounts.find(&segments)) {
-            (Some((app_role, path)), _) => app_role.handle(path, &request, now),
-            (None, Some((transit, path))) => transit.handle(now, path, &request),
+        _ => match (state.app_roles.find(segments), state.mounts.find(segments)) {
+            (Some((app_role, path)), _) => {
+                Ok(app_role.handle(path, &request, now)?.of_mount("approle"))
+            }
+            (None, Some((transit, path))) => {
+                Ok(transit.handle(now, path, &request)?.of_mount("transit"))
+            }
             (None, None) => Err(Refusal::new(
                 404,
                 format!("no handler for route {path:?}. route entry not found."),
             )),
         },
-    };
-    state.tokens.remove_spent(&id);
-    outcome
+    }
 }

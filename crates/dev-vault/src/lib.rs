@@ -35,6 +35,7 @@ mod app_role;
 mod clock;
 mod core;
 mod faults;
+mod life;
 mod policy;
 mod random;
 mod request;
@@ -42,6 +43,7 @@ mod server;
 mod state;
 mod sys;
 mod token;
+mod token_role;
 mod transit;
 mod transit_key;
 
@@ -170,13 +172,9 @@ impl DevVault {
         };
         let path = path.trim_matches('/').to_owned();
         let request = Request { operation, path, token: Some(self.root_token.clone()), fields };
-        match self.shared.core.handle(request) {
-            (status @ 200..300, body) => {
-                let _ = status;
-                Ok(body.unwrap_or_default())
-            }
-            (status, body) => Err(AdminError { status, body: body.unwrap_or_default() }),
-        }
+        let (status, body) = self.shared.core.handle(request);
+        let body = body.unwrap_or_default();
+        if (200..300).contains(&status) { Ok(body) } else { Err(AdminError { status, body }) }
     }
 
     /// Stops it: the port is free and every connection closed when this returns.
@@ -268,7 +266,7 @@ impl Builder {
             };
             unseal_key = match self.unseal_key.or(recorded(&state.unseal_key)) {
                 Some(key) => key,
-                None => random::alphanumeric(44)?,
+                None => random::base64_key()?,
             };
             state.initialize(root_token.clone(), unseal_key.clone(), now)
         })?;

@@ -8,6 +8,7 @@
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::request::Operation;
 
@@ -60,7 +61,14 @@ impl Policy {
         .map_err(|e| format!("failed to parse policy: {e}"))?;
         let mut rules = Vec::new();
         for (path, blocks) in document.path {
-            for block in blocks.into_vec() {
+            // Blocks for one path may be repeated.
+            let blocks = match blocks {
+                Value::Array(blocks) => blocks,
+                block => vec![block],
+            };
+            for block in blocks {
+                let block: Block = serde_json::from_value(block)
+                    .map_err(|e| format!("failed to parse policy: path {path:?}: {e}"))?;
                 rules.push(Rule::new(&path, &block.capabilities)?);
             }
         }
@@ -91,7 +99,7 @@ impl From<Policy> for String {
 #[serde(deny_unknown_fields)]
 struct Document {
     #[serde(default)]
-    path: BTreeMap<String, OneOrMany<Block>>,
+    path: BTreeMap<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -99,22 +107,6 @@ struct Document {
 struct Block {
     #[serde(default)]
     capabilities: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany<T> {
-    One(T),
-    Many(Vec<T>),
-}
-
-impl<T> OneOrMany<T> {
-    fn into_vec(self) -> Vec<T> {
-        match self {
-            Self::One(one) => vec![one],
-            Self::Many(many) => many,
-        }
-    }
 }
 
 impl Rule {
@@ -301,7 +293,7 @@ mod tests {
         for (text, word) in [
             (r#"path "a" { capabilities = ["raed"] }"#, "invalid capability \"raed\""),
             (r#"path "a/+*" { capabilities = ["read"] }"#, "'+*' is forbidden"),
-            (r#"path "a" { capabilitis = ["read"] }"#, "capabilitis"),
+            (r#"path "a" { capabilitis = ["read"] }"#, "path \"a\": unknown field `capabilitis`"),
             (r#"path "a" { capabilities = "#, "failed to parse policy"),
             (r#"{"path": 3}"#, "failed to parse policy"),
         ] {

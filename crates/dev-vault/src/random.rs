@@ -1,5 +1,7 @@
 //! Random keys and names, from the operating system's generator.
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+
 use crate::answer::Refusal;
 
 pub(crate) fn bytes<const N: usize>() -> Result<[u8; N], Refusal> {
@@ -22,4 +24,9 @@ pub(crate) fn alphanumeric(length: usize) -> Result<String, Refusal> {
         );
     }
     Ok(text)
+}
+
+/// 32 bytes, as `vault operator init` prints an unseal key.
+pub(crate) fn base64_key() -> Result<String, Refusal> {
+    Ok(BASE64.encode(bytes::<32>()?))
 }

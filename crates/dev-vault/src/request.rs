@@ -74,20 +74,21 @@ impl Fields {
     pub(crate) fn seconds(&self, name: &str) -> Result<Option<u64>, Refusal> {
         match self.raw(name) {
             None => Ok(None),
-            Some(Value::Number(number)) => {
-                number.as_u64().map(Some).ok_or(not_a(name, "duration in seconds"))
-            }
-            Some(Value::String(text)) if text.is_empty() => Ok(Some(0)),
-            Some(Value::String(text)) => text
-                .parse()
-                .or_else(|_| humantime::parse_duration(text).map(|duration| duration.as_secs()))
-                .map(Some)
-                .map_err(|_| not_a(name, "duration in seconds")),
+            Some(Value::String(text)) => duration(name, text).map(Some),
+            Some(Value::Number(number)) => duration(name, &number.to_string()).map(Some),
             Some(_) => Err(not_a(name, "duration in seconds")),
         }
     }
 
-    /// A list of strings, or one string with commas.
+    /// A list of strings; one string is a list of one.
+    pub(crate) fn strings(&self, name: &str) -> Result<Option<Vec<String>>, Refusal> {
+        match self.raw(name) {
+            Some(Value::String(text)) => Ok(Some(vec![text.clone()])),
+            _ => self.list(name),
+        }
+    }
+
+    /// A list of strings, or one string with commas between them.
     pub(crate) fn list(&self, name: &str) -> Result<Option<Vec<String>>, Refusal> {
         match self.raw(name) {
             None => Ok(None),
@@ -121,6 +122,22 @@ impl Fields {
             None => Ok(()),
         }
     }
+}
+
+fn duration(name: &str, text: &str) -> Result<u64, Refusal> {
+    /// A hundred years, so that no sum with a time of day can overflow.
+    const LONGEST: u64 = 100 * 365 * 24 * 3600;
+    if text.is_empty() {
+        return Ok(0);
+    }
+    if text.starts_with('-') {
+        return Err(Refusal::invalid(format!("{name} must be positive")));
+    }
+    text.parse()
+        .ok()
+        .or_else(|| humantime::parse_duration(text).ok().map(|duration| duration.as_secs()))
+        .filter(|seconds| *seconds <= LONGEST)
+        .ok_or_else(|| Refusal::invalid(format!("time: invalid duration {text:?}")))
 }
 
 fn not_a(name: &str, kind: &str) -> Refusal {

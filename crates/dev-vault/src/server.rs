@@ -21,7 +21,7 @@ use axum::{
     serve::{IncomingStream, Listener},
 };
 use futures::stream;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -127,8 +127,12 @@ fn read_fields(body: &[u8]) -> Result<Fields, Refusal> {
     if body.is_empty() {
         return Ok(Fields::default());
     }
-    match serde_json::from_slice::<Option<Map<String, Value>>>(body) {
-        Ok(fields) => Ok(Fields(fields.unwrap_or_default())),
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(fields)) => Ok(Fields(fields)),
+        Ok(Value::Null) => Ok(Fields::default()),
+        Ok(_) => Err(Refusal::invalid(
+            "error parsing JSON: failed to parse JSON input: expected an object",
+        )),
         Err(e) => Err(Refusal::new(500, format!("failed to parse JSON input: {e}"))),
     }
 }

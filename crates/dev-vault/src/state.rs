@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     answer::Refusal,
@@ -23,6 +24,7 @@ pub(crate) struct State {
     pub(crate) root_token: String,
     pub(crate) unseal_key: String,
     pub(crate) seal: Seal,
+    pub(crate) cluster_id: String,
     pub(crate) mounts: Mounts<Transit>,
     pub(crate) app_roles: Mounts<AppRole>,
     pub(crate) policies: BTreeMap<String, Policy>,
@@ -49,6 +51,9 @@ impl State {
             self.tokens.remove(&self.root_token);
             self.tokens.insert_root(&root_token, now)?;
             self.root_token = root_token;
+        }
+        if self.cluster_id.is_empty() {
+            self.cluster_id = Uuid::new_v4().to_string();
         }
         self.unseal_key = unseal_key;
         self.seal = Seal::Open;

@@ -1,5 +1,6 @@
 //! The `sys` paths: health, seal, mounts, auth methods, policies, capabilities.
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -21,12 +22,13 @@ pub(crate) fn handle_without_token(
 ) -> Option<Outcome> {
     use Operation::{Read, Update};
     let outcome = match (request.operation, path) {
-        (Read, ["sys", "health"]) => Ok(health(state.seal, now)),
-        (Read, ["sys", "seal-status"]) => Ok(seal_status(state.seal)),
+        (Read, ["sys", "health"]) => Ok(health(state, now)),
+        (Read, ["sys", "seal-status"]) => Ok(seal_status(state)),
         (Read, ["sys", "init"]) => {
             Ok(Answer::bare(200, json!({ "initialized": state.seal != Seal::NotInitialized })))
         }
         (Update, ["sys", "unseal"]) => unseal(state, &request.fields),
+        (Update, ["sys", "seal"]) if state.seal == Seal::Sealed => Ok(Answer::nothing()),
         (_, ["sys", "health" | "seal-status" | "init" | "unseal"]) => {
             Err(Refusal::unsupported_operation())
         }
@@ -51,6 +53,13 @@ pub(crate) fn handle(state: &mut State, token: &str, path: &[&str], request: &Re
         }
         (Update, ["capabilities-self"]) => capabilities(state, token, fields),
         (Read, ["mounts"]) => Ok(list_mounts(state)),
+        (Read, ["mounts", mount @ ..]) => {
+            let path = mount.join("/");
+            match state.mounts.0.contains_key(&path) {
+                true => Ok(Answer::data_twice(show_mount("transit", ""))),
+                false => Err(Refusal::invalid(format!("No secret engine mount at {path}/"))),
+            }
+        }
         (Update, ["mounts", mount @ ..]) if !mount.is_empty() => mount_engine(state, mount, fields),
         (Delete, ["mounts", mount @ ..]) if !mount.is_empty() => {
             state.mounts.0.remove(&mount.join("/"));
@@ -62,9 +71,7 @@ pub(crate) fn handle(state: &mut State, token: &str, path: &[&str], request: &Re
             state.app_roles.0.remove(&format!("auth/{}", mount.join("/")));
             Ok(Answer::nothing())
         }
-        (List | Read, ["policies", "acl"]) => {
-            Ok(Answer::data(json!({ "keys": policy_names(state) })))
-        }
+        (List, ["policies", "acl"]) => Ok(Answer::data(json!({ "keys": policy_names(state) }))),
         (List | Read, ["policy"]) => {
             let names = policy_names(state);
             Ok(Answer::data_twice(json!({ "keys": names, "policies": names })))
@@ -80,7 +87,10 @@ pub(crate) fn handle(state: &mut State, token: &str, path: &[&str], request: &Re
         (Update, ["policies", "acl", name] | ["policy", name]) => write_policy(state, name, fields),
         (Delete, ["policies", "acl", name] | ["policy", name]) => {
             if matches!(name.to_lowercase().as_str(), "root" | "default") {
-                return Err(Refusal::invalid(format!("cannot delete {name:?} policy")));
+                return Err(Refusal::invalid(format!(
+                    "cannot delete {} policy",
+                    name.to_lowercase()
+                )));
             }
             state.policies.remove(&name.to_lowercase());
             Ok(Answer::nothing())
@@ -91,7 +101,8 @@ pub(crate) fn handle(state: &mut State, token: &str, path: &[&str], request: &Re
     }
 }
 
-fn health(seal: Seal, now: u64) -> Answer {
+fn health(state: &State, now: u64) -> Answer {
+    let seal = state.seal;
     let status = match seal {
         Seal::Open => 200,
         Seal::Sealed => 503,
@@ -115,13 +126,15 @@ fn health(seal: Seal, now: u64) -> Answer {
         body["replication_performance_mode"] = json!("disabled");
         body["replication_dr_mode"] = json!("disabled");
         body["cluster_name"] = json!(CLUSTER_NAME);
+        body["cluster_id"] = json!(state.cluster_id);
     }
     Answer::bare(status, body)
 }
 
 const CLUSTER_NAME: &str = "coffer-dev-vault";
 
-fn seal_status(seal: Seal) -> Answer {
+fn seal_status(state: &State) -> Answer {
+    let seal = state.seal;
     let shares = u8::from(seal != Seal::NotInitialized);
     let mut body = json!({
         "type": "shamir",
@@ -138,6 +151,7 @@ fn seal_status(seal: Seal) -> Answer {
     });
     if seal == Seal::Open {
         body["cluster_name"] = json!(CLUSTER_NAME);
+        body["cluster_id"] = json!(state.cluster_id);
     }
     Answer::bare(200, body)
 }
@@ -155,12 +169,14 @@ fn unseal(state: &mut State, fields: &Fields) -> Outcome {
     if state.seal == Seal::Sealed && !key.is_empty() {
         if key != state.unseal_key {
             return Err(Refusal::invalid(
-                "invalid key: failed to decrypt keys from storage: cipher: message authentication failed",
+                "unable to retrieve stored keys: invalid key: failed to decrypt keys from storage: \
+                 error decrypting seal wrapped value\n\
+                 error decrypting using seal shamir: cipher: message authentication failed",
             ));
         }
         state.seal = Seal::Open;
     }
-    Ok(seal_status(state.seal))
+    Ok(seal_status(state))
 }
 
 fn capabilities(state: &State, token: &str, fields: &Fields) -> Outcome {
@@ -172,11 +188,11 @@ fn capabilities(state: &State, token: &str, fields: &Fields) -> Outcome {
         return Err(Refusal::invalid("paths must be supplied"));
     }
     let token = state.tokens.get(token).ok_or_else(Refusal::bad_token)?;
-    let acl = Acl::new(token.policies.iter().filter_map(|name| state.policies.get(name)));
+    let acl = Acl::new(token.policies().iter().filter_map(|name| state.policies.get(name)));
     let mut shown = Map::new();
     for path in &paths {
-        let path = path.strip_prefix('/').unwrap_or(path);
-        let names = if token.is_root() { vec!["root"] } else { acl.capabilities(path).names() };
+        let granted = acl.capabilities(path.strip_prefix('/').unwrap_or(path));
+        let names = if token.is_root() { vec!["root"] } else { granted.names() };
         shown.insert(path.to_owned(), json!(names));
         if paths.len() == 1 {
             shown.insert("capabilities".to_owned(), json!(names));
@@ -248,6 +264,9 @@ fn enable_auth(state: &mut State, mount: &[&str], fields: &Fields) -> Outcome {
     if path == "token" {
         return Err(Refusal::invalid("path is already in use at token/"));
     }
+    if kind.is_empty() {
+        return Err(Refusal::invalid("backend type must be specified as a string"));
+    }
     if kind != "approle" {
         return Err(Refusal::invalid(format!(
             "auth method {kind:?} is not supported by this development server, which has token and approle"
@@ -284,11 +303,14 @@ fn write_policy(state: &mut State, name: &str, fields: &Fields) -> Outcome {
     if text.is_empty() {
         return Err(Refusal::invalid("'policy' parameter not supplied or empty"));
     }
-    let name = name.to_lowercase();
-    if name == "root" {
+    // Policies may come in base64.
+    let decoded = BASE64.decode(&text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let policy = Policy::parse(&decoded.unwrap_or(text)).map_err(Refusal::invalid)?;
+    let lower = name.to_lowercase();
+    if lower == "root" {
         return Err(Refusal::invalid("cannot update \"root\" policy"));
     }
-    let policy = Policy::parse(&text).map_err(Refusal::invalid)?;
-    state.policies.insert(name, policy);
-    Ok(Answer::nothing())
+    let warning = (lower != name).then(|| format!("policy name was converted to {lower}"));
+    state.policies.insert(lower, policy);
+    Ok(Answer::nothing().with_warnings(warning))
 }

@@ -79,9 +79,7 @@ impl Transit {
         fields.refuse(&["derived", "convergent_encryption", "auto_rotate_period"])?;
         let kind = Kind::named(fields)?;
         if let Some(key) = self.keys.get(name) {
-            return Ok(
-                Answer::data(key.show(name)).with_warnings([format!("key {name} already existed")])
-            );
+            return Ok(Answer::data(key.show(name)));
         }
         let key = Key::new(
             kind,
@@ -174,7 +172,7 @@ impl Transit {
         batch.answer(fields, |item| {
             item.has_no_nonce()?;
             let (ciphertext, version) =
-                key.encrypt(item.key_version, &item.text, item.associated_data.as_bytes())?;
+                key.encrypt(item.key_version, &item.text, &item.associated_data)?;
             Ok(json!({ "ciphertext": ciphertext, "key_version": version }))
         })
     }
@@ -184,7 +182,7 @@ impl Transit {
         let key = self.key_for_data(name)?;
         batch.answer(fields, |item| {
             item.has_text()?;
-            let plaintext = key.decrypt(&item.text, item.associated_data.as_bytes())?;
+            let plaintext = key.decrypt(&item.text, &item.associated_data)?;
             Ok(json!({ "plaintext": plaintext }))
         })
     }
@@ -196,8 +194,8 @@ impl Transit {
         batch.answer(fields, |item| {
             item.has_text()?;
             item.has_no_nonce()?;
-            let plaintext = key.decrypt(&item.text, b"")?;
-            let (ciphertext, version) = key.encrypt(item.key_version, &plaintext, b"")?;
+            let plaintext = key.decrypt(&item.text, "")?;
+            let (ciphertext, version) = key.encrypt(item.key_version, &plaintext, "")?;
             Ok(json!({ "ciphertext": ciphertext, "key_version": version }))
         })
     }
@@ -300,14 +298,15 @@ impl Batch {
     /// Does each item, and answers for all of them.
     fn answer(&self, fields: &Fields, each: impl Fn(&Item) -> Result<Value, Failure>) -> Outcome {
         if self.is_single {
-            let result = self.items.first().map(each);
-            return match result {
+            return match self.items.first().map(each) {
                 Some(Ok(data)) => Ok(Answer::data(data)),
-                Some(Err(failure)) => Err(Refusal::invalid(failure.0)),
+                Some(Err(failure)) => Err(failure.refusal()),
                 None => Err(Refusal::invalid(self.act.missing())),
             };
         }
-        let (mut succeeded, mut failed) = (0, 0);
+        let mut succeeded = 0;
+        // 400 if any item failed by its sender's fault, 500 if some failed by Vault's own.
+        let mut status = 200;
         let mut results = Vec::with_capacity(self.items.len());
         for item in &self.items {
             let mut result = match each(item) {
@@ -316,8 +315,8 @@ impl Batch {
                     result
                 }
                 Err(failure) => {
-                    failed += 1;
-                    let mut result = json!({ "error": failure.0 });
+                    status = if status == 400 { 400 } else { failure.status() };
+                    let mut result = json!({ "error": failure.to_string() });
                     if self.act == Act::Decrypt {
                         result["plaintext"] = json!("");
                     }
@@ -328,19 +327,18 @@ impl Batch {
             results.push(result);
         }
         let answer = Answer::data(json!({ "batch_results": results }));
-        if failed == 0 || self.act == Act::Rewrap {
+        if status == 200 || self.act == Act::Rewrap {
             return Ok(answer);
         }
         match fields.integer("partial_failure_response_code")? {
             Some(code) if succeeded > 0 => match u16::try_from(code) {
                 // Statuses below 200 are no final answer, so HTTP can't carry them here.
                 Ok(code) if (200..=599).contains(&code) => Ok(answer.with_status(code)),
-                _ => Ok(answer.with_status(400).with_warnings([
-                    "invalid HTTP response code override from partial_failure_response_code, reverting to 400"
-                        .to_owned(),
-                ])),
+                _ => Ok(answer.with_status(status).with_warnings([format!(
+                    "invalid HTTP response code override from partial_failure_response_code, reverting to {status}"
+                )])),
             },
-            _ => Ok(answer.with_status(400)),
+            _ => Ok(answer.with_status(status)),
         }
     }
 }

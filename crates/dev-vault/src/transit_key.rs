@@ -63,13 +63,38 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Why an item failed, in Vault's words.
+/// Why an item failed, in Vault's words, and whose fault Vault thinks it was.
 #[derive(Debug)]
-pub(crate) struct Failure(pub(crate) String);
+pub(crate) enum Failure {
+    Sender(String),
+    Internal(String),
+}
 
 impl Failure {
     pub(crate) fn new(why: impl Into<String>) -> Self {
-        Self(why.into())
+        Self::Sender(why.into())
+    }
+
+    pub(crate) fn status(&self) -> u16 {
+        match self {
+            Self::Sender(_) => 400,
+            Self::Internal(_) => 500,
+        }
+    }
+
+    pub(crate) fn refusal(self) -> Refusal {
+        match self {
+            Self::Sender(why) => Refusal::invalid(why),
+            Self::Internal(why) => Refusal::internal(&why),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sender(why) | Self::Internal(why) => f.write_str(why),
+        }
     }
 }
 
@@ -100,14 +125,15 @@ impl Key {
         self.versions.keys().next_back().copied().unwrap_or(0)
     }
 
-    /// Seals base64 under a version (zero: the latest). Gives the ciphertext and the version.
+    /// Seals base64 under a version (zero: the latest), with associated data in base64 too. Gives the ciphertext
+    /// and the version.
     pub(crate) fn encrypt(
         &self,
         version: i64,
         plaintext: &str,
-        associated_data: &[u8],
+        associated_data: &str,
     ) -> Result<(String, u32), Failure> {
-        let plaintext = decode(plaintext).map_err(Failure)?;
+        let plaintext = decode(plaintext).map_err(Failure::Sender)?;
         if self.kind != Kind::Aes256Gcm96 {
             return Err(Failure::new(format!(
                 "message encryption not supported for key type {}",
@@ -135,9 +161,10 @@ impl Key {
             }
             Err(_) => return Err(Failure::new("requested version for encryption is negative")),
         };
+        let associated_data = decode_associated(associated_data)?;
         let nonce: [u8; NONCE] = random::bytes()
             .map_err(|_| Failure::new("no random bytes from the operating system"))?;
-        let payload = Payload { msg: &plaintext, aad: associated_data };
+        let payload = Payload { msg: &plaintext, aad: &associated_data };
         let sealed = self
             .cipher(version)?
             .encrypt(&Nonce::from(nonce), payload)
@@ -150,7 +177,7 @@ impl Key {
     pub(crate) fn decrypt(
         &self,
         ciphertext: &str,
-        associated_data: &[u8],
+        associated_data: &str,
     ) -> Result<String, Failure> {
         if self.kind != Kind::Aes256Gcm96 {
             return Err(Failure::new(format!(
@@ -175,28 +202,33 @@ impl Key {
             ));
         }
         let sealed = decode(sealed).map_err(|_| invalid("could not decode base64"))?;
+        let associated_data = decode_associated(associated_data)?;
         let (nonce, sealed) = sealed
             .split_first_chunk::<NONCE>()
             .ok_or_else(|| Failure::new("invalid ciphertext length"))?;
         let opened = self
             .cipher(u32::try_from(version).unwrap_or(0))?
-            .decrypt(&Nonce::from(*nonce), Payload { msg: sealed, aad: associated_data })
+            .decrypt(&Nonce::from(*nonce), Payload { msg: sealed, aad: &associated_data })
             .map_err(|_| Failure::new("cipher: message authentication failed"))?;
         Ok(BASE64.encode(opened))
     }
 
     fn cipher(&self, version: u32) -> Result<Aes256Gcm, Failure> {
-        let version =
-            self.versions.get(&version).ok_or_else(|| Failure::new("no such key version"))?;
+        let version = self.usable_versions().find(|(number, _)| **number == version);
+        let (_, version) = version.ok_or_else(|| Failure::new("no such key version"))?;
         Ok(Aes256Gcm::new(&version.secret.into()))
+    }
+
+    /// Vault puts versions below the minimum away: they can't be used or seen until it is lowered again.
+    fn usable_versions(&self) -> impl Iterator<Item = (&u32, &Version)> {
+        self.versions.range(self.min_decryption_version..)
     }
 
     /// As `GET keys/<name>` shows it.
     pub(crate) fn show(&self, name: &str) -> Value {
         let encrypts = self.kind == Kind::Aes256Gcm96;
         let keys: Map<_, _> = self
-            .versions
-            .iter()
+            .usable_versions()
             .map(|(number, version)| (number.to_string(), version.show(self.kind)))
             .collect();
         json!({
@@ -257,9 +289,18 @@ fn decode(text: &str) -> Result<Vec<u8>, String> {
     LENIENT.decode(&text).map_err(|e| {
         let at = match e {
             DecodeError::InvalidByte(at, _) => at,
-            _ => text.len(),
+            // Go reads groups of four, and names the start of the one that is not whole.
+            _ => text.len() / 4 * 4,
         };
         format!("illegal base64 data at input byte {at}")
+    })
+}
+
+fn decode_associated(text: &str) -> Result<Vec<u8>, Failure> {
+    decode(text).map_err(|e| {
+        Failure::Internal(format!(
+            "unable to get associated_data/additional_data from factory[0]: {e}"
+        ))
     })
 }
 
