@@ -41,6 +41,8 @@ mod budget;
 pub mod dir;
 mod error;
 mod file;
+#[cfg(test)]
+mod golden;
 mod group;
 mod header;
 mod id;

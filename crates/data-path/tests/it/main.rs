@@ -1,5 +1,7 @@
 //! The data path through its public API: round trips, attacks on what lies on disk, and death between writes.
 
+#![allow(clippy::unwrap_used, reason = "the helpers beside the test functions fail by panic too")]
+
 mod attacks;
 mod image;
 mod kill;
