@@ -4,7 +4,6 @@
 mod demo;
 mod deny;
 mod layers;
-mod packages;
 mod process;
 mod test;
 mod vault;
@@ -18,7 +17,7 @@ use clap::{Parser, Subcommand};
 use workspace::Workspace;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Coffer's task runner", disable_help_subcommand = true)]
+#[command(bin_name = "cargo xtask", about = "Coffer's task runner", disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

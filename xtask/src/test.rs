@@ -12,7 +12,7 @@ use clap::builder::PossibleValuesParser;
 
 use crate::vault::{self, Build, Priority, Version};
 use crate::workspace::Workspace;
-use crate::{deny, layers, packages, process};
+use crate::{demo, deny, layers, process};
 
 /// What a stage did.
 #[derive(Debug, PartialEq, Eq)]
@@ -91,12 +91,17 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "e2e",
         about: "the built program, end to end, over embedded and real Vaults",
-        run: |run| {
-            packages::provide()?;
-            let vaults = run.vaults()?;
-            run.cargo(&["build", "--package", "coffer"])?;
-            run.cargo_with(&["test", "--package", "coffer-tests"], &vaults)
-        },
+        run: |run| run.over_program("e2e"),
+    },
+    Stage {
+        name: "demo",
+        about: "the demo that newcomers see",
+        run: |run| demo::run(run.workspace, None).map(|()| Outcome::Whole),
+    },
+    Stage {
+        name: "crash",
+        about: "the built program, killed at every system call that changes something",
+        run: |run| run.over_program("crash"),
     },
 ];
 
@@ -220,6 +225,13 @@ impl Run<'_> {
         process::run(&mut cargo).map(|()| Outcome::Whole)
     }
 
+    /// Runs one of the end-to-end suites on the program that is built for it.
+    fn over_program(&mut self, suite: &str) -> Result<Outcome> {
+        let vaults = self.vaults()?;
+        self.cargo(&["build", "--package", "coffer"])?;
+        self.cargo_with(&["test", "--package", "coffer-tests", "--test", suite], &vaults)
+    }
+
     fn start_newest(&mut self) -> Result<()> {
         self.newest = Some(match vault::find(self.workspace, Version::Newest)? {
             Some(path) => Newest::There(path),
@@ -279,7 +291,7 @@ mod tests {
     fn all_stages_run_unless_some_are_asked_for() {
         assert_eq!(selected(&[], None).len(), STAGES.len());
         assert_eq!(selected(&["deny", "fmt"], None), ["fmt", "deny"]);
-        assert_eq!(selected(&[], Some("contract")), ["contract", "e2e"]);
+        assert_eq!(selected(&[], Some("contract")), ["contract", "e2e", "demo", "crash"]);
     }
 
     #[test]
