@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod damage;
+mod docs;
 mod jobs;
 mod kms_faults;
 mod main_job;
