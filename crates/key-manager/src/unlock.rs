@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kms_core::{
     Commit, FilesystemKey, KeyCopy, KmsConfigId, KmsError, KmsErrorKind, KmsExt, Outcome,
@@ -219,7 +220,11 @@ impl KeyManager {
     ) -> Result<Vec<Result<FilesystemKey, KmsError>>, Error> {
         let kms = self.kms(config_id).await?;
         let wrapped: Vec<_> = members.iter().map(|(_, entry)| entry.wrapped.clone()).collect();
+        let asked = Instant::now();
         let mut answers = kms.unwrap_keys(&wrapped).await?;
+        let opened = answers.iter().filter(|answer| answer.is_ok()).count();
+        let kms_ms = asked.elapsed().as_millis();
+        tracing::info!(filesystems = members.len(), opened, kms_ms, "unlocked filesystems");
         let unsure = |e: &KmsError| e.kind() == KmsErrorKind::NotAuthentic;
         if answers.iter().any(|a| a.as_ref().is_err_and(unsure)) {
             let config = self.config(config_id).await?;
