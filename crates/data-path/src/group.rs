@@ -102,8 +102,8 @@ impl FileCipher {
     ) -> Result<(), FormatError> {
         let parts = Parts::split(group, buffer)?;
         let holes = holes.filter(|map| !map.is_empty());
-        // All blocks, the tag page, the hole map: what is not used is wasted.
-        self.take_seals(parts.data.len().div_ceil(PAGE) + 2)?;
+        let blocks = (0..parts.data.len().div_ceil(PAGE)).filter(|&n| written.contains(n)).count();
+        self.take_seals(blocks + 1 + usize::from(holes.is_some()))?;
         let mut tags = TagPage::default();
         for (entry, block) in parts.data.chunks_mut(PAGE).enumerate() {
             if written.contains(entry) {

@@ -1,6 +1,6 @@
 //! What was written is read, by either backend.
 
-use data_path::{Backend, Entries, FormatError, HoleMap, layout};
+use data_path::{Backend, Entries, FormatError, HoleMap, SealBudget, layout};
 use layout::{GROUP, PAGE, REGION_GROUPS};
 use proptest::prelude::*;
 
@@ -120,4 +120,25 @@ proptest! {
         let group = group % (1 << 40);
         prop_assert!(file.open_group(group, &mut bytes).is_err());
     }
+}
+
+/// The reservation that a header makes in advance is enough for the whole file, to the last seal of a batch.
+#[test]
+fn a_header_written_first_reserves_enough() {
+    let keys = keys(1, AWS);
+    // One batch and not one more: 64,509 blocks, 1,024 tag pages, a hole map, two copies of the header.
+    let blocks: u64 = 64_509;
+    let size = blocks * PAGE as u64;
+    let groups = layout::group_count(size);
+    assert_eq!(blocks + groups + 1 + 2, SealBudget::BATCH);
+    let file = keys.create_file().unwrap();
+    let mut buffer = vec![0; GROUP];
+    file.write_header(&mut buffer, size).unwrap();
+    for group in 0..groups {
+        let len = layout::group_len(group, size);
+        file.seal_group(group, &mut buffer[..len], Entries::ALL, None).unwrap();
+    }
+    // The hole map's seal is left.
+    assert!(file.seal_block(0, &mut [0; 1]).is_ok());
+    assert!(matches!(file.seal_block(0, &mut [0; 1]), Err(FormatError::SealsNotReserved)));
 }
