@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BytePath, Problem};
+use crate::{BytePath, Damage, Problem};
 
 /// Makes a filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +126,9 @@ pub struct Deleted {
 pub struct Listing {
     /// In byte order of their names; of a path that is no directory, the one entry.
     pub entries: Vec<Entry>,
+    /// Names that are damaged, so that only their ciphertext can be named; on the first page.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Damage>,
     /// Ask again with `?after=` this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<BytePath>,

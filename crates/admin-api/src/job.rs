@@ -34,6 +34,9 @@ pub struct Job {
     /// What was damaged or could not be done, the first thousand.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damage: Vec<Damage>,
+    /// The file on the node's machine that has all of them, a line of JSON each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<BytePath>,
 }
 
 /// What a job does.
@@ -50,6 +53,8 @@ pub enum JobKind {
     Rewrap,
     /// Moves every key to another KMS configuration.
     Move,
+    /// Brings the copies of the wrapped keys to a new way to the same KMS.
+    Renew,
     /// Puts every key under local wrapping and removes the configuration.
     Downgrade,
 }
@@ -99,11 +104,14 @@ pub struct Progress {
 /// One thing that is damaged or could not be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
-    /// Its path in the filesystem, or the key's name.
+    /// Its path in the filesystem; empty if that can't be known, or if it is about a key.
     pub path: BytePath,
-    /// Where its ciphertext lies.
+    /// Where its ciphertext lies, from the backing directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ciphertext: Option<BytePath>,
+    /// What sort of problem it is: `damaged`, `changed`, `io`, `conflict`, `attribute`, `skipped`,
+    /// `leftover`, `key`.
+    pub kind: String,
     /// What is wrong.
     pub what: String,
 }

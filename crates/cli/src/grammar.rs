@@ -162,6 +162,9 @@ pub struct DevVault {
     /// The token that may do everything [default: a random one, printed]
     #[arg(long, value_name = "TOKEN", value_parser = token())]
     pub root_token: Option<Token>,
+    /// Where its keys, tokens and policies outlive it, in the clear [default: nowhere]
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

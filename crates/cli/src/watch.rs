@@ -75,6 +75,7 @@ pub(crate) const fn noun(kind: JobKind) -> &'static str {
         JobKind::Verify => "verification",
         JobKind::Rewrap => "rewrap",
         JobKind::Move => "move of the keys",
+        JobKind::Renew => "renewal of the copies",
         JobKind::Downgrade => "downgrade",
     }
 }

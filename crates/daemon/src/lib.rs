@@ -1,1 +1,233 @@
-//! daemon
+//! The node: one process that holds the keys of its filesystems and does what administrators ask for.
+//!
+//! A [`Node`] serves the admin API of [`admin_api`] over a unix socket, opens filesystems as soon as
+//! the KMS unwraps their keys, runs jobs, and keeps an audit log. It is given its parts ([`Parts`]); it
+//! knows neither Vault nor the store.
+//!
+//! | module | its part |
+//! |---|---|
+//! | `api` | routes and handlers: requests in, answers or problems out |
+//! | `socket` | who gets through to it |
+//! | `keeper` | the loop that opens filesystems and lets jobs go on |
+//! | `health` | the KMS as last seen; the token, renewed in time |
+//! | `jobs`, `reports` | long work, and what it could not do |
+//! | `volumes` | backing directories: made, removed, opened once |
+//! | `audit` | the chained log of acts on keys and of requests |
+//! | `hardening` | no core dumps, private files |
+//! | `problem` | failures of the parts as problems for the one who asked |
+//!
+//! At its start a node answers before it has asked any KMS. At its end it stops jobs at a checkpoint, closes filesystems and
+//! wipes keys; after kill -9 the next one does what is left to do.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use daemon::{Node, Parts};
+//!
+//! # async fn example(parts: Parts) -> Result<(), admin_api::Problem> {
+//! let node = Node::start(parts).await?;
+//! node.run(async { tokio::signal::ctrl_c().await.unwrap_or_default() }).await
+//! # }
+//! ```
+
+mod api;
+mod audit;
+mod hardening;
+mod health;
+mod jobs;
+mod keeper;
+mod problem;
+mod reports;
+mod socket;
+mod volumes;
+
+use std::fmt;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use admin_api::{Exit, Problem};
+use filesystem::Backend;
+use key_manager::KeyManager;
+use kms_core::{AuditEvent, AuditSink as _, Clock, Outcome, UnixMillis};
+use tokio::net::UnixListener;
+
+pub use audit::{AuditLog, SYNC_WITHIN};
+pub use hardening::harden;
+pub use problem::of_keys;
+pub use volumes::BackingVolumes;
+
+use crate::health::Health;
+use crate::jobs::Jobs;
+use crate::keeper::Keeper;
+use crate::reports::Reports;
+use crate::socket::{Peer, SocketFile};
+use crate::volumes::OpenFilesystems;
+
+/// How long the start waits for what an earlier node left half done. Beyond that it goes on beside the
+/// requests: a large filesystem that was being deleted takes its time.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a node is made of.
+pub struct Parts {
+    /// Manages the keys.
+    pub manager: Arc<KeyManager>,
+    /// The cipher for data in filesystems.
+    pub cipher: Backend,
+    /// Keeps a record of every act; the manager's own sink too.
+    pub audit: Arc<AuditLog>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Where job reports and backing directories lie that were given no other place.
+    pub state_dir: PathBuf,
+    /// Where the admin API is served.
+    pub socket: PathBuf,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts")
+            .field("state_dir", &self.state_dir)
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the handlers share.
+pub(crate) struct Shared {
+    pub(crate) manager: Arc<KeyManager>,
+    pub(crate) filesystems: Arc<OpenFilesystems>,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) started_at: UnixMillis,
+    settling_failed: Mutex<Option<String>>,
+}
+
+impl Shared {
+    /// Another configuration, another token: what was locked may open now.
+    pub(crate) fn kms_changed(&self) {
+        self.health.changed();
+        self.keeper.wake();
+    }
+
+    /// Why what an earlier node left half done could not be finished or undone.
+    pub(crate) fn settling_failed(&self) -> Option<String> {
+        self.settling_failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn settle(&self) {
+        let failed = self.manager.settle().await.err().map(|error| {
+            tracing::error!(%error, "what an earlier node left half done can't be finished or undone");
+            error.to_string()
+        });
+        *self.settling_failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+    }
+
+    fn record(&self, action: &str) {
+        self.audit.record(&AuditEvent {
+            at: self.clock.now(),
+            action: action.to_owned(),
+            subject: self.state_dir.display().to_string(),
+            outcome: Outcome::Done,
+            detail: format!("process {}", std::process::id()),
+        });
+    }
+}
+
+/// A node that listens.
+pub struct Node {
+    shared: Arc<Shared>,
+    listener: UnixListener,
+    _socket: SocketFile,
+}
+
+impl Node {
+    /// Finishes or undoes what an earlier node left half done, and listens. Asks no KMS.
+    ///
+    /// # Errors
+    /// With [`Exit::State`]: the socket or the state directory can't be used.
+    pub async fn start(parts: Parts) -> Result<Self, Problem> {
+        let Parts { manager, cipher, audit, clock, state_dir, socket } = parts;
+        for name in ["jobs", "filesystems"] {
+            make_private(&state_dir.join(name))?;
+        }
+        let filesystems = Arc::new(OpenFilesystems::new(Arc::clone(&manager), cipher));
+        let jobs = Arc::new(Jobs::new(
+            Arc::clone(&manager),
+            Arc::clone(&filesystems),
+            Reports::new(state_dir.join("jobs")),
+            Arc::clone(&clock),
+        ));
+        let shared = Arc::new(Shared {
+            keeper: Arc::new(Keeper::new(Arc::clone(&manager), Arc::clone(&jobs))),
+            health: Arc::new(Health::new(Arc::clone(&manager))),
+            started_at: clock.now(),
+            manager,
+            filesystems,
+            jobs,
+            audit,
+            clock,
+            state_dir,
+            settling_failed: Mutex::default(),
+        });
+        let (listener, socket) = socket::listen(&socket)?;
+        let settling = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move { shared.settle().await }
+        });
+        if tokio::time::timeout(SETTLE_WITHIN, settling).await.is_err() {
+            tracing::warn!("what an earlier node left half done is still being finished");
+        }
+        Ok(Self { shared, listener, _socket: socket })
+    }
+
+    /// Serves until `stop` completes; then stops jobs at a checkpoint, closes filesystems and wipes keys.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Problem> {
+        let Self { shared, listener, _socket } = self;
+        shared.record("node.start");
+        tracing::info!(state_dir = %shared.state_dir.display(), "the node is up");
+        let keeping = tokio::spawn({
+            let keeper = Arc::clone(&shared.keeper);
+            async move { keeper.keep().await }
+        });
+        let watching = tokio::spawn({
+            let health = Arc::clone(&shared.health);
+            async move { health.watch().await }
+        });
+        let service = api::router(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
+        let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
+
+        tracing::info!("the node ends");
+        keeping.abort();
+        watching.abort();
+        shared.jobs.close().await;
+        shared.filesystems.close_all().await;
+        shared.manager.forget_keys();
+        shared.record("node.stop");
+        served.map_err(|e| {
+            Problem::new(Exit::Failed, "socket-failed", "the node can't serve", e.to_string())
+        })
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("state_dir", &self.shared.state_dir).finish_non_exhaustive()
+    }
+}
+
+fn make_private(directory: &Path) -> Result<(), Problem> {
+    DirBuilder::new().mode(0o700).recursive(true).create(directory).map_err(|e| {
+        let title = format!("the directory {} can't be made", directory.display());
+        Problem::new(Exit::State, "state-dir", title, e.to_string())
+            .cure("give a state directory that this user may write to with --state-dir DIR")
+    })
+}

@@ -88,17 +88,30 @@ async fn delete(name: &str, context: &mut Context<'_, '_>) -> Result<Exit, Probl
 async fn ls(name: &str, path: BytePath, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
     let route = paths::of_filesystem(paths::LS, name);
     let path = path.encode();
-    let mut all = Listing { entries: Vec::new(), next: None };
+    let mut all = Listing { entries: Vec::new(), unreadable: Vec::new(), next: None };
     loop {
         let after = all.next.as_ref().map(BytePath::encode);
         let page: Listing =
             context.client.get(&page_of(&route, &[("path", &path)], after.as_deref())).await?;
         all.entries.extend(page.entries);
+        all.unreadable.extend(page.unreadable);
         all.next = page.next;
         if all.next.is_none() {
-            return Ok(context.answer(&all, |all| listing_text(&all.entries)));
+            context.answer(&all, |all| listing_text(&all.entries));
+            return if all.unreadable.is_empty() { Ok(Exit::Done) } else { Err(damaged(name, &all)) };
         }
     }
+}
+
+fn damaged(name: &str, listing: &Listing) -> Problem {
+    let why: Vec<_> = listing
+        .unreadable
+        .iter()
+        .map(|damage| format!("{}: {}", damage.ciphertext.clone().unwrap_or_default(), damage.what))
+        .collect();
+    let title = format!("some names in {name} can't be read");
+    Problem::new(Exit::NotAuthentic, "damaged", title, why.join("\n"))
+        .cure(format!("see all that is damaged with coffer fs verify {name}"))
 }
 
 fn page_of(route: &str, query: &[(&str, &str)], after: Option<&str>) -> String {

@@ -78,6 +78,7 @@ pub(super) fn ended_text(job: &Job) -> String {
         JobKind::Verify => format!("verified {name}"),
         JobKind::Rewrap => format!("rewrapped the keys of {name}"),
         JobKind::Move => "moved the keys to the new KMS".to_owned(),
+        JobKind::Renew => "renewed the copies of the keys".to_owned(),
         JobKind::Downgrade => "put the keys under local wrapping".to_owned(),
     };
     let ending = match job.state {
@@ -94,10 +95,18 @@ pub(super) fn ended_text(job: &Job) -> String {
 fn damage_text(job: &Job) -> String {
     let mut text = String::new();
     for damage in &job.damage {
-        text.push_str(&format!("damaged: {}: {}\n", damage.path, damage.what));
+        let path = match damage.path.as_bytes() {
+            [] => "-".to_owned(),
+            _ => damage.path.to_string(),
+        };
+        text.push_str(&format!("{}: {path}: {}\n", damage.kind, damage.what));
         if let Some(ciphertext) = &damage.ciphertext {
             text.push_str(&format!("  ciphertext: {ciphertext}\n"));
         }
+    }
+    // The node shows the first of them; the file has all.
+    if let Some(report) = job.report.as_ref().filter(|_| job.progress.failed_items > 0) {
+        text.push_str(&format!("all of it: {report}\n"));
     }
     text
 }

@@ -1,0 +1,259 @@
+//! `/v1/filesystems`
+
+use std::io;
+use std::sync::Arc;
+
+use admin_api::{
+    BytePath, CreateFilesystem, Deleted, Entry, EntryKind, Exit, Export, Filesystem,
+    FilesystemState, Filesystems, Import, Job, Listing, Lock, Problem, Verify, WrappedBy, paths,
+};
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use key_manager::{FilesystemName, FilesystemStatus, JobKind, KeyState};
+use serde::Deserialize;
+use tokio::task::spawn_blocking;
+
+use super::{Answer, Body, name};
+use crate::jobs::Spec;
+use crate::{Shared, problem};
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Page {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+impl Page {
+    fn limit(&self) -> usize {
+        self.limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT)
+    }
+}
+
+pub(crate) async fn list(
+    State(shared): State<Arc<Shared>>,
+    Query(page): Query<Page>,
+) -> Answer<Filesystems> {
+    let statuses = shared.manager.filesystem_statuses().await;
+    let statuses = statuses.map_err(|e| problem::of_keys("filesystems can't be listed", &e))?;
+    let after = page.after.as_deref().unwrap_or_default();
+    let mut rest = statuses.iter().filter(|fs| fs.filesystem.name.as_str() > after);
+    let filesystems: Vec<_> = rest.by_ref().take(page.limit()).map(view).collect();
+    let more = rest.next().is_some();
+    let next = filesystems.last().filter(|_| more).map(|fs| fs.name.clone());
+    Ok(Json(Filesystems { filesystems, next }))
+}
+
+pub(crate) async fn create(
+    State(shared): State<Arc<Shared>>,
+    Body(request): Body<CreateFilesystem>,
+) -> Answer<Filesystem> {
+    let title = "the filesystem can't be made";
+    let name = name(&request.name, title)?;
+    let title = format!("the filesystem {name} can't be made");
+    let backing = match &request.backing {
+        Some(path) => path.as_path().to_owned(),
+        None => shared.state_dir.join("filesystems").join(name.as_str()),
+    };
+    let created =
+        shared.manager.create_filesystem(name.clone(), backing, request.allow_no_kms).await;
+    created.map_err(|e| problem::of_keys(&title, &e))?;
+    Ok(Json(one(&shared, &name, &title).await?))
+}
+
+pub(crate) async fn show(
+    State(shared): State<Arc<Shared>>,
+    Path(fs): Path<String>,
+) -> Answer<Filesystem> {
+    let title = "the filesystem can't be shown";
+    Ok(Json(one(&shared, &name(&fs, title)?, title).await?))
+}
+
+pub(crate) async fn delete(
+    State(shared): State<Arc<Shared>>,
+    Path(fs): Path<String>,
+) -> Answer<Deleted> {
+    let name = name(&fs, "the filesystem can't be deleted")?;
+    let title = format!("the filesystem {name} can't be deleted");
+    let of_keys = |e| problem::of_keys(&title, &e);
+    let record = shared.manager.filesystem(&name).await.map_err(of_keys)?;
+    shared.jobs.clear(&name, false, &title).await?;
+    shared.filesystems.close(&name).await;
+    let remaining = shared.manager.delete_filesystem(&name).await.map_err(of_keys)?;
+    Ok(Json(Deleted {
+        name: name.to_string(),
+        key_id: record.key_id.to_string(),
+        removed: vec![record.backing.display().to_string()],
+        remaining,
+    }))
+}
+
+pub(crate) async fn lock(
+    State(shared): State<Arc<Shared>>,
+    Path(fs): Path<String>,
+    Body(Lock { force }): Body<Lock>,
+) -> Answer<Filesystem> {
+    let name = name(&fs, "the filesystem can't be locked")?;
+    let title = format!("the filesystem {name} can't be locked");
+    shared.jobs.clear(&name, force, &title).await?;
+    shared.manager.lock(&name).await.map_err(|e| problem::of_keys(&title, &e))?;
+    shared.filesystems.close(&name).await;
+    Ok(Json(one(&shared, &name, &title).await?))
+}
+
+pub(crate) async fn unlock(
+    State(shared): State<Arc<Shared>>,
+    Path(fs): Path<String>,
+) -> Answer<Filesystem> {
+    let name = name(&fs, "the filesystem can't be unlocked")?;
+    let title = format!("the filesystem {name} can't be unlocked");
+    shared.manager.unlock(&name).await.map_err(|e| problem::of_keys(&title, &e))?;
+    shared.keeper.wake();
+    Ok(Json(one(&shared, &name, &title).await?))
+}
+
+pub(crate) async fn verify(
+    State(shared): State<Arc<Shared>>,
+    Path(fs): Path<String>,
+    Body(Verify { repair }): Body<Verify>,
+) -> Answer<Job> {
+    start(&shared, JobKind::Verify, &fs, Spec { path: None, repair }).await
+}
+
+pub(crate) async fn import(
+    State(shared): State<Arc<Shared>>,
+    Path(fs): Path<String>,
+    Body(Import { source }): Body<Import>,
+) -> Answer<Job> {
+    let spec = Spec { path: Some(absolute(source)?), repair: false };
+    start(&shared, JobKind::Import, &fs, spec).await
+}
+
+pub(crate) async fn export(
+    State(shared): State<Arc<Shared>>,
+    Path(fs): Path<String>,
+    Body(Export { target }): Body<Export>,
+) -> Answer<Job> {
+    let spec = Spec { path: Some(absolute(target)?), repair: false };
+    start(&shared, JobKind::Export, &fs, spec).await
+}
+
+async fn start(shared: &Shared, kind: JobKind, fs: &str, spec: Spec) -> Answer<Job> {
+    let name = name(fs, "the job can't start")?;
+    Ok(Json(shared.jobs.start(kind, &name, spec).await?))
+}
+
+fn absolute(path: BytePath) -> Result<BytePath, Problem> {
+    if path.as_path().is_absolute() {
+        return Ok(path);
+    }
+    let why = format!("{path} is relative, and the node has another working directory");
+    Err(Problem::new(Exit::Usage, "invalid", "the job can't start", why)
+        .cure("give an absolute path"))
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct LsQuery {
+    #[serde(default)]
+    path: BytePath,
+    after: Option<BytePath>,
+    limit: Option<usize>,
+}
+
+pub(crate) async fn ls(
+    State(shared): State<Arc<Shared>>,
+    Path(fs): Path<String>,
+    Query(LsQuery { path, after, limit }): Query<LsQuery>,
+) -> Answer<Listing> {
+    let name = name(&fs, "the directory can't be listed")?;
+    let title = format!("{path} in {name} can't be listed");
+    let filesystem = shared.filesystems.get(&name, &title).await?;
+    let asked = path.as_path().to_owned();
+    let listing = spawn_blocking(move || filesystem.list(&asked))
+        .await
+        .map_err(|e| problem::internal(&title, io::Error::from(e)))?
+        .map_err(|e| problem::of_filesystem(&title, &e))?;
+    let limit = limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT);
+    let mut rest =
+        listing.entries.into_iter().map(entry).filter(|e| after.as_ref().is_none_or(|a| e.name > *a));
+    let entries: Vec<_> = rest.by_ref().take(limit).collect();
+    let more = rest.next().is_some();
+    let next = entries.last().filter(|_| more).map(|entry| entry.name.clone());
+    let unreadable = if after.is_none() { listing.unreadable } else { Vec::new() };
+    let unreadable = unreadable
+        .into_iter()
+        .map(|(ciphertext, what)| admin_api::Damage {
+            path: BytePath::default(),
+            ciphertext: Some(ciphertext.into()),
+            kind: "damaged".to_owned(),
+            what,
+        })
+        .collect();
+    Ok(Json(Listing { entries, unreadable, next }))
+}
+
+fn entry(entry: filesystem::Entry) -> Entry {
+    Entry {
+        name: entry.name.into(),
+        kind: match entry.kind {
+            filesystem::EntryKind::File => EntryKind::File,
+            filesystem::EntryKind::Directory => EntryKind::Directory,
+            filesystem::EntryKind::Symlink => EntryKind::Symlink,
+            filesystem::EntryKind::Special => EntryKind::Special,
+        },
+        size: entry.size,
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        modified_at: entry.modified_ms,
+        target: entry.target.map(BytePath::from),
+    }
+}
+
+async fn one(
+    shared: &Shared,
+    name: &FilesystemName,
+    title: &str,
+) -> Result<Filesystem, Problem> {
+    let of_keys = |e| problem::of_keys(title, &e);
+    // Says that there is none, if there is none.
+    shared.manager.filesystem(name).await.map_err(of_keys)?;
+    let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
+    let found = statuses.iter().find(|fs| fs.filesystem.name == *name);
+    found.map(view).ok_or_else(|| {
+        Problem::new(Exit::State, "unknown", title, format!("the filesystem {name} has just gone"))
+            .with_status(404)
+    })
+}
+
+fn view(status: &FilesystemStatus) -> Filesystem {
+    let fs = &status.filesystem;
+    let (state, problem) = match &status.key {
+        KeyState::Unlocked => (FilesystemState::Unlocked, None),
+        KeyState::Locked(reason) => {
+            let state = if reason.code == "not-tried" {
+                FilesystemState::Unlocking
+            } else {
+                FilesystemState::Locked
+            };
+            (state, Some(problem::of_lock(fs.name.as_str(), reason)))
+        }
+    };
+    let wrapped_by = match &status.wrapped_by {
+        Some(config) => WrappedBy {
+            kind: config.kind.clone(),
+            master_key: config.master_key.clone(),
+            version: status.version.0,
+        },
+        None => WrappedBy { kind: "unknown".to_owned(), master_key: String::new(), version: 0 },
+    };
+    Filesystem {
+        name: fs.name.to_string(),
+        created_at: fs.created.0,
+        backing: fs.backing.as_path().into(),
+        state,
+        problem,
+        key_id: fs.key_id.to_string(),
+        wrapped_by,
+        exposed: status.exposed,
+    }
+}

@@ -1,0 +1,269 @@
+//! `/v1/kms`
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use admin_api::{
+    Change, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsDetails, Problem, SetVault,
+    VersionCount,
+};
+use axum::Json;
+use axum::extract::{Query, State};
+use key_manager::{FilesystemStatus, JobRecord, JobState, NewKms};
+use kms_core::{Credential, CredentialStatus, KmsConfig, MasterKey};
+use serde::Deserialize;
+
+use super::{Answer, Body};
+use crate::health::Seen;
+use crate::{Shared, problem};
+
+/// The kind that `set-vault` sets.
+const VAULT: &str = "vault";
+
+/// Asks the KMS, and answers its words of this moment.
+pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Kms> {
+    Ok(Json(look(&shared, "the KMS can't be shown").await?))
+}
+
+pub(crate) async fn set(
+    State(shared): State<Arc<Shared>>,
+    Body(request): Body<SetVault>,
+) -> Answer<KmsChange> {
+    let title = "the KMS can't be set";
+    let SetVault { base_url, master_key, token, namespace, transit_path, ca_cert, allow_http } =
+        request;
+    let settings = [
+        ("namespace", namespace),
+        ("transit_path", transit_path),
+        ("ca_cert", ca_cert),
+        ("allow_http", allow_http.then(|| "true".to_owned())),
+    ];
+    let settings =
+        settings.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+    let new = NewKms {
+        kind: VAULT.to_owned(),
+        address: base_url,
+        master_key,
+        settings,
+        credential: Credential::Token(token.expose().to_owned().into()),
+    };
+    let configured = match shared.manager.set_kms(new).await {
+        Ok(configured) => configured,
+        Err(error) => {
+            let refused = problem::of_keys(title, &error);
+            return Err(match stopped_move(&shared).await? {
+                Some(stopped) if refused.code == "busy" => refused.cure(format!(
+                    "finish job {} with coffer fs kms rewrap, then give this again",
+                    stopped.id
+                )),
+                _ => refused,
+            }
+            .into());
+        }
+    };
+    shared.kms_changed();
+    let job = match configured.job {
+        Some(id) => Some(shared.jobs.run_move(id).await?),
+        None => None,
+    };
+    let change = match (configured.updated, job.as_ref().map(|job| job.kind)) {
+        (_, Some(admin_api::JobKind::Move)) => Change::Moving,
+        (true, _) => Change::Updated,
+        (false, _) => Change::Added,
+    };
+    let mut kms = look(&shared, title).await?;
+    // The proof looks closer than a later look can: at policies, uses, the way there.
+    kms.findings = configured
+        .findings
+        .into_iter()
+        .map(|f| Finding { code: f.code, what: f.what, cure: f.cure })
+        .collect();
+    Ok(Json(KmsChange { change, kms, job }))
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Unset {
+    #[serde(default)]
+    allow_downgrade: bool,
+}
+
+pub(crate) async fn unset(
+    State(shared): State<Arc<Shared>>,
+    Query(Unset { allow_downgrade }): Query<Unset>,
+) -> Answer<KmsChange> {
+    let title = "the KMS can't be removed";
+    // The very command that was stopped takes it up again.
+    let downgrade = |job: &JobRecord| job.spec.get("purpose").is_some_and(|p| p == "downgrade");
+    let job = match stopped_move(&shared).await?.filter(downgrade) {
+        Some(stopped) if allow_downgrade => Some(stopped.id),
+        _ => {
+            let unset = shared.manager.unset_kms(allow_downgrade).await;
+            unset.map_err(|e| problem::of_keys(title, &e))?
+        }
+    };
+    shared.kms_changed();
+    let job = match job {
+        Some(id) => Some(shared.jobs.run_move(id).await?),
+        None => None,
+    };
+    let change = if job.is_some() { Change::Downgrading } else { Change::Removed };
+    Ok(Json(KmsChange { change, kms: look(&shared, title).await?, job }))
+}
+
+/// Rewraps, or takes up a move of keys that was stopped, which ends at the newest version too.
+pub(crate) async fn rewrap(State(shared): State<Arc<Shared>>) -> Answer<Job> {
+    let of_keys = |e| problem::of_keys("the keys can't be rewrapped", &e);
+    let id = match stopped_move(&shared).await? {
+        Some(stopped) => stopped.id,
+        None => shared.manager.start_rewrap(None).await.map_err(of_keys)?,
+    };
+    Ok(Json(shared.jobs.run_move(id).await?))
+}
+
+async fn stopped_move(shared: &Shared) -> Result<Option<JobRecord>, Problem> {
+    let unfinished = shared.manager.unfinished_move().await;
+    let unfinished = unfinished.map_err(|e| problem::of_keys("the jobs can't be read", &e))?;
+    Ok(unfinished.filter(|job| job.state == JobState::Stopped))
+}
+
+async fn look(shared: &Shared, title: &str) -> Result<Kms, Problem> {
+    let of_keys = |e| problem::of_keys(title, &e);
+    let seen = shared.health.look().await.map_err(of_keys)?;
+    let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
+    Ok(view(shared, &seen, &statuses))
+}
+
+/// What the filesystems' records tell of the KMS before it was looked at: the one that wraps most keys.
+pub(crate) fn by_filesystems(statuses: &[FilesystemStatus]) -> Option<Seen> {
+    let mut users: BTreeMap<_, (u64, &KmsConfig)> = BTreeMap::new();
+    for config in statuses.iter().filter_map(|fs| fs.wrapped_by.as_ref()) {
+        if config.kind == VAULT {
+            users.entry(config.id).or_insert((0, config)).0 += 1;
+        }
+    }
+    let (_, config) = users.into_values().max_by_key(|(keys, _)| *keys)?;
+    let waits = Problem::new(
+        Exit::KmsUnreachable,
+        "kms-not-asked",
+        "the KMS has not answered yet",
+        "the node has just started",
+    );
+    Some(Seen { config: Some(config.clone()), live: Some(Err(waits)) })
+}
+
+/// What an administrator sees of the KMS.
+pub(crate) fn view(shared: &Shared, seen: &Seen, statuses: &[FilesystemStatus]) -> Kms {
+    let answered = seen.live.as_ref().and_then(|live| live.as_ref().ok());
+    let mut found = Vec::new();
+    if let Some(answered) = answered {
+        found.extend(of_key(&answered.master_key));
+        found.extend(of_credential(&answered.credential()));
+    }
+    if let Some(problem) = shared.health.not_renewed().filter(|_| seen.config.is_some()) {
+        let cure = problem.cure.clone().unwrap_or_default();
+        found.push(finding("token-not-renewed", &problem.to_string(), &cure));
+    }
+    let details = seen.config.as_ref().map(|config| KmsDetails {
+        id: config.id.to_string(),
+        kind: config.kind.clone(),
+        base_url: config.address.clone(),
+        master_key: config.master_key.clone(),
+        transit_path: setting(config, "transit_path").unwrap_or_else(|| "transit".to_owned()),
+        namespace: setting(config, "namespace"),
+        auth_method: "token".to_owned(),
+        credential_set: !matches!(&seen.live, Some(Err(problem)) if problem.code == "invalid"),
+        credential: answered.map(|answered| life(&answered.credential())),
+        latest_version: answered.map(|answered| answered.master_key.latest_version.0),
+        min_decryption_version: answered.map(|a| a.master_key.min_decryption_version.0),
+        problem: seen.live.as_ref().and_then(|live| live.as_ref().err().cloned()),
+    });
+    let mut exposed = BTreeSet::new();
+    let mut counted = BTreeSet::new();
+    let mut versions: BTreeMap<(String, String, u64), u64> = BTreeMap::new();
+    for fs in statuses {
+        if fs.exposed {
+            exposed.insert(fs.filesystem.key_id);
+        }
+        if let (true, Some(by)) = (counted.insert(fs.filesystem.key_id), &fs.wrapped_by) {
+            let master_key = if by.kind == VAULT { by.master_key.clone() } else { String::new() };
+            *versions.entry((by.kind.clone(), master_key, fs.version.0)).or_default() += 1;
+        }
+    }
+    let keys = versions.into_iter().map(|((kind, master_key, version), keys)| VersionCount {
+        kind,
+        master_key,
+        version,
+        keys,
+    });
+    Kms {
+        configured: details,
+        keys: keys.collect(),
+        exposed_keys: exposed.len() as u64,
+        findings: found,
+    }
+}
+
+fn setting(config: &KmsConfig, name: &str) -> Option<String> {
+    config.settings.get(name).cloned()
+}
+
+fn life(status: &CredentialStatus) -> CredentialLife {
+    CredentialLife {
+        seconds_left: status.time_left.map(|left| left.as_secs()),
+        renewable: status.renewable,
+        periodic: status.periodic,
+    }
+}
+
+fn finding(code: &str, what: &str, cure: &str) -> Finding {
+    Finding { code: code.to_owned(), what: what.to_owned(), cure: cure.to_owned() }
+}
+
+/// The same words as the proof at `set-vault` has, for what can be seen later.
+fn of_key(key: &MasterKey) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let name = &key.name;
+    if key.deletion_allowed {
+        found.push(finding(
+            "key-deletable",
+            &format!("the KMS allows the master key {name} to be deleted, and all data would be lost with it"),
+            &format!("vault write <transit path>/keys/{name}/config deletion_allowed=false"),
+        ));
+    }
+    if key.exportable {
+        found.push(finding(
+            "key-exportable",
+            &format!("the KMS gives the master key {name} out in clear to who may export it"),
+            "this can't be undone: use a new key, made without exportable, to which all keys are moved",
+        ));
+    }
+    found
+}
+
+fn of_credential(status: &CredentialStatus) -> Vec<Finding> {
+    const PERIODIC: &str = "make a periodic token and give it with coffer fs kms set-vault";
+    let Some(left) = status.time_left else { return Vec::new() };
+    let mut found = Vec::new();
+    if !status.renewable {
+        found.push(finding(
+            "token-not-renewable",
+            "the token can't be renewed: when it ends, no filesystem opens any more",
+            PERIODIC,
+        ));
+    } else if !status.periodic {
+        found.push(finding(
+            "token-not-periodic",
+            "the token is not periodic: renewals end at its maximum life, and then no filesystem opens any more",
+            PERIODIC,
+        ));
+    }
+    if left.as_secs() < 24 * 3600 && !(status.renewable && status.periodic) {
+        let minutes = left.as_secs().div_ceil(60);
+        found.push(finding(
+            "token-expires-soon",
+            &format!("the token ends in {minutes} minutes"),
+            PERIODIC,
+        ));
+    }
+    found
+}

@@ -1,0 +1,150 @@
+//! The admin API: routes, and what every request goes through.
+
+mod filesystems;
+mod jobs;
+mod kms;
+mod status;
+
+use std::sync::Arc;
+
+use admin_api::{Exit, MEDIA_TYPE, Problem, paths};
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use key_manager::FilesystemName;
+use kms_core::{AuditEvent, AuditSink as _, Outcome};
+use serde::de::DeserializeOwned;
+
+use crate::Shared;
+use crate::problem;
+use crate::socket::Peer;
+
+/// Largest body of a request: CA certificates are the largest thing that is ever sent.
+const BODY_LIMIT: usize = 1 << 20;
+
+/// An answer, or the problem that stands in its place.
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// The routes of [`admin_api::paths`].
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route(paths::STATUS, get(status::show))
+        .route(paths::KMS, get(kms::show).put(kms::set).delete(kms::unset))
+        .route(paths::REWRAP, post(kms::rewrap))
+        .route(paths::FILESYSTEMS, get(filesystems::list).post(filesystems::create))
+        .route(paths::FILESYSTEM, get(filesystems::show).delete(filesystems::delete))
+        .route(paths::LOCK, post(filesystems::lock))
+        .route(paths::UNLOCK, post(filesystems::unlock))
+        .route(paths::VERIFY, post(filesystems::verify))
+        .route(paths::IMPORT, post(filesystems::import))
+        .route(paths::EXPORT, post(filesystems::export))
+        .route(paths::LS, get(filesystems::ls))
+        .route(paths::JOBS, get(jobs::list))
+        .route(paths::JOB, get(jobs::show))
+        .route(paths::STOP, post(jobs::stop))
+        .fallback(async || Refusal(no_such(404, "there is no such resource")))
+        .method_not_allowed_fallback(async || Refusal(no_such(405, "it has no such method")))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), admit))
+        .with_state(shared)
+}
+
+fn no_such(status: u16, why: &str) -> Problem {
+    Problem::new(Exit::Usage, "no-such-resource", "the request is not understood", why)
+        .cure("use the command line of the node's own version")
+        .with_status(status)
+}
+
+/// Lets in the node's owner and root, and records who asked for what if it can change something.
+async fn admit(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if !peer.is_allowed() {
+        tracing::warn!(%peer, "refused a request from somebody else");
+        return Refusal(
+            Problem::new(
+                Exit::State,
+                "not-allowed",
+                "the request is refused",
+                "it comes from another user",
+            )
+            .cure("be the user who runs the node, or root")
+            .with_status(403),
+        )
+        .into_response();
+    }
+    let what = format!("{} {}", request.method(), request.uri().path());
+    let changes = request.method() != Method::GET;
+    let response = next.run(request).await;
+    let status = response.status();
+    tracing::debug!(%peer, request = what, %status, "answered");
+    if changes {
+        let outcome = match status.as_u16() {
+            0..400 => Outcome::Done,
+            400..500 => Outcome::Refused,
+            _ => Outcome::Failed,
+        };
+        shared.audit.record(&AuditEvent {
+            at: shared.clock.now(),
+            action: "admin.request".to_owned(),
+            subject: what,
+            outcome,
+            detail: format!("by {peer}, answered {}", status.as_u16()),
+        });
+    }
+    response
+}
+
+/// A problem as an answer.
+#[derive(Debug)]
+pub(crate) struct Refusal(Problem);
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self.0)).into_response();
+        let kind = HeaderValue::from_static(MEDIA_TYPE);
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+}
+
+/// A request's body. What does not fit is told by place and not quoted, for it can hold a token.
+pub(crate) struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        let title = "the request is not understood";
+        let usage = |why: String| Refusal(Problem::new(Exit::Usage, "bad-request", title, why));
+        let bytes =
+            Bytes::from_request(request, state).await.map_err(|e| usage(e.body_text()))?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|e| {
+            usage(format!(
+                "its body is not what this resource takes ({:?} error at line {}, column {})",
+                e.classify(),
+                e.line(),
+                e.column()
+            ))
+        })
+    }
+}
+
+fn name(text: &str, title: &str) -> Result<FilesystemName, Problem> {
+    text.parse().map_err(|e| problem::of_keys(title, &e))
+}

@@ -1,0 +1,63 @@
+//! `/v1/status`
+
+use std::sync::Arc;
+
+use admin_api::{FilesystemCounts, Finding, Status};
+use axum::Json;
+use axum::extract::State;
+use key_manager::KeyState;
+
+use super::{Answer, kms};
+use crate::{Shared, problem};
+
+/// Answers from what is known here; asks no KMS.
+pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
+    let of_keys = |e| problem::of_keys("the node's state can't be read", &e);
+    let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
+    let unlocked = statuses.iter().filter(|fs| fs.key == KeyState::Unlocked).count() as u64;
+    let filesystems = FilesystemCounts {
+        total: statuses.len() as u64,
+        unlocked,
+        locked: statuses.len() as u64 - unlocked,
+        exposed: statuses.iter().filter(|fs| fs.exposed).count() as u64,
+    };
+    let seen = match shared.health.seen() {
+        Some(seen) => seen,
+        // The first look is under way. The filesystems' own records tell which KMS it goes to.
+        None => match kms::by_filesystems(&statuses) {
+            Some(seen) => seen,
+            None => shared.health.look().await.map_err(of_keys)?,
+        },
+    };
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started_at: shared.started_at.0,
+        state_dir: shared.state_dir.as_path().into(),
+        filesystems,
+        jobs_running: shared.jobs.unfinished().await.map_err(of_keys)?,
+        kms: kms::view(&shared, &seen, &statuses),
+        findings: findings(&shared),
+    }))
+}
+
+fn findings(shared: &Shared) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut add = |code: &str, what: String, cure: &str| {
+        findings.push(Finding { code: code.to_owned(), what, cure: cure.to_owned() });
+    };
+    if !kms_core::arena_is_locked() {
+        add(
+            "memory-not-locked",
+            "keys in memory are not locked, so that they can reach a swap device".to_owned(),
+            "raise the limit on locked memory (LimitMEMLOCK in the unit, or ulimit -l), or encrypt the swap",
+        );
+    }
+    if let Some(trouble) = shared.audit.trouble() {
+        add("audit-trouble", trouble, "find out who changed the log or why it can't be written");
+    }
+    if let Some(trouble) = shared.settling_failed() {
+        add("half-done", trouble, "mend what it names and start the node again");
+    }
+    findings
+}

@@ -1,0 +1,16 @@
+//! What keeps keys out of files that nobody meant to write.
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit, set_dumpable_behavior, umask};
+
+/// Turns core dumps off (by limit, and by making the process undumpable, which also keeps other processes of the same
+/// user from attaching to it) and lets new files be readable by their owner alone. For the start of a node, before
+/// any other thread runs: the umask belongs to the whole process.
+///
+/// # Errors
+/// The system refused: then the node must not hold keys.
+pub fn harden() -> std::io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    Ok(())
+}

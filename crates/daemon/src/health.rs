@@ -1,0 +1,178 @@
+//! The KMS as it was last seen, and the life of our token, which is renewed in time.
+//!
+//! A look takes two requests, so it is taken less often than every other minute; what changes the configuration
+//! asks for one at once. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
+//! seen, because how much of its life had passed before is not known.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use admin_api::Problem;
+use key_manager::{Error, KeyManager};
+use kms_core::{CredentialStatus, KmsConfig, MasterKey};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::problem;
+
+/// Between two looks while all is well.
+const LOOK_EVERY: Duration = Duration::from_secs(150);
+/// Between two looks when the KMS does not answer. What waits for it asks by itself.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Shortest pause, for tokens that live for seconds.
+const SHORTEST: Duration = Duration::from_millis(250);
+
+/// What is known of the KMS.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    /// The configuration; `None`: none is set.
+    pub(crate) config: Option<KmsConfig>,
+    /// What the KMS answered; `None` while none is set.
+    pub(crate) live: Option<Result<Answered, Problem>>,
+}
+
+/// What a KMS answered.
+#[derive(Debug, Clone)]
+pub(crate) struct Answered {
+    pub(crate) master_key: MasterKey,
+    credential: CredentialStatus,
+    at: Instant,
+}
+
+impl Answered {
+    /// The credential with the time that it has left now.
+    pub(crate) fn credential(&self) -> CredentialStatus {
+        let passed = self.at.elapsed();
+        let time_left = self.credential.time_left.map(|left| left.saturating_sub(passed));
+        CredentialStatus { time_left, ..self.credential }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Health {
+    manager: Arc<KeyManager>,
+    seen: Mutex<Option<Seen>>,
+    /// Why the token could not be renewed.
+    not_renewed: Mutex<Option<Problem>>,
+    wake: Notify,
+}
+
+impl Health {
+    pub(crate) fn new(manager: Arc<KeyManager>) -> Self {
+        Self { manager, seen: Mutex::default(), not_renewed: Mutex::default(), wake: Notify::new() }
+    }
+
+    /// The last look, if there was one.
+    pub(crate) fn seen(&self) -> Option<Seen> {
+        lock(&self.seen).clone()
+    }
+
+    /// Why the last renewal of the token failed.
+    pub(crate) fn not_renewed(&self) -> Option<Problem> {
+        lock(&self.not_renewed).clone()
+    }
+
+    /// Looks now. Takes as long as the KMS's deadline while it is away.
+    pub(crate) async fn look(&self) -> Result<Seen, Error> {
+        let overview = self.manager.kms_overview().await?;
+        let live = overview.live.map(|live| match live {
+            Ok((master_key, credential)) => {
+                Ok(Answered { master_key, credential, at: Instant::now() })
+            }
+            Err(error) => Err(problem::of_keys("the KMS does not answer as it should", &error)),
+        });
+        let seen = Seen { config: overview.config.map(|(config, _)| config), live };
+        *lock(&self.seen) = Some(seen.clone());
+        Ok(seen)
+    }
+
+    /// The configuration was changed: what was seen before counts no more.
+    pub(crate) fn changed(&self) {
+        *lock(&self.seen) = None;
+        *lock(&self.not_renewed) = None;
+        self.wake.notify_one();
+    }
+
+    /// Looks and renews, for ever.
+    pub(crate) async fn watch(&self) {
+        let mut granted: Option<Duration> = None;
+        loop {
+            let pause = match self.look().await {
+                Ok(Seen { live: Some(Ok(answered)), .. }) => {
+                    self.renew_in_time(answered.credential(), &mut granted).await
+                }
+                Ok(Seen { live: Some(Err(_)), .. }) => LOOK_AGAIN,
+                Ok(Seen { live: None, .. }) => LOOK_EVERY,
+                Err(error) => {
+                    tracing::error!(%error, "the KMS configuration can't be read");
+                    LOOK_AGAIN
+                }
+            };
+            tokio::select! {
+                () = sleep(pause.max(SHORTEST)) => {}
+                () = self.wake.notified() => granted = None,
+            }
+        }
+    }
+
+    /// Renews if it is time, and answers how long to wait until the next look.
+    async fn renew_in_time(
+        &self,
+        credential: CredentialStatus,
+        granted: &mut Option<Duration>,
+    ) -> Duration {
+        let (Some(left), true) = (credential.time_left, credential.renewable) else {
+            return LOOK_EVERY;
+        };
+        if let Some(pause) = until_renewal(left, *granted) {
+            return pause.min(LOOK_EVERY);
+        }
+        match self.manager.renew_credential().await {
+            Ok(renewed) => {
+                *lock(&self.not_renewed) = None;
+                *granted = renewed.time_left;
+                if let Some(Seen { live: Some(Ok(answered)), .. }) = &mut *lock(&self.seen) {
+                    *answered = Answered {
+                        credential: renewed,
+                        at: Instant::now(),
+                        ..answered.clone()
+                    };
+                }
+                tracing::info!(seconds_left = renewed.time_left.map(|t| t.as_secs()), "the token was renewed");
+                let left = renewed.time_left.unwrap_or(LOOK_EVERY);
+                until_renewal(left, *granted).unwrap_or(SHORTEST).min(LOOK_EVERY)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the token can't be renewed");
+                let failed = problem::of_keys("the token can't be renewed", &error);
+                *lock(&self.not_renewed) = Some(failed);
+                *granted = Some(left);
+                (left / 10).min(LOOK_AGAIN)
+            }
+        }
+    }
+}
+
+/// How long until a renewal is due; `None` if it is. At two thirds of what was granted, and at first sight.
+fn until_renewal(left: Duration, granted: Option<Duration>) -> Option<Duration> {
+    left.checked_sub(granted? / 3).filter(|pause| !pause.is_zero())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_renewed_at_two_thirds_of_its_life() {
+        let hours = |n: u64| Duration::from_secs(n * 3600);
+        assert_eq!(until_renewal(hours(768), None), None);
+        assert_eq!(until_renewal(hours(768), Some(hours(768))), Some(hours(512)));
+        assert_eq!(until_renewal(hours(257), Some(hours(768))), Some(hours(1)));
+        assert_eq!(until_renewal(hours(256), Some(hours(768))), None);
+        assert_eq!(until_renewal(hours(0), Some(hours(768))), None);
+    }
+}

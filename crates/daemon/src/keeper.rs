@@ -1,0 +1,134 @@
+//! Keeps filesystems open: one loop for all of them, so that many do not make a stampede on a KMS that comes back.
+//!
+//! While the KMS is away it tries again after a random part (full jitter) of a pause that doubles up to
+//! [`LONGEST`]; what a KMS refuses is tried again now and then, for a permission can be granted there. Nothing is asked while
+//! everything is open.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use key_manager::KeyManager;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::jobs::Jobs;
+
+const FIRST: Duration = Duration::from_millis(200);
+const LONGEST: Duration = Duration::from_secs(2);
+const REFUSED: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    manager: Arc<KeyManager>,
+    jobs: Arc<Jobs>,
+    wake: Notify,
+}
+
+/// How a round went.
+enum Round {
+    AllOpen,
+    KmsAway,
+    Refused,
+}
+
+impl Keeper {
+    pub(crate) fn new(manager: Arc<KeyManager>, jobs: Arc<Jobs>) -> Self {
+        Self { manager, jobs, wake: Notify::new() }
+    }
+
+    /// Something changed that can open filesystems or let jobs go on: try now.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Opens what can be opened and takes up what can go on, for ever.
+    pub(crate) async fn keep(&self) {
+        let mut away = 0;
+        let mut copies_settled = false;
+        loop {
+            let round = self.round().await;
+            if !copies_settled && !matches!(round, Round::KmsAway) {
+                copies_settled = self.settle_copies().await;
+            }
+            let pause = match round {
+                Round::AllOpen if copies_settled => None,
+                Round::AllOpen | Round::Refused => Some(jittered(REFUSED)),
+                Round::KmsAway => {
+                    away += 1;
+                    Some(jittered((FIRST * 2_u32.saturating_pow(away)).min(LONGEST)))
+                }
+            };
+            let pause = async {
+                match pause {
+                    Some(pause) => sleep(pause).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = pause => {}
+                () = self.wake.notified() => away = 0,
+                () = self.jobs.move_ended() => (away, copies_settled) = (0, false),
+            }
+        }
+    }
+
+    async fn round(&self) -> Round {
+        let locked = match self.manager.unlock_all().await {
+            Ok(locked) => locked,
+            Err(error) => {
+                tracing::error!(%error, "the filesystems can't be unlocked");
+                return Round::Refused;
+            }
+        };
+        let waits = match self.jobs.take_up().await {
+            Ok(waits) => waits,
+            Err(error) => {
+                tracing::error!(%error, "the jobs can't be taken up");
+                return Round::Refused;
+            }
+        };
+        if locked.iter().any(|(_, reason)| reason.transient) || (locked.is_empty() && waits) {
+            Round::KmsAway
+        } else if locked.is_empty() {
+            Round::AllOpen
+        } else {
+            Round::Refused
+        }
+    }
+
+    /// Brings the copies of wrapped keys to what the store says; whether all of them are there.
+    async fn settle_copies(&self) -> bool {
+        match self.manager.settle_copies().await {
+            Ok(failed) => {
+                for failure in &failed {
+                    tracing::warn!("the copy of a wrapped key is behind the store: {failure}");
+                }
+                failed.is_empty()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the copies of the wrapped keys can't be compared");
+                false
+            }
+        }
+    }
+}
+
+/// A random part of `longest`, at least a tenth.
+fn jittered(longest: Duration) -> Duration {
+    // Without random bytes every node waits as long, which is no harm.
+    let random = getrandom::u32().unwrap_or(u32::MAX);
+    longest.mul_f64(0.1 + 0.9 * f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_vary_within_bounds() {
+        let pauses: Vec<_> = (0..200).map(|_| jittered(LONGEST)).collect();
+        assert!(pauses.iter().all(|pause| (LONGEST / 10..=LONGEST).contains(pause)));
+        assert!(pauses.iter().any(|pause| *pause < LONGEST / 3));
+        assert!(pauses.iter().any(|pause| *pause > LONGEST * 2 / 3));
+    }
+}

@@ -1,0 +1,62 @@
+//! Failures of the parts as problems for the one who asked.
+
+use admin_api::{Exit, Problem};
+use key_manager::{Class, Error, LockReason};
+
+/// What failed, with the key manager's reason.
+pub fn of_keys(title: impl Into<String>, error: &Error) -> Problem {
+    let detail = match error {
+        Error::Kms(error) => error.chain(),
+        other => other.to_string(),
+    };
+    let problem = Problem::new(exit(error.class()), error.code(), title, detail);
+    let problem = match error.class() {
+        Class::Unknown => problem.with_status(404),
+        _ => problem,
+    };
+    match error.cure() {
+        Some(cure) => problem.cure(cure),
+        None => problem,
+    }
+}
+
+/// What failed, with the filesystem's reason.
+pub(crate) fn of_filesystem(title: impl Into<String>, error: &filesystem::Error) -> Problem {
+    use filesystem::ErrorKind;
+    let (exit, code) = match error.kind() {
+        ErrorKind::InUse => (Exit::State, "filesystem-in-use"),
+        ErrorKind::Damaged => (Exit::NotAuthentic, "filesystem-damaged"),
+        ErrorKind::Full => (Exit::Failed, "disk-full"),
+        ErrorKind::Invalid => (Exit::State, "filesystem-unfit"),
+        _ => (Exit::Failed, "filesystem-io"),
+    };
+    Problem::new(exit, code, title, error.to_string())
+}
+
+/// Why a filesystem is locked.
+pub(crate) fn of_lock(name: &str, reason: &LockReason) -> Problem {
+    let exit = if reason.transient { Exit::KmsUnreachable } else { Exit::State };
+    let problem =
+        Problem::new(exit, &reason.code, format!("{name} is locked"), reason.why.clone());
+    match &reason.cure {
+        Some(cure) => problem.cure(cure.clone()),
+        None => problem,
+    }
+}
+
+/// Something that Coffer itself did wrong.
+pub(crate) fn internal(title: impl Into<String>, why: impl ToString) -> Problem {
+    Problem::new(Exit::Failed, "internal", title, why.to_string())
+        .cure("see the node's log, and report this with it")
+}
+
+const fn exit(class: Class) -> Exit {
+    match class {
+        Class::Failed => Exit::Failed,
+        Class::Usage => Exit::Usage,
+        Class::KmsUnreachable => Exit::KmsUnreachable,
+        Class::KmsRefused => Exit::KmsRefused,
+        Class::State | Class::Unknown => Exit::State,
+        Class::NotAuthentic => Exit::NotAuthentic,
+    }
+}

@@ -1,0 +1,132 @@
+//! Backing directories: made, removed, opened once and shared.
+
+use std::collections::{HashMap, HashSet};
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use admin_api::Problem;
+use async_trait::async_trait;
+use filesystem::{Backend, Filesystem, read_envelope};
+use key_manager::{FilesystemName, KeyManager, Volumes};
+use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyId};
+use tokio::task::spawn_blocking;
+
+use crate::problem;
+
+/// Makes and removes backing directories for the key manager, with `cipher` for their data.
+#[derive(Debug)]
+pub struct BackingVolumes {
+    cipher: Backend,
+    /// Keys whose directory could not be made, so that nothing of theirs lies there.
+    never_made: Mutex<HashSet<KeyId>>,
+}
+
+impl BackingVolumes {
+    /// One that encrypts with `cipher`; each opens what the other sealed.
+    pub fn new(cipher: Backend) -> Self {
+        Self { cipher, never_made: Mutex::default() }
+    }
+
+    fn never_made(&self) -> std::sync::MutexGuard<'_, HashSet<KeyId>> {
+        self.never_made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+#[async_trait]
+impl Volumes for BackingVolumes {
+    async fn create(
+        &self,
+        site: &FilesystemSite,
+        key: Arc<FilesystemKey>,
+        envelope: &KeyEnvelope,
+    ) -> Result<(), Failure> {
+        let (backing, envelope, cipher) = (site.backing.clone(), envelope.clone(), self.cipher);
+        let made =
+            spawn_blocking(move || Filesystem::create(&backing, key, &envelope, cipher)).await?;
+        if made.is_err() {
+            self.never_made().insert(site.key_id);
+        }
+        made.map(drop).map_err(Failure::from)
+    }
+
+    async fn remove(&self, site: &FilesystemSite) -> Result<(), Failure> {
+        // What refused to become ours is somebody else's: it stays as it is.
+        if self.never_made().remove(&site.key_id) {
+            return Ok(());
+        }
+        let (backing, key_id) = (site.backing.clone(), site.key_id);
+        spawn_blocking(move || {
+            match read_envelope(&backing) {
+                Ok(there) if there.wrapped.key_id != key_id => return Ok(()),
+                // Without a header it is half made or half removed.
+                _ => {}
+            }
+            Filesystem::remove(&backing)
+        })
+        .await?
+        .map_err(Failure::from)
+    }
+}
+
+/// How many filesystems stay open that nobody uses. Each takes a handful of file descriptors.
+const IDLE_OPEN: usize = 256;
+
+/// The filesystems that are open here. One is opened when it is first used and stays open until it is locked, so that a
+/// second node meets its lock; only beyond [`IDLE_OPEN`] the idle ones are closed.
+pub(crate) struct OpenFilesystems {
+    manager: Arc<KeyManager>,
+    cipher: Backend,
+    open: tokio::sync::Mutex<HashMap<FilesystemName, Arc<Filesystem>>>,
+}
+
+impl OpenFilesystems {
+    pub(crate) fn new(manager: Arc<KeyManager>, cipher: Backend) -> Self {
+        Self { manager, cipher, open: tokio::sync::Mutex::default() }
+    }
+
+    /// The filesystem with this name, which must be unlocked. `title` says what fails if that does.
+    pub(crate) async fn get(
+        &self,
+        name: &FilesystemName,
+        title: &str,
+    ) -> Result<Arc<Filesystem>, Problem> {
+        let mut open = self.open.lock().await;
+        let of_keys = |e| problem::of_keys(title, &e);
+        let key = self.manager.key(name).await.map_err(of_keys)?;
+        if let Some(filesystem) = open.get(name) {
+            return Ok(Arc::clone(filesystem));
+        }
+        let backing = self.manager.filesystem(name).await.map_err(of_keys)?.backing;
+        let cipher = self.cipher;
+        let opened = spawn_blocking(move || Filesystem::open(&backing, key, cipher))
+            .await
+            .map_err(|e| problem::internal(title, io::Error::from(e)))?
+            .map_err(|e| problem::of_filesystem(title, &e))?;
+        if open.len() >= IDLE_OPEN {
+            open.retain(|_, filesystem| Arc::strong_count(filesystem) > 1);
+        }
+        let filesystem = Arc::new(opened);
+        open.insert(name.clone(), Arc::clone(&filesystem));
+        Ok(filesystem)
+    }
+
+    /// Closes it as soon as its last user lets it go.
+    pub(crate) async fn close(&self, name: &FilesystemName) {
+        self.open.lock().await.remove(name);
+    }
+
+    /// Closes all of them.
+    pub(crate) async fn close_all(&self) {
+        self.open.lock().await.clear();
+    }
+}
+
+impl fmt::Debug for OpenFilesystems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenFilesystems").finish_non_exhaustive()
+    }
+}
