@@ -14,5 +14,7 @@ pub mod audit;
 pub mod clock;
 pub mod failing_store;
 pub mod fake_kms;
+pub mod kms;
 pub mod store;
 pub mod tree;
+pub mod vault_server;

@@ -181,7 +181,8 @@ impl Client {
     fn transport(&self, error: reqwest::Error) -> Failure {
         let error = error.without_url();
         let at = self.config.origin();
-        if let Some(refused) = find::<RefusedAddress>(&error) {
+        let refused = causes(&error).find_map(|e| e.downcast_ref::<RefusedAddress>());
+        if let Some(refused) = refused {
             return KmsError::new(
                 KmsErrorKind::Invalid,
                 format!("{at} is not connected to: {refused}"),
@@ -191,8 +192,10 @@ impl Client {
         }
         let cause = root_cause(&error);
         // rustls' errors come as io errors of this kind (tokio-rustls).
-        let tls = error.is_connect()
-            && find::<io::Error>(&error).is_some_and(|e| e.kind() == io::ErrorKind::InvalidData);
+        let is_tls = |e: &(dyn Error + 'static)| {
+            e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::InvalidData)
+        };
+        let tls = error.is_connect() && causes(&error).any(is_tls);
         if tls {
             return KmsError::new(
                 KmsErrorKind::Unreachable,
@@ -367,27 +370,17 @@ fn retry_after(headers: &HeaderMap) -> Duration {
     Duration::from_secs(seconds.unwrap_or(0))
 }
 
-/// The first error of this type in the chain. Custom errors inside `io::Error` are not in the chain
-/// that `source` shows.
-fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
+/// An error and those below it. `source` leaves out the error inside an `io::Error`.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
         let inside = error.downcast_ref::<io::Error>().and_then(|e| e.get_ref());
-        next = inside.map(|e| e as &(dyn Error + 'static)).or_else(|| error.source());
-    }
-    None
+        inside.map(|e| e as &(dyn Error + 'static)).or_else(|| error.source())
+    })
 }
 
 /// The words of the innermost error. They hold no URL and no header.
 fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
+    causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
 #[cfg(test)]

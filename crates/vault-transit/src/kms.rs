@@ -364,7 +364,7 @@ mod tests {
             sizes in proptest::collection::vec(0_usize..50, 0..60), most in 1_usize..9, bytes in 1_usize..120,
         ) {
             let parts = split(&sizes, |s| *s, most, bytes);
-            prop_assert_eq!(parts.concat(), sizes);
+            prop_assert_eq!(&parts.concat(), &sizes);
             for part in parts {
                 prop_assert!(!part.is_empty() && part.len() <= most);
                 prop_assert!(part.len() == 1 || part.iter().sum::<usize>() <= bytes);

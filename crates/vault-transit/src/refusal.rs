@@ -5,6 +5,7 @@ use kms_core::{Ciphertext, KmsError, KmsErrorKind};
 
 use crate::config::VaultConfig;
 use crate::operation::Operation;
+use crate::wire;
 
 /// The token is alive and its policies do not allow this.
 pub(crate) fn not_permitted(config: &VaultConfig, operation: Operation) -> KmsError {
@@ -87,8 +88,10 @@ pub(crate) fn refused(
 /// The error of one item of a batch.
 pub(crate) fn item(config: &VaultConfig, ciphertext: Option<&Ciphertext>, said: &str) -> KmsError {
     let key = config.master_key();
-    let version = ciphertext.map(|c| c.version.to_string()).unwrap_or_default();
-    if said.contains("too old") {
+    // Not the version that the caller recorded, but the one that Vault looked at. There is none in texts that are not
+    // Vault's, of which it may say anything: to `vault:v-1:…` it says that it is too old.
+    let version = ciphertext.and_then(|c| wire::parse_ciphertext(&c.text)).map(|c| c.version);
+    if let (true, Some(version)) = (said.contains("too old"), version) {
         return KmsError::new(
             KmsErrorKind::VersionTooOld,
             format!("the master key {key} no longer decrypts what its {version} encrypted: {said}"),
@@ -98,15 +101,20 @@ pub(crate) fn item(config: &VaultConfig, ciphertext: Option<&Ciphertext>, said: 
             config.transit_path()
         ));
     }
-    if said.contains("version is too new") {
+    if let (true, Some(version)) = (said.contains("version is too new"), version) {
         return KmsError::new(
             KmsErrorKind::NotAuthentic,
             format!("the master key {key} has no {version} yet: it was made anew or restored from an older backup"),
         )
         .cure("restore the newest backup of Vault");
     }
-    let not_authentic =
-        ["authentication failed", "invalid ciphertext", "illegal base64", "missing ciphertext"];
+    let not_authentic = [
+        "authentication failed",
+        "invalid ciphertext",
+        "too old",
+        "illegal base64",
+        "missing ciphertext",
+    ];
     if not_authentic.iter().any(|words| said.contains(words)) {
         return KmsError::new(
             KmsErrorKind::NotAuthentic,

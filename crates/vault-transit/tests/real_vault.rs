@@ -1,1 +1,115 @@
-//! Over real Vaults.
+//! Over real Vaults: 1.1.5, the oldest that Coffer supports, and the newest.
+//!
+//! ```text
+//! cargo xtask vault          # builds them and prints their paths
+//! COFFER_TEST_VAULT_1_1_5=… COFFER_TEST_VAULT_NEWEST=… \
+//!     cargo test -p vault-transit --features real-vault --test real_vault
+//! ```
+// Clippy takes only functions marked `#[test]` for tests, and not what they call.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+
+use kms_core::KmsErrorKind;
+use serde_json::json;
+use testkit::vault_server::{self, TlsFiles, VaultServer};
+
+#[path = "it/shared.rs"]
+mod shared;
+
+use shared::{Vault, prove};
+
+const ROOT: &str = VaultServer::ROOT_TOKEN;
+
+fn start(variable: &str) -> Vault {
+    let server = VaultServer::start(&VaultServer::program(variable));
+    let url = server.url().to_owned();
+    Vault::new(&url, ROOT, server)
+}
+
+macro_rules! over {
+    ($module:ident, $variable:expr) => {
+        mod $module {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn contract() {
+                shared::contract(&start($variable)).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn permissions_and_tokens() {
+                let vault = start($variable);
+                shared::the_least_privilege_is_enough(&vault).await;
+                shared::each_missing_permission_is_named(&vault).await;
+                shared::a_permission_lost_later_is_named(&vault).await;
+                shared::bad_tokens_are_named(&vault).await;
+                shared::the_life_of_a_token_is_told(&vault).await;
+                shared::the_root_token_is_warned_of(&vault, ROOT).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn keys() {
+                let vault = start($variable);
+                shared::what_is_missing_is_named(&vault, ROOT).await;
+                shared::a_key_that_goes_between_read_and_encrypt_is_not_made(&vault).await;
+                shared::flags_of_the_key_are_warned_of(&vault, ROOT).await;
+                shared::transit_may_be_mounted_anywhere(&vault, ROOT).await;
+                for unfit in [
+                    json!({ "type": "ed25519" }),
+                    json!({ "type": "ecdsa-p256" }),
+                    json!({ "type": "rsa-2048" }),
+                    json!({ "derived": true }),
+                ] {
+                    shared::an_unfit_key_is_refused(&vault, ROOT, unfit).await;
+                }
+                let chacha = vault.make_key(&json!({ "type": "chacha20-poly1305" }));
+                prove(&chacha, ROOT).await.unwrap();
+                shared::a_sealed_vault_has_its_own_words(&vault, ROOT).await;
+            }
+        }
+    };
+}
+
+over!(v1_1_5, vault_server::OLDEST);
+over!(newest, vault_server::NEWEST);
+
+/// A private CA: its certificate is needed, is enough, and must be the right one, for the right name.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_a_private_ca() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&certificate, issued.cert.pem()).unwrap();
+    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    let program = VaultServer::program(vault_server::OLDEST);
+    let server =
+        VaultServer::start_tls(&program, TlsFiles { certificate: &certificate, key: &key });
+
+    let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let right = issued.cert.pem();
+    let by_name = server.url().replace("127.0.0.1", "localhost");
+    for (url, ca, good) in [
+        (server.url(), Some(right.clone()), true),
+        (server.url(), Some(format!("{}{right}", stranger.cert.pem())), true),
+        (server.url(), Some(stranger.cert.pem()), false),
+        (server.url(), None, false),
+        (&by_name, Some(right.clone()), false),
+    ] {
+        let mut config = shared::config(url, "k");
+        config.settings = BTreeMap::from_iter(ca.map(|pem| ("ca_cert".to_owned(), pem)));
+        let error = prove(&config, ROOT).await.unwrap_err();
+        if good {
+            // Beyond TLS: this Vault has no transit.
+            assert_eq!(error.kind(), KmsErrorKind::KeyMissing, "{error:?}");
+        } else {
+            assert_eq!(error.kind(), KmsErrorKind::Unreachable, "{error:?}");
+            assert!(error.chain().contains("no secure connection"), "{}", error.chain());
+            assert!(error.chain().contains("certificate"), "{}", error.chain());
+            assert!(error.how_to_mend().unwrap().contains("--ca-cert"));
+        }
+    }
+    let mut config = shared::config(server.url(), "k");
+    config.settings.insert("ca_cert".into(), "no PEM".into());
+    assert_eq!(prove(&config, ROOT).await.unwrap_err().kind(), KmsErrorKind::Invalid);
+}

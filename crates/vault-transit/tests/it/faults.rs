@@ -1,0 +1,135 @@
+//! A Vault with bad days, and an environment that would mislead.
+
+use std::process::Command;
+
+use dev_vault::{DevVault, Fault};
+use kms_core::{FilesystemKey, Items, KeyRecord, KmsErrorKind};
+use serde_json::json;
+
+use crate::shared::{LIMITS, config, open, prove, record};
+
+async fn vault() -> DevVault {
+    DevVault::builder().transit_key("k").start().await.unwrap()
+}
+
+fn all<T>(items: Items<T>) -> Vec<T> {
+    items.into_iter().map(Result::unwrap).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn breaks_that_pass_are_not_noticed() {
+    let vault = vault().await;
+    let kms = open(&config(&vault.url(), "k"), vault.root_token());
+    for fault in [Fault::Drop, Fault::DropAnswer, Fault::Truncate] {
+        for path in ["transit/keys/", "transit/encrypt/", "transit/decrypt/", "transit/rewrap/"] {
+            vault.faults().inject(fault.clone().on(path).times(2));
+        }
+        let wrapped = all(kms.wrap(&[record()]).await.unwrap());
+        let wrapped = all(kms.rewrap(&wrapped).await.unwrap());
+        all(kms.unwrap(&wrapped).await.unwrap());
+        assert!(vault.faults().list().is_empty(), "{:?} were not met", vault.faults().list());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn breaks_that_stay_are_told() {
+    let vault = vault().await;
+    for (fault, tries) in [
+        (Fault::Drop, u64::from(LIMITS.tries)),
+        (Fault::Truncate, u64::from(LIMITS.tries)),
+        (Fault::Html, 1),
+        (Fault::Endless, 1),
+    ] {
+        vault.faults().inject(fault.clone().on("transit/decrypt/"));
+        vault.requests().clear();
+        let error = prove(&config(&vault.url(), "k"), vault.root_token()).await.unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::Unreachable, "{fault:?}: {error:?}");
+        assert_eq!(vault.requests().count("transit/decrypt/").requests, tries, "{fault:?}");
+        vault.faults().clear();
+    }
+    prove(&config(&vault.url(), "k"), vault.root_token()).await.unwrap();
+}
+
+/// It takes a person to unseal it, so there is nothing to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_vault_is_asked_once() {
+    let vault = vault().await;
+    let kms = open(&config(&vault.url(), "k"), vault.root_token());
+    vault.admin("PUT", "sys/seal", json!({})).unwrap();
+    assert_eq!(kms.master_key().await.unwrap_err().kind(), KmsErrorKind::Sealed);
+    assert_eq!(vault.requests().count("").requests, 1);
+}
+
+/// The master key is deleted when it has just been read, and the policy lets Vault make keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_goes_between_read_and_encrypt_is_not_made() {
+    let vault = vault().await;
+    let described = vault.admin("GET", "transit/keys/k", json!({})).unwrap();
+    let was_there =
+        Fault::Status { status: 200, body: described.to_string(), headers: Default::default() };
+    vault.faults().inject(was_there.on("transit/keys/gone").times(1));
+    let kms = open(&config(&vault.url(), "gone"), vault.root_token());
+    let error = kms.wrap(&[record()]).await.unwrap_err();
+    assert_eq!(vault.requests().count("transit/encrypt/gone").requests, 1);
+    assert_eq!(error.kind(), KmsErrorKind::KeyMissing, "{error}");
+    assert_eq!(kms.master_key().await.unwrap_err().kind(), KmsErrorKind::KeyMissing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_nobody_initialised_is_as_good_as_sealed() {
+    let vault = DevVault::builder().not_initialized().start().await.unwrap();
+    let error = prove(&config(&vault.url(), "k"), "any-token").await.unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::Sealed, "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_keys_are_few_requests() {
+    let vault = vault().await;
+    let kms = open(&config(&vault.url(), "k"), vault.root_token());
+    let keys: Vec<_> = (0..10_000).map(|_| FilesystemKey::generate().unwrap()).collect();
+    let records: Vec<_> = keys.iter().map(KeyRecord::of).collect();
+    let wrapped = all(kms.wrap(&records).await.unwrap());
+    vault.requests().clear();
+    let opened = all(kms.unwrap(&wrapped).await.unwrap());
+    assert_eq!(vault.requests().count("").requests, 10_000_u64.div_ceil(LIMITS.batch_items as u64));
+    assert!(opened.iter().zip(&keys).all(|(record, key)| record.key_id() == key.id()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_batch_that_fails_ends_the_call() {
+    let vault = vault().await;
+    let kms = open(&config(&vault.url(), "k"), vault.root_token());
+    let records: Vec<_> = (0..3_000).map(|_| record()).collect();
+    let wrapped = all(kms.wrap(&records).await.unwrap());
+    vault.faults().inject(Fault::Html.on("transit/decrypt/").times(1));
+    assert_eq!(kms.unwrap(&wrapped).await.unwrap_err().kind(), KmsErrorKind::Unreachable);
+    all(kms.unwrap(&wrapped).await.unwrap());
+}
+
+/// Not `VAULT_*` nor a proxy's variable changes where requests go: this test runs another of these tests in a process
+/// whose environment leads astray.
+#[test]
+fn no_variable_changes_the_way() {
+    const ASTRAY: &str = "http://127.0.0.1:9";
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "faults::breaks_that_pass_are_not_noticed"]);
+    for name in [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "VAULT_ADDR",
+        "VAULT_AGENT_ADDR",
+        "VAULT_PROXY_ADDR",
+        "VAULT_HTTP_PROXY",
+    ] {
+        child.env(name, ASTRAY).env(name.to_lowercase(), ASTRAY);
+    }
+    child.env_remove("NO_PROXY").env_remove("no_proxy");
+    child
+        .env("VAULT_TOKEN", "astray")
+        .env("VAULT_NAMESPACE", "astray")
+        .env("VAULT_CACERT", "/astray");
+    let output = child.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}

@@ -1,0 +1,66 @@
+//! Over the embedded Vault, and over servers that answer what no Vault does.
+// Clippy takes only functions marked `#[test]` for tests, and not what they call.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod faults;
+mod foreign;
+mod shared;
+
+use dev_vault::DevVault;
+use serde_json::json;
+use shared::Vault;
+
+const ROOT: &str = "root-token-of-the-test";
+
+async fn start() -> Vault {
+    let server = DevVault::builder().root_token(ROOT).start().await.unwrap();
+    let url = server.url();
+    Vault::new(&url, ROOT, server)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contract() {
+    shared::contract(&start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_least_privilege_is_enough() {
+    shared::the_least_privilege_is_enough(&start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_missing_permission_is_named() {
+    shared::each_missing_permission_is_named(&start().await).await;
+    shared::a_permission_lost_later_is_named(&start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_tokens_are_named() {
+    shared::bad_tokens_are_named(&start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_life_of_a_token_is_told() {
+    let vault = start().await;
+    shared::the_life_of_a_token_is_told(&vault).await;
+    shared::the_root_token_is_warned_of(&vault, ROOT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_can_not_serve() {
+    let vault = start().await;
+    shared::what_is_missing_is_named(&vault, ROOT).await;
+    shared::a_key_that_goes_between_read_and_encrypt_is_not_made(&vault).await;
+    shared::flags_of_the_key_are_warned_of(&vault, ROOT).await;
+    shared::an_unfit_key_is_refused(&vault, ROOT, json!({ "type": "ed25519" })).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transit_may_be_mounted_anywhere() {
+    shared::transit_may_be_mounted_anywhere(&start().await, ROOT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_vault_has_its_own_words() {
+    shared::a_sealed_vault_has_its_own_words(&start().await, ROOT).await;
+}

@@ -1,0 +1,412 @@
+//! What must hold over every Vault, embedded or real, and what these tests have in common.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kms_core::{
+    Credential, FilesystemKey, KeyRecord, KeyVersion, Kms, KmsConfig, KmsConfigId, KmsError,
+    KmsErrorKind, KmsProvider, Proof,
+};
+use serde_json::json;
+use testkit::kms::{KmsFixture, MasterKeyAdmin, kms_contract};
+use testkit::vault_server::VaultAdmin;
+use vault_transit::{KIND, Limits, VaultConfig, VaultProvider};
+
+/// A Vault under test, with transit mounted. Each test has its own server, or its own keys.
+pub(crate) struct Vault {
+    url: String,
+    admin: VaultAdmin,
+    made: AtomicUsize,
+    /// What ends with it.
+    _server: Box<dyn Send + Sync>,
+}
+
+impl Vault {
+    pub(crate) fn new(url: &str, root_token: &str, server: impl Send + Sync + 'static) -> Self {
+        let admin = VaultAdmin::new(url, root_token);
+        admin.mount_transit();
+        let server = Box::new(server);
+        Self { url: url.to_owned(), admin, made: AtomicUsize::new(0), _server: server }
+    }
+
+    fn config(&self, master_key: &str) -> KmsConfig {
+        config(&self.url, master_key)
+    }
+
+    /// A new transit key; `settings` are those of `transit/keys/<name>`.
+    pub(crate) fn make_key(&self, settings: &serde_json::Value) -> KmsConfig {
+        let config = self.config(&format!("key-{}", self.made.fetch_add(1, Ordering::Relaxed)));
+        self.admin.write(&key_path(&config), settings);
+        config
+    }
+
+    /// A token under this policy.
+    fn token(&self, policy: &str, settings: serde_json::Value) -> String {
+        let name = format!("policy-{}", self.made.fetch_add(1, Ordering::Relaxed));
+        self.admin.token(&name, policy, &settings)
+    }
+}
+
+pub(crate) fn config(url: &str, master_key: &str) -> KmsConfig {
+    KmsConfig {
+        id: KmsConfigId::random(),
+        kind: KIND.to_owned(),
+        address: url.to_owned(),
+        master_key: master_key.to_owned(),
+        settings: BTreeMap::new(),
+    }
+}
+
+/// Patient with a busy machine, quick to give up on what can't succeed.
+pub(crate) const LIMITS: Limits = Limits {
+    connect: Duration::from_secs(5),
+    attempt: Duration::from_secs(10),
+    deadline: Duration::from_secs(20),
+    tries: 4,
+    pause: Duration::from_millis(5),
+    reply_bytes: 4 << 20,
+    batch_items: 1_000,
+    batch_bytes: 1 << 20,
+    in_flight: 4,
+};
+
+pub(crate) fn provider() -> VaultProvider {
+    VaultProvider::with_limits(LIMITS)
+}
+
+pub(crate) fn credential(token: &str) -> Credential {
+    Credential::Token(token.to_owned().into())
+}
+
+pub(crate) fn open(config: &KmsConfig, token: &str) -> Arc<dyn Kms> {
+    provider().open(config, &credential(token)).unwrap()
+}
+
+pub(crate) async fn prove(config: &KmsConfig, token: &str) -> Result<Proof, KmsError> {
+    let proof = provider().prove(config, &credential(token)).await;
+    assert_shows_no(token, &proof);
+    proof
+}
+
+/// Everything that an error could show.
+pub(crate) fn assert_shows_no(token: &str, proof: &Result<Proof, KmsError>) {
+    let mut shown = format!("{proof:?}");
+    if let Err(e) = proof {
+        shown.push_str(&format!("{e} {e:?} {} {:?}", e.chain(), e.how_to_mend()));
+    }
+    assert!(!shown.contains(token), "the token shows in {shown}");
+}
+
+pub(crate) fn record() -> KeyRecord {
+    KeyRecord::of(&FilesystemKey::generate().unwrap())
+}
+
+fn key_path(config: &KmsConfig) -> String {
+    format!("transit/keys/{}", config.master_key)
+}
+
+fn policy(config: &KmsConfig) -> String {
+    VaultConfig::parse(config).unwrap().policy()
+}
+
+fn codes(proof: &Proof) -> Vec<&str> {
+    proof.findings.iter().map(|f| f.code.as_str()).collect()
+}
+
+/// The suite of every `Kms`, with a token that may do what must not happen: `create` lets Vault make keys.
+pub(crate) async fn contract(vault: &Vault) {
+    const GENEROUS: &str = r#"
+        path "transit/keys/*" { capabilities = ["read"] }
+        path "transit/encrypt/*" { capabilities = ["create", "update"] }
+        path "transit/decrypt/*" { capabilities = ["create", "update"] }
+        path "transit/rewrap/*" { capabilities = ["create", "update"] }
+    "#;
+    let token = vault.token(GENEROUS, json!({}));
+    kms_contract(&Fixture { vault, token }).await;
+}
+
+struct Fixture<'a> {
+    vault: &'a Vault,
+    token: String,
+}
+
+#[async_trait]
+impl KmsFixture for Fixture<'_> {
+    async fn make(&self) -> Arc<dyn Kms> {
+        open(&self.vault.make_key(&json!({})), &self.token)
+    }
+
+    fn admin(&self) -> Option<&dyn MasterKeyAdmin> {
+        Some(self.vault)
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        vec![self.token.clone()]
+    }
+}
+
+#[async_trait]
+impl MasterKeyAdmin for Vault {
+    async fn rotate(&self, config: &KmsConfig) {
+        self.admin.write(&format!("{}/rotate", key_path(config)), &json!({}));
+    }
+
+    async fn set_min_decryption_version(&self, config: &KmsConfig, version: KeyVersion) {
+        let body = json!({ "min_decryption_version": version.0 });
+        self.admin.write(&format!("{}/config", key_path(config)), &body);
+    }
+
+    async fn delete(&self, config: &KmsConfig) {
+        let allowed = json!({ "deletion_allowed": true });
+        self.admin.write(&format!("{}/config", key_path(config)), &allowed);
+        self.admin.delete(&key_path(config));
+    }
+
+    async fn create(&self, config: &KmsConfig) {
+        self.admin.write(&key_path(config), &json!({}));
+    }
+}
+
+/// The key is read before each wrap, so the contract does not show what happens if it goes in between:
+/// what Vault does with Coffer's encrypt request for a missing key, under a policy that lets it make one.
+pub(crate) async fn a_key_that_goes_between_read_and_encrypt_is_not_made(vault: &Vault) {
+    let missing = vault.config("goes-in-between");
+    for settings in [json!({ "type": "ecdsa-p256" }), json!({})] {
+        let mut body = settings.clone();
+        body["batch_input"] = json!([{ "plaintext": "AAAA" }]);
+        let (status, answer) = vault.admin.ask("POST", "transit/encrypt/goes-in-between", &body);
+        let (read, _) = vault.admin.ask("GET", &key_path(&missing), &json!({}));
+        // Without `type` the key is made: so it is that which keeps Vault from it.
+        let made = settings == json!({});
+        assert_eq!((status, read), if made { (200, 200) } else { (400, 404) }, "{answer}");
+    }
+}
+
+/// The generated policy is enough, and what it leaves is warned of.
+pub(crate) async fn the_least_privilege_is_enough(vault: &Vault) {
+    let config = vault.make_key(&json!({}));
+    let settings = json!({ "period": "24h", "no_default_policy": true, "no_parent": true });
+    let token = vault.token(&policy(&config), settings);
+    let proof = prove(&config, &token).await.unwrap();
+    assert_eq!(codes(&proof), [""; 0]);
+    assert_eq!(proof.master_key.name, config.master_key);
+    assert!(proof.credential.periodic && proof.credential.renewable);
+    assert_eq!(proof.kms.wrap(&[record()]).await.unwrap().len(), 1);
+    // It can do no more than that.
+    let other = VaultAdmin::new(&vault.url, &token);
+    for (method, path) in [
+        ("DELETE", key_path(&config)),
+        ("GET", format!("transit/export/encryption-key/{}", config.master_key)),
+    ] {
+        assert_eq!(other.ask(method, &path, &json!({})).0, 403);
+    }
+}
+
+/// Each permission that is missing is named, with the line that grants it.
+pub(crate) async fn each_missing_permission_is_named(vault: &Vault) {
+    let config = vault.make_key(&json!({}));
+    let policy = policy(&config);
+    let grants: Vec<_> = policy.lines().filter(|line| line.starts_with("path")).collect();
+    assert_eq!(grants.len(), 6);
+    for missing in grants {
+        let [_, path, _, capability, _] = missing.split('"').collect::<Vec<_>>()[..] else {
+            panic!("{missing}")
+        };
+        let rest = policy.replace(missing, "");
+        let token = vault.token(&rest, json!({ "no_default_policy": true, "period": "24h" }));
+        let proof = prove(&config, &token).await;
+        let (what, cure) = if path == "auth/token/renew-self" {
+            let proof = proof.unwrap();
+            assert!(!proof.credential.renewable);
+            let finding =
+                proof.findings.into_iter().find(|f| f.code == "token-may-not-renew").unwrap();
+            (finding.what, finding.cure)
+        } else {
+            let error = proof.unwrap_err();
+            assert_eq!(error.kind(), KmsErrorKind::Denied, "{error}");
+            (error.to_string(), error.how_to_mend().unwrap().to_owned())
+        };
+        assert!(what.contains(&format!("may not {capability} {path}")), "{what}");
+        assert!(cure.contains(missing), "{cure}");
+    }
+}
+
+/// A permission that is lost later is named as well.
+pub(crate) async fn a_permission_lost_later_is_named(vault: &Vault) {
+    let config = vault.make_key(&json!({}));
+    let all = policy(&config);
+    let lost =
+        format!("path \"transit/decrypt/{}\" {{ capabilities = [\"update\"] }}", config.master_key);
+    let kms = open(&config, &vault.token(&all.replace(&lost, ""), json!({})));
+    let wrapped = kms.wrap(&[record()]).await.unwrap().remove(0).unwrap();
+    let error = kms.unwrap(&[wrapped]).await.unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::Denied);
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("may not update transit/decrypt/{}", config.master_key))
+    );
+}
+
+/// A token that Vault does not know is told from one that lacks a permission.
+pub(crate) async fn bad_tokens_are_named(vault: &Vault) {
+    let config = vault.make_key(&json!({}));
+    let short = vault.token(&policy(&config), json!({ "ttl": "1s" }));
+    let revoked = vault.token(&policy(&config), json!({ "ttl": "1h" }));
+    vault.admin.write("auth/token/revoke", &json!({ "token": revoked }));
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    for token in
+        [short.as_str(), &revoked, "s.nRucA9Gtb3yNVmLUK22yzVKA", "hvs.wrong", "wrong-token"]
+    {
+        let error = prove(&config, token).await.unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::Denied, "{error:?}");
+        let what = error.to_string();
+        assert!(what.contains("wrong, expired or revoked"), "{what}");
+        assert!(what.contains("read auth/token/lookup-self"), "{what}");
+        assert!(error.how_to_mend().unwrap().contains("new token"));
+
+        let error = open(&config, token).wrap(&[record()]).await.unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::Denied);
+        assert!(error.to_string().contains(&format!("read {}", key_path(&config))), "{error}");
+    }
+    for token in ["", "two words", "line\nend", "s.token\n"] {
+        let error = provider().open(&config, &credential(token)).unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::Invalid);
+    }
+    assert_eq!(
+        provider().open(&config, &Credential::None).unwrap_err().kind(),
+        KmsErrorKind::Invalid
+    );
+}
+
+/// Periodic or not, by whatever way the token was made; no version tells it for roles.
+pub(crate) async fn the_life_of_a_token_is_told(vault: &Vault) {
+    let config = vault.make_key(&json!({}));
+    let policy = policy(&config);
+
+    vault.admin.write("sys/policies/acl/by-role", &json!({ "policy": policy }));
+    vault.admin.write(
+        "auth/token/roles/periodic",
+        &json!({ "allowed_policies": "by-role", "period": "768h", "orphan": true }),
+    );
+    let answer = vault.admin.write("auth/token/create/periodic", &json!({}));
+    let by_role = answer["auth"]["client_token"].as_str().unwrap();
+    let proof = prove(&config, by_role).await.unwrap();
+    assert_eq!(codes(&proof), [""; 0]);
+    for status in [
+        proof.credential,
+        // A new process knows nothing yet.
+        open(&config, by_role).credential().await.unwrap(),
+        open(&config, by_role).renew().await.unwrap(),
+    ] {
+        assert!(status.periodic && status.renewable, "{status:?}");
+        let left = status.time_left.unwrap();
+        assert!(left <= Duration::from_secs(768 * 3600) && left > Duration::from_secs(767 * 3600));
+    }
+
+    let hour = vault.token(&policy, json!({ "ttl": "1h" }));
+    let proof = prove(&config, &hour).await.unwrap();
+    assert_eq!(codes(&proof), ["token-not-periodic", "token-expires-soon", "token-not-orphan"]);
+    assert!(!proof.credential.periodic && proof.credential.renewable);
+    assert!(!open(&config, &hour).credential().await.unwrap().periodic);
+
+    // Its whole life is the most that Vault gives, so that every renewal is cut short.
+    let longest = vault.token(&policy, json!({ "no_parent": true }));
+    assert_eq!(codes(&prove(&config, &longest).await.unwrap()), ["token-not-periodic"]);
+
+    let fixed =
+        vault.token(&policy, json!({ "ttl": "48h", "renewable": false, "no_parent": true }));
+    let proof = prove(&config, &fixed).await.unwrap();
+    assert_eq!(codes(&proof), ["token-not-renewable"]);
+    assert!(!proof.kms.renew().await.unwrap().renewable);
+
+    let ends = vault
+        .token(&policy, json!({ "period": "24h", "explicit_max_ttl": "100h", "no_parent": true }));
+    assert_eq!(codes(&prove(&config, &ends).await.unwrap()), ["token-not-periodic"]);
+
+    let counted =
+        vault.token(&policy, json!({ "period": "24h", "num_uses": 50, "no_parent": true }));
+    assert_eq!(codes(&prove(&config, &counted).await.unwrap()), ["token-uses-limited"]);
+}
+
+pub(crate) async fn the_root_token_is_warned_of(vault: &Vault, root_token: &str) {
+    let proof = prove(&vault.make_key(&json!({})), root_token).await.unwrap();
+    assert_eq!(codes(&proof), ["token-is-root"]);
+    assert_eq!(proof.credential.time_left, None);
+}
+
+pub(crate) async fn flags_of_the_key_are_warned_of(vault: &Vault, root_token: &str) {
+    let config = vault.make_key(&json!({ "exportable": true, "allow_plaintext_backup": true }));
+    vault
+        .admin
+        .write(&format!("{}/config", key_path(&config)), &json!({ "deletion_allowed": true }));
+    let proof = prove(&config, root_token).await.unwrap();
+    assert_eq!(
+        codes(&proof),
+        ["token-is-root", "key-deletable", "key-exportable", "key-backup-in-clear"]
+    );
+    assert!(proof.master_key.deletion_allowed && proof.master_key.exportable);
+}
+
+/// `settings` make a key that can't serve.
+pub(crate) async fn an_unfit_key_is_refused(
+    vault: &Vault,
+    root_token: &str,
+    settings: serde_json::Value,
+) {
+    let config = vault.make_key(&settings);
+    let error = prove(&config, root_token).await.unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::KeyUnfit, "{error}");
+    assert!(error.to_string().contains(&config.master_key));
+    assert!(error.how_to_mend().unwrap().contains("aes256-gcm96"));
+    let error = open(&config, root_token).wrap(&[record()]).await.unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::KeyUnfit);
+}
+
+/// A missing key and a missing mount are told apart, and proving makes neither.
+pub(crate) async fn what_is_missing_is_named(vault: &Vault, root_token: &str) {
+    let config = vault.config("no-such-key");
+    for _ in 0..2 {
+        let error = prove(&config, root_token).await.unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::KeyMissing);
+        assert!(error.to_string().contains("no master key no-such-key in transit/"), "{error}");
+        assert!(error.how_to_mend().unwrap().contains("vault write -f transit/keys/no-such-key"));
+    }
+    let mut config = vault.config("k");
+    config.settings.insert("transit_path".into(), "team/transit".into());
+    let error = prove(&config, root_token).await.unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::KeyMissing);
+    assert!(error.to_string().contains("nothing is mounted at team/transit/"), "{error}");
+    assert!(
+        error.how_to_mend().unwrap().contains("vault secrets enable -path=team/transit transit")
+    );
+}
+
+/// Transit somewhere else than at `transit/`.
+pub(crate) async fn transit_may_be_mounted_anywhere(vault: &Vault, root_token: &str) {
+    vault.admin.write("sys/mounts/team/transit", &json!({ "type": "transit" }));
+    vault.admin.write("team/transit/keys/k", &json!({}));
+    let mut config = vault.config("k");
+    config.settings.insert("transit_path".into(), "team/transit".into());
+    prove(&config, root_token).await.unwrap();
+}
+
+pub(crate) async fn a_sealed_vault_has_its_own_words(vault: &Vault, root_token: &str) {
+    let config = vault.make_key(&json!({}));
+    let kms = open(&config, root_token);
+    let wrapped = kms.wrap(&[record()]).await.unwrap().remove(0).unwrap();
+    let (status, answer) = vault.admin.ask("PUT", "sys/seal", &json!({}));
+    assert_eq!(status, 204, "{answer}");
+    for error in [
+        kms.unwrap(&[wrapped]).await.unwrap_err(),
+        kms.wrap(&[record()]).await.unwrap_err(),
+        prove(&config, root_token).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), KmsErrorKind::Sealed, "{error:?}");
+        assert!(error.to_string().contains("is sealed"));
+        assert!(error.how_to_mend().unwrap().contains("vault operator unseal"));
+    }
+}
