@@ -1,0 +1,131 @@
+//! Local wrapping against the contract of a KMS, and what is its own.
+
+use std::fs;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kms_core::{
+    Credential, FilesystemKey, Kms, KmsConfigId, KmsErrorKind, KmsExt, KmsProvider, WrappedKey,
+};
+use local_kms::LocalProvider;
+use tempfile::TempDir;
+use testkit::kms::{KmsFixture, MasterKeyAdmin, kms_contract};
+
+struct Local {
+    dir: TempDir,
+    provider: LocalProvider,
+}
+
+impl Local {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let provider = LocalProvider::new(dir.path());
+        Self { dir, provider }
+    }
+
+    fn kms(&self) -> Arc<dyn Kms> {
+        let config = LocalProvider::config(KmsConfigId::random());
+        self.provider.create_key(config.id).unwrap();
+        self.provider.open(&config, &Credential::None).unwrap()
+    }
+}
+
+#[async_trait]
+impl KmsFixture for Local {
+    async fn make(&self) -> Arc<dyn Kms> {
+        self.kms()
+    }
+
+    /// A local key has one version, and making it anew is a new configuration.
+    fn admin(&self) -> Option<&dyn MasterKeyAdmin> {
+        None
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        let files = fs::read_dir(self.dir.path()).unwrap();
+        files.map(|file| hex::encode(&fs::read(file.unwrap().path()).unwrap()[32..64])).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contract() {
+    kms_contract(&Local::new()).await;
+}
+
+async fn wrap_one(kms: &dyn Kms) -> WrappedKey {
+    let key = Arc::new(FilesystemKey::generate().unwrap());
+    kms.wrap_keys(&[key]).await.unwrap().remove(0).unwrap()
+}
+
+#[tokio::test]
+async fn an_erased_key_opens_nothing_and_is_not_made_again() {
+    let local = Local::new();
+    let (kms, other) = (local.kms(), local.kms());
+    let wrapped = wrap_one(&*kms).await;
+    local.provider.erase_key(kms.config().id).unwrap();
+
+    let errors = [
+        kms.unwrap_keys(std::slice::from_ref(&wrapped)).await.map(|_| ()).unwrap_err(),
+        kms.rewrap_keys(&[wrapped]).await.map(|_| ()).unwrap_err(),
+        kms.wrap_keys(&[Arc::new(FilesystemKey::generate().unwrap())])
+            .await
+            .map(|_| ())
+            .unwrap_err(),
+        kms.master_key().await.unwrap_err(),
+        local.provider.prove(kms.config(), &Credential::None).await.map(|_| ()).unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), KmsErrorKind::KeyMissing);
+        assert!(error.how_to_mend().is_some());
+    }
+    assert_eq!(local.provider.keys().unwrap(), [other.config().id]);
+    wrap_one(&*other).await;
+}
+
+#[tokio::test]
+async fn a_key_outlives_its_provider() {
+    let local = Local::new();
+    let kms = local.kms();
+    let wrapped = wrap_one(&*kms).await;
+    let again = LocalProvider::new(local.dir.path()).open(kms.config(), &Credential::None).unwrap();
+    let opened =
+        again.unwrap_keys(std::slice::from_ref(&wrapped)).await.unwrap().remove(0).unwrap();
+    assert_eq!(opened.id(), wrapped.key_id);
+}
+
+#[tokio::test]
+async fn a_damaged_key_file_says_so() {
+    let local = Local::new();
+    let kms = local.kms();
+    let wrapped = wrap_one(&*kms).await;
+    let file = local.dir.path().join(format!("local-{}.key", kms.config().id));
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let error = kms.unwrap_keys(&[wrapped]).await.map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::Internal);
+    assert_eq!(error.to_string(), format!("the local key {} is damaged", file.display()));
+    assert!(error.how_to_mend().unwrap().contains("backup"));
+}
+
+#[tokio::test]
+async fn what_is_proved_is_shown_as_exposed() {
+    let local = Local::new();
+    let kms = local.kms();
+    let proof = local.provider.prove(kms.config(), &Credential::None).await.unwrap();
+    assert_eq!(
+        proof.findings.iter().map(|f| f.code.as_str()).collect::<Vec<_>>(),
+        ["local-wrapping"]
+    );
+    assert!(proof.master_key.exportable && proof.master_key.deletion_allowed);
+    assert_eq!(proof.credential.time_left, None);
+}
+
+#[test]
+fn a_configuration_of_another_kind_is_refused() {
+    let local = Local::new();
+    let mut config = LocalProvider::config(KmsConfigId::random());
+    config.kind = "vault".to_owned();
+    let error = local.provider.open(&config, &Credential::None).map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::Invalid);
+}
