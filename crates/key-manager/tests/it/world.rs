@@ -21,16 +21,16 @@ use testkit::clock::ManualClock;
 use testkit::failing_store::FailingStore;
 use testkit::fake_kms::FakeProvider;
 
-pub struct World {
-    pub store: Arc<dyn KeyStore>,
-    pub kms: FakeProvider,
-    pub headers: Arc<Headers>,
-    pub audit: Arc<CollectingAudit>,
+pub(crate) struct World {
+    pub(crate) store: Arc<dyn KeyStore>,
+    pub(crate) kms: FakeProvider,
+    pub(crate) headers: Arc<Headers>,
+    pub(crate) audit: Arc<CollectingAudit>,
     state_dir: tempfile::TempDir,
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             store: Arc::new(MemoryStore::new()),
             kms: FakeProvider::default(),
@@ -41,14 +41,14 @@ impl World {
     }
 
     /// A node that has just started.
-    pub async fn node(&self) -> KeyManager {
+    pub(crate) async fn node(&self) -> KeyManager {
         let manager = self.manager(u64::MAX, u64::MAX);
         manager.settle().await.unwrap();
         manager
     }
 
     /// A manager whose store stops after `commits` and whose headers stop after `writes`.
-    pub fn manager(&self, commits: u64, writes: u64) -> KeyManager {
+    pub(crate) fn manager(&self, commits: u64, writes: u64) -> KeyManager {
         self.headers.writes_left.store(writes, Ordering::SeqCst);
         KeyManager::new(Parts {
             store: Arc::new(FailingStore::new(Arc::clone(&self.store), commits)),
@@ -64,7 +64,7 @@ impl World {
     }
 
     /// Names of the key files for local wrapping.
-    pub fn local_keys(&self) -> Vec<String> {
+    pub(crate) fn local_keys(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.state_dir.path()).unwrap();
         entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
     }
@@ -72,8 +72,8 @@ impl World {
 
 /// Backing directories that consist of their header alone.
 #[derive(Debug)]
-pub struct Headers {
-    pub files: Mutex<HashMap<PathBuf, KeyEnvelope>>,
+pub(crate) struct Headers {
+    pub(crate) files: Mutex<HashMap<PathBuf, KeyEnvelope>>,
     writes_left: AtomicU64,
 }
 
@@ -84,7 +84,7 @@ impl Default for Headers {
 }
 
 impl Headers {
-    pub fn at(&self, backing: &str) -> KeyEnvelope {
+    pub(crate) fn at(&self, backing: &str) -> KeyEnvelope {
         self.files.lock().unwrap()[Path::new(backing)].clone()
     }
 
@@ -151,7 +151,7 @@ impl Volumes for Headers {
     }
 }
 
-pub struct NoControl;
+pub(crate) struct NoControl;
 
 impl JobControl for NoControl {
     fn progress(&self, _: Progress) {}
@@ -161,11 +161,11 @@ impl JobControl for NoControl {
     }
 }
 
-pub fn name(text: &str) -> FilesystemName {
+pub(crate) fn name(text: &str) -> FilesystemName {
     text.parse().unwrap()
 }
 
-pub fn vault(address: &str) -> NewKms {
+pub(crate) fn vault(address: &str) -> NewKms {
     NewKms {
         kind: FakeProvider::KIND.to_owned(),
         address: address.to_owned(),
@@ -177,7 +177,7 @@ pub fn vault(address: &str) -> NewKms {
 
 /// What a test does with a manager, for short.
 #[async_trait]
-pub trait Acts {
+pub(crate) trait Acts {
     async fn create(&self, fs: &str) -> Result<KeyId, Error>;
     async fn set(&self, address: &str) -> Result<Configured, Error>;
     async fn rewrap(&self) -> Result<MoveReport, Error>;
