@@ -91,8 +91,7 @@ fn serve(state: &mut State, mut request: Request, now: u64) -> Outcome {
     }
     state.tokens.sweep(now);
     if let Some((app_role, ["login"])) = state.app_roles.find(&segments) {
-        let answer = app_role.login(&request, &mut state.tokens, &state.policies, now)?;
-        return Ok(answer.of_mount("approle"));
+        return app_role.login(&request, &mut state.tokens, &state.policies, now);
     }
 
     let Some(id) = request.token.take() else { return Err(Refusal::no_token()) };

@@ -254,6 +254,10 @@ impl Builder {
 
     /// Starts the server. Fails if it can't listen, or can't read or write its state file.
     pub async fn start(self) -> io::Result<DevVault> {
+        // First of all, so that a start that fails for a taken port leaves the state file alone.
+        let listener = std::net::TcpListener::bind(self.listen)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
         let (mut root_token, mut unseal_key) = (String::new(), String::new());
         let core = Core::open(self.state_file, |state, now| {
             if !self.initialized {
@@ -270,9 +274,6 @@ impl Builder {
             };
             state.initialize(root_token.clone(), unseal_key.clone(), now)
         })?;
-        let listener = std::net::TcpListener::bind(self.listen)?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
         let shared =
             Arc::new(Shared { core, faults: Faults::default(), requests: RequestLog::default() });
         let running = run(listener, shared.clone())?;

@@ -24,6 +24,9 @@ pub(crate) fn handle_without_token(
     let outcome = match (request.operation, path) {
         (Read, ["sys", "health"]) => Ok(health(state, now)),
         (Read, ["sys", "seal-status"]) => Ok(seal_status(state)),
+        (Read, ["sys", "leader"]) if state.seal == Seal::Open => {
+            Ok(Answer::bare(200, json!({ "ha_enabled": false, "is_self": false })))
+        }
         (Read, ["sys", "init"]) => {
             Ok(Answer::bare(200, json!({ "initialized": state.seal != Seal::NotInitialized })))
         }
@@ -52,6 +55,9 @@ pub(crate) fn handle(state: &mut State, token: &str, path: &[&str], request: &Re
             Ok(Answer::nothing())
         }
         (Update, ["capabilities-self"]) => capabilities(state, token, fields),
+        (Update, ["capabilities"]) => {
+            capabilities(state, &fields.string("token")?.unwrap_or_default(), fields)
+        }
         (Read, ["mounts"]) => Ok(list_mounts(state)),
         (Read, ["mounts", mount @ ..]) => {
             let path = mount.join("/");
@@ -86,16 +92,16 @@ pub(crate) fn handle(state: &mut State, token: &str, path: &[&str], request: &Re
         }
         (Update, ["policies", "acl", name] | ["policy", name]) => write_policy(state, name, fields),
         (Delete, ["policies", "acl", name] | ["policy", name]) => {
-            if matches!(name.to_lowercase().as_str(), "root" | "default") {
-                return Err(Refusal::invalid(format!(
-                    "cannot delete {} policy",
-                    name.to_lowercase()
-                )));
+            match name.to_lowercase().as_str() {
+                "root" => Err(Refusal::invalid("cannot delete \"root\" policy")),
+                "default" => Err(Refusal::invalid("cannot delete default policy")),
+                name => {
+                    state.policies.remove(name);
+                    Ok(Answer::nothing())
+                }
             }
-            state.policies.remove(&name.to_lowercase());
-            Ok(Answer::nothing())
         }
-        (_, ["seal" | "capabilities-self" | "mounts" | "auth" | "policy", ..])
+        (_, ["seal" | "capabilities-self" | "capabilities" | "mounts" | "auth" | "policy", ..])
         | (_, ["policies", "acl", ..]) => Err(Refusal::unsupported_operation()),
         _ => Err(Refusal::unsupported_path()),
     }
@@ -187,7 +193,7 @@ fn capabilities(state: &State, token: &str, fields: &Fields) -> Outcome {
     if paths.is_empty() {
         return Err(Refusal::invalid("paths must be supplied"));
     }
-    let token = state.tokens.get(token).ok_or_else(Refusal::bad_token)?;
+    let token = state.tokens.get(token).ok_or_else(|| Refusal::invalid("invalid token"))?;
     let acl = Acl::new(token.policies().iter().filter_map(|name| state.policies.get(name)));
     let mut shown = Map::new();
     for path in &paths {

@@ -1,6 +1,6 @@
 //! A transit key: its versions, its limits, and what is sealed under it.
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use aes_gcm::{
     Aes256Gcm, KeyInit, Nonce,
@@ -285,8 +285,12 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 
 /// Base64 as Go reads it, line breaks and all; the error in its words.
 fn decode(text: &str) -> Result<Vec<u8>, String> {
-    let text: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
-    LENIENT.decode(&text).map_err(|e| {
+    let text = if text.contains(['\r', '\n']) {
+        Cow::Owned(text.replace(['\r', '\n'], ""))
+    } else {
+        Cow::Borrowed(text)
+    };
+    LENIENT.decode(text.as_ref()).map_err(|e| {
         let at = match e {
             DecodeError::InvalidByte(at, _) => at,
             // Go reads groups of four, and names the start of the one that is not whole.

@@ -1,5 +1,12 @@
 //! Each behaviour of the development KMS, over HTTP. What is asserted here was seen on Vault 1.21.4.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod app_role;
 mod faults;
 mod policies;

@@ -76,9 +76,10 @@ async fn policies_are_written_read_listed_and_deleted() {
     assert_eq!(renamed.body["warnings"], json!(["policy name was converted to upper"]));
     assert_eq!(client.delete("sys/policies/acl/wekaio").await.status, 204);
     assert_refused(&client.get("sys/policies/acl/wekaio").await, 404, "");
-    for name in ["root", "default"] {
-        let kept = client.delete(&format!("sys/policies/acl/{name}")).await;
-        assert_refused(&kept, 400, &format!("cannot delete {name} policy"));
+    for (name, words) in
+        [("root", "cannot delete \"root\" policy"), ("default", "cannot delete default policy")]
+    {
+        assert_refused(&client.delete(&format!("sys/policies/acl/{name}")).await, 400, words);
     }
     let root = client.post("sys/policies/acl/root", json!({ "policy": PAGE })).await;
     assert_refused(&root, 400, "cannot update \"root\" policy");
@@ -119,4 +120,10 @@ async fn capabilities_self_names_them() {
     assert_eq!(root.post("sys/capabilities-self", paths).await.data()["x"], json!(["root"]));
     let none = client.post("sys/capabilities-self", json!({})).await;
     assert_refused(&none, 400, "paths must be supplied");
+
+    let mut body = json!({ "token": client.token, "path": "transit/keys/wekaio-key" });
+    let of_another = root.post("sys/capabilities", body.clone()).await;
+    assert_eq!(of_another.data()["capabilities"], json!(["read"]));
+    body["token"] = json!("none");
+    assert_refused(&root.post("sys/capabilities", body).await, 400, "invalid token");
 }
