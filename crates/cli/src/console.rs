@@ -53,11 +53,11 @@ impl<'a> Console<'a> {
         text: impl FnOnce(&T) -> String,
     ) {
         match output {
-            Output::Text => self.text(&text(answer)),
+            Output::Text => self.show(&text(answer)),
             Output::Json => {
                 if let Ok(json) = serde_json::to_string_pretty(answer) {
-                    self.text(&json);
-                    self.text("\n");
+                    self.show(&json);
+                    self.show("\n");
                 }
             }
         }
@@ -77,7 +77,7 @@ impl<'a> Console<'a> {
     }
 
     /// Writes to stdout.
-    pub(crate) fn text(&mut self, text: &str) {
+    pub fn show(&mut self, text: &str) {
         let _ = self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush());
     }
 

@@ -88,7 +88,7 @@ fn show_usage(error: &clap::Error, console: &mut Console<'_>) -> Exit {
         console.note(&text.to_string());
         Exit::Usage
     } else {
-        console.text(&text.to_string());
+        console.show(&text.to_string());
         Exit::Done
     }
 }

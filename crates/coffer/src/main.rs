@@ -1,2 +1,70 @@
-//! The binary.
-fn main() {}
+//! The program: reads the configuration, chooses the parts, wires them.
+//!
+//! What it does is elsewhere: the command line in [`cli`], the node in [`daemon`]. Here it is decided that keys are kept
+//! in sled, wrapped by Vault or locally, and copied to the headers of backing directories.
+
+mod config;
+mod dev_vault;
+mod parts;
+mod recover;
+mod serve;
+
+use std::io::{self, BufReader};
+use std::process::ExitCode;
+
+use admin_api::{Exit, Problem};
+use cli::{Console, LocalCommand, Outcome, Output};
+
+fn main() -> ExitCode {
+    // The handles themselves and not their locks: a node's log goes to stderr from other threads.
+    let (mut stdin, mut stdout, mut stderr) =
+        (BufReader::new(io::stdin()), io::stdout(), io::stderr());
+    let mut console = Console::new(&mut stdin, &mut stdout, &mut stderr).on_terminal();
+    let exit = match cli::run(std::env::args_os(), &mut console) {
+        Outcome::Exit(exit) => exit,
+        Outcome::Local(command, output) => {
+            run(command, &mut console, output).unwrap_or_else(|problem| {
+                console.problem(&problem, output);
+                problem.exit
+            })
+        }
+    };
+    ExitCode::from(exit.code())
+}
+
+fn run(command: LocalCommand, console: &mut Console<'_>, output: Output) -> Result<Exit, Problem> {
+    match command {
+        LocalCommand::Serve(arguments) => serve::run(arguments),
+        LocalCommand::Recover(arguments) => recover::run(arguments, console, output),
+        LocalCommand::DevVault(arguments) => dev_vault::run(arguments, console),
+    }
+}
+
+/// A runtime with few threads: what takes long runs on threads of its own.
+fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(
+        |e| Problem::new(Exit::Failed, "runtime", "no thread can be started", e.to_string()),
+    )
+}
+
+/// Completes when the process is asked to end; a second time ends it at once.
+async fn asked_to_end() {
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+    async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+    let signals =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        // Then the signals end the process by themselves, as they do without a handler.
+        return std::future::pending().await;
+    };
+    either(&mut terminate, &mut interrupt).await;
+    tokio::spawn(async move {
+        either(&mut terminate, &mut interrupt).await;
+        std::process::exit(i32::from(Exit::Failed.code()));
+    });
+}

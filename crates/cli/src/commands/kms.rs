@@ -77,7 +77,7 @@ async fn finish_change(
 ) -> Result<Exit, Problem> {
     let Some(job) = change.job.take() else { return Ok(context.answer(&change, change_text)) };
     if context.output == Output::Text {
-        context.console.text(&change_text(&change));
+        context.console.show(&change_text(&change));
     }
     context.finish(job).await
 }

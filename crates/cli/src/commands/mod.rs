@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: Arguments, console: &mut Console<'_>) -> Result<Out
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "coffer", &mut script);
-            console.text(&String::from_utf8_lossy(&script));
+            console.show(&String::from_utf8_lossy(&script));
             Ok(Outcome::Exit(Exit::Done))
         }
         Command::Man { directory } => man(directory.as_deref(), console),
@@ -82,7 +82,7 @@ fn man(directory: Option<&Path>, console: &mut Console<'_>) -> Result<Outcome, P
         None => {
             let mut page = Vec::new();
             let written = clap_mangen::Man::new(Arguments::command()).render(&mut page);
-            console.text(&String::from_utf8_lossy(&page));
+            console.show(&String::from_utf8_lossy(&page));
             written
         }
     };

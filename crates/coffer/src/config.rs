@@ -1,0 +1,112 @@
+//! The configuration file, and what goes before and after it.
+//!
+//! There is no file in a fixed place: who wants one names it with `--config`. So a node and its command line agree on
+//! their defaults without reading anything.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use admin_api::{Exit, Problem};
+use serde::Deserialize;
+
+/// Where a node lives and how it speaks, all decided.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) state_dir: PathBuf,
+    pub(crate) socket: PathBuf,
+    pub(crate) log_format: LogFormat,
+}
+
+/// How the log on stderr is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// The file, in TOML.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    #[serde(default)]
+    log_format: LogFormat,
+}
+
+impl Settings {
+    /// Arguments go before the file, and that before the defaults.
+    ///
+    /// # Errors
+    /// The file can't be read, or says what nobody knows.
+    pub(crate) fn of(
+        config: Option<&Path>,
+        state_dir: Option<PathBuf>,
+        socket: Option<PathBuf>,
+    ) -> Result<Self, Problem> {
+        let file = match config {
+            None => File::default(),
+            Some(path) => read(path)?,
+        };
+        let state_dir = state_dir.or(file.state_dir).unwrap_or_else(cli::default_state_dir);
+        let state_dir = absolute(&state_dir)?;
+        let socket = match socket.or(file.socket) {
+            Some(socket) => absolute(&socket)?,
+            None => cli::socket_in(&state_dir),
+        };
+        Ok(Self { state_dir, socket, log_format: file.log_format })
+    }
+}
+
+fn read(path: &Path) -> Result<File, Problem> {
+    let problem = |why: String| {
+        let title = format!("the configuration file {} can't be used", path.display());
+        Problem::new(Exit::Usage, "config", title, why)
+            .cure("its settings are state_dir, socket and log_format (\"text\" or \"json\"), in TOML")
+    };
+    let text = fs::read_to_string(path).map_err(|e| problem(e.to_string()))?;
+    toml::from_str(&text).map_err(|e| problem(e.to_string()))
+}
+
+/// Backing directories are recorded by absolute paths, and the node may be started from anywhere.
+fn absolute(path: &Path) -> Result<PathBuf, Problem> {
+    std::path::absolute(path).map_err(|e| {
+        Problem::new(Exit::Usage, "path", format!("{} is no path", path.display()), e.to_string())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str, state_dir: Option<&str>, socket: Option<&str>) -> Result<Settings, Problem> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("coffer.toml");
+        fs::write(&path, text).unwrap();
+        Settings::of(Some(&path), state_dir.map(PathBuf::from), socket.map(PathBuf::from))
+    }
+
+    #[test]
+    fn arguments_go_before_the_file() {
+        let text = "state_dir = '/a'\nsocket = '/b'\nlog_format = 'json'";
+        let all = of(text, None, None).unwrap();
+        assert_eq!((all.state_dir, all.socket), ("/a".into(), "/b".into()));
+        assert_eq!(all.log_format, LogFormat::Json);
+        let some = of(text, Some("/c"), Some("/d")).unwrap();
+        assert_eq!((some.state_dir, some.socket), ("/c".into(), "/d".into()));
+    }
+
+    #[test]
+    fn the_socket_lies_in_the_state_directory_unless_it_is_told_otherwise() {
+        assert_eq!(of("", Some("/c"), None).unwrap().socket, cli::socket_in(Path::new("/c")));
+    }
+
+    #[test]
+    fn a_setting_that_nobody_knows_is_refused() {
+        for bad in ["state_dri = '/a'", "log_format = 'xml'", "state_dir ="] {
+            assert_eq!(of(bad, None, None).unwrap_err().exit, Exit::Usage, "{bad}");
+        }
+    }
+}

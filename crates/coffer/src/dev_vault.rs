@@ -1,0 +1,42 @@
+//! `coffer dev vault`
+
+use admin_api::{Exit, Problem};
+use cli::Console;
+
+/// Is a development KMS, until it is asked to end.
+#[cfg(feature = "dev-vault")]
+pub(crate) fn run(arguments: cli::DevVault, console: &mut Console<'_>) -> Result<Exit, Problem> {
+    /// The key that is there from the start, so that the first `set-vault` works.
+    const KEY: &str = "coffer-key";
+    let cli::DevVault { listen, root_token, state } = arguments;
+    crate::runtime()?.block_on(async {
+        let mut builder = dev_vault::DevVault::builder().listen(listen).transit_key(KEY);
+        if let Some(token) = &root_token {
+            builder = builder.root_token(token.expose());
+        }
+        if let Some(path) = state {
+            builder = builder.state_file(path);
+        }
+        let vault = builder.start().await.map_err(|e| {
+            let title = format!("the development KMS can't start on {listen}");
+            Problem::new(Exit::Failed, "dev-vault", title, e.to_string())
+                .cure("give it another address with --listen ADDR; port 0 takes a free one")
+        })?;
+        console.show(&format!(
+            "{}\nTo use it, with the token in a file:\n\n    coffer fs kms set-vault {} {KEY} --token-file FILE\n",
+            vault.banner(),
+            vault.url()
+        ));
+        crate::asked_to_end().await;
+        vault.stop().await;
+        Ok(Exit::Done)
+    })
+}
+
+/// Built without one.
+#[cfg(not(feature = "dev-vault"))]
+pub(crate) fn run(_: cli::DevVault, _: &mut Console<'_>) -> Result<Exit, Problem> {
+    let title = "the development KMS can't start";
+    Err(Problem::new(Exit::Usage, "dev-vault", title, "this program was built without it")
+        .cure("build it with the feature dev-vault"))
+}

@@ -1,0 +1,194 @@
+//! `coffer recover`
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use admin_api::{BytePath, Exit, Problem};
+use cli::{Console, Output};
+use filesystem::read_envelope;
+use key_manager::Recovered;
+use key_store::SledStore;
+use kms_core::{KeyEnvelope, StoreError, SystemClock};
+use serde::Serialize;
+
+use crate::config::Settings;
+use crate::parts::{self, Generation};
+
+const TITLE: &str = "the key store can't be rebuilt";
+
+/// What was rebuilt, as it is answered.
+#[derive(Debug, Serialize)]
+struct Answer {
+    filesystems: Vec<Found>,
+    /// Names that were taken or not valid, and what they are now.
+    renamed: Vec<[String; 2]>,
+    /// The KMS that opens them; its token is given with set-vault.
+    kms: Option<Kms>,
+    /// Others that some of them need.
+    other_kms: Vec<Kms>,
+    left_out: Vec<LeftOut>,
+    /// Where the store lies now that was there before.
+    set_aside: Option<BytePath>,
+}
+
+#[derive(Debug, Serialize)]
+struct Found {
+    name: String,
+    backing: BytePath,
+}
+
+#[derive(Debug, Serialize)]
+struct Kms {
+    base_url: String,
+    master_key: String,
+}
+
+#[derive(Debug, Serialize)]
+struct LeftOut {
+    path: BytePath,
+    why: String,
+}
+
+/// Sets a store that is still there aside and rebuilds one from the copies in backing directories.
+pub(crate) fn run(
+    arguments: cli::Recover,
+    console: &mut Console<'_>,
+    output: Output,
+) -> Result<Exit, Problem> {
+    let cli::Recover { from, config, state_dir } = arguments;
+    let settings = Settings::of(config.as_deref(), state_dir, None)?;
+    let state_dir = settings.state_dir;
+    daemon::harden()
+        .map_err(|e| Problem::new(Exit::Failed, "start", TITLE, e.to_string()))?;
+    let (found, mut left_out) = search(&from)?;
+    if found.is_empty() {
+        return Err(nothing_found(&left_out));
+    }
+    parts::make_state_dir(&state_dir)?;
+    let set_aside = set_aside(&state_dir)?;
+    let recovered = crate::runtime()?.block_on(rebuild(&state_dir, found))?;
+    left_out.extend(recovered.left_out.into_iter().map(|(path, why)| LeftOut {
+        path: path.into(),
+        why,
+    }));
+    let kms = |config: kms_core::KmsConfig| Kms {
+        base_url: config.address,
+        master_key: config.master_key,
+    };
+    let answer = Answer {
+        filesystems: recovered
+            .filesystems
+            .into_iter()
+            .map(|(name, backing)| Found { name: name.to_string(), backing: backing.into() })
+            .collect(),
+        renamed: recovered.renamed.into_iter().map(|(old, new)| [old, new.to_string()]).collect(),
+        kms: recovered.kms.map(kms),
+        other_kms: recovered.others.into_iter().map(kms).collect(),
+        left_out,
+        set_aside: set_aside.map(BytePath::from),
+    };
+    console.answer(&answer, output, text);
+    Ok(if answer.left_out.is_empty() { Exit::Done } else { Exit::Partly })
+}
+
+async fn rebuild(
+    state_dir: &Path,
+    found: Vec<(PathBuf, KeyEnvelope)>,
+) -> Result<Recovered, Problem> {
+    let of_keys = |e| daemon::of_keys(TITLE, &e);
+    let store = SledStore::open(&parts::store_dir(state_dir))
+        .map_err(|e| of_keys(key_manager::Error::from(e)))?;
+    key_manager::rebuild(&store, &SystemClock, found).await.map_err(of_keys)
+}
+
+/// Every copy in these directories, or one level below them.
+fn search(from: &[PathBuf]) -> Result<(Vec<(PathBuf, KeyEnvelope)>, Vec<LeftOut>), Problem> {
+    let (mut found, mut left_out) = (Vec::new(), Vec::new());
+    for directory in from {
+        let unreadable = |e: std::io::Error| {
+            let why = format!("{}: {e}", directory.display());
+            Problem::new(Exit::Usage, "from", TITLE, why)
+                .cure("name backing directories with --from DIR")
+        };
+        let directory = directory.canonicalize().map_err(unreadable)?;
+        if let Ok(envelope) = read_envelope(&directory) {
+            found.push((directory, envelope));
+            continue;
+        }
+        let mut below: Vec<PathBuf> = fs::read_dir(&directory)
+            .map_err(unreadable)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.is_dir())
+            .collect();
+        below.sort();
+        for path in below {
+            match read_envelope(&path) {
+                Ok(envelope) => found.push((path, envelope)),
+                Err(error) => left_out.push(LeftOut { path: path.into(), why: error.to_string() }),
+            }
+        }
+    }
+    Ok((found, left_out))
+}
+
+fn nothing_found(left_out: &[LeftOut]) -> Problem {
+    let why = match left_out.first() {
+        Some(first) => format!("none of the directories can be read; the first: {}", first.why),
+        None => "there is no backing directory in what --from names".to_owned(),
+    };
+    Problem::new(Exit::State, "nothing-found", TITLE, why)
+        .cure("name the backing directories, each of which holds a file coffer.key, with --from DIR")
+}
+
+/// Renames the store that is there. A node that has it open keeps it.
+fn set_aside(state_dir: &Path) -> Result<Option<PathBuf>, Problem> {
+    let store = parts::store_dir(state_dir);
+    if !store.exists() {
+        return Ok(None);
+    }
+    match SledStore::open(&store) {
+        Err(in_use @ StoreError::InUse { .. }) => {
+            return Err(daemon::of_keys(TITLE, &key_manager::Error::from(in_use))
+                .cure("stop the node that has it open first"));
+        }
+        // Sound or not: it is set aside and can be put back.
+        Ok(_) | Err(_) => {}
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let aside = state_dir.join(format!("store.set-aside-{now}"));
+    let failed = |e: std::io::Error| Problem::new(Exit::Failed, "set-aside", TITLE, e.to_string());
+    fs::rename(&store, &aside).map_err(failed)?;
+    Generation::of(state_dir).forget().map_err(failed)?;
+    Ok(Some(aside))
+}
+
+fn text(answer: &Answer) -> String {
+    let mut text = String::new();
+    if let Some(aside) = &answer.set_aside {
+        text.push_str(&format!("the store that was there is now {aside}\n"));
+    }
+    for fs in &answer.filesystems {
+        text.push_str(&format!("recovered {} in {}\n", fs.name, fs.backing));
+    }
+    for [old, new] in &answer.renamed {
+        text.push_str(&format!("  {} is now called {new}\n", BytePath::new(old.as_bytes())));
+    }
+    for left_out in &answer.left_out {
+        text.push_str(&format!("left out {}: {}\n", left_out.path, left_out.why));
+    }
+    if let Some(kms) = &answer.kms {
+        text.push_str(&format!(
+            "their keys are wrapped by {} with the master key {}\n  do:  start the node and give it a token: \
+             coffer fs kms set-vault {} {} --token-file FILE\n",
+            kms.base_url, kms.master_key, kms.base_url, kms.master_key
+        ));
+    }
+    for kms in &answer.other_kms {
+        text.push_str(&format!(
+            "some need another KMS too: {} with the master key {}\n",
+            kms.base_url, kms.master_key
+        ));
+    }
+    text
+}

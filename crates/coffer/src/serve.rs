@@ -1,0 +1,107 @@
+//! `coffer serve`
+
+use std::path::Path;
+use std::sync::Arc;
+
+use admin_api::{Exit, Problem};
+use daemon::{AuditLog, BackingVolumes, Node};
+use filesystem::{Backend, BackingHeaders, read_envelope};
+use key_manager::KeyManager;
+use key_store::SledStore;
+use kms_core::{Clock, SystemClock};
+use local_kms::LocalProvider;
+use tracing_subscriber::EnvFilter;
+use vault_transit::VaultProvider;
+
+use crate::config::{LogFormat, Settings};
+use crate::parts::{self, Generation};
+
+/// Is the node, until it is asked to end.
+pub(crate) fn run(arguments: cli::Serve) -> Result<Exit, Problem> {
+    let cli::Serve { config, state_dir, socket } = arguments;
+    let settings = Settings::of(config.as_deref(), state_dir, socket)?;
+    daemon::harden().map_err(|e| cannot_start("core dumps can't be turned off", &e))?;
+    log_to_stderr(settings.log_format);
+    parts::make_state_dir(&settings.state_dir)?;
+    crate::runtime()?.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<Exit, Problem> {
+    let Settings { state_dir, socket, log_format: _ } = settings;
+    let store_dir = parts::store_dir(&state_dir);
+    refuse_lost_store(&store_dir, &state_dir)?;
+    let store = SledStore::open(&store_dir)
+        .map_err(|e| daemon::of_keys("the node can't start", &key_manager::Error::from(e)))?;
+    let store = Arc::new(store);
+    let generation = Generation::of(&state_dir);
+    generation.check(&store)?;
+    note(&generation, &store);
+
+    let audit = AuditLog::open(&state_dir.join("audit.jsonl"))
+        .map_err(|e| cannot_start("the audit log can't be opened", &e))?;
+    let audit = Arc::new(audit);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let cipher = Backend::default();
+    let manager = KeyManager::new(key_manager::Parts {
+        store: Arc::clone(&store) as _,
+        providers: vec![
+            Arc::new(VaultProvider::default()),
+            Arc::new(LocalProvider::new(&state_dir)),
+        ],
+        holders: vec![Arc::new(BackingHeaders)],
+        volumes: Arc::new(BackingVolumes::new(cipher)),
+        clock: Arc::clone(&clock),
+        audit: Arc::clone(&audit) as _,
+    });
+    let parts =
+        daemon::Parts { manager: Arc::new(manager), cipher, audit, clock, state_dir, socket };
+    let ended = Node::start(parts).await?.run(crate::asked_to_end()).await;
+    note(&generation, &store);
+    ended.map(|()| Exit::Done)
+}
+
+/// A note that can't be written leaves the one before, which is behind and does no harm.
+fn note(generation: &Generation, store: &SledStore) {
+    if let Err(error) = generation.note(store) {
+        tracing::warn!(%error, "the generation of the key store can't be noted beside it");
+    }
+}
+
+/// Filesystems in the state directory and no store: it was lost, and an empty one must not take its place.
+fn refuse_lost_store(store_dir: &Path, state_dir: &Path) -> Result<(), Problem> {
+    let filesystems = state_dir.join("filesystems");
+    let orphaned = || {
+        let entries = std::fs::read_dir(&filesystems).ok()?;
+        entries.filter_map(Result::ok).map(|e| e.path()).find(|path| read_envelope(path).is_ok())
+    };
+    match orphaned() {
+        Some(found) if !store_dir.exists() => Err(Problem::new(
+            Exit::NotAuthentic,
+            "store-lost",
+            "the node can't start",
+            format!(
+                "the key store {} is gone, and there is a filesystem in {}",
+                store_dir.display(),
+                found.display()
+            ),
+        )
+        .cure(format!(
+            "put a backup of it back, or rebuild it: coffer recover --from {} (and the backing directories elsewhere)",
+            filesystems.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn cannot_start(what: &str, error: &std::io::Error) -> Problem {
+    Problem::new(Exit::State, "start", "the node can't start", format!("{what}: {error}"))
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
