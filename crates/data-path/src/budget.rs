@@ -46,14 +46,13 @@ impl SealBudget {
     }
 
     fn take_of(&self, seals: u64, granted: u64) -> Result<(), FormatError> {
-        // What is refused stays counted: that wastes seals and can't repeat one.
-        let used = self.used.fetch_add(seals, Ordering::Relaxed).saturating_add(seals);
-        if used <= granted {
-            Ok(())
-        } else if used > Self::LIMIT {
-            Err(FormatError::SealsExhausted)
-        } else {
-            Err(FormatError::SealsNotReserved)
+        let take = |used: u64| used.checked_add(seals).filter(|&used| used <= granted);
+        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(_) => Ok(()),
+            Err(used) if used.saturating_add(seals) > Self::LIMIT => {
+                Err(FormatError::SealsExhausted)
+            }
+            Err(_) => Err(FormatError::SealsNotReserved),
         }
     }
 
@@ -92,7 +91,8 @@ mod tests {
         let budget = recorded(SealBudget::BATCH);
         assert_eq!(budget.take(1), Err(FormatError::SealsNotReserved));
         budget.grant(2 * SealBudget::BATCH);
-        assert_eq!(budget.take(SealBudget::BATCH - 1), Ok(()));
+        assert_eq!(budget.take(SealBudget::BATCH + 1), Err(FormatError::SealsNotReserved));
+        assert_eq!(budget.take(SealBudget::BATCH), Ok(()));
         assert_eq!(budget.take(1), Err(FormatError::SealsNotReserved));
     }
 

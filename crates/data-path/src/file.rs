@@ -116,7 +116,10 @@ impl FilesystemKeys {
                 None => return Err(FormatError::Header),
             }
         }
-        let size = layout::logical_size(backing_len)?;
+        let size = match layout::size_within(backing_len) {
+            Some(size) if sealed.dirty => size,
+            _ => layout::logical_size(backing_len)?,
+        };
         if size < sealed.size || (size > sealed.size && !sealed.dirty) {
             return Err(FormatError::Size { sealed: sealed.size, found: size });
         }

@@ -126,17 +126,25 @@ pub const fn backing_len(size: u64) -> u64 {
 ///
 /// # Errors
 /// [`FormatError::BackingLength`] for a length that no file's backing has: the file was cut or extended.
-pub fn logical_size(backing_len: u64) -> Result<u64, FormatError> {
-    let wrong = FormatError::BackingLength { found: backing_len };
-    let Some(last) = backing_len.checked_sub(1) else { return Err(wrong) };
+pub const fn logical_size(backing_len: u64) -> Result<u64, FormatError> {
+    match size_within(backing_len) {
+        Some(size) if self::backing_len(size) == backing_len => Ok(size),
+        _ => Err(FormatError::BackingLength { found: backing_len }),
+    }
+}
+
+/// The greatest size whose backing file is no longer than this: what a dirty file has whose writer died in a new group,
+/// after its tag page or a hole map and before a block.
+pub(crate) const fn size_within(backing_len: u64) -> Option<u64> {
+    let Some(last) = backing_len.checked_sub(1) else { return None };
     let (group, page) = (last / GROUP_U64, last % GROUP_U64 / PAGE_U64);
-    let size = match page {
-        0 if backing_len == PAGE_U64 => 0,
-        0 => return Err(wrong),
-        ENTRIES_U64 if is_region_start(group) => return Err(wrong),
-        page => (first_block(group) + page - 1) * PAGE_U64 + last % PAGE_U64 + 1,
+    let whole_blocks = page.saturating_sub(1);
+    let size = if page == 0 || (page == ENTRIES_U64 && is_region_start(group)) {
+        (first_block(group) + whole_blocks) * PAGE_U64
+    } else {
+        (first_block(group) + whole_blocks) * PAGE_U64 + last % PAGE_U64 + 1
     };
-    if size > MAX_SIZE { Err(wrong) } else { Ok(size) }
+    if backing_len < PAGE_U64 || size > MAX_SIZE { None } else { Some(size) }
 }
 
 /// Whether all of it is zero.
@@ -209,6 +217,12 @@ mod tests {
             if let Ok(size) = logical_size(backing) {
                 prop_assert_eq!(backing_len(size), backing);
             }
+        }
+
+        #[test]
+        fn what_fits_into_a_length_is_the_most_that_fits(backing in PAGE_U64..9 << 30) {
+            let size = size_within(backing).unwrap();
+            prop_assert!(backing_len(size) <= backing && backing < backing_len(size + 1));
         }
 
         #[test]

@@ -45,6 +45,17 @@ fn every_bit_of_a_header_counts() {
 }
 
 #[test]
+fn every_byte_of_a_later_tag_page_counts() {
+    let image = write(&ours(), &plain(SPARSE_LEN), sparse);
+    let file = ours().open_file(&image, image.len() as u64).unwrap();
+    for at in 0..PAGE {
+        let mut group = image[2 * GROUP..].to_vec();
+        group[at] ^= 1 << (at % 8);
+        assert_eq!(file.open_group(2, &mut group), Err(FormatError::TagPage(2)), "byte {at}");
+    }
+}
+
+#[test]
 fn damage_is_named_and_spoils_nothing_else() {
     let keys = ours();
     let plain = plain(130 * PAGE);
@@ -191,6 +202,26 @@ fn a_group_made_into_a_hole_by_another_files_map() {
     altered[63 * PAGE..64 * PAGE].copy_from_slice(&holey[63 * PAGE..64 * PAGE]);
     altered[GROUP..2 * GROUP].fill(0);
     assert_refused(&altered, "hole map of another file");
+}
+
+/// Noticed, unless it is the newest copy of all: then the header is that of one write ago.
+#[test]
+fn an_older_header_copy_put_back() {
+    let keys = ours();
+    let old = write(&keys, &plain(100), |_| false);
+    let file = keys.open_file(&old, old.len() as u64).unwrap();
+    let mut state = file.state();
+    state.seals_reserved += data_path::SealBudget::BATCH;
+    let mut new = old.clone();
+    for (copy, range) in [(1, 228..272), (0, 184..228)] {
+        // Two writes replace both copies, a third one the older of them again.
+        for _ in 0..3 {
+            file.update_header(&mut new, &state).unwrap();
+        }
+        let mut mixed = new.clone();
+        mixed[range.clone()].copy_from_slice(&old[range]);
+        assert_eq!(read(&keys, &mixed), Err(vec![FormatError::HeaderCopy(copy)]));
+    }
 }
 
 #[test]

@@ -206,6 +206,10 @@ fn a_dirty_file_may_have_grown_and_not_shrunk() {
     let size = |bytes: &[u8], len: usize| keys.open_file(bytes, len as u64).map(|file| file.size());
     let len = disk.bytes.len();
     assert_eq!(size(&disk.bytes, len + 10), Ok(old.len() as u64 + 10));
+    // Its writer died between the tag page of a new group, or a hole map, and a block.
+    let group = layout::GROUP;
+    assert_eq!(size(&disk.bytes, group + PAGE), Ok(62 * PAGE as u64));
+    assert_eq!(size(&disk.bytes, group), Ok(62 * PAGE as u64));
     let cut = FormatError::Size { sealed: old.len() as u64, found: old.len() as u64 - 1 };
     assert_eq!(size(&disk.bytes, len - 1), Err(cut));
 }
