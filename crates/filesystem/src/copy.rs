@@ -676,7 +676,9 @@ where
         let identity = Identity::of(&item.stat);
         let large = Arc::new(Large { pair, item, from, to, staged, segments_left, failed });
         for segment in first..segments {
-            self.pause(Some((&large, segment, identity)))?;
+            if segment > first {
+                self.pause(Some((&large, segment, identity)))?;
+            }
             copy.queue.put(Job::Segment(Arc::clone(&large), segment));
         }
         Ok(())

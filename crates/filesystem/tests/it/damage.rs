@@ -1,0 +1,372 @@
+//! Every sort of damage is found, named, and spoils nothing else.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use data_path::layout::{GROUP, PAGE, backing_len};
+use filesystem::{Filesystem, Outcome, Problem, ProblemKind, Report};
+use testkit::tree;
+
+use crate::support::{Home, Watch, assert_equal_trees, done, files_below, import};
+
+/// Three groups, and sizes that tell the files apart.
+const LARGE: u64 = 600_001;
+const SMALL: u64 = 5_000;
+const SEGMENTS: u64 = 9_000_003;
+
+struct Case {
+    home: Home,
+    source: PathBuf,
+}
+
+impl Case {
+    fn new() -> Self {
+        let home = Home::new();
+        let source = home.path("source");
+        fs::create_dir_all(source.join("dir")).unwrap();
+        for (name, len) in
+            [("dir/large", LARGE), ("dir/small", SMALL), ("dir/segments", SEGMENTS), ("sound", 77)]
+        {
+            fs::write(source.join(name), tree::noise(len, len as usize)).unwrap();
+        }
+        import(&home.create(), &source);
+        Self { home, source }
+    }
+
+    fn backing(&self, len: u64) -> PathBuf {
+        self.home.backing_file(len)
+    }
+
+    /// Both `verify` and `export` must name exactly these plain paths with this ciphertext path,
+    /// and the rest must come out whole.
+    fn finds(&self, damaged: &str, ciphertext: &Path) -> Problem {
+        let filesystem = self.home.open();
+        let verified = filesystem.verify(false, &Watch::default()).unwrap();
+        let problem = the_problem(&verified, damaged, ciphertext, &self.home);
+        self.exports_all_but(&filesystem, damaged, ciphertext);
+        problem
+    }
+
+    fn exports_all_but(&self, filesystem: &Filesystem, damaged: &str, ciphertext: &Path) {
+        let target = self.home.path("target");
+        let report = filesystem.export(&target, None, &Watch::default()).unwrap();
+        the_problem(&report, damaged, ciphertext, &self.home);
+        assert!(!target.join(damaged).exists(), "nothing may appear under a damaged file's name");
+        let mut expected: Vec<_> = files_below(&self.source);
+        expected.retain(|path| !path.starts_with(self.source.join(damaged)));
+        for path in &expected {
+            let copy = target.join(path.strip_prefix(&self.source).unwrap());
+            assert!(fs::read(path).unwrap() == fs::read(&copy).unwrap(), "{copy:?}");
+        }
+        assert_eq!(files_below(&target).len(), expected.len());
+        fs::remove_dir_all(target).unwrap();
+    }
+}
+
+fn the_problem(report: &Report, damaged: &str, ciphertext: &Path, home: &Home) -> Problem {
+    assert_eq!(report.outcome, Outcome::PartlyDone);
+    let [problem] = &report.problems[..] else { panic!("{:?}", report.problems) };
+    assert_eq!(problem.path, Path::new(damaged), "{problem:?}");
+    assert_eq!(problem.kind, ProblemKind::Damaged);
+    let relative = ciphertext.strip_prefix(home.backing()).unwrap();
+    assert_eq!(problem.ciphertext.as_deref(), Some(relative));
+    problem.clone()
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+fn zero(path: &Path, at: u64, len: usize) {
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&vec![0; len], at).unwrap();
+}
+
+#[test]
+fn a_flipped_byte_anywhere() {
+    let case = Case::new();
+    let path = case.backing(LARGE);
+    let whole = fs::read(&path).unwrap();
+    let len = backing_len(LARGE);
+    // The header's open part and salt, tag pages, blocks of each group, the last byte.
+    for at in [0, 9, 50, 300, 400, 4095, 4096, 70_000, 262_144, 262_145, 300_000, 530_000, len - 1] {
+        flip(&path, at);
+        let problem = case.finds("dir/large", &path);
+        assert!(!problem.reason.is_empty());
+        fs::write(&path, &whole).unwrap();
+    }
+    done(case.home.open().verify(false, &Watch::default()).unwrap());
+}
+
+#[test]
+fn a_damaged_copy_of_the_header_is_named_and_the_other_serves() {
+    let case = Case::new();
+    let path = case.backing(LARGE);
+    // Byte 190 is in the first sealed copy (docs/formats.md).
+    flip(&path, 190);
+    let filesystem = case.home.open();
+    let report = filesystem.verify(true, &Watch::default()).unwrap();
+    let problem = the_problem(&report, "dir/large", &path, &case.home);
+    assert!(problem.reason.contains("the other copy is good"), "{problem:?}");
+    assert!(path.exists(), "what can be read is not set aside");
+    done(filesystem.export(&case.home.path("target"), None, &Watch::default()).unwrap());
+}
+
+#[test]
+fn swapped_blocks_zeroed_blocks_and_groups() {
+    let case = Case::new();
+    let path = case.backing(LARGE);
+    let whole = fs::read(&path).unwrap();
+
+    let mut swapped = whole.clone();
+    let (first, second) = (PAGE, 3 * PAGE);
+    for i in 0..PAGE {
+        swapped.swap(first + i, second + i);
+    }
+    fs::write(&path, &swapped).unwrap();
+    let problem = case.finds("dir/large", &path);
+    assert!(problem.reason.contains("block 0") && problem.reason.contains("block 2"), "{problem:?}");
+
+    for (at, len) in [
+        (PAGE as u64, PAGE),
+        (0, PAGE),
+        (GROUP as u64, GROUP),
+        (GROUP as u64, PAGE),
+        (2 * GROUP as u64, whole.len() - 2 * GROUP),
+        (0, whole.len()),
+    ] {
+        fs::write(&path, &whole).unwrap();
+        zero(&path, at, len);
+        case.finds("dir/large", &path);
+    }
+}
+
+#[test]
+fn cut_extended_and_emptied() {
+    let case = Case::new();
+    for (name, size) in [("dir/large", LARGE), ("dir/small", SMALL), ("dir/segments", SEGMENTS)] {
+        let path = case.backing(size);
+        let whole = fs::read(&path).unwrap();
+        let len = whole.len() as u64;
+        for wrong in [len - 1, len + 1, len - 4096, len + 4096, 4096, 1, 0] {
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(wrong).unwrap();
+            case.finds(name, &path);
+            fs::write(&path, &whole).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_large_file_is_damaged_in_many_segments() {
+    let case = Case::new();
+    let path = case.backing(SEGMENTS);
+    for at in (5000..backing_len(SEGMENTS)).step_by(300_000) {
+        flip(&path, at);
+    }
+    let problem = case.finds("dir/segments", &path);
+    assert!(problem.reason.contains("more"), "{problem:?}");
+}
+
+#[test]
+fn a_file_of_another_filesystem() {
+    let case = Case::new();
+    let other = Case::new();
+    fs::copy(other.backing(LARGE), case.backing(LARGE)).unwrap();
+    let problem = case.finds("dir/large", &case.backing(LARGE));
+    assert!(problem.reason.contains("another filesystem"), "{problem:?}");
+}
+
+#[test]
+fn a_missing_directory_record() {
+    let case = Case::new();
+    let dir = case.backing(LARGE).parent().unwrap().to_owned();
+    fs::remove_file(dir.join("coffer.dir")).unwrap();
+    let problem = case.finds("dir", &dir);
+    assert!(problem.reason.contains("coffer.dir"), "{problem:?}");
+
+    let report = case.home.open().verify(true, &Watch::default()).unwrap();
+    the_problem(&report, "dir", &dir, &case.home);
+    assert!(!dir.exists());
+    assert_set_aside(&case.home, &report, &["dir"]);
+}
+
+#[test]
+fn a_directory_record_of_another_directory() {
+    let case = Case::new();
+    let dir = case.backing(LARGE).parent().unwrap().to_owned();
+    fs::copy(case.home.backing().join("root/coffer.dir"), dir.join("coffer.dir")).unwrap();
+    let report = case.home.open().verify(false, &Watch::default()).unwrap();
+    assert_eq!(report.problems.len(), 3, "its names belong to another id: {:?}", report.problems);
+}
+
+#[test]
+fn a_missing_or_altered_side_file_of_a_long_name() {
+    for remove in [true, false] {
+        let home = Home::new();
+        let source = home.path("source");
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("n".repeat(255)), "long").unwrap();
+        fs::write(source.join("short"), "short").unwrap();
+        import(&home.create(), &source);
+        let side = files_below(&home.backing().join("root"))
+            .into_iter()
+            .find(|path| path.extension().is_some_and(|e| e == "name"))
+            .unwrap();
+        if remove {
+            fs::remove_file(&side).unwrap();
+        } else {
+            flip(&side, 3);
+        }
+        let filesystem = home.open();
+        for repair in [false, true] {
+            let report = filesystem.verify(repair, &Watch::default()).unwrap();
+            let [problem] = &report.problems[..] else { panic!("{:?}", report.problems) };
+            assert!(problem.reason.contains("side file"), "{problem:?}");
+            let entry = side.with_extension("");
+            let entry = entry.strip_prefix(home.backing()).unwrap();
+            assert_eq!(problem.ciphertext.as_deref(), Some(entry));
+        }
+        done(filesystem.verify(false, &Watch::default()).unwrap());
+        done(filesystem.export(&home.path("target"), None, &Watch::default()).unwrap());
+        assert_eq!(fs::read(home.path("target/short")).unwrap(), b"short");
+    }
+}
+
+#[test]
+fn a_damaged_link_and_a_damaged_attribute() {
+    let home = Home::new();
+    let source = home.path("source");
+    fs::create_dir(&source).unwrap();
+    std::os::unix::fs::symlink("x".repeat(3000), source.join("long")).unwrap();
+    std::os::unix::fs::symlink("short", source.join("short")).unwrap();
+    fs::write(source.join("file"), "data").unwrap();
+    let file = fs::File::open(source.join("file")).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::fsetxattr(&file, "user.name", b"value", flags).unwrap();
+    import(&home.create(), &source);
+
+    let record = files_below(&home.backing().join("coffer.links")).remove(0);
+    flip(&record, 20);
+    let link = fs::read_dir(home.backing().join("root"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| fs::read_link(path).is_ok_and(|text| text.as_os_str().len() < 40))
+        .unwrap();
+    let short = fs::read_dir(home.backing().join("root"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.is_symlink() && *path != link)
+        .unwrap();
+    let text = fs::read_link(&short).unwrap().into_os_string().into_string().unwrap();
+    fs::remove_file(&short).unwrap();
+    let last = if text.ends_with('A') { "E" } else { "A" };
+    std::os::unix::fs::symlink(format!("{}{last}", &text[..text.len() - 1]), &short).unwrap();
+    let sealed = home.backing_file(4);
+    let mut list = vec![0; 1000];
+    let len = rustix::fs::llistxattr(&sealed, list.as_mut_slice()).unwrap();
+    let name = std::str::from_utf8(&list[..len]).unwrap().trim_end_matches('\0').to_owned();
+    rustix::fs::lsetxattr(&sealed, &name, b"forged", flags).unwrap();
+
+    let filesystem = home.open();
+    let report = filesystem.verify(false, &Watch::default()).unwrap();
+    let mut found: Vec<_> =
+        report.problems.iter().map(|p| (p.path.to_str().unwrap(), p.kind)).collect();
+    found.sort_by_key(|(path, kind)| (path.to_owned(), format!("{kind:?}")));
+    assert_eq!(
+        found,
+        [
+            // The record of the link that can't be read: no readable link needs it.
+            ("", ProblemKind::Leftover),
+            ("file", ProblemKind::Attribute),
+            ("long", ProblemKind::Damaged),
+            ("short", ProblemKind::Damaged),
+        ]
+    );
+    let report = filesystem.export(&home.path("target"), None, &Watch::default()).unwrap();
+    assert_eq!(report.problems.len(), 3, "{:?}", report.problems);
+    assert_eq!(fs::read(home.path("target/file")).unwrap(), b"data");
+    assert!(!home.path("target/long").is_symlink() && !home.path("target/short").is_symlink());
+}
+
+#[test]
+fn repair_sets_aside_with_a_note_and_leaves_a_sound_filesystem() {
+    let case = Case::new();
+    let path = case.backing(LARGE);
+    flip(&path, 5000);
+    let dir = path.parent().unwrap();
+    fs::write(dir.join("stranger"), "not ours").unwrap();
+    fs::write(dir.join(format!("l{}.name", "a".repeat(43))), "orphan").unwrap();
+    let filesystem = case.home.open();
+    let before = filesystem.verify(false, &Watch::default()).unwrap();
+    assert_eq!(before.problems.len(), 3, "{:?}", before.problems);
+    assert!(path.exists());
+
+    let report = filesystem.verify(true, &Watch::default()).unwrap();
+    assert_eq!(report.problems.len(), 3);
+    assert_set_aside(&case.home, &report, &["dir/large", "dir", "dir"]);
+    assert!(!path.exists());
+    done(filesystem.verify(false, &Watch::default()).unwrap());
+    fs::remove_file(case.source.join("dir/large")).unwrap();
+    done(filesystem.export(&case.home.path("target"), None, &Watch::default()).unwrap());
+    for name in ["dir/small", "dir/segments", "sound"] {
+        let [was, is] = [&case.source, &case.home.path("target")].map(|d| fs::read(d.join(name)));
+        assert!(was.unwrap() == is.unwrap());
+    }
+}
+
+fn assert_set_aside(home: &Home, report: &Report, paths: &[&str]) {
+    let mut found: Vec<_> = report.problems.iter().map(|p| p.path.to_str().unwrap()).collect();
+    let mut paths = paths.to_vec();
+    found.sort_unstable();
+    paths.sort_unstable();
+    assert_eq!(found, paths);
+    for problem in &report.problems {
+        let place = problem.reason.split("set aside as ").nth(1).expect(&problem.reason);
+        assert!(home.backing().join(place).exists(), "{place}");
+        let note = fs::read_to_string(home.backing().join(format!("{place}.note"))).unwrap();
+        assert!(note.contains(problem.ciphertext.as_ref().unwrap().to_str().unwrap()), "{note}");
+    }
+}
+
+#[test]
+fn a_sparse_file_s_holes_are_authentic() {
+    let home = Home::new();
+    let source = home.path("source");
+    fs::create_dir(&source).unwrap();
+    let file = fs::File::create(source.join("sparse")).unwrap();
+    let len = 9 << 20;
+    file.set_len(len).unwrap();
+    file.write_all_at(b"data", 5 << 20).unwrap();
+    let filesystem = home.create();
+    import(&filesystem, &source);
+    done(filesystem.export(&home.path("sound"), None, &Watch::default()).unwrap());
+    assert_equal_trees(&source, &home.path("sound"));
+    let path = home.backing_file(len);
+    let whole = fs::read(&path).unwrap();
+    assert!(std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&path).unwrap()) < 2000);
+    // A byte in a hole of a group that has a tag page, one in a group that has none, and a group
+    // with data that is made to look like a hole.
+    let group_of_data = (5 << 20) / (63 * 4096) * GROUP as u64;
+    for (at, len, byte) in [
+        (8192, 1, 1),
+        (40 * GROUP as u64 / 2, 1, 1),
+        (group_of_data, GROUP, 0),
+        (63 * 4096, 4096, 0),
+    ] {
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&vec![byte; len], at).unwrap();
+        let report = filesystem.verify(false, &Watch::default()).unwrap();
+        assert_eq!(report.problems.len(), 1, "at {at}: {:?}", report.problems);
+        assert_eq!(report.problems[0].kind, ProblemKind::Damaged);
+        let report =
+            filesystem.export(&home.path("target"), None, &Watch::default()).unwrap();
+        assert_eq!(report.problems.len(), 1, "at {at}: {:?}", report.problems);
+        fs::remove_dir_all(home.path("target")).unwrap();
+        fs::write(&path, &whole).unwrap();
+    }
+}

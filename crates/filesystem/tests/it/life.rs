@@ -1,0 +1,185 @@
+//! Create, open, lock, remove, and the copy of the wrapped key.
+
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use filesystem::{Backend, BackingHeaders, ErrorKind, Filesystem, read_envelope};
+use kms_core::{FilesystemKey, FilesystemSite, KeyHolder, KeyVersion};
+
+use crate::support::{Home, Watch, done, envelope, export, import};
+
+#[test]
+fn a_second_opening_is_refused_until_the_first_is_closed() {
+    let home = Home::new();
+    let first = home.create();
+    let again = || Filesystem::open(&home.backing(), Arc::clone(&home.key), Backend::default());
+    let refused = again().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InUse);
+    assert!(refused.to_string().contains("another process or node"), "{refused}");
+    assert_eq!(Filesystem::remove(&home.backing()).unwrap_err().kind(), ErrorKind::InUse);
+    drop(first);
+    again().unwrap();
+}
+
+#[test]
+fn another_key_does_not_open_it() {
+    let home = Home::new();
+    drop(home.create());
+    let other = Arc::new(FilesystemKey::generate().unwrap());
+    let open = |key: &Arc<FilesystemKey>| {
+        Filesystem::open(&home.backing(), Arc::clone(key), Backend::default())
+    };
+    let refused = open(&other).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    assert!(refused.to_string().contains("belongs to the key"), "{refused}");
+    // Without the header the root's record tells.
+    fs::remove_file(home.backing().join("coffer.key")).unwrap();
+    assert_eq!(open(&other).unwrap_err().kind(), ErrorKind::Damaged);
+    // The right bytes under the right id only.
+    let forged = home.key.expose(|bytes| {
+        let mut bytes = *bytes;
+        bytes[31] ^= 1;
+        Arc::new(FilesystemKey::from_bytes(home.key.id(), &bytes).unwrap())
+    });
+    assert_eq!(open(&forged).unwrap_err().kind(), ErrorKind::Damaged);
+    open(&home.key).unwrap();
+}
+
+#[test]
+fn create_takes_only_what_is_empty() {
+    let home = Home::new();
+    let create = |backing: &Path| {
+        let envelope = envelope(home.key.id());
+        Filesystem::create(backing, Arc::clone(&home.key), &envelope, Backend::default())
+    };
+    let full = home.path("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("mine"), "precious").unwrap();
+    assert_eq!(create(&full).unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(fs::read_dir(&full).unwrap().count(), 1, "nothing was added");
+
+    drop(create(&home.backing()).unwrap());
+    let refused = create(&home.backing()).unwrap_err().to_string();
+    assert!(refused.contains("encrypted filesystem in it already"), "{refused}");
+
+    let other = FilesystemKey::generate().unwrap();
+    let place = home.path("new");
+    let key = Arc::clone(&home.key);
+    let swapped = Filesystem::create(&place, key, &envelope(other.id()), Backend::default());
+    assert_eq!(swapped.unwrap_err().kind(), ErrorKind::Invalid);
+    assert!(!place.exists());
+}
+
+#[test]
+fn what_an_interrupted_create_left_is_taken_over_and_data_is_not() {
+    let home = Home::new();
+    drop(home.create());
+    // Everything but the header, which is written last, and made under a key that is lost.
+    fs::remove_file(home.backing().join("coffer.key")).unwrap();
+    fs::write(home.backing().join("coffer.key.half"), "{").unwrap();
+    let retry = Home { dir: home.dir, ..Home::new() };
+    let filesystem = retry.create();
+    fs::write(retry.path("file"), "x").unwrap();
+    fs::create_dir(retry.path("source")).unwrap();
+    fs::write(retry.path("source/file"), "x").unwrap();
+    import(&filesystem, &retry.path("source"));
+    drop(filesystem);
+    export(&retry.open(), &retry.path("target"));
+
+    fs::remove_file(retry.backing().join("coffer.key")).unwrap();
+    let envelope = envelope(retry.key.id());
+    let key = Arc::clone(&retry.key);
+    let refused = Filesystem::create(&retry.backing(), key, &envelope, Backend::default());
+    assert!(refused.unwrap_err().to_string().contains("coffer.key is missing"));
+    // And it still opens with the key from the store.
+    done(retry.open().import(&retry.path("source"), None, &Watch::default()).unwrap());
+}
+
+#[test]
+fn opening_empties_the_stage_and_half_written_headers() {
+    let home = Home::new();
+    drop(home.create());
+    let stage = home.backing().join("coffer.tmp");
+    fs::write(stage.join("17"), "half").unwrap();
+    fs::create_dir_all(stage.join("18/deeper/still")).unwrap();
+    fs::write(home.backing().join("coffer.key.half"), "{").unwrap();
+    drop(home.open());
+    let names: Vec<_> =
+        fs::read_dir(&stage).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["resume"]);
+    assert!(!home.backing().join("coffer.key.half").exists());
+    assert!(home.backing().join("coffer.key").exists());
+}
+
+#[test]
+fn remove_takes_ours_and_leaves_what_is_not() {
+    let home = Home::new();
+    fs::create_dir(home.path("source")).unwrap();
+    fs::write(home.path("source/file"), "x").unwrap();
+    let filesystem = home.create();
+    import(&filesystem, &home.path("source"));
+    drop(filesystem);
+    Filesystem::remove(&home.backing()).unwrap();
+    assert!(!home.backing().exists());
+    Filesystem::remove(&home.backing()).unwrap();
+
+    drop(home.create());
+    fs::write(home.backing().join("mine"), "precious").unwrap();
+    Filesystem::remove(&home.backing()).unwrap();
+    let left: Vec<_> =
+        fs::read_dir(home.backing()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["mine"]);
+    // No filesystem: not ours to remove.
+    Filesystem::remove(&home.backing()).unwrap();
+    assert!(home.backing().join("mine").exists());
+}
+
+#[test]
+fn the_holder_lists_replaces_and_refuses() {
+    let home = Home::new();
+    let filesystem = home.create();
+    let site = FilesystemSite {
+        name: "test".into(),
+        key_id: home.key.id(),
+        backing: home.backing(),
+    };
+    let copies = ready(BackingHeaders.list(&site)).unwrap();
+    let [copy] = &copies[..] else { panic!("{copies:?}") };
+    assert!(copy.location.ends_with("backing/coffer.key") && !copy.uploaded);
+    let mut envelope = copy.envelope.as_ref().unwrap().clone();
+
+    envelope.wrapped.ciphertext.version = KeyVersion(2);
+    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap();
+    assert_eq!(read_envelope(&home.backing()).unwrap(), envelope);
+
+    // Another key, another place, a copy that somebody else's filesystem has.
+    let other = crate::support::envelope(kms_core::KeyId::random());
+    ready(BackingHeaders.replace(&site, &copy.location, &other)).unwrap_err();
+    ready(BackingHeaders.replace(&site, "/elsewhere/coffer.key", &envelope)).unwrap_err();
+    let foreign = FilesystemSite { key_id: other.wrapped.key_id, ..site.clone() };
+    ready(BackingHeaders.replace(&foreign, &copy.location, &other)).unwrap_err();
+    assert_eq!(read_envelope(&home.backing()).unwrap(), envelope);
+
+    // A damaged copy is listed with its error, and mended; a newer one is left alone.
+    let path = home.backing().join("coffer.key");
+    fs::write(&path, "{\"format\": 1, \"filesystem\"").unwrap();
+    assert!(ready(BackingHeaders.list(&site)).unwrap()[0].envelope.is_err());
+    assert_eq!(read_envelope(&home.backing()).unwrap_err().kind(), ErrorKind::Damaged);
+    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap();
+    fs::write(&path, "{\"format\": 2}").unwrap();
+    assert_eq!(read_envelope(&home.backing()).unwrap_err().kind(), ErrorKind::Invalid);
+    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap_err();
+    drop(filesystem);
+}
+
+/// The answer of a future that never waits.
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(answer) => answer,
+        Poll::Pending => panic!("it waits"),
+    }
+}

@@ -1,0 +1,11 @@
+//! The filesystem on real directories.
+//!
+//! Some of it needs root: foreign owners, devices, a small disk of its own. Without root those
+//! tests fail and say so.
+
+mod damage;
+mod disk_full;
+mod life;
+mod resume;
+mod round_trip;
+mod support;

@@ -1,0 +1,172 @@
+//! Jobs that are stopped anywhere and taken up again give the same tree.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use filesystem::{Checkpoint, Filesystem, Outcome, Report};
+use testkit::tree;
+
+use crate::support::{Home, Watch, assert_equal_trees, done, export, import};
+
+/// Files small and of several segments, sparse, hard-linked over directories, long names, links.
+fn make_source(root: &Path) {
+    tree::small_files(root, 130).unwrap();
+    for dir in ["directory-0000", "zz/deep/er"] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+        fs::write(root.join(dir).join("large"), tree::noise(1, 9_500_000)).unwrap();
+        fs::write(root.join(dir).join("n".repeat(250)), "long name").unwrap();
+    }
+    fs::write(root.join("directory-0001/linked large"), tree::noise(2, 9_000_000)).unwrap();
+    for (old, new) in [
+        ("directory-0001/linked large", "zz/deep/linked"),
+        ("directory-0000/file-000001.txt", "zz/linked small"),
+        ("directory-0000/file-000001.txt", "directory-0001/again"),
+    ] {
+        fs::hard_link(root.join(old), root.join(new)).unwrap();
+    }
+    let sparse = fs::File::create(root.join("zz/sparse")).unwrap();
+    sparse.set_len(40 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"data", 20 << 20).unwrap();
+    std::os::unix::fs::symlink("x".repeat(2000), root.join("zz/link")).unwrap();
+}
+
+/// Runs `job` again and again, each time stopped after `step` more questions, through the JSON
+/// that a job record would hold; answers how often it was stopped.
+fn run_in_steps(
+    step: u64,
+    mut job: impl FnMut(Option<Checkpoint>, &Watch) -> Report,
+) -> usize {
+    let mut resume = None;
+    for stops in 0.. {
+        let watch = Watch { stop_at: Some(step), ..Watch::default() };
+        let report = job(resume, &watch);
+        assert_eq!(report.problems, []);
+        if report.outcome == Outcome::Done {
+            assert_eq!(report.progress.files_done, report.progress.files_total);
+            assert_eq!(report.progress.bytes_done, report.progress.bytes_total);
+            return stops;
+        }
+        assert_eq!(report.outcome, Outcome::Stopped);
+        assert_eq!(*watch.checkpoint.lock().unwrap(), report.checkpoint);
+        let text = serde_json::to_string(&report.checkpoint).unwrap();
+        resume = serde_json::from_str(&text).unwrap();
+    }
+    unreachable!()
+}
+
+#[test]
+fn an_import_stopped_at_many_points_and_reopened_each_time() {
+    let home = Home::new();
+    let source = home.path("source");
+    make_source(&source);
+    for (n, step) in [2, 3, 7, 40, 111].into_iter().enumerate() {
+        let home = Home::new();
+        drop(home.create());
+        let stops = run_in_steps(step, |resume, watch| {
+            home.open().import(&source, resume, watch).unwrap()
+        });
+        assert!(stops >= [80, 40, 15, 3, 1][n], "step {step}: {stops} stops");
+        let filesystem = home.open();
+        done(filesystem.verify(false, &Watch::default()).unwrap());
+        export(&filesystem, &home.path("target"));
+        assert_equal_trees(&source, &home.path("target"));
+        let kept = home.backing().join("coffer.tmp/resume");
+        assert_eq!(fs::read_dir(kept).unwrap().count(), 0, "nothing is kept after the end");
+    }
+}
+
+#[test]
+fn an_export_stopped_at_many_points() {
+    let home = Home::new();
+    let source = home.path("source");
+    make_source(&source);
+    let filesystem = home.create();
+    import(&filesystem, &source);
+    for step in [2, 5, 50] {
+        let target = home.path(&format!("target-{step}"));
+        run_in_steps(step, |resume, watch| filesystem.export(&target, resume, watch).unwrap());
+        assert_equal_trees(&source, &target);
+    }
+}
+
+/// What came after the last checkpoint is done again: here the process "dies" with all of it on disk.
+#[test]
+fn an_import_goes_on_from_an_older_checkpoint() {
+    let home = Home::new();
+    let (source, target) = (home.path("source"), home.path("target"));
+    make_source(&source);
+    let filesystem = home.create();
+    let watch = Watch { stop_at: Some(60), ..Watch::default() };
+    let older = filesystem.import(&source, None, &watch).unwrap().checkpoint.unwrap();
+    let watch = Watch { stop_at: Some(50), ..Watch::default() };
+    filesystem.import(&source, Some(older.clone()), &watch).unwrap().checkpoint.unwrap();
+    drop(filesystem);
+    let filesystem = home.open();
+    done(filesystem.import(&source, Some(older), &Watch::default()).unwrap());
+    done(filesystem.verify(false, &Watch::default()).unwrap());
+    export(&filesystem, &target);
+    assert_equal_trees(&source, &target);
+}
+
+#[test]
+fn a_large_file_is_taken_up_in_its_middle_only_while_its_source_is_the_same() {
+    for change in [false, true] {
+        let home = Home::new();
+        let source = home.path("source");
+        fs::create_dir(&source).unwrap();
+        let large = source.join("large");
+        fs::write(&large, tree::noise(3, 40_000_000)).unwrap();
+        let filesystem = home.create();
+        let watch = Watch { stop_at: Some(7), ..Watch::default() };
+        let stopped = filesystem.import(&source, None, &watch).unwrap();
+        let done_before = stopped.progress.bytes_done;
+        assert!(done_before > 15_000_000, "{done_before}");
+        let text = serde_json::to_string(&stopped.checkpoint).unwrap();
+        assert!(text.contains("\"segment\":5"), "{text}");
+        if change {
+            fs::write(&large, tree::noise(4, 30_000_000)).unwrap();
+        }
+        let watch = Watch::default();
+        let report = filesystem.import(&source, stopped.checkpoint, &watch).unwrap();
+        let segments = watch.asked.load(Ordering::Relaxed);
+        assert!(if change { segments >= 8 } else { segments <= 8 }, "{segments}");
+        done(report);
+        export(&filesystem, &home.path("target"));
+        assert_equal_trees(&source, &home.path("target"));
+    }
+}
+
+#[test]
+fn a_fresh_import_forgets_what_a_stopped_one_kept() {
+    let home = Home::new();
+    let source = home.path("source");
+    make_source(&source);
+    let filesystem = home.create();
+    let watch = Watch { stop_at: Some(20), ..Watch::default() };
+    filesystem.import(&source, None, &watch).unwrap();
+    import(&filesystem, &source);
+    let kept = home.backing().join("coffer.tmp/resume");
+    assert_eq!(fs::read_dir(kept).unwrap().count(), 0);
+    export(&filesystem, &home.path("target"));
+    assert_equal_trees(&source, &home.path("target"));
+    let linked = fs::metadata(home.path("target/zz/linked small")).unwrap();
+    assert_eq!(linked.nlink(), 3);
+}
+
+#[test]
+fn a_checkpoint_of_something_else_is_refused() {
+    let home = Home::new();
+    let source = home.path("source");
+    tree::small_files(&source, 1).unwrap();
+    let filesystem: Filesystem = home.create();
+    let watch = Watch { stop_at: Some(1), ..Watch::default() };
+    let checkpoint = filesystem.import(&source, None, &watch).unwrap().checkpoint;
+    let text = serde_json::to_string(&checkpoint).unwrap();
+    let next = serde_json::from_str::<serde_json::Value>(&text).unwrap()["next"][0].clone();
+    let forged = text.replace(next.as_str().unwrap(), "zz");
+    let forged = serde_json::from_str(&forged).unwrap();
+    let refused = filesystem.import(&source, forged, &Watch::default()).unwrap_err();
+    assert!(refused.to_string().contains("start the job anew"), "{refused}");
+}

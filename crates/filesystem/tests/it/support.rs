@@ -1,0 +1,149 @@
+//! A filesystem in a temporary directory, and a control that watches and stops.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use filesystem::{Backend, Checkpoint, Control, Filesystem, Outcome, Problem, Progress, Report};
+use kms_core::{
+    Ciphertext, FilesystemKey, KeyEnvelope, KeyId, KeyVersion, KmsConfig, KmsConfigId, WrappedKey,
+};
+use tempfile::TempDir;
+
+pub(crate) struct Home {
+    pub(crate) dir: TempDir,
+    pub(crate) key: Arc<FilesystemKey>,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir, key: Arc::new(FilesystemKey::generate().unwrap()) }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn backing(&self) -> PathBuf {
+        self.path("backing")
+    }
+
+    pub(crate) fn create(&self) -> Filesystem {
+        let envelope = envelope(self.key.id());
+        Filesystem::create(&self.backing(), Arc::clone(&self.key), &envelope, Backend::default())
+            .unwrap()
+    }
+
+    pub(crate) fn open(&self) -> Filesystem {
+        Filesystem::open(&self.backing(), Arc::clone(&self.key), Backend::default()).unwrap()
+    }
+
+    /// The backing file of the only regular file of this plain size.
+    pub(crate) fn backing_file(&self, plain_size: u64) -> PathBuf {
+        let wanted = data_path::layout::backing_len(plain_size);
+        let found: Vec<_> = files_below(&self.backing().join("root"))
+            .into_iter()
+            .filter(|path| fs::symlink_metadata(path).unwrap().len() == wanted)
+            .filter(|path| path.file_name().unwrap() != "coffer.dir")
+            .collect();
+        assert_eq!(found.len(), 1, "one file of {plain_size} bytes in {found:?}");
+        found[0].clone()
+    }
+}
+
+pub(crate) fn envelope(key_id: KeyId) -> KeyEnvelope {
+    let config_id = KmsConfigId::random();
+    let ciphertext = Ciphertext { text: "vault:v1:test".into(), version: KeyVersion(1) };
+    KeyEnvelope {
+        format: kms_core::ENVELOPE_FORMAT,
+        filesystem: "test".into(),
+        wrapped: WrappedKey { key_id, config_id, ciphertext },
+        kms: KmsConfig {
+            id: config_id,
+            kind: "vault".into(),
+            address: "https://vault.example".into(),
+            master_key: "coffer".into(),
+            settings: Default::default(),
+        },
+        revision: 1,
+        exposed: false,
+    }
+}
+
+/// Regular files below `dir`, sorted.
+pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut stack = vec![dir.to_owned()];
+    while let Some(dir) = stack.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                stack.push(entry.path());
+            } else if kind.is_file() {
+                found.push(entry.path());
+            } else {
+                assert!(kind.is_symlink() || kind.is_fifo() || kind.is_char_device() || kind.is_block_device());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Keeps what a job tells, and asks it to stop at the `stop_at`th question.
+#[derive(Default)]
+pub(crate) struct Watch {
+    pub(crate) stop_at: Option<u64>,
+    pub(crate) asked: AtomicU64,
+    pub(crate) checkpoint: Mutex<Option<Checkpoint>>,
+    pub(crate) problems: Mutex<Vec<Problem>>,
+    pub(crate) progress: Mutex<Progress>,
+}
+
+impl Control for Watch {
+    fn stop_requested(&self) -> bool {
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        self.stop_at.is_some_and(|stop_at| asked >= stop_at)
+    }
+
+    fn progress(&self, progress: &Progress) {
+        *self.progress.lock().unwrap() = *progress;
+    }
+
+    fn checkpoint(&self, checkpoint: &Checkpoint) {
+        *self.checkpoint.lock().unwrap() = Some(checkpoint.clone());
+    }
+
+    fn problem(&self, problem: &Problem) {
+        self.problems.lock().unwrap().push(problem.clone());
+    }
+}
+
+/// Imports all of `source`, which must go through without a problem.
+pub(crate) fn import(filesystem: &Filesystem, source: &Path) -> Report {
+    done(filesystem.import(source, None, &Watch::default()).unwrap())
+}
+
+/// Exports all to `target`, which must go through without a problem.
+pub(crate) fn export(filesystem: &Filesystem, target: &Path) -> Report {
+    done(filesystem.export(target, None, &Watch::default()).unwrap())
+}
+
+pub(crate) fn done(report: Report) -> Report {
+    assert_eq!(report.problems, []);
+    assert_eq!(report.outcome, Outcome::Done);
+    report
+}
+
+pub(crate) fn assert_equal_trees(left: &Path, right: &Path) {
+    assert_eq!(testkit::tree::differences(left, right).unwrap(), Vec::<String>::new());
+}
+
+pub(crate) fn needs_root() {
+    let root = rustix::process::geteuid().is_root();
+    assert!(root, "this test needs root: run it as root (or in a user namespace with its own root)");
+}
