@@ -63,8 +63,9 @@ impl Settings {
 fn read(path: &Path) -> Result<File, Problem> {
     let problem = |why: String| {
         let title = format!("the configuration file {} can't be used", path.display());
-        Problem::new(Exit::Usage, "config", title, why)
-            .cure("its settings are state_dir, socket and log_format (\"text\" or \"json\"), in TOML")
+        Problem::new(Exit::Usage, "config", title, why).cure(
+            "its settings are state_dir, socket and log_format (\"text\" or \"json\"), in TOML",
+        )
     };
     let text = fs::read_to_string(path).map_err(|e| problem(e.to_string()))?;
     toml::from_str(&text).map_err(|e| problem(e.to_string()))

@@ -56,8 +56,7 @@ async fn asked_to_end() {
             _ = interrupt.recv() => {}
         }
     }
-    let signals =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
         // Then the signals end the process by themselves, as they do without a handler.
         return std::future::pending().await;

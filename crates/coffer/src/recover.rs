@@ -59,8 +59,7 @@ pub(crate) fn run(
     let cli::Recover { from, config, state_dir } = arguments;
     let settings = Settings::of(config.as_deref(), state_dir, None)?;
     let state_dir = settings.state_dir;
-    daemon::harden()
-        .map_err(|e| Problem::new(Exit::Failed, "start", TITLE, e.to_string()))?;
+    daemon::harden().map_err(|e| Problem::new(Exit::Failed, "start", TITLE, e.to_string()))?;
     let (found, mut left_out) = search(&from)?;
     if found.is_empty() {
         return Err(nothing_found(&left_out));
@@ -68,10 +67,9 @@ pub(crate) fn run(
     parts::make_state_dir(&state_dir)?;
     let set_aside = set_aside(&state_dir)?;
     let recovered = crate::runtime()?.block_on(rebuild(&state_dir, found))?;
-    left_out.extend(recovered.left_out.into_iter().map(|(path, why)| LeftOut {
-        path: path.into(),
-        why,
-    }));
+    left_out.extend(
+        recovered.left_out.into_iter().map(|(path, why)| LeftOut { path: path.into(), why }),
+    );
     let kms = |config: kms_core::KmsConfig| Kms {
         base_url: config.address,
         master_key: config.master_key,
@@ -137,8 +135,9 @@ fn nothing_found(left_out: &[LeftOut]) -> Problem {
         Some(first) => format!("none of the directories can be read; the first: {}", first.why),
         None => "there is no backing directory in what --from names".to_owned(),
     };
-    Problem::new(Exit::State, "nothing-found", TITLE, why)
-        .cure("name the backing directories, each of which holds a file coffer.key, with --from DIR")
+    Problem::new(Exit::State, "nothing-found", TITLE, why).cure(
+        "name the backing directories, each of which holds a file coffer.key, with --from DIR",
+    )
 }
 
 /// Renames the store that is there. A node that has it open keeps it.

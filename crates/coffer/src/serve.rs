@@ -8,7 +8,7 @@ use daemon::{AuditLog, BackingVolumes, Node};
 use filesystem::{Backend, BackingHeaders, read_envelope};
 use key_manager::KeyManager;
 use key_store::SledStore;
-use kms_core::{Clock, SystemClock};
+use kms_core::{Clock, StoreError, SystemClock};
 use local_kms::LocalProvider;
 use tracing_subscriber::EnvFilter;
 use vault_transit::VaultProvider;
@@ -30,8 +30,15 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
     let Settings { state_dir, socket, log_format: _ } = settings;
     let store_dir = parts::store_dir(&state_dir);
     refuse_lost_store(&store_dir, &state_dir)?;
-    let store = SledStore::open(&store_dir)
-        .map_err(|e| daemon::of_keys("the node can't start", &key_manager::Error::from(e)))?;
+    let store = SledStore::open(&store_dir).map_err(|error| {
+        let in_use = matches!(error, StoreError::InUse { .. });
+        let problem = daemon::of_keys("the node can't start", &key_manager::Error::from(error));
+        if in_use {
+            problem.cure("stop the other node, or give this one another place with --state-dir DIR")
+        } else {
+            problem
+        }
+    })?;
     let store = Arc::new(store);
     let generation = Generation::of(&state_dir);
     generation.check(&store)?;

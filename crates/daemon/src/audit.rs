@@ -68,7 +68,8 @@ impl AuditLog {
     /// # Errors
     /// The file can't be read or written.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let file =
+            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
         let found = check(&file)?;
         if let Some(torn_at) = found.torn_at {
             tracing::warn!(log = %path.display(), "the last line of the audit log was half written and is taken out");
@@ -105,8 +106,7 @@ impl AuditLog {
 impl AuditSink for AuditLog {
     fn record(&self, event: &AuditEvent) {
         let mut state = self.lock();
-        let line =
-            Line { seq: state.seq + 1, prev: state.last_hash.clone(), event: event.clone() };
+        let line = Line { seq: state.seq + 1, prev: state.last_hash.clone(), event: event.clone() };
         let hash = hash(&line);
         let hashed = HashedLine { line, hash };
         // A plain struct with string keys: serialising it to memory can't fail.
@@ -118,7 +118,8 @@ impl AuditSink for AuditLog {
                 state.last_hash = hashed.hash;
             }
             Err(error) => {
-                let trouble = format!("the audit log {} can't be written: {error}", self.path.display());
+                let trouble =
+                    format!("the audit log {} can't be written: {error}", self.path.display());
                 tracing::error!(action = %event.action, subject = %event.subject, "{trouble}");
                 state.trouble = Some(trouble);
             }
@@ -165,8 +166,7 @@ struct Found {
 }
 
 fn check(file: &File) -> io::Result<Found> {
-    let mut found =
-        Found { seq: 0, last_hash: NO_HASH.to_owned(), trouble: None, torn_at: None };
+    let mut found = Found { seq: 0, last_hash: NO_HASH.to_owned(), trouble: None, torn_at: None };
     let (mut reader, mut text, mut offset) = (BufReader::new(file), Vec::new(), 0_u64);
     loop {
         text.clear();
@@ -182,9 +182,8 @@ fn check(file: &File) -> io::Result<Found> {
         let expected = found.seq + 1;
         match serde_json::from_slice::<HashedLine>(&text) {
             Ok(HashedLine { line, hash: claimed }) => {
-                let sound = line.seq == expected
-                    && line.prev == found.last_hash
-                    && hash(&line) == claimed;
+                let sound =
+                    line.seq == expected && line.prev == found.last_hash && hash(&line) == claimed;
                 if !sound {
                     broken(&mut found, expected);
                 }

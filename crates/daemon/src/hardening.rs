@@ -1,6 +1,8 @@
 //! What keeps keys out of files that nobody meant to write.
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit, set_dumpable_behavior, umask};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask,
+};
 
 /// Turns core dumps off (by limit, and by making the process undumpable, which also keeps other processes of the same
 /// user from attaching to it) and lets new files be readable by their owner alone. For the start of a node, before

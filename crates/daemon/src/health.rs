@@ -132,13 +132,13 @@ impl Health {
                 *lock(&self.not_renewed) = None;
                 *granted = renewed.time_left;
                 if let Some(Seen { live: Some(Ok(answered)), .. }) = &mut *lock(&self.seen) {
-                    *answered = Answered {
-                        credential: renewed,
-                        at: Instant::now(),
-                        ..answered.clone()
-                    };
+                    *answered =
+                        Answered { credential: renewed, at: Instant::now(), ..answered.clone() };
                 }
-                tracing::info!(seconds_left = renewed.time_left.map(|t| t.as_secs()), "the token was renewed");
+                tracing::info!(
+                    seconds_left = renewed.time_left.map(|t| t.as_secs()),
+                    "the token was renewed"
+                );
                 let left = renewed.time_left.unwrap_or(LOOK_EVERY);
                 until_renewal(left, *granted).unwrap_or(SHORTEST).min(LOOK_EVERY)
             }

@@ -121,7 +121,8 @@ impl Jobs {
         self.manager.key(name).await.map_err(of_keys)?;
         let spec = serde_json::to_value(&spec).unwrap_or_default();
         let records = self.manager.jobs().await.map_err(of_keys)?;
-        let same = |r: &JobRecord| r.kind == kind && r.filesystem == name.as_str() && r.spec == spec;
+        let same =
+            |r: &JobRecord| r.kind == kind && r.filesystem == name.as_str() && r.spec == spec;
         let mut of_this = records.iter().filter(|r| r.filesystem == name.as_str());
         if let Some(running) = of_this.find(|r| r.state == JobState::Running) {
             if same(running) {

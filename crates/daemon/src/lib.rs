@@ -202,7 +202,8 @@ impl Node {
             let health = Arc::clone(&shared.health);
             async move { health.watch().await }
         });
-        let service = api::router(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
+        let service =
+            api::router(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
         let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
 
         tracing::info!("the node ends");

@@ -5,9 +5,15 @@ use key_manager::{Class, Error, LockReason};
 
 /// What failed, with the key manager's reason.
 pub fn of_keys(title: impl Into<String>, error: &Error) -> Problem {
+    let title = title.into();
     let detail = match error {
         Error::Kms(error) => error.chain(),
         other => other.to_string(),
+    };
+    // Some reasons begin with what failed.
+    let detail = match detail.strip_prefix(&format!("{title}: ")) {
+        Some(why) => why.to_owned(),
+        None => detail,
     };
     let problem = Problem::new(exit(error.class()), error.code(), title, detail);
     let problem = match error.class() {
@@ -36,8 +42,7 @@ pub(crate) fn of_filesystem(title: impl Into<String>, error: &filesystem::Error)
 /// Why a filesystem is locked.
 pub(crate) fn of_lock(name: &str, reason: &LockReason) -> Problem {
     let exit = if reason.transient { Exit::KmsUnreachable } else { Exit::State };
-    let problem =
-        Problem::new(exit, &reason.code, format!("{name} is locked"), reason.why.clone());
+    let problem = Problem::new(exit, &reason.code, format!("{name} is locked"), reason.why.clone());
     match &reason.cure {
         Some(cure) => problem.cure(cure.clone()),
         None => problem,
@@ -58,5 +63,24 @@ const fn exit(class: Class) -> Exit {
         Class::KmsRefused => Exit::KmsRefused,
         Class::State | Class::Unknown => Exit::State,
         Class::NotAuthentic => Exit::NotAuthentic,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_is_said_once() {
+        let error = Error::Encrypted { count: 1, names: "home".into() };
+        let problem = of_keys("the KMS can't be removed", &error);
+        assert_eq!(problem.detail, "1 encrypted filesystem(s) need it (home)");
+        assert_eq!((problem.exit, problem.status), (Exit::State, 409));
+    }
+
+    #[test]
+    fn what_does_not_exist_is_404() {
+        let problem = of_keys("it can't be shown", &Error::Unknown { what: "filesystem x".into() });
+        assert_eq!((problem.exit, problem.status), (Exit::State, 404));
     }
 }

@@ -98,7 +98,11 @@ async fn ls(name: &str, path: BytePath, context: &mut Context<'_, '_>) -> Result
         all.next = page.next;
         if all.next.is_none() {
             context.answer(&all, |all| listing_text(&all.entries));
-            return if all.unreadable.is_empty() { Ok(Exit::Done) } else { Err(damaged(name, &all)) };
+            return if all.unreadable.is_empty() {
+                Ok(Exit::Done)
+            } else {
+                Err(damaged(name, &all))
+            };
         }
     }
 }

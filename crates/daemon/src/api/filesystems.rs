@@ -173,8 +173,11 @@ pub(crate) async fn ls(
         .map_err(|e| problem::internal(&title, io::Error::from(e)))?
         .map_err(|e| problem::of_filesystem(&title, &e))?;
     let limit = limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT);
-    let mut rest =
-        listing.entries.into_iter().map(entry).filter(|e| after.as_ref().is_none_or(|a| e.name > *a));
+    let mut rest = listing
+        .entries
+        .into_iter()
+        .map(entry)
+        .filter(|e| after.as_ref().is_none_or(|a| e.name > *a));
     let entries: Vec<_> = rest.by_ref().take(limit).collect();
     let more = rest.next().is_some();
     let next = entries.last().filter(|_| more).map(|entry| entry.name.clone());
@@ -209,11 +212,7 @@ fn entry(entry: filesystem::Entry) -> Entry {
     }
 }
 
-async fn one(
-    shared: &Shared,
-    name: &FilesystemName,
-    title: &str,
-) -> Result<Filesystem, Problem> {
+async fn one(shared: &Shared, name: &FilesystemName, title: &str) -> Result<Filesystem, Problem> {
     let of_keys = |e| problem::of_keys(title, &e);
     // Says that there is none, if there is none.
     shared.manager.filesystem(name).await.map_err(of_keys)?;

@@ -14,11 +14,17 @@ pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Answer<Jobs> {
     Ok(Json(Jobs { jobs: shared.jobs.list().await? }))
 }
 
-pub(crate) async fn show(State(shared): State<Arc<Shared>>, Path(job): Path<String>) -> Answer<Job> {
+pub(crate) async fn show(
+    State(shared): State<Arc<Shared>>,
+    Path(job): Path<String>,
+) -> Answer<Job> {
     Ok(Json(shared.jobs.get(id(&job)?).await?))
 }
 
-pub(crate) async fn stop(State(shared): State<Arc<Shared>>, Path(job): Path<String>) -> Answer<Job> {
+pub(crate) async fn stop(
+    State(shared): State<Arc<Shared>>,
+    Path(job): Path<String>,
+) -> Answer<Job> {
     Ok(Json(shared.jobs.stop(id(&job)?).await?))
 }
 

@@ -195,6 +195,16 @@ pub(crate) fn view(shared: &Shared, seen: &Seen, statuses: &[FilesystemStatus]) 
         version,
         keys,
     });
+    if !exposed.is_empty() {
+        found.push(finding(
+            "keys-exposed",
+            &format!(
+                "{} filesystem key(s) have lain under local wrapping: whoever read the disk then can read their data",
+                exposed.len()
+            ),
+            "with a KMS set, make new filesystems, copy the data over, and delete the old ones",
+        ));
+    }
     Kms {
         configured: details,
         keys: keys.collect(),

@@ -132,8 +132,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         let title = "the request is not understood";
         let usage = |why: String| Refusal(Problem::new(Exit::Usage, "bad-request", title, why));
-        let bytes =
-            Bytes::from_request(request, state).await.map_err(|e| usage(e.body_text()))?;
+        let bytes = Bytes::from_request(request, state).await.map_err(|e| usage(e.body_text()))?;
         serde_json::from_slice(&bytes).map(Self).map_err(|e| {
             usage(format!(
                 "its body is not what this resource takes ({:?} error at line {}, column {})",
