@@ -70,7 +70,7 @@ impl SledStore {
     /// [`StoreError::Damaged`] with the way to recover, also on every later try;
     /// [`StoreError::Io`].
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let (table, disk) = Disk::open(dir)?;
+        let (table, disk) = Disk::open(dir).map_err(|fault| fault.while_opening(dir))?;
         let inner = Inner {
             dir: dir.to_owned(),
             state: RwLock::new(State { table, failed: None }),
@@ -183,59 +183,33 @@ struct Disk {
 }
 
 impl Disk {
-    fn open(dir: &Path) -> Result<(Table, Self), StoreError> {
-        let io_error = |e: io::Error| StoreError::Io { doing: "opened", source: e.into() };
-        files::make_private_dir(dir).map_err(io_error)?;
-        let in_use = || StoreError::InUse { place: dir.display().to_string() };
-        let lock = files::lock(dir).map_err(io_error)?.ok_or_else(in_use)?;
+    fn open(dir: &Path) -> Result<(Table, Self), Fault> {
+        files::make_private_dir(dir)?;
+        let lock = files::lock(dir)?.ok_or(Fault::InUse)?;
 
-        // Before sled touches anything: its recovery writes.
-        let acknowledged = match Head::read_file(dir).map_err(io_error)? {
-            Some(bytes) => Some(decode(dir, &bytes, "the file generation")?),
+        // Before sled touches anything, because its recovery writes.
+        let acknowledged = match Head::read_file(dir)? {
+            Some(text) => Some(Head::decode(&text)?),
             None => None,
         };
         let sled_dir = dir.join("sled");
-        if acknowledged.is_some() && !sled_dir.join("db").is_file() {
-            return Err(damaged(dir, "its records are gone"));
+        match (acknowledged, sled_dir.join("db").is_file()) {
+            (Some(_), false) => return Err(Fault::Contents("its records are gone".into())),
+            (None, false) => make_empty(dir, &sled_dir)?,
+            (_, true) => files::remove_unfinished_snapshots(&sled_dir)?,
         }
-        files::make_private_dir(&sled_dir).map_err(io_error)?;
 
-        let fault = |fault: Fault| fault.while_opening(dir);
-        let db = open_sled(&sled_dir).map_err(fault)?;
-        let contents = guarded(|| entries::read_all(&db)).map_err(fault)?;
-        let Contents { head, records, digest } = contents;
-        let files = SledFiles::settle(&sled_dir).map_err(io_error)?;
-        let found = match head {
-            Some(bytes) => decode(dir, &bytes, "the state among its records")?,
-            // Stopped while the store was made.
-            None if acknowledged.is_none() && records.is_empty() => {
-                let (batch, head) = entries::first_batch();
-                write_sled(&db, batch).map_err(fault)?;
-                files.sync().map_err(io_error)?;
-                head
-            }
-            None => return Err(damaged(dir, "its records were emptied or replaced")),
-        };
-        if found.digest != digest {
-            return Err(damaged(dir, "records are missing, or others were put in their place"));
+        let db = open_sled(&sled_dir)?;
+        let Contents { head, records, digest } = guarded(|| entries::read_all(&db))?;
+        if head.digest != digest {
+            let why = "records are missing, or others lie in their place";
+            return Err(Fault::Contents(why.into()));
         }
-        match acknowledged {
-            Some(head) if head == found => {}
-            // Stopped between the records and the file `generation`.
-            Some(head) if found.follows(&head) => found.write_file(dir).map_err(io_error)?,
-            None if found == Head::default() => found.write_file(dir).map_err(io_error)?,
-            Some(head) => {
-                return Err(damaged(
-                    dir,
-                    &format!(
-                        "its records are of generation {}, and {} was acknowledged: an older copy was put back, or the newest part is lost",
-                        found.generation.0, head.generation.0
-                    ),
-                ));
-            }
-            None => return Err(damaged(dir, "the file generation is gone")),
+        let files = SledFiles::settle(&sled_dir)?;
+        if settle(acknowledged, head)? {
+            head.write_file(dir)?;
         }
-        Ok((Table::new(records, found.generation), Self { db, files, head: found, _lock: lock }))
+        Ok((Table::new(records, head.generation), Self { db, files, head, _lock: lock }))
     }
 
     fn has_room(&self, dir: &Path, reserve: u64) -> Result<(), StoreError> {
@@ -262,6 +236,22 @@ impl Disk {
     }
 }
 
+/// Compares the records' head with the file `generation`, and says whether the file is to follow.
+fn settle(acknowledged: Option<Head>, found: Head) -> Result<bool, Fault> {
+    match acknowledged {
+        Some(head) if head == found => Ok(false),
+        // Stopped between the records and the file.
+        Some(head) if found.follows(&head) => Ok(true),
+        Some(head) => Err(Fault::Contents(format!(
+            "its records are of generation {}, and {} was acknowledged: an older copy was put back, or the newest part is lost",
+            found.generation.0, head.generation.0
+        ))),
+        // Stopped before the file was there for the first time.
+        None if found == Head::default() => Ok(true),
+        None => Err(Fault::Contents("the file generation is gone".into())),
+    }
+}
+
 /// What goes wrong below this file.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
@@ -273,20 +263,35 @@ enum Fault {
     Io(#[from] io::Error),
     #[error("{0}")]
     Contents(String),
+    #[error("format {0} is newer than this program")]
+    Newer(u64),
+    #[error("somebody else has it open")]
+    InUse,
 }
 
 impl Fault {
-    /// As an error of opening: what the system refused is its own kind, all else is damage.
     fn while_opening(self, dir: &Path) -> StoreError {
+        let place = dir.display().to_string();
         match self {
-            // sled names what it does not like in a file with errors of its own making, and a file that is missing
-            // or too short with these two.
-            Self::Io(e) | Self::Sled(sled::Error::Io(e))
-                if e.raw_os_error().is_some() && e.kind() != io::ErrorKind::NotFound =>
+            Self::Newer(format) => StoreError::Newer { place, format },
+            Self::InUse => StoreError::InUse { place },
+            Self::Io(source) => StoreError::Io { doing: "opened", source: source.into() },
+            // Errors without a number are sled's own words for what it finds in a file.
+            Self::Sled(sled::Error::Io(source))
+                if source.raw_os_error().is_some() && source.kind() != io::ErrorKind::NotFound =>
             {
-                StoreError::Io { doing: "opened", source: e.into() }
+                StoreError::Io { doing: "opened", source: source.into() }
             }
-            fault => damaged(dir, &fault.to_string()),
+            damage => StoreError::Damaged { place, why: format!("{damage}. {WAY_BACK}") },
+        }
+    }
+}
+
+impl From<HeadError> for Fault {
+    fn from(e: HeadError) -> Self {
+        match e {
+            HeadError::Newer(format) => Self::Newer(format),
+            HeadError::Damaged => Self::Contents("its generation can't be read".into()),
         }
     }
 }
@@ -300,6 +305,18 @@ fn guarded<T>(f: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     })
 }
 
+/// Makes the records of a new store, under another name until they are whole: sled's own files are not, for a moment.
+fn make_empty(dir: &Path, sled_dir: &Path) -> Result<(), Fault> {
+    let unfinished = dir.join("sled.new");
+    files::make_new_private_dir(&unfinished)?;
+    let db = open_sled(&unfinished)?;
+    write_sled(&db, entries::first_batch())?;
+    drop(db);
+    SledFiles::settle(&unfinished)?;
+    std::fs::rename(&unfinished, sled_dir)?;
+    Ok(files::sync_dir(dir)?)
+}
+
 fn open_sled(sled_dir: &Path) -> Result<sled::Db, Fault> {
     // Nothing runs behind our back: no timed flush, and a cache that holds what a commit touches.
     let config = sled::Config::new()
@@ -311,15 +328,18 @@ fn open_sled(sled_dir: &Path) -> Result<sled::Db, Fault> {
     loop {
         match guarded(|| Ok(config.open()?)) {
             // We hold the store's own lock, so this is a store of this process that was just dropped, whose threads still end.
-            Err(Fault::Sled(sled::Error::Io(e)))
-                if tries < 100 && e.to_string().contains("could not acquire lock") =>
-            {
+            Err(Fault::Sled(sled::Error::Io(e))) if tries < 100 && lock_is_held(&e) => {
                 tries += 1;
                 thread::sleep(Duration::from_millis(10));
             }
+            Err(Fault::Sled(sled::Error::Io(e))) if lock_is_held(&e) => return Err(Fault::InUse),
             opened => return opened,
         }
     }
+}
+
+fn lock_is_held(e: &io::Error) -> bool {
+    e.to_string().contains("could not acquire lock")
 }
 
 fn write_sled(db: &sled::Db, batch: sled::Batch) -> Result<(), Fault> {
@@ -328,17 +348,6 @@ fn write_sled(db: &sled::Db, batch: sled::Batch) -> Result<(), Fault> {
         db.flush()?;
         Ok(())
     })
-}
-
-fn decode(dir: &Path, bytes: &[u8], what: &str) -> Result<Head, StoreError> {
-    Head::decode(bytes).map_err(|e| match e {
-        HeadError::Newer(format) => StoreError::Newer { place: dir.display().to_string(), format },
-        HeadError::Damaged => damaged(dir, &format!("{what} is not as it was written")),
-    })
-}
-
-fn damaged(dir: &Path, what: &str) -> StoreError {
-    StoreError::Damaged { place: dir.display().to_string(), why: format!("{what}. {WAY_BACK}") }
 }
 
 #[cfg(test)]
@@ -370,13 +379,9 @@ mod tests {
         assert_eq!(store.generation(), Version(2));
         assert!(store.get("second").await.unwrap().is_some());
         drop(store);
-        // It was settled: the file now holds the second generation, too.
-        assert!(
-            decode(dir.path(), &Head::read_file(dir.path()).unwrap().unwrap(), "")
-                .unwrap()
-                .generation
-                == Version(2)
-        );
+        // It was settled: the file has followed.
+        let text = Head::read_file(dir.path()).unwrap().unwrap();
+        assert!(matches!(Head::decode(&text), Ok(head) if head.generation == Version(2)));
     }
 
     #[tokio::test]

@@ -79,17 +79,15 @@ pub(super) fn batch(
 }
 
 /// What sled is to write when a store is made.
-pub(super) fn first_batch() -> (sled::Batch, Head) {
-    let head = Head::default();
+pub(super) fn first_batch() -> sled::Batch {
     let mut batch = sled::Batch::default();
-    batch.insert(HEAD_KEY, head.encode().as_bytes());
-    (batch, head)
+    batch.insert(HEAD_KEY, Head::default().encode().as_bytes());
+    batch
 }
 
 /// All that lies in sled.
 pub(super) struct Contents {
-    /// The head's text, unread; `None` in a store that was never finished.
-    pub(super) head: Option<Vec<u8>>,
+    pub(super) head: Head,
     pub(super) records: BTreeMap<String, Stored>,
     /// As the records are, whatever the head says.
     pub(super) digest: Digest,
@@ -107,7 +105,7 @@ pub(super) fn read_all(tree: &sled::Tree) -> Result<Contents, Fault> {
             return Err(Fault::Contents("its entries are out of order".into()));
         }
         if at == HEAD_KEY {
-            head = Some(bytes.to_vec());
+            head = Some(Head::decode(&bytes)?);
         } else if let [key @ .., 0, _] = at.as_ref()
             && let Ok(key) = std::str::from_utf8(key)
         {
@@ -117,6 +115,7 @@ pub(super) fn read_all(tree: &sled::Tree) -> Result<Contents, Fault> {
         }
         last = Some(at);
     }
+    let head = head.ok_or_else(|| Fault::Contents("its records were emptied".into()))?;
     let mut contents = Contents { head, records: BTreeMap::new(), digest: Digest::default() };
     for (key, bytes) in sealed {
         let Some((stored, seal)) = open(&key, &bytes) else {

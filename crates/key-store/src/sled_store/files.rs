@@ -10,10 +10,35 @@ pub(super) fn make_private_dir(dir: &Path) -> io::Result<()> {
     if !dir.is_dir() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         if let Some(parent) = dir.canonicalize()?.parent() {
-            File::open(parent)?.sync_all()?;
+            sync_dir(parent)?;
         }
     }
     fs::set_permissions(dir, Permissions::from_mode(0o700))
+}
+
+/// Makes a directory for something unfinished, and removes what an earlier attempt left there.
+pub(super) fn make_new_private_dir(dir: &Path) -> io::Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir)?;
+    }
+    DirBuilder::new().mode(0o700).create(dir)
+}
+
+/// Makes names that were made or removed in a directory durable.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// sled 0.34 takes a snapshot that it was killed over for the newest one, and refuses to open because
+/// it is not whole. It removes the one before only after this one has its name.
+pub(super) fn remove_unfinished_snapshots(sled_dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(sled_dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "generating") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Keeps every other process, and every other store in this one, out of `dir` until it is dropped.
@@ -61,7 +86,7 @@ fn settle_tree(dir: &Path) -> io::Result<()> {
             File::open(&path)?.sync_all()?;
         }
     }
-    File::open(dir)?.sync_all()
+    sync_dir(dir)
 }
 
 /// Bytes that may still be written on the disk below `dir`; `None` where the filesystem does not tell.

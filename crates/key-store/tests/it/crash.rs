@@ -1,6 +1,7 @@
 //! kill -9 at many moments: what was acknowledged is there, and nothing is half done.
 
 use std::env;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use key_store::SledStore;
 use kms_core::{KeyStore, StoreError};
 
-use crate::history::{assert_whole, commit};
+use crate::history::{assert_whole, commit, write_up_to};
 
 const DIR: &str = "KEY_STORE_CRASH_DIR";
 
@@ -95,4 +96,23 @@ async fn a_second_process_is_told_at_once() {
     assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
     kill(child);
     check(dir.path(), 1, Duration::ZERO).await;
+}
+
+/// What a kill while sled writes its snapshot leaves; sled alone refuses to open it.
+#[tokio::test]
+async fn an_unfinished_snapshot_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    write_up_to(&SledStore::open(dir.path()).unwrap(), 20).await;
+    fs::write(dir.path().join("sled/snap.FFFFFFFFFFFFFFFF.generating"), b"half").unwrap();
+    assert_eq!(check(dir.path(), 20, Duration::ZERO).await, 20);
+}
+
+/// What a kill while the store is made leaves.
+#[tokio::test]
+async fn the_beginning_of_a_store_is_begun_again() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("sled.new/blobs")).unwrap();
+    fs::write(dir.path().join("sled.new/conf"), b"segment_size: 524288\n").unwrap();
+    assert_eq!(check(dir.path(), 0, Duration::ZERO).await, 0);
+    assert!(!dir.path().join("sled.new").exists());
 }
