@@ -62,7 +62,7 @@ impl KmsProvider for VaultProvider {
 
         let (credential, mut findings) = prove_renewal(&vault, &token).await?;
         findings.extend(look_at_token(&token, &credential));
-        findings.extend(look_at_key(&key));
+        findings.extend(look_at_key(vault.target(), &key));
         if vault.target().is_exposed() {
             findings.push(finding(
                 "plain-http",
@@ -187,14 +187,14 @@ fn look_at_token(token: &TokenData, status: &CredentialStatus) -> Vec<Finding> {
     findings
 }
 
-fn look_at_key(key: &KeyData) -> Vec<Finding> {
+fn look_at_key(config: &VaultConfig, key: &KeyData) -> Vec<Finding> {
     let mut findings = Vec::new();
     let name = &key.name;
     if key.deletion_allowed {
         findings.push(finding(
             "key-deletable",
             format!("Vault allows the master key {name} to be deleted, and all data would be lost with it"),
-            format!("vault write <transit path>/keys/{name}/config deletion_allowed=false"),
+            format!("forbid it: vault write {}/config deletion_allowed=false", Operation::ReadKey.path(config)),
         ));
     }
     if key.exportable {

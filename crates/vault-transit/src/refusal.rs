@@ -13,7 +13,11 @@ pub(crate) fn not_permitted(config: &VaultConfig, operation: Operation) -> KmsEr
         KmsErrorKind::Denied,
         format!("the token may not {} {}", operation.capability(), operation.path(config)),
     )
-    .cure(format!("add to a policy of the token: {}", operation.grant(config)))
+    .cure(format!(
+        "add to a policy of the token: {} (coffer fs kms policy {} shows all that it needs)",
+        operation.grant(config),
+        config.master_key()
+    ))
 }
 
 /// Vault does not know the token. 1.1.5 says the same of a token that may do nothing at all.
@@ -21,8 +25,8 @@ pub(crate) fn bad_token(config: &VaultConfig, operation: Operation) -> KmsError 
     KmsError::new(
         KmsErrorKind::Denied,
         format!(
-            "Vault refuses the token: it is wrong, expired or revoked, or was made in another Vault or namespace \
-             (asked to {} {})",
+            "Vault refuses the token: it is wrong, expired or revoked, or of another Vault or namespace, or bound \
+             to other client addresses (asked to {} {})",
             operation.capability(),
             operation.path(config)
         ),
