@@ -1,6 +1,7 @@
 //! Coffer's task runner: `cargo xtask <command>`. One module for each command; it uses no crate of
 //! Coffer, so it can judge them all.
 
+mod bench;
 mod demo;
 mod deny;
 mod layers;
@@ -32,6 +33,8 @@ enum Command {
     },
     /// Run every check and test, the quick ones first
     Test(test::Arguments),
+    /// Measure Coffer beside its peers: ratios, and whether the bars are met
+    Bench(bench::Arguments),
     /// Check that each crate uses only what its layer allows
     Layers,
     /// Check dependencies: advisories, bans, licences, sources
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
     let done = workspace.and_then(|workspace| match command {
         Command::Demo { dir } => demo::run(&workspace, dir),
         Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Bench(arguments) => bench::run(&workspace, &arguments),
         Command::Layers => layers::run(&workspace),
         Command::Deny => deny::run(&workspace).map(|_| ()),
         Command::Vault { version } => vault::run(&workspace, version),

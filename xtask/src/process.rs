@@ -21,8 +21,13 @@ pub(crate) fn catch_interrupts() -> Result<()> {
 
 /// A moment's wait.
 pub(crate) fn pause() -> Result<()> {
+    pause_for(Duration::from_millis(20))
+}
+
+/// A wait of another length.
+pub(crate) fn pause_for(time: Duration) -> Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
-    sleep(Duration::from_millis(20));
+    sleep(time);
     Ok(())
 }
 
@@ -129,6 +134,13 @@ impl Background {
         let status = self.child.wait()?;
         ensure!(status.success(), "ended with {status}; {}", tail(&self.log));
         Ok(())
+    }
+
+    /// Whether it still runs; an end in failure is an error.
+    pub(crate) fn is_running(&mut self) -> Result<bool> {
+        let Some(status) = self.child.0.try_wait()? else { return Ok(true) };
+        ensure!(status.success(), "ended with {status}; {}", tail(&self.log));
+        Ok(false)
     }
 
     /// Waits until what it serves answers.

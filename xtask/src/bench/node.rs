@@ -1,0 +1,156 @@
+//! A node of the release build, and the commands of its command line.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::process::{self, Background};
+
+/// Where a node lives, over its restarts.
+pub(super) struct Place {
+    program: PathBuf,
+    folder: PathBuf,
+    /// Not below `folder`, whose path may be too long for a socket (108 bytes, unix(7)).
+    sockets: tempfile::TempDir,
+}
+
+impl Place {
+    /// An empty one.
+    pub(super) fn new(program: &Path, folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let config = "log_format = \"json\"\n";
+        fs::write(folder.join("config.toml"), config)?;
+        let sockets = tempfile::Builder::new().prefix("coffer-bench-").tempdir()?;
+        Ok(Self { program: program.to_owned(), folder: folder.to_owned(), sockets })
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.sockets.path().join("node")
+    }
+
+    pub(super) fn state_dir(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// A command that asks the node.
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("COFFER_SOCKET", self.socket());
+        command
+    }
+
+    /// Runs a command that must succeed. What it says is shown only if it does not.
+    pub(super) fn coffer(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.command(arguments).output()?;
+        ensure!(
+            output.status.success(),
+            "{}: {}: {}",
+            process::show(&self.command(arguments)),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// A running node; it ends with this value.
+pub(super) struct Node {
+    serve: Background,
+    log: PathBuf,
+    /// From before the process was started to the first answer.
+    pub(super) answered_after: Duration,
+}
+
+impl Node {
+    /// Starts it and waits until it answers.
+    pub(super) fn start(place: &Place) -> Result<Self> {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let log = place.path("node.log");
+        let mut command = place.command(&["serve"]);
+        command.arg("--state-dir").arg(place.state_dir());
+        command.arg("--config").arg(place.path("config.toml"));
+        command.env("RUST_LOG", "info");
+        let began = Instant::now();
+        let mut serve = Background::start(&mut command, &log)?;
+        while !answers(&place.socket()) {
+            ensure!(serve.is_running().context("coffer serve")?, "coffer serve has ended");
+            ensure!(began.elapsed() < PATIENCE, "coffer serve does not answer");
+            process::pause_for(Duration::from_millis(1))?;
+        }
+        Ok(Self { serve, log, answered_after: began.elapsed() })
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.serve.id()
+    }
+
+    /// Waits until it has unlocked so many filesystems, and answers how long the KMS took for that.
+    pub(super) fn wait_for_unlock(&mut self, filesystems: u64) -> Result<Duration> {
+        const PATIENCE: Duration = Duration::from_secs(120);
+        let began = Instant::now();
+        loop {
+            let (opened, took) = unlocked(&fs::read_to_string(&self.log)?);
+            if opened >= filesystems {
+                return Ok(took);
+            }
+            ensure!(self.serve.is_running().context("coffer serve")?, "coffer serve has ended");
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "coffer serve opened {opened} of {filesystems} filesystems"
+            );
+            process::pause()?;
+        }
+    }
+}
+
+/// One request over the socket; nothing is spawned for it, so that starts can be timed.
+fn answers(socket: &Path) -> bool {
+    const REQUEST: &[u8] = b"GET /v1/status HTTP/1.1\r\nHost: coffer\r\nConnection: close\r\n\r\n";
+    const GOOD: &[u8] = b"HTTP/1.1 200";
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(REQUEST)?;
+        let mut start = [0; GOOD.len()];
+        stream.read_exact(&mut start)?;
+        Ok(start == GOOD)
+    };
+    ask().unwrap_or(false)
+}
+
+/// How many filesystems a node's log says it opened, and the KMS's part of that time: one line of JSON
+/// for each round.
+fn unlocked(log: &str) -> (u64, Duration) {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let rounds = lines.filter(|line| line["fields"]["message"] == "unlocked filesystems");
+    let (mut opened, mut milliseconds) = (0, 0);
+    for round in rounds {
+        opened += round["fields"]["opened"].as_u64().unwrap_or_default();
+        milliseconds += round["fields"]["kms_ms"].as_u64().unwrap_or_default();
+    }
+    (opened, Duration::from_millis(milliseconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unlock_rounds_are_read_from_the_log() {
+        let log = r#"{"fields":{"message":"the node is up"}}
+            {"fields":{"message":"unlocked filesystems","filesystems":3,"opened":2,"kms_ms":7}}
+            {"fields":{"message":"unlocked filesystems","filesystems":1,"opened":1,"kms_ms":4}}
+            {"fields":{"message":"unlocked fi"#;
+        assert_eq!(unlocked(log), (3, Duration::from_millis(11)));
+    }
+}
