@@ -552,8 +552,11 @@ where
             }
             return Ok(true);
         };
-        // Not before the level is known to have a next entry: a checkpoint names it.
-        self.pause(None)?;
+        // Not before the level is known to have a next entry, which a checkpoint names; and not on
+        // the way down to where a stopped job goes on, so that each run comes further.
+        if skip.is_empty() {
+            self.pause(None)?;
+        }
         match sys::stat(&pair.from.fd, &raw).doing("read") {
             Err(fault) => self.copy.trouble(&pair, &raw, fault),
             Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {

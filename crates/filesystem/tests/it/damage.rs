@@ -93,7 +93,8 @@ fn a_flipped_byte_anywhere() {
     let whole = fs::read(&path).unwrap();
     let len = backing_len(LARGE);
     // The header's open part and salt, tag pages, blocks of each group, the last byte.
-    for at in [0, 9, 50, 300, 400, 4095, 4096, 70_000, 262_144, 262_145, 300_000, 530_000, len - 1] {
+    for at in [0, 9, 50, 300, 400, 4095, 4096, 70_000, 262_144, 262_145, 300_000, 530_000, len - 1]
+    {
         flip(&path, at);
         let problem = case.finds("dir/large", &path);
         assert!(!problem.reason.is_empty());
@@ -129,7 +130,10 @@ fn swapped_blocks_zeroed_blocks_and_groups() {
     }
     fs::write(&path, &swapped).unwrap();
     let problem = case.finds("dir/large", &path);
-    assert!(problem.reason.contains("block 0") && problem.reason.contains("block 2"), "{problem:?}");
+    assert!(
+        problem.reason.contains("block 0") && problem.reason.contains("block 2"),
+        "{problem:?}"
+    );
 
     for (at, len) in [
         (PAGE as u64, PAGE),
@@ -363,8 +367,7 @@ fn a_sparse_file_s_holes_are_authentic() {
         let report = filesystem.verify(false, &Watch::default()).unwrap();
         assert_eq!(report.problems.len(), 1, "at {at}: {:?}", report.problems);
         assert_eq!(report.problems[0].kind, ProblemKind::Damaged);
-        let report =
-            filesystem.export(&home.path("target"), None, &Watch::default()).unwrap();
+        let report = filesystem.export(&home.path("target"), None, &Watch::default()).unwrap();
         assert_eq!(report.problems.len(), 1, "at {at}: {:?}", report.problems);
         fs::remove_dir_all(home.path("target")).unwrap();
         fs::write(&path, &whole).unwrap();

@@ -142,11 +142,8 @@ fn remove_takes_ours_and_leaves_what_is_not() {
 fn the_holder_lists_replaces_and_refuses() {
     let home = Home::new();
     let filesystem = home.create();
-    let site = FilesystemSite {
-        name: "test".into(),
-        key_id: home.key.id(),
-        backing: home.backing(),
-    };
+    let site =
+        FilesystemSite { name: "test".into(), key_id: home.key.id(), backing: home.backing() };
     let copies = ready(BackingHeaders.list(&site)).unwrap();
     let [copy] = &copies[..] else { panic!("{copies:?}") };
     assert!(copy.location.ends_with("backing/coffer.key") && !copy.uploaded);

@@ -75,7 +75,10 @@ fn nothing_readable_lies_in_the_backing() {
             assert!(!contains(&list[..len], b"secret"));
         }
     }
-    assert!(looked_at >= 7, "records, side file, link record, two files, header, lock: {looked_at}");
+    assert!(
+        looked_at >= 7,
+        "records, side file, link record, two files, header, lock: {looked_at}"
+    );
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
@@ -176,8 +179,7 @@ fn a_file_that_changes_while_it_is_read_is_reported_and_not_taken() {
         }
     }
     let filesystem = home.create();
-    let report =
-        filesystem.import(&source, None, &Writer(&source, Watch::default())).unwrap();
+    let report = filesystem.import(&source, None, &Writer(&source, Watch::default())).unwrap();
     assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
     assert_eq!(report.problems[0].kind, ProblemKind::Changed);
     assert_eq!(report.problems[0].path, Path::new("log"));
@@ -193,7 +195,8 @@ fn a_listing_tells_sizes_targets_and_times() {
     let long = "n".repeat(255);
     fs::create_dir_all(source.join(&long)).unwrap();
     fs::write(source.join(&long).join("file"), vec![0; 300_000]).unwrap();
-    fs::set_permissions(source.join(&long).join("file"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(source.join(&long).join("file"), fs::Permissions::from_mode(0o640))
+        .unwrap();
     std::os::unix::fs::symlink("there", source.join(&long).join("link")).unwrap();
     let filesystem = home.create();
     import(&filesystem, &source);

@@ -23,6 +23,12 @@ impl Home {
         Self { dir, key: Arc::new(FilesystemKey::generate().unwrap()) }
     }
 
+    /// Where a sync costs nothing: for tests that stop a job often, and each stop syncs.
+    pub(crate) fn in_memory() -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        Self { dir, ..Self::new() }
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -86,7 +92,12 @@ pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
             } else if kind.is_file() {
                 found.push(entry.path());
             } else {
-                assert!(kind.is_symlink() || kind.is_fifo() || kind.is_char_device() || kind.is_block_device());
+                assert!(
+                    kind.is_symlink()
+                        || kind.is_fifo()
+                        || kind.is_char_device()
+                        || kind.is_block_device()
+                );
             }
         }
     }
@@ -145,5 +156,8 @@ pub(crate) fn assert_equal_trees(left: &Path, right: &Path) {
 
 pub(crate) fn needs_root() {
     let root = rustix::process::geteuid().is_root();
-    assert!(root, "this test needs root: run it as root (or in a user namespace with its own root)");
+    assert!(
+        root,
+        "this test needs root: run it as root (or in a user namespace with its own root)"
+    );
 }
