@@ -111,28 +111,28 @@ impl VaultKms {
         if answer.status != StatusCode::FORBIDDEN {
             return refusal::refused(self.target(), operation, status, &errors);
         }
-        if errors.iter().any(|e| e.contains("invalid token"))
-            || !self.token_is_alive(operation).await
-        {
-            return refusal::bad_token(self.target(), operation);
+        // OpenBao and 1.1.5 don't say that much.
+        let known = !errors.iter().any(|e| e.contains("invalid token"));
+        match if known { self.token_is_alive(operation).await } else { Ok(false) } {
+            Ok(true) => refusal::not_permitted(self.target(), operation),
+            Ok(false) => refusal::bad_token(self.target(), operation),
+            Err(e) => e,
         }
-        refusal::not_permitted(self.target(), operation)
     }
 
     /// Tells a token that lacks a permission from one that Vault does not know: to both, Vault says "permission
     /// denied". Whatever else the token may do shows that it is alive.
-    async fn token_is_alive(&self, denied: Operation) -> bool {
+    async fn token_is_alive(&self, denied: Operation) -> Result<bool, KmsError> {
         for other in [Operation::LookupSelf, Operation::ReadKey] {
             if other == denied {
                 continue;
             }
-            match self.client.send(other, Bytes::new()).await {
-                Ok(answer) if answer.status.is_success() => return true,
-                Ok(answer) if answer.status == StatusCode::NOT_FOUND => return true,
-                _ => {}
+            let status = self.client.send(other, Bytes::new()).await?.status;
+            if status.is_success() || status == StatusCode::NOT_FOUND {
+                return Ok(true);
             }
         }
-        false
+        Ok(false)
     }
 
     /// Sends `items` in batches, several at once, and puts the answers together in order.
@@ -159,7 +159,7 @@ impl VaultKms {
         Ok(answers.into_iter().flatten().collect())
     }
 
-    /// The answers to each of `asked` items. They come with status 200, or, from newer Vaults, 400 if an item failed.
+    /// The answers to each of `asked` items, whatever the status: see [`Batch`].
     async fn batch_answers<'a>(
         &self,
         operation: Operation,
@@ -221,8 +221,8 @@ impl Kms for VaultKms {
         self.read_key().await.map(describe)
     }
 
-    /// Looks the token up. If it does not show in that whether the token is periodic, the first call
-    /// renews the token to learn it.
+    /// Looks the token up. If that does not show whether it is periodic, the first call renews it to
+    /// learn it: see [`VaultKms::renew_token`].
     async fn credential(&self) -> Result<CredentialStatus, KmsError> {
         let token = self.look_up_token().await?;
         let known = self.periodic.lock().unwrap_or_else(PoisonError::into_inner).is_some();

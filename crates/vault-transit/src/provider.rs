@@ -20,6 +20,20 @@ use crate::wire::{KeyData, TokenData};
 /// Makes [`Kms`]s over Vault's transit engine. Holds nothing but [`Limits`]; one serves any number of configurations.
 ///
 /// What a configuration may say is in [`VaultConfig`]; the credential is a [`Credential::Token`].
+///
+/// A proof's [`Finding`]s have these codes:
+///
+/// | code | what will hurt |
+/// |---|---|
+/// | `token-is-root` | the token may do everything in Vault |
+/// | `token-not-renewable`, `token-may-not-renew` | it ends, by its nature or for lack of a permission |
+/// | `token-not-periodic` | it can be renewed up to a maximum only |
+/// | `token-expires-soon` | it ends within a day, and no renewal will help for ever |
+/// | `token-not-orphan` | it ends with the token that made it |
+/// | `token-uses-limited` | it ends after a number of uses |
+/// | `key-deletable` | who may delete the master key can destroy all data |
+/// | `key-exportable`, `key-backup-in-clear` | the master key can leave Vault |
+/// | `plain-http` | token and keys cross a network readable |
 #[derive(Debug, Clone, Copy, Default)]
 pub struct VaultProvider {
     limits: Limits,

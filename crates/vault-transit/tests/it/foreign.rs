@@ -184,6 +184,18 @@ async fn a_web_page_is_not_a_vault() {
     }
 }
 
+/// Whether the token or a permission is at fault takes a second request; if that fails, neither is blamed.
+#[tokio::test]
+async fn no_token_is_blamed_for_a_server_that_breaks() {
+    let server = MockServer::start().await;
+    let denied =
+        ResponseTemplate::new(403).set_body_json(json!({ "errors": ["permission denied"] }));
+    answers(&server, KEY, denied).await;
+    answers(&server, LOOKUP, ResponseTemplate::new(502)).await;
+    let error = open(&config(&server.uri(), "k"), TOKEN).master_key().await.unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::Unreachable, "{error}");
+}
+
 #[tokio::test]
 async fn other_json_is_not_a_vaults() {
     let server = MockServer::start().await;
