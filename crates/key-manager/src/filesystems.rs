@@ -58,11 +58,11 @@ impl KeyManager {
         allow_no_kms: bool,
     ) -> Result<Created, Error> {
         let _act = self.begin_act().await;
-        self.check_backing(&backing).await?;
         let fs_key = records::fs_key(&name);
         if self.store().get(&fs_key).await?.is_some() {
             return Err(Error::Exists { what: format!("the filesystem {name}") });
         }
+        self.check_backing(&backing).await?;
         let pointer = self.store().get(records::CURRENT).await?;
         let config = match self.current().await? {
             Some((_, config)) => config,

@@ -80,5 +80,5 @@ fn no_node_answers() {
 
 /// clap's own refusal and the node's both end with 2 and say what to do.
 fn wrong_usage(answer: &Answer) -> bool {
-    answer.code == 2 && answer.stderr.starts_with("error: ")
+    answer.code == 2 && answer.stderr.contains("error: ")
 }

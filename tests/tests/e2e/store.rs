@@ -108,7 +108,7 @@ fn a_store_that_is_emptied_damaged_or_older_is_refused_and_rebuilt() {
         hurt.wait_for_state("home", "unlocked");
         hurt.wait_for_state("second", "unlocked");
         hurt.ok(&["fs", "export", "home", target.to_str().unwrap()]);
-        assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new(), "{what}");
+        assert_same_files(&source, &target);
         node.stop();
     }
 }
@@ -134,6 +134,12 @@ fn a_whole_older_state_directory_is_noticed() {
     let _node = place.start();
     let shown = place.wait_for_state("home", "locked");
     assert!(shown["problem"].to_string().contains("older store"), "{shown}");
+}
+
+/// Without access times: the copies that this test makes of backing directories read, and so touch, the originals.
+fn assert_same_files(left: &Path, right: &Path) {
+    let diff = std::process::Command::new("diff").arg("-r").args([left, right]).output().unwrap();
+    assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {

@@ -19,10 +19,14 @@ fn the_set_up_of_the_guide_leads_to_the_main_job() {
     let node = place.start();
     let coffer = coffer_tests::node::program();
     let script = blocks.join("\n");
+    // Whatever the program's file is called, the guide calls it `vault`.
+    let bin = place.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(&program, bin.join("vault")).unwrap();
     let ran = Command::new("bash")
         .args(["-euo", "pipefail", "-c", &script])
         .current_dir(place.path(""))
-        .env("PATH", path_with(&[program.parent().unwrap(), coffer.parent().unwrap()]))
+        .env("PATH", path_with(&[&bin, coffer.parent().unwrap()]))
         .env("HOME", place.path(""))
         .env("VAULT_ADDR", server.url())
         .env("VAULT_TOKEN", VaultServer::ROOT_TOKEN)
