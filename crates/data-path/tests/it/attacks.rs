@@ -140,9 +140,10 @@ fn a_file_of_another_filesystem() {
 
 #[test]
 fn cut_and_extended_at_every_boundary() {
-    for hole in [|_| false, sparse] {
-        let image = write(&ours(), &plain(SPARSE_LEN), hole);
-        for len in (0..image.len() + 3 * GROUP).step_by(PAGE / 4).flat_map(|len| [len, len + 1]) {
+    // With a last block that is whole, only the sealed size tells that a hole was appended.
+    for (len, holes) in [(SPARSE_LEN, false), (SPARSE_LEN, true), (130 * PAGE, true)] {
+        let image = write(&ours(), &plain(len), |block| holes && sparse(block));
+        for len in (0..image.len() + 3 * GROUP).step_by(PAGE / 2).flat_map(|len| [len, len + 1]) {
             let mut altered = image.clone();
             altered.resize(len, 0);
             if len != image.len() {
@@ -150,6 +151,20 @@ fn cut_and_extended_at_every_boundary() {
             }
         }
     }
+}
+
+#[test]
+fn cut_after_it_was_opened() {
+    let image = write(&ours(), &plain(SPARSE_LEN), sparse);
+    let file = ours().open_file(&image, image.len() as u64).unwrap();
+    let damage = |pages: usize| {
+        let opened = file.open_group(0, &mut image[..pages * PAGE].to_vec()).unwrap();
+        opened.damage().collect::<Vec<_>>()
+    };
+    assert_eq!(damage(64), []);
+    assert_eq!(damage(63), [FormatError::HoleMap(0)]);
+    let lost = [FormatError::Block(60), FormatError::Block(61), FormatError::HoleMap(0)];
+    assert_eq!(damage(61), lost);
 }
 
 #[test]

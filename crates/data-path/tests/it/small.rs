@@ -2,10 +2,13 @@
 
 use std::collections::HashSet;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use data_path::{
     Backend, BackingEntry, DirId, FileId, FilesystemKeys, FormatError, XattrOwner, dir, symlink,
 };
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::image::keys;
 
@@ -83,6 +86,16 @@ fn every_byte_of_a_name_and_its_side_file_counts() {
         assert_eq!(refused, Err(FormatError::NameFile));
     }
     assert_eq!(keys.open_name(DIR, long.name.as_bytes(), None), Err(FormatError::NameFile));
+}
+
+/// Somebody without a key could otherwise give an entry a second backing name.
+#[test]
+fn a_short_name_in_the_form_of_a_long_one_is_refused() {
+    let keys = ours();
+    let short = keys.seal_name(DIR, b"report.txt").unwrap().name;
+    let sealed = URL_SAFE_NO_PAD.decode(&short[1..]).unwrap();
+    let long = format!("l{}", URL_SAFE_NO_PAD.encode(Sha256::digest(&sealed)));
+    assert_eq!(keys.open_name(DIR, long.as_bytes(), Some(&sealed)), Err(FormatError::Name));
 }
 
 #[test]
