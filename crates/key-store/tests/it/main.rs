@@ -4,4 +4,5 @@ mod contract;
 mod crash;
 mod damage;
 mod history;
+mod power_cut;
 mod private;
