@@ -140,10 +140,10 @@ impl Kms {
         let role = format!("auth/token/roles/{key}");
         self.act(
             shell,
-            &["write", &role, &format!("allowed_policies={key}"), "period=768h"],
+            &["write", &role, &format!("allowed_policies={key}"), "period=768h", "orphan=true"],
             "POST",
             &role,
-            json!({"allowed_policies": key, "period": "768h"}),
+            json!({"allowed_policies": key, "period": "768h", "orphan": true}),
         )?;
         self.token(shell)
     }

@@ -92,8 +92,7 @@ impl Demo<'_> {
         let node = Node::start(shell, self.folder)?;
         shell.coffer(&["status"])?;
 
-        shell
-            .step("Set the KMS up: transit, a master key, a policy with the least rights, a token");
+        shell.step("Set the KMS up: transit, a master key, the least of policies, a token");
         kms.set_up(shell)?;
 
         shell.step("Give the node its KMS: everything is proved before anything is stored");
@@ -142,22 +141,7 @@ impl Demo<'_> {
         );
 
         let node = if kms.can_be_stopped() {
-            shell.step(
-                "Restart while the KMS is away: locked, with the reason, and open when it returns",
-            );
-            kms.stop(shell);
-            let node = node.restart(shell)?;
-            shell.coffer(&["fs", "list"])?;
-            shell
-                .coffer_refuses(&["fs", "ls", FILESYSTEMS[0]], &[Exit::Unreachable, Exit::State])?;
-            ensure!(
-                self.states()?.iter().all(|state| state != "unlocked"),
-                "a key came without KMS"
-            );
-            kms.come_back(shell)?;
-            self.wait_until_open()?;
-            shell.coffer(&["fs", "list"])?;
-            node
+            self.restart_without_kms(node, kms)?
         } else {
             shell.note("(the KMS is yours, so this demo does not stop it)");
             node
@@ -186,7 +170,7 @@ impl Demo<'_> {
         let shell = &self.shell;
         let backing = self.backing(FILESYSTEMS[0]);
         shell.note(&format!("some of what lies in {}:", backing.display()));
-        for entry in WalkDir::new(&backing).min_depth(1).into_iter().take(SAMPLE) {
+        for entry in WalkDir::new(&backing).min_depth(2).max_depth(2).into_iter().take(SAMPLE) {
             shell.note(&format!("  {}", entry?.path().strip_prefix(&backing)?.display()));
         }
         let traces = Traces::of(&self.source)?;
@@ -195,7 +179,7 @@ impl Demo<'_> {
         let hidden = traces.search(&backing)?;
         shell.note(&format!("in {}: {plain}", self.source.display()));
         shell.note(&format!("in {}: {hidden}", backing.display()));
-        ensure!(plain.names > 0, "the search finds nothing in the plain tree: it proves nothing");
+        ensure!(!plain.is_clean(), "the search finds nothing in the plain tree: it proves nothing");
         ensure!(hidden.is_clean(), "the backing directory shows what it must hide");
         Ok(())
     }
@@ -209,18 +193,26 @@ impl Demo<'_> {
         Ok(())
     }
 
+    fn restart_without_kms(&self, node: Node, kms: &mut Kms) -> Result<Node> {
+        let shell = &self.shell;
+        shell.step("Restart while the KMS is away: locked, with the reason, until it returns");
+        kms.stop(shell);
+        let node = node.restart(shell)?;
+        self.wait_until("held up", |fs| fs["problem"]["code"] == "kms-unreachable")?;
+        shell.coffer(&["fs", "list"])?;
+        shell.coffer_refuses(&["fs", "ls", FILESYSTEMS[0]], &[Exit::Unreachable, Exit::State])?;
+        kms.come_back(shell)?;
+        self.wait_until_open()?;
+        shell.coffer(&["fs", "list"])?;
+        Ok(node)
+    }
+
     fn filesystems(&self) -> Result<Vec<Value>> {
         let mut answer = self.shell.coffer_json(&["fs", "list"])?;
         match answer["filesystems"].take() {
             Value::Array(filesystems) => Ok(filesystems),
             _ => bail!("`coffer fs list --json` lists no filesystems: {answer}"),
         }
-    }
-
-    fn states(&self) -> Result<Vec<String>> {
-        let filesystems = self.filesystems()?;
-        let states = filesystems.iter().map(|fs| fs["state"].as_str().map(str::to_owned));
-        states.collect::<Option<_>>().context("a filesystem without a state")
     }
 
     fn versions(&self) -> Result<Vec<u64>> {
@@ -230,16 +222,19 @@ impl Demo<'_> {
     }
 
     fn wait_until_open(&self) -> Result<()> {
+        self.wait_until("open", |fs| fs["state"] == "unlocked")
+    }
+
+    fn wait_until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(60);
         let began = Instant::now();
-        while self.states()?.iter().any(|state| state != "unlocked") {
-            ensure!(
-                began.elapsed() < PATIENCE,
-                "filesystems stay locked: {:?}",
-                self.filesystems()?
-            );
+        loop {
+            let filesystems = self.filesystems()?;
+            if filesystems.len() == FILESYSTEMS.len() && filesystems.iter().all(&holds) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < PATIENCE, "not all are {what}: {filesystems:?}");
             process::pause()?;
         }
-        Ok(())
     }
 }

@@ -11,8 +11,11 @@ use aho_corasick::AhoCorasick;
 use anyhow::Result;
 use walkdir::WalkDir;
 
-/// Shorter names and lines turn up in random bytes by chance.
-const SHORTEST: usize = 8;
+/// Shorter names turn up by chance, or are words that a header has too.
+const SHORTEST: usize = 10;
+
+/// What Coffer's own files in a backing directory are called begins so.
+const OWN: &[u8] = b"coffer.";
 
 /// Names and lines by which a tree can be known.
 pub(super) struct Traces {
@@ -25,21 +28,22 @@ pub(super) struct Traces {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
     /// Names that contain the name of a file of the tree.
-    pub(super) names: usize,
+    names: usize,
     /// Files that contain a name or a line of the tree.
     files: usize,
     searched: usize,
 }
 
 impl Traces {
-    /// Takes every name of the tree and from each file a telling line.
+    /// Takes every long name of the tree and from each file a telling line.
     pub(super) fn of(tree: &Path) -> Result<Self> {
         let mut names = BTreeSet::new();
         let mut lines = BTreeSet::new();
         for entry in WalkDir::new(tree).min_depth(1) {
             let entry = entry?;
-            if entry.file_name().len() >= SHORTEST {
-                names.insert(entry.file_name().as_bytes().to_vec());
+            let name = entry.file_name().as_bytes();
+            if name.len() >= SHORTEST && !name.starts_with(OWN) {
+                names.insert(name.to_vec());
             }
             if entry.file_type().is_file() {
                 lines.extend(telling_line(&fs::read(entry.path())?));
