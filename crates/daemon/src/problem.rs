@@ -15,6 +15,11 @@ pub fn of_keys(title: impl Into<String>, error: &Error) -> Problem {
         Some(why) => why.to_owned(),
         None => detail,
     };
+    if let Error::Volume { source, .. } = error
+        && let Some(reason) = source.downcast_ref::<filesystem::Error>()
+    {
+        return of_filesystem(title, reason);
+    }
     let problem = Problem::new(exit(error.class()), error.code(), title, detail);
     let problem = match error.class() {
         Class::Unknown => problem.with_status(404),

@@ -1,0 +1,99 @@
+//! A filesystem's life over the API.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use testkit::tree;
+
+use crate::world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn made_filled_listed_emptied_and_deleted() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let (source, target) = (world.path("source"), world.path("target"));
+    tree::small_files(&source, 20).unwrap();
+    let made = node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    assert_eq!((&made["state"], &made["exposed"]), (&json!("unlocked"), &json!(false)), "{made}");
+    assert_eq!(made["wrapped_by"], json!({"kind": "vault", "master_key": "k", "version": 1}));
+    assert!(world.path("state/filesystems/home/coffer.key").is_file());
+
+    let import = json!({"source": source});
+    let job = node.post("/v1/filesystems/home/import", &import).await;
+    let job = node.ended(&job).await;
+    assert_eq!((&job["state"], &job["resumed"]), (&json!("done"), &json!(false)), "{job}");
+    let listed = node.get("/v1/filesystems/home/ls?path=directory-0000&limit=3").await;
+    assert_eq!(listed["entries"].as_array().unwrap().len(), 3, "{listed}");
+    let after = listed["next"].as_str().unwrap();
+    let rest =
+        node.get(&format!("/v1/filesystems/home/ls?path=directory-0000&after={after}")).await;
+    assert_eq!(rest["entries"].as_array().unwrap().len(), 17, "{rest}");
+
+    let job = node.post("/v1/filesystems/home/verify", &json!({})).await;
+    assert_eq!(node.ended(&job).await["state"], "done");
+    let job = node.post("/v1/filesystems/home/export", &json!({"target": target})).await;
+    assert_eq!(node.ended(&job).await["state"], "done");
+    let file = "directory-0000/file-000001.txt";
+    assert_eq!(fs::read(source.join(file)).unwrap(), fs::read(target.join(file)).unwrap());
+
+    node.refused(409, "DELETE", "/v1/kms?allow_downgrade=false", &Value::Null).await;
+    let deleted = node.ok("DELETE", "/v1/filesystems/home", &Value::Null).await;
+    assert_eq!(deleted["remaining"], json!([]), "{deleted}");
+    assert!(!world.path("state/filesystems/home").exists());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_state_does_not_allow_changes_nothing() {
+    let world = World::new();
+    let node = world.start().await;
+    let create = json!({"name": "home"});
+    let refused = node.refused(409, "POST", "/v1/filesystems", &create).await;
+    assert_eq!((&refused["code"], &refused["exit"]), (&json!("no-kms"), &json!("state")));
+    let local = json!({"name": "home", "allow_no_kms": true});
+    assert_eq!(node.post("/v1/filesystems", &local).await["exposed"], true);
+    assert_eq!(node.refused(409, "POST", "/v1/filesystems", &local).await["code"], "exists");
+    for bad in ["", "..", "a/b", "a\nb", &"x".repeat(300)] {
+        let bad = json!({"name": bad, "allow_no_kms": true});
+        assert_eq!(node.refused(400, "POST", "/v1/filesystems", &bad).await["exit"], "usage");
+    }
+    let relative = json!({"source": "somewhere"});
+    node.refused(400, "POST", "/v1/filesystems/home/import", &relative).await;
+    // A directory that holds something else is not taken, and stays as it is.
+    let other = world.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("precious"), "x").unwrap();
+    let taken = json!({"name": "two", "allow_no_kms": true, "backing": other});
+    let refused = node.refused(409, "POST", "/v1/filesystems", &taken).await;
+    assert_eq!((&refused["code"], &refused["exit"]), (&json!("filesystem-unfit"), &json!("state")));
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+    let all = node.get("/v1/filesystems").await;
+    assert_eq!(all["filesystems"].as_array().unwrap().len(), 1, "{all}");
+    assert_eq!(node.get("/v1/status").await["filesystems"]["exposed"], 1);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_one_stays_locked_over_a_restart() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for name in ["a", "b", "c"] {
+        node.post("/v1/filesystems", &json!({"name": name})).await;
+    }
+    assert_eq!(node.post("/v1/filesystems/b/lock", &json!({})).await["state"], "locked");
+    node.stop().await;
+    let node = world.start().await;
+    node.until("/v1/status", |status| status["filesystems"]["unlocked"] == 2).await;
+    let locked = node.get("/v1/filesystems/b").await;
+    assert_eq!(locked["problem"]["code"], "locked-by-admin", "{locked}");
+    let refused = node.refused(409, "GET", "/v1/filesystems/b/ls", &Value::Null).await;
+    assert_eq!(refused["exit"], "state");
+    assert_eq!(node.post("/v1/filesystems/b/unlock", &Value::Null).await["state"], "unlocked");
+    node.get("/v1/filesystems/b/ls").await;
+    let page = node.get("/v1/filesystems?limit=2").await;
+    assert_eq!(page["next"], "b", "{page}");
+    let rest = node.get("/v1/filesystems?after=b").await;
+    assert_eq!(rest["filesystems"].as_array().unwrap().len(), 1, "{rest}");
+    assert_eq!(rest["next"], Value::Null);
+    node.stop().await;
+}

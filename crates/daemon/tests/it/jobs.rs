@@ -1,0 +1,113 @@
+//! Jobs: stopped, taken up by the same command and by the next node, one at a time, and what they could not do.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+
+use serde_json::{Value, json};
+use testkit::tree;
+
+use crate::world::{Running, World};
+
+async fn started(world: &World, node: &Running, size: usize) -> Value {
+    let source = world.path("source");
+    tree::small_files(&source, 10).unwrap();
+    fs::write(source.join("large"), tree::noise(1, size)).unwrap();
+    node.post("/v1/filesystems", &json!({"name": "home", "allow_no_kms": true})).await;
+    node.post("/v1/filesystems/home/import", &json!({"source": source})).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_command_takes_a_stopped_job_up() {
+    let world = World::new();
+    let node = world.start().await;
+    let job = started(&world, &node, 192 << 20).await;
+    let again = json!({"source": world.path("source")});
+    let same = node.post("/v1/filesystems/home/import", &again).await;
+    assert_eq!(same["id"], job["id"], "the one that runs is answered");
+    let other = json!({"target": world.path("target")});
+    let busy = node.refused(409, "POST", "/v1/filesystems/home/export", &other).await;
+    assert_eq!(busy["code"], "busy");
+    node.refused(409, "POST", "/v1/filesystems/home/lock", &json!({})).await;
+    node.refused(409, "DELETE", "/v1/filesystems/home", &Value::Null).await;
+
+    let path = format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap());
+    assert_eq!(node.post(&path, &Value::Null).await["state"], "stopping");
+    assert_eq!(node.ended(&job).await["state"], "stopped");
+    let resumed = node.post("/v1/filesystems/home/import", &again).await;
+    assert_eq!((&resumed["id"], &resumed["resumed"]), (&job["id"], &json!(true)));
+    assert_eq!(node.ended(&resumed).await["state"], "done");
+    node.refused(409, "POST", &path, &Value::Null).await;
+    // What has ended well is a new job when it is asked for again.
+    let anew = node.post("/v1/filesystems/home/import", &again).await;
+    assert_ne!(anew["id"], job["id"]);
+    assert_eq!(node.ended(&anew).await["state"], "done");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_node_takes_up_what_was_running() {
+    let world = World::new();
+    let node = world.start().await;
+    let job = started(&world, &node, 192 << 20).await;
+    node.stop().await;
+    let node = world.start().await;
+    let ended = node.ended(&job).await;
+    assert_eq!((&ended["state"], &ended["resumed"]), (&json!("done"), &json!(true)), "{ended}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forced_lock_stops_the_job() {
+    let world = World::new();
+    let node = world.start().await;
+    let job = started(&world, &node, 192 << 20).await;
+    let locked = node.post("/v1/filesystems/home/lock", &json!({"force": true})).await;
+    assert_eq!(locked["state"], "locked");
+    assert_eq!(node.ended(&job).await["state"], "stopped");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_done_is_named_also_after_a_restart() {
+    let world = World::new();
+    let node = world.start().await;
+    let job = started(&world, &node, 1 << 20).await;
+    node.ended(&job).await;
+    let backing = world.path("state/filesystems/home/root");
+    let largest = fs::read_dir(&backing)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .max_by_key(|entry| entry.metadata().unwrap().len())
+        .unwrap();
+    let mut bytes = fs::read(largest.path()).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(largest.path(), bytes).unwrap();
+    let job = node.post("/v1/filesystems/home/verify", &json!({})).await;
+    let ended = node.ended(&job).await;
+    assert_eq!(
+        (&ended["state"], &ended["problem"]["exit"]),
+        (&json!("partly"), &json!("not-authentic"))
+    );
+    assert_eq!(ended["damage"][0]["path"], "large", "{ended}");
+    let ciphertext = ended["damage"][0]["ciphertext"].as_str().unwrap();
+    assert!(ciphertext.ends_with(largest.file_name().to_str().unwrap()), "{ended}");
+    let report = ended["report"].as_str().unwrap();
+    assert!(fs::read_to_string(report).unwrap().contains("\"large\""));
+    node.stop().await;
+    let node = world.start().await;
+    assert_eq!(node.ended(&job).await, ended);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_no_harm_is_named_and_no_failure() {
+    let world = World::new();
+    let node = world.start().await;
+    fs::create_dir(world.path("source")).unwrap();
+    let _socket = UnixListener::bind(world.path("source/socket")).unwrap();
+    let ended = node.ended(&started(&world, &node, 10).await).await;
+    assert_eq!((&ended["state"], &ended["problem"]), (&json!("done"), &Value::Null), "{ended}");
+    assert_eq!(ended["damage"][0]["kind"], "skipped", "{ended}");
+    node.stop().await;
+}

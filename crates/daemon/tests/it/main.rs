@@ -1,0 +1,14 @@
+//! A node over its socket, with real filesystems, a store in memory and a fake KMS.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod filesystems;
+mod jobs;
+mod outage;
+mod requests;
+mod world;

@@ -1,0 +1,96 @@
+//! The KMS away, back, rotated, removed.
+
+use std::time::{Duration, Instant};
+
+use kms_core::KmsErrorKind;
+use serde_json::{Value, json};
+
+use crate::world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_starts_without_its_kms_and_opens_when_it_is_back() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for n in 0..30 {
+        node.post("/v1/filesystems", &json!({"name": format!("fs{n}")})).await;
+    }
+    node.stop().await;
+    world.kms().set_down(Some(KmsErrorKind::Sealed));
+    let node = world.start().await;
+    let status = node.get("/v1/status").await;
+    assert_eq!(status["filesystems"]["unlocked"], 0, "{status}");
+    let is_sealed = |fs: &Value| fs["problem"]["code"] == "kms-sealed";
+    let fs = node.until("/v1/filesystems/fs7", is_sealed).await;
+    assert_eq!(
+        (&fs["state"], &fs["problem"]["exit"]),
+        (&json!("locked"), &json!("kms-unreachable"))
+    );
+    let create = json!({"name": "another"});
+    let refused = node.refused(503, "POST", "/v1/filesystems", &create).await;
+    assert_eq!(refused["exit"], "kms-unreachable");
+    assert!(!world.path("state/filesystems/another").exists());
+    assert_eq!(node.get("/v1/kms").await["configured"]["problem"]["code"], "kms-sealed");
+
+    world.kms().set_down(None);
+    let back = Instant::now();
+    let asked = world.kms().asked("unwrap");
+    node.until("/v1/status", |status| status["filesystems"]["unlocked"] == 30).await;
+    assert!(back.elapsed() < Duration::from_secs(3), "{:?}", back.elapsed());
+    assert!(world.kms().asked("unwrap") - asked <= 31, "each key is asked for once");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_rewrapped_and_put_under_local_wrapping() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for name in ["a", "b"] {
+        node.post("/v1/filesystems", &json!({"name": name})).await;
+    }
+    world.kms().rotate();
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    assert_eq!(job["kind"], "rewrap");
+    let job = node.ended(&job).await;
+    assert_eq!((&job["state"], &job["progress"]["items"]), (&json!("done"), &json!(2)), "{job}");
+    let kms = node.get("/v1/kms").await;
+    assert_eq!(
+        kms["keys"],
+        json!([{"kind": "vault", "master_key": "k", "version": 2, "keys": 2}]),
+        "{kms}"
+    );
+
+    let change = node.ok("DELETE", "/v1/kms?allow_downgrade=true", &Value::Null).await;
+    assert_eq!(
+        (&change["change"], &change["job"]["kind"]),
+        (&json!("downgrading"), &json!("downgrade"))
+    );
+    assert_eq!(node.ended(&change["job"]).await["state"], "done");
+    let kms = node.get("/v1/kms").await;
+    assert_eq!((&kms["configured"], &kms["exposed_keys"]), (&Value::Null, &json!(2)), "{kms}");
+    assert_eq!(kms["findings"][0]["code"], "keys-exposed");
+    node.stop().await;
+    world.kms().set_down(Some(KmsErrorKind::Unreachable));
+    let node = world.start().await;
+    node.until("/v1/status", |status| status["filesystems"]["unlocked"] == 2).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrap_that_loses_its_kms_goes_on_when_it_is_back() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "a"})).await;
+    world.kms().rotate();
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    node.ended(&job).await;
+    world.kms().rotate();
+    // Recorded, and the node ends before it has done anything.
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    world.kms().set_down(Some(KmsErrorKind::Unreachable));
+    node.stop().await;
+    let node = world.start().await;
+    world.kms().set_down(None);
+    assert_eq!(node.ended(&job).await["state"], "done");
+    assert_eq!(node.get("/v1/filesystems/a").await["wrapped_by"]["version"], 3);
+    node.stop().await;
+}

@@ -1,0 +1,93 @@
+//! Requests that are wrong, and what is written down about those that are right.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::world::{TOKEN, World, set_vault};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_a_problem() {
+    let world = World::new();
+    let node = world.start().await;
+    let null = Value::Null;
+    for (status, method, path) in [
+        (404, "GET", "/v1/nothing"),
+        (405, "DELETE", "/v1/status"),
+        (400, "POST", "/v1/filesystems"),
+        (400, "GET", "/v1/jobs/x"),
+        (404, "GET", "/v1/jobs/6f1c2d3e-0a1b-4c5d-8e9f-001122334455"),
+        (404, "GET", "/v1/filesystems/nobody"),
+        (400, "GET", "/v1/filesystems/a%2Fb"),
+        (404, "POST", "/v1/filesystems/nobody/unlock"),
+        (404, "DELETE", "/v1/filesystems/nobody"),
+        (409, "POST", "/v1/kms/rewrap"),
+    ] {
+        let problem = node.refused(status, method, path, &null).await;
+        assert_eq!(problem["status"], status, "{problem}");
+        assert!(!problem["title"].as_str().unwrap().is_empty());
+        let code = problem["code"].as_str().unwrap();
+        assert_eq!(problem["type"], format!("urn:coffer:problem:{code}"));
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_fit_is_not_quoted() {
+    let world = World::new();
+    let node = world.start().await;
+    for body in [
+        format!(
+            r#"{{"base_url":"https://v","master_key":"k","token":"{TOKEN}","allow_http":"{TOKEN}"}}"#
+        ),
+        format!(r#"{{"base_url":"https://v","master_key":"k","{TOKEN}":1}}"#),
+        format!(r#""{TOKEN}"#),
+    ] {
+        // `ask` itself requires that no answer holds the token.
+        let answer = node.ask("PUT", "/v1/kms", &body).await;
+        assert_eq!((answer.status, &answer.body["exit"]), (400, &json!("usage")), "{answer:?}");
+    }
+    let large = format!("\"{}\"", "x".repeat(2 << 20));
+    assert_eq!(node.ask("PUT", "/v1/kms", &large).await.status, 400);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_is_in_the_audit_log_and_no_token() {
+    let world = World::new();
+    let node = world.start().await;
+    node.ok("PUT", "/v1/kms", &set_vault()).await;
+    node.refused(409, "POST", "/v1/filesystems", &json!({"name": "a", "backing": "/"})).await;
+    node.get("/v1/kms").await;
+    node.stop().await;
+    let log = fs::read_to_string(world.path("state/audit.jsonl")).unwrap();
+    let acts: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let requests: Vec<_> = acts.iter().filter(|act| act["action"] == "admin.request").collect();
+    assert_eq!(requests.len(), 2, "{log}");
+    assert_eq!(requests[0]["subject"], "PUT /v1/kms");
+    assert_eq!(
+        (&requests[0]["outcome"], &requests[1]["outcome"]),
+        (&json!("done"), &json!("refused"))
+    );
+    let me = format!("by uid {}", rustix::process::geteuid().as_raw());
+    assert!(requests[0]["detail"].as_str().unwrap().starts_with(&me), "{log}");
+    assert!(acts.iter().any(|act| act["action"] == "kms.configure"), "{log}");
+    assert!(!log.contains(TOKEN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kms_is_shown_without_its_token() {
+    let world = World::new();
+    let node = world.start().await;
+    assert_eq!(node.get("/v1/kms").await["configured"], Value::Null);
+    let change = node.ok("PUT", "/v1/kms", &set_vault()).await;
+    assert_eq!(change["change"], "added", "{change}");
+    let shown = node.get("/v1/kms").await;
+    assert_eq!(shown["configured"]["credential_set"], true, "{shown}");
+    assert_eq!(shown["configured"]["latest_version"], 1);
+    assert_eq!(node.ok("PUT", "/v1/kms", &set_vault()).await["change"], "updated");
+    let path = "/v1/kms?allow_downgrade=false";
+    assert_eq!(node.ok("DELETE", path, &Value::Null).await["change"], "removed");
+    assert_eq!(node.get("/v1/status").await["kms"]["configured"], Value::Null);
+    node.stop().await;
+}

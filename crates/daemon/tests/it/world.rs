@@ -1,0 +1,209 @@
+//! What outlives a node (store, KMS, directory), and a node in it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use daemon::{AuditLog, BackingVolumes, Node, Parts};
+use filesystem::{Backend, BackingHeaders};
+use key_manager::KeyManager;
+use key_store::MemoryStore;
+use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Proof, SystemClock};
+use serde_json::{Value, json};
+use testkit::fake_kms::{FakeProvider, FakeServer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Where the fake KMS is.
+pub(crate) const KMS: &str = "https://kms.example";
+
+/// The token that no answer and no file may show.
+pub(crate) const TOKEN: &str = "hvs.canary-of-the-token";
+
+/// What outlives a node.
+pub(crate) struct World {
+    directory: tempfile::TempDir,
+    store: Arc<MemoryStore>,
+    provider: FakeProvider,
+}
+
+/// A node that runs.
+pub(crate) struct Running {
+    socket: PathBuf,
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<()>,
+}
+
+/// What was answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) kind: String,
+    pub(crate) body: Value,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            store: Arc::new(MemoryStore::new()),
+            provider: FakeProvider::default(),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn kms(&self) -> FakeServer {
+        self.provider.server(KMS)
+    }
+
+    pub(crate) async fn start(&self) -> Running {
+        let state_dir = self.path("state");
+        std::fs::create_dir_all(&state_dir).unwrap();
+        let audit = Arc::new(AuditLog::open(&state_dir.join("audit.jsonl")).unwrap());
+        let kind = |kind| Arc::new(Kind { kind, provider: self.provider.clone() }) as _;
+        let manager = KeyManager::new(key_manager::Parts {
+            store: Arc::clone(&self.store) as _,
+            providers: vec![kind("vault"), kind("local")],
+            holders: vec![Arc::new(BackingHeaders)],
+            volumes: Arc::new(BackingVolumes::new(Backend::default())),
+            clock: Arc::new(SystemClock),
+            audit: Arc::clone(&audit) as _,
+        });
+        let socket = state_dir.join("coffer.sock");
+        let node = Node::start(Parts {
+            manager: Arc::new(manager),
+            cipher: Backend::default(),
+            audit,
+            clock: Arc::new(SystemClock),
+            state_dir,
+            socket: socket.clone(),
+        });
+        let node = node.await.unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let ended = tokio::spawn(async move {
+            node.run(async {
+                let _ = stopped.await;
+            })
+            .await
+            .unwrap();
+        });
+        Running { socket, stop, ended }
+    }
+
+    /// A node that has its KMS.
+    pub(crate) async fn start_with_kms(&self) -> Running {
+        let node = self.start().await;
+        node.ok("PUT", "/v1/kms", &set_vault()).await;
+        node
+    }
+}
+
+/// What sets the fake KMS.
+pub(crate) fn set_vault() -> Value {
+    json!({"base_url": KMS, "master_key": "k", "token": TOKEN})
+}
+
+impl Running {
+    pub(crate) async fn stop(self) {
+        let _ = self.stop.send(());
+        self.ended.await.unwrap();
+        assert!(!self.socket.exists());
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        self.ok("GET", path, &Value::Null).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Value {
+        self.ok("POST", path, body).await
+    }
+
+    pub(crate) async fn ok(&self, method: &str, path: &str, body: &Value) -> Value {
+        let answer = self.ask(method, path, &body.to_string()).await;
+        assert_eq!((answer.status, answer.kind.as_str()), (200, "application/json"), "{answer:?}");
+        answer.body
+    }
+
+    /// A request that must be refused with this status; gives the problem.
+    pub(crate) async fn refused(
+        &self,
+        status: u16,
+        method: &str,
+        path: &str,
+        body: &Value,
+    ) -> Value {
+        let answer = self.ask(method, path, &body.to_string()).await;
+        let kind = "application/problem+json";
+        assert_eq!((answer.status, answer.kind.as_str()), (status, kind), "{answer:?}");
+        answer.body
+    }
+
+    /// One HTTP/1.1 exchange, spelled out so that nothing stands between the test and the wire.
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: coffer\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        // A node that refuses a body does not read it to its end.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(!text.contains(TOKEN), "{text}");
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let kind = head.lines().find_map(|line| line.strip_prefix("content-type: "));
+        Answer {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            kind: kind.unwrap_or_default().to_owned(),
+            body: serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())),
+        }
+    }
+
+    /// Asks until `found` is content with the answer.
+    pub(crate) async fn until(&self, path: &str, found: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let answer = self.get(path).await;
+            if found(&answer) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{answer}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The job when it has ended.
+    pub(crate) async fn ended(&self, job: &Value) -> Value {
+        let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+        let over = ["done", "partly", "failed", "stopped"];
+        self.until(&path, |job| over.contains(&job["state"].as_str().unwrap())).await
+    }
+}
+
+/// The fake provider under another kind.
+#[derive(Debug)]
+struct Kind {
+    kind: &'static str,
+    provider: FakeProvider,
+}
+
+#[async_trait]
+impl KmsProvider for Kind {
+    fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    fn open(&self, config: &KmsConfig, credential: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
+        self.provider.open(config, credential)
+    }
+
+    async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
+        self.provider.prove(config, credential).await
+    }
+}
