@@ -1,9 +1,10 @@
-//! Holds the data path against the bare libraries: 16 blocks of 4 KiB, one by one and as a group, sealed and opened on
-//! one core. Exits with 1 below the bar.
+//! Holds the data path against the bare libraries: 16 blocks of 4 KiB, one by one and as a group,
+//! sealed and opened on one core. Exits with 1 below the bar.
 //!
-//! Ours makes nonce and associated data, counts the seal, and puts the tag into its place in the tag page; a group also
-//! has its tag page sealed or opened. The bare calls get a nonce and 48 bytes of associated data for nothing. All run
-//! by turns in one process on buffers of their own; each figure is the median of its passes.
+//! Ours makes nonce and associated data, counts the seal, and puts the tag into its place in the
+//! tag page; a group also has its tag page sealed or opened. The bare calls get a nonce and 48
+//! bytes of associated data for nothing. All run by turns in one process on buffers of their own;
+//! each figure is the median of its passes.
 
 use std::hint::black_box;
 use std::process::ExitCode;

@@ -7,7 +7,8 @@ use crate::FileId;
 /// Bytes of associated data: three AES blocks.
 pub(crate) const AAD_LEN: usize = 48;
 
-/// What a seal covers. Each has its own domain, so that nothing sealed as one thing opens as another.
+/// What a seal covers. Each has its own domain, so that nothing sealed as one thing opens as
+/// another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Domain {
     /// A block; numbered over the file.

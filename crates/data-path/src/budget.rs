@@ -6,9 +6,10 @@ use crate::{FormatError, layout};
 
 /// Counts the seals under one salt against those that the file's header reserves.
 ///
-/// With 96-bit random nonces 2^32 seals under one key make a repeated nonce as likely as 2^-32 (NIST SP 800-38D, 8.3).
-/// A copy of a file that was restored seals on with what its header had left, so each copy stops at 2^30. Seals are reserved in batches and the
-/// reservation is durable before it is used, so a process that dies wastes seals and never repeats them.
+/// With 96-bit random nonces 2^32 seals under one key make a repeated nonce as likely as 2^-32
+/// (NIST SP 800-38D, 8.3). A copy of a file that was restored seals on with what its header had
+/// left, so each copy stops at 2^30. Seals are reserved in batches and the reservation is durable
+/// before it is used, so a process that dies wastes seals and never repeats them.
 #[derive(Debug)]
 pub struct SealBudget {
     used: AtomicU64,
@@ -21,7 +22,8 @@ impl SealBudget {
     /// Seals are reserved in multiples of this.
     pub const BATCH: u64 = 1 << 16;
 
-    /// For a new salt: nothing on disk can repeat its seals, so all of them are free until a header is written.
+    /// For a new salt: nothing on disk can repeat its seals, so all of them are free until a header
+    /// is written.
     pub(crate) const fn unrecorded() -> Self {
         Self { used: AtomicU64::new(0), granted: AtomicU64::new(Self::LIMIT) }
     }
@@ -35,7 +37,8 @@ impl SealBudget {
     /// Counts `seals` that are about to be made.
     ///
     /// # Errors
-    /// [`FormatError::SealsNotReserved`], and [`FormatError::SealsExhausted`] when no more can be reserved.
+    /// [`FormatError::SealsNotReserved`], and [`FormatError::SealsExhausted`] when no more can be
+    /// reserved.
     pub fn take(&self, seals: u64) -> Result<(), FormatError> {
         self.take_of(seals, self.granted.load(Ordering::Relaxed))
     }
@@ -61,8 +64,8 @@ impl SealBudget {
         self.granted.store(reserved.min(Self::LIMIT), Ordering::Relaxed);
     }
 
-    /// What the header of a new file of this size reserves: the seals made so far or, when that is more, all that the
-    /// file needs; in whole batches.
+    /// What the header of a new file of this size reserves: the seals made so far or, when that is
+    /// more, all that the file needs; in whole batches.
     pub(crate) fn for_new_file(&self, size: u64) -> Result<u64, FormatError> {
         let needed = self.used.load(Ordering::Relaxed).max(seals_of(size));
         let reserved = needed.next_multiple_of(Self::BATCH);
@@ -70,7 +73,8 @@ impl SealBudget {
     }
 }
 
-/// The seals of a file without holes: its blocks, a tag page for each group, a hole map for each region, two copies of the header.
+/// The seals of a file without holes: its blocks, a tag page for each group, a hole map for each
+/// region, two copies of the header.
 fn seals_of(size: u64) -> u64 {
     let groups = layout::group_count(size);
     size.div_ceil(layout::PAGE as u64) + groups + layout::region_of(groups - 1) + 1 + 2

@@ -2,7 +2,8 @@
 
 use kms_core::KeyId;
 
-/// Why bytes were refused. Each variant names what is damaged, so that `verify` can tell an administrator.
+/// Why bytes were refused. Each variant names what is damaged, so that `verify` can tell an
+/// administrator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {
@@ -84,7 +85,8 @@ pub enum FormatError {
     /// An extended attribute is malformed, not authentic, or another file's.
     #[error("the encrypted extended attribute is damaged, or belongs to another file")]
     Xattr,
-    /// What was given does not fit into the format: a target, an attribute or a file that is too long.
+    /// What was given does not fit into the format: a target, an attribute or a file that is too
+    /// long.
     #[error("{what} is too long: at most {limit} bytes can be stored")]
     TooLong {
         /// What is.

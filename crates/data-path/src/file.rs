@@ -18,10 +18,11 @@ use crate::nonce::{self, Nonce};
 use crate::tag_page::{ENTRIES_AT, ENTRIES_LEN, Entries, Slot, TagPage};
 use crate::{FileId, FormatError};
 
-/// Seals and opens what lies in one backing file. It holds no data and no position: any number of threads may use it
-/// at once, on groups in any order.
+/// Seals and opens what lies in one backing file. It holds no data and no position: any number of
+/// threads may use it at once, on groups in any order.
 ///
-/// [`FilesystemKeys::create_file`] makes one for a new file, [`FilesystemKeys::open_file`] for one that exists.
+/// [`FilesystemKeys::create_file`] makes one for a new file, [`FilesystemKeys::open_file`] for one
+/// that exists.
 pub struct FileCipher {
     open_part: OpenPart,
     epochs: [Option<Epoch>; 2],
@@ -40,7 +41,8 @@ pub struct FileState {
     pub size: u64,
     /// The file is open for writing, or was when its writer died: older slots count.
     pub dirty: bool,
-    /// Seals that may be made under the current salt before more are reserved; a multiple of [`SealBudget::BATCH`].
+    /// Seals that may be made under the current salt before more are reserved; a multiple of
+    /// [`SealBudget::BATCH`].
     pub seals_reserved: u64,
 }
 
@@ -70,7 +72,8 @@ impl Epoch {
 }
 
 impl FilesystemKeys {
-    /// The cipher of a new file, with a random id and salt. Its header is written by [`FileCipher::write_header`].
+    /// The cipher of a new file, with a random id and salt. Its header is written by
+    /// [`FileCipher::write_header`].
     ///
     /// # Errors
     /// [`FormatError::Library`] when the system gives no random bytes.
@@ -88,8 +91,9 @@ impl FilesystemKeys {
         })
     }
 
-    /// Opens a file from the first page (or more) of its backing file and that file's length. The key's commitment is
-    /// compared before anything is decrypted; the sealed size must be the one that follows from the length (of a dirty file: at most that).
+    /// Opens a file from the first page (or more) of its backing file and that file's length. The
+    /// key's commitment is compared before anything is decrypted; the sealed size must be the one
+    /// that follows from the length (of a dirty file: at most that).
     ///
     /// # Errors
     /// What is damaged; [`FormatError::OtherKey`] for a file of another filesystem.
@@ -175,7 +179,8 @@ impl FileCipher {
         self.open_part.id
     }
 
-    /// The file's size when it was opened, as it follows from the backing file's length; 0 for a new file.
+    /// The file's size when it was opened, as it follows from the backing file's length; 0 for a
+    /// new file.
     pub const fn size(&self) -> u64 {
         self.size
     }
@@ -185,7 +190,8 @@ impl FileCipher {
         self.sealed.state()
     }
 
-    /// A damaged copy of the header's sealed part. The other copy serves, so the file can be read, and an audit reports it.
+    /// A damaged copy of the header's sealed part. The other copy serves, so the file can be read,
+    /// and an audit reports it.
     pub const fn header_damage(&self) -> Option<FormatError> {
         match self.damaged_copy {
             None => None,
@@ -193,11 +199,13 @@ impl FileCipher {
         }
     }
 
-    /// Writes the header of a new, finished file of this size into the first page (or more) of its backing file. It reserves the seals that were
-    /// made and all that a file of this size needs, so it may come before or after its groups; [`Self::seal_group`] leaves it alone.
+    /// Writes the header of a new, finished file of this size into the first page (or more) of its
+    /// backing file. It reserves the seals that were made and all that a file of this size needs,
+    /// so it may come before or after its groups; [`Self::seal_group`] leaves it alone.
     ///
     /// # Errors
-    /// [`FormatError::TooLong`], [`FormatError::SealsExhausted`] for a file too large for one salt (4 TiB).
+    /// [`FormatError::TooLong`], [`FormatError::SealsExhausted`] for a file too large for one salt
+    /// (4 TiB).
     pub fn write_header(&self, first_page: &mut [u8], size: u64) -> Result<(), FormatError> {
         let seals_reserved = self.current()?.budget.for_new_file(size)?;
         // What lay in the page before means nothing, so both copies are made.
@@ -205,10 +213,12 @@ impl FileCipher {
         self.grant_seals(seals_reserved)
     }
 
-    /// Writes `state` over the older of the header's sealed copies in the first page of a file that exists, and keeps the other.
+    /// Writes `state` over the older of the header's sealed copies in the first page of a file that
+    /// exists, and keeps the other. One call at a time for each file.
     ///
     /// # Errors
-    /// [`FormatError::SealsNotReserved`], [`FormatError::SealsExhausted`], [`FormatError::TooLong`].
+    /// [`FormatError::SealsNotReserved`], [`FormatError::SealsExhausted`],
+    /// [`FormatError::TooLong`].
     pub fn update_header(
         &self,
         first_page: &mut [u8],
@@ -239,9 +249,10 @@ impl FileCipher {
         Ok(())
     }
 
-    /// Gives the file a new salt, under which all is sealed from now on; what was sealed before still opens. The epoch before
-    /// the last is given up: nothing may be sealed under it any more. `state` goes into both copies of the
-    /// header in `first_page`, which must be durable before anything that is sealed under the new salt is.
+    /// Gives the file a new salt, under which all is sealed from now on; what was sealed before
+    /// still opens. The epoch before the last is given up: nothing may be sealed under it any more.
+    /// `state` goes into both copies of the header in `first_page`, which must be durable before
+    /// anything that is sealed under the new salt is.
     ///
     /// # Errors
     /// As of [`Self::update_header`].
@@ -267,7 +278,8 @@ impl FileCipher {
         self.update_header(first_page, state)
     }
 
-    /// Lets so many seals be made in all under the current salt. A header that reserves them must be durable.
+    /// Lets so many seals be made in all under the current salt. A header that reserves them must
+    /// be durable.
     ///
     /// # Errors
     /// [`FormatError::Header`], which no valid state gives.
@@ -276,7 +288,8 @@ impl FileCipher {
         Ok(())
     }
 
-    /// Seals a block in place and answers its slot. `data` is the whole block: 4096 bytes, or what the last block has.
+    /// Seals a block in place and answers its slot. `data` is the whole block: 4096 bytes, or what
+    /// the last block has.
     ///
     /// # Errors
     /// [`FormatError::SealsNotReserved`], [`FormatError::SealsExhausted`].
@@ -395,7 +408,8 @@ impl FileCipher {
         self.current()?.budget.take(seals as u64)
     }
 
-    /// The epoch under which new seals are made. `create_file` and `open_file` see to it that there is one.
+    /// The epoch under which new seals are made. `create_file` and `open_file` see to it that there
+    /// is one.
     fn current(&self) -> Result<&Epoch, FormatError> {
         self.epochs[self.sealed.current].as_ref().ok_or(FormatError::Header)
     }
@@ -413,7 +427,8 @@ const STATE_EPOCH_BIT: u8 = 1;
 const STATE_LEN: usize = 16;
 const _: () = assert!(HEADER_LEN + SEAL_LEN + STATE_LEN == ENTRIES_AT);
 
-/// The associated data of a tag page's state: all entries follow the usual parts, so every byte of a tag page is authentic.
+/// The associated data of a tag page's state: all entries follow the usual parts, so every byte of
+/// a tag page is authentic.
 fn tag_page_aad(
     epoch: &Epoch,
     file: FileId,

@@ -1,7 +1,8 @@
-//! Golden vectors of every format: made again from fixed random bytes, they must equal `tests/vectors/formats-v1.json`.
+//! Golden vectors of every format: made again from fixed random bytes, they must equal
+//! `tests/vectors/formats-v1.json`.
 //!
-//! `tests/it/reader.rs` reads that file by the specification alone. With `COFFER_VECTORS_OUT=FILE` the test also
-//! writes what it made: a new format gets a new file, and this one never changes.
+//! `tests/it/reader.rs` reads that file by the specification alone. With `COFFER_VECTORS_OUT=FILE`
+//! the test also writes what it made: a new format gets a new file, and this one never changes.
 
 use std::sync::Arc;
 
@@ -86,7 +87,8 @@ fn finished(keys: &FilesystemKeys, runs: Runs, size: usize) -> Vec<u8> {
     image
 }
 
-/// Two blocks, of which the first is overwritten under a new salt by a writer that dies before it closes the file.
+/// Two blocks, of which the first is overwritten under a new salt by a writer that dies before it
+/// closes the file.
 fn overwritten(keys: &FilesystemKeys) -> Vec<u8> {
     const OLD: Runs = &[(0, 5000, b'o')];
     let mut image = finished(keys, OLD, 5000);

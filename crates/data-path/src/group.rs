@@ -8,7 +8,8 @@ use crate::file::FileCipher;
 use crate::layout::{self, GROUP, HOLE_MAP_ENTRY, PAGE};
 use crate::tag_page::{Entries, Slot, TagPage};
 
-/// Which groups of a region lie wholly in a hole. They have no tag page: the backing file has a hole there too.
+/// Which groups of a region lie wholly in a hole. They have no tag page: the backing file has a
+/// hole there too.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HoleMap(Box<[u8; PAGE]>);
 
@@ -51,7 +52,8 @@ impl fmt::Debug for HoleMap {
     }
 }
 
-/// What was found in a group that could be opened. The data is in the buffer; what could not be read is zeros there.
+/// What was found in a group that could be opened. The data is in the buffer; what could not be
+/// read is zeros there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenedGroup {
     group: u64,
@@ -61,7 +63,8 @@ pub struct OpenedGroup {
     pub damaged: Entries,
     /// Entries that are holes and have bytes other than zero.
     pub strays: Entries,
-    /// Entries of a dirty file whose blocks opened with their older slot: see [`TagPage::settle_on_older`].
+    /// Entries of a dirty file whose blocks opened with their older slot: see
+    /// [`TagPage::settle_on_older`].
     pub on_older: Entries,
     /// Which groups of the region are holes, when this is a region's first group and any is.
     pub holes: Option<HoleMap>,
@@ -85,11 +88,13 @@ impl OpenedGroup {
 }
 
 impl FileCipher {
-    /// Seals a group in place. `buffer` is the group as it will lie in the backing file, [`layout::group_len`] bytes: room for
-    /// the tag page, then the data at [`layout::data_range`], then, in a region's first group that is whole, room for the hole map.
+    /// Seals a group in place. `buffer` is the group as it will lie in the backing file,
+    /// [`layout::group_len`] bytes: room for the tag page, then the data at [`layout::data_range`],
+    /// then, in a region's first group that is whole, room for the hole map.
     ///
-    /// Entries that are not in `written` become holes and zeros, whatever `buffer` has there. `holes` belongs to a region's first group.
-    /// In group 0 the first bytes are the header, which [`Self::write_header`] writes before or after this.
+    /// Entries that are not in `written` become holes and zeros, whatever `buffer` has there.
+    /// `holes` belongs to a region's first group. In group 0 the first bytes are the header, which
+    /// [`Self::write_header`] writes before or after this.
     ///
     /// # Errors
     /// [`FormatError::Buffer`], [`FormatError::SealsNotReserved`], [`FormatError::SealsExhausted`].
@@ -104,10 +109,11 @@ impl FileCipher {
         let holes = holes.filter(|map| !map.is_empty());
         let blocks = (0..parts.data.len().div_ceil(PAGE)).filter(|&n| written.contains(n)).count();
         self.take_seals(blocks + 1 + usize::from(holes.is_some()))?;
+        let first = layout::first_block(group);
         let mut tags = TagPage::default();
         for (entry, block) in parts.data.chunks_mut(PAGE).enumerate() {
             if written.contains(entry) {
-                let number = layout::first_block(group) + entry as u64;
+                let number = first + entry as u64;
                 tags.fill_older(entry, &self.seal_page(Domain::Block, number, block)?);
             } else {
                 block.fill(0);
@@ -124,11 +130,12 @@ impl FileCipher {
         self.put_tag_page(group, &tags, parts.tag_page)
     }
 
-    /// Opens a group in place; `buffer` is the group as it lies in the backing file. Damaged blocks are reported
-    /// and spoil no others.
+    /// Opens a group in place; `buffer` is the group as it lies in the backing file. Damaged blocks
+    /// are reported and spoil no others.
     ///
     /// # Errors
-    /// [`FormatError::TagPage`] when nothing of the group can be read (`buffer` then holds nothing of use), [`FormatError::Buffer`].
+    /// [`FormatError::TagPage`] when nothing of the group can be read (`buffer` then holds nothing
+    /// of use), [`FormatError::Buffer`].
     pub fn open_group(&self, group: u64, buffer: &mut [u8]) -> Result<OpenedGroup, FormatError> {
         let parts = Parts::split(group, buffer)?;
         let tags = self.open_tag_page(group, parts.tag_page)?;
@@ -141,9 +148,10 @@ impl FileCipher {
             holes: None,
             hole_map_damaged: false,
         };
+        let first = layout::first_block(group);
         let mut expected = tags.written();
         for (entry, block) in parts.data.chunks_mut(PAGE).enumerate() {
-            let number = layout::first_block(group) + entry as u64;
+            let number = first + entry as u64;
             match self.open_entry(&tags, entry, Domain::Block, number, block) {
                 Found::Newer => {}
                 Found::Older => opened.on_older.insert(entry),
@@ -236,8 +244,9 @@ impl<'a> Parts<'a> {
         let wrong = FormatError::Buffer { group, found };
         let data_end = layout::data_range(group, found).end;
         let fits = found == data_end || found == GROUP;
+        let exists = group < layout::group_count(layout::MAX_SIZE);
         let (tag_page, rest) = buffer.split_first_chunk_mut().ok_or(wrong.clone())?;
-        if !fits || (rest.is_empty() && group > 0) {
+        if !exists || !fits || (rest.is_empty() && group > 0) {
             return Err(wrong);
         }
         let (data, rest) = rest.split_at_mut(data_end - PAGE);

@@ -1,7 +1,8 @@
 //! A file's header: the first 272 bytes of its first tag page (`docs/formats.md` has every byte).
 //!
-//! Its open part names the file and up to two epochs: a key id, a salt, a commitment each. Its sealed part stands in two numbered
-//! copies and tells the size, whether the file is being written, and how many seals are reserved.
+//! Its open part names the file and up to two epochs: a key id, a salt, a commitment each. Its
+//! sealed part stands in two numbered copies and tells the size, whether the file is being written,
+//! and how many seals are reserved.
 
 use kms_core::KeyId;
 

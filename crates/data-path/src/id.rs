@@ -39,11 +39,13 @@ macro_rules! id {
 }
 
 id! {
-    /// Names a file for as long as it exists, whatever its path. Its blocks and attributes are bound to it.
+    /// Names a file for as long as it exists, whatever its path. Its blocks and attributes are
+    /// bound to it.
     FileId
 }
 id! {
-    /// Names a directory for as long as it exists, whatever its path. The names in it are bound to it.
+    /// Names a directory for as long as it exists, whatever its path. The names in it are bound to
+    /// it.
     DirId
 }
 id! {

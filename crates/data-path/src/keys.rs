@@ -1,4 +1,5 @@
-//! Every key that is derived from a filesystem key, by HKDF-SHA-256 (RFC 5869) with a label of its own.
+//! Every key that is derived from a filesystem key, by HKDF-SHA-256 (RFC 5869) with a label of its
+//! own.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +18,8 @@ pub(crate) const SALT_LEN: usize = 32;
 /// Bytes in a key commitment: 128 bits against somebody who looks for two keys with the same one.
 pub(crate) const COMMITMENT_LEN: usize = 32;
 
-/// A filesystem key with what is derived from it once: the way to all that is encrypted in one filesystem.
+/// A filesystem key with what is derived from it once: the way to all that is encrypted in one
+/// filesystem.
 ///
 /// Cheap to share by `Arc`; any number of threads may use it at once. Wiped when dropped.
 pub struct FilesystemKeys {

@@ -1,5 +1,6 @@
-//! Where everything lies in a backing file. Every position is a pure function of a block's number, and the plain size
-//! of a file is a pure function of the backing file's, so `stat` decrypts nothing.
+//! Where everything lies in a backing file. Every position is a pure function of a block's number,
+//! and the plain size of a file is a pure function of the backing file's, so `stat` decrypts
+//! nothing.
 //!
 //! | unit | bytes | is |
 //! |---|---|---|
@@ -7,8 +8,11 @@
 //! | group | 64 pages, 256 KiB | a tag page and 63 pages that its entries describe |
 //! | region | 32,768 groups, 8 GiB | what one hole map describes |
 //!
-//! Entry 62 (the last) of each region's first group describes the region's hole map instead of a block; all other
-//! entries describe blocks, in order. The last block is not padded: the backing file ends where it ends.
+//! Entry 62 (the last) of each region's first group describes the region's hole map instead of a
+//! block; all other entries describe blocks, in order. The last block is not padded: the backing
+//! file ends where it ends.
+//!
+//! Sizes are at most [`MAX_SIZE`]; beyond it the functions saturate, and their answers mean nothing.
 
 use std::ops::Range;
 
@@ -55,12 +59,12 @@ impl Place {
 
     /// The byte of the backing file at which the described page starts.
     pub const fn position(self) -> u64 {
-        group_position(self.group) + PAGE_U64 + (self.entry * PAGE) as u64
+        group_position(self.group).saturating_add(PAGE_U64 + (self.entry % ENTRIES * PAGE) as u64)
     }
 }
 
-/// Whether this group is the first of its region. It always has a tag page, and its last entry describes the
-/// region's hole map.
+/// Whether this group is the first of its region. It always has a tag page, and its last entry
+/// describes the region's hole map.
 pub const fn is_region_start(group: u64) -> bool {
     group.is_multiple_of(REGION_GROUPS)
 }
@@ -72,7 +76,7 @@ pub const fn region_of(group: u64) -> u64 {
 
 /// The byte of the backing file at which this group starts, with its tag page.
 pub const fn group_position(group: u64) -> u64 {
-    group * GROUP_U64
+    group.saturating_mul(GROUP_U64)
 }
 
 /// How many blocks this group can hold.
@@ -84,13 +88,13 @@ pub const fn group_blocks(group: u64) -> usize {
 pub const fn first_block(group: u64) -> u64 {
     let in_region = group % REGION_GROUPS;
     let before = in_region * ENTRIES_U64 - (in_region > 0) as u64;
-    region_of(group) * REGION_BLOCKS + before
+    region_of(group).saturating_mul(REGION_BLOCKS).saturating_add(before)
 }
 
 /// The bytes of the file that lie in this group when the file has this size; empty past its end.
 pub fn group_data(group: u64, size: u64) -> Range<u64> {
     let start = first_block(group).saturating_mul(PAGE_U64).min(size);
-    let end = first_block(group + 1).saturating_mul(PAGE_U64).min(size);
+    let end = first_block(group.saturating_add(1)).saturating_mul(PAGE_U64).min(size);
     start..end
 }
 
@@ -108,7 +112,8 @@ pub fn group_len(group: u64, size: u64) -> usize {
     usize::try_from(end).unwrap_or(GROUP).min(GROUP)
 }
 
-/// The part of a group's buffer that holds the file's bytes, when the buffer is a group of this length.
+/// The part of a group's buffer that holds the file's bytes, when the buffer is a group of this
+/// length.
 pub fn data_range(group: u64, buffer_len: usize) -> Range<usize> {
     let end = PAGE * (group_blocks(group) + 1);
     PAGE.min(buffer_len)..end.min(buffer_len)
@@ -118,14 +123,17 @@ pub fn data_range(group: u64, buffer_len: usize) -> Range<usize> {
 pub const fn backing_len(size: u64) -> u64 {
     match size.checked_sub(1) {
         None => PAGE_U64,
-        Some(last) => Place::of_block(last / PAGE_U64).position() + last % PAGE_U64 + 1,
+        Some(last) => {
+            Place::of_block(last / PAGE_U64).position().saturating_add(last % PAGE_U64 + 1)
+        }
     }
 }
 
 /// The size of the file whose backing file has this length.
 ///
 /// # Errors
-/// [`FormatError::BackingLength`] for a length that no file's backing has: the file was cut or extended.
+/// [`FormatError::BackingLength`] for a length that no file's backing has: the file was cut or
+/// extended.
 pub const fn logical_size(backing_len: u64) -> Result<u64, FormatError> {
     match size_within(backing_len) {
         Some(size) if self::backing_len(size) == backing_len => Ok(size),
@@ -133,8 +141,8 @@ pub const fn logical_size(backing_len: u64) -> Result<u64, FormatError> {
     }
 }
 
-/// The greatest size whose backing file is no longer than this: what a dirty file has whose writer died in a new group,
-/// after its tag page or a hole map and before a block.
+/// The greatest size whose backing file is no longer than this: what a dirty file has whose writer
+/// died in a new group, after its tag page or a hole map and before a block.
 pub(crate) const fn size_within(backing_len: u64) -> Option<u64> {
     let Some(last) = backing_len.checked_sub(1) else { return None };
     let (group, page) = (last / GROUP_U64, last % GROUP_U64 / PAGE_U64);
@@ -236,6 +244,13 @@ mod tests {
             let len = group_len(group, size);
             prop_assert_eq!(len as u64, (backing_len(size) - group_position(group)).min(GROUP as u64));
             prop_assert_eq!(data_range(group, len).len() as u64, data.end - data.start);
+        }
+
+        #[test]
+        fn no_input_panics(n in any::<u64>(), m in any::<u64>(), len in any::<usize>()) {
+            let _ = (Place::of_block(n).position(), group_data(n, m), group_len(n, m), group_count(n));
+            let _ = (backing_len(n), logical_size(n), data_range(n, len), first_block(n));
+            let _ = group_data(u64::MAX, m);
         }
 
         #[test]

@@ -1,7 +1,8 @@
-//! What Coffer writes at rest: AES-256-GCM blocks, key derivation, encrypted names, and every on-disk format.
+//! What Coffer writes at rest: AES-256-GCM blocks, key derivation, encrypted names, and every
+//! on-disk format.
 //!
-//! Bytes in, bytes out: this crate opens no file. `docs/formats.md` specifies every byte; here is the code in the
-//! order in which a reader of a file meets it:
+//! Bytes in, bytes out: this crate opens no file. `docs/formats.md` specifies every byte; here is
+//! the code in the order in which a reader of a file meets it:
 //!
 //! | module | what |
 //! |---|---|

@@ -1,7 +1,9 @@
-//! Encrypted names: AES-SIV with the directory's id as associated data, as base64url without padding.
+//! Encrypted names: AES-SIV with the directory's id as associated data, as base64url without
+//! padding.
 //!
-//! A name's ciphertext follows from the name and the directory, so looking one up needs no listing. Backing names
-//! start with a letter that says what they are, and have no dot: they collide with none of Coffer's own files.
+//! A name's ciphertext follows from the name and the directory, so looking one up needs no listing.
+//! Backing names start with a letter that says what they are, and have no dot: they collide with
+//! none of Coffer's own files.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -102,7 +104,8 @@ impl FilesystemKeys {
         Ok(BackingName { name, side: Some(side) })
     }
 
-    /// Decrypts a name in this directory. `side` is the content of the side file that [`BackingEntry::Long`] names.
+    /// Decrypts a name in this directory. `side` is the content of the side file that
+    /// [`BackingEntry::Long`] names.
     ///
     /// # Errors
     /// [`FormatError::Name`], [`FormatError::NameFile`].

@@ -1,9 +1,11 @@
 //! Nonces: 96 random bits, made here and nowhere else.
 //!
-//! They are drawn from aws-lc's generator, which the operating system seeds and which is safe over `fork(2)`. One draw
-//! costs as much as sealing a block, so each thread draws a page of nonces at once. That page is kept from a forked child
-//! (`MADV_DONTFORK`): a child that went on sealing with its parent's nonces would be killed by the
-//! memory fault instead. Where the page can't be had, each nonce is drawn by itself.
+//! They are drawn from aws-lc's generator, which the operating system seeds and which is safe over
+//! `fork(2)`. One draw costs as much as sealing a block, so each thread draws a page of nonces at
+//! once. That page is kept from a forked child (`MADV_DONTFORK`): a child that went on sealing with
+//! its parent's nonces would be killed by the memory fault instead. Where the page can't be had,
+//! each nonce is drawn by itself. (Of a virtual machine that is cloned while it runs, both copies
+//! have the same page and the same keys in memory: no generator in a process can tell.)
 
 use std::cell::RefCell;
 

@@ -1,7 +1,7 @@
 //! AES-256-SIV (RFC 5297) for what is small: names, symlink targets, attributes.
 //!
-//! It needs no nonce to be safe, so nothing has to be counted; where equal plaintexts must not show, 16 random bytes
-//! go in as the nonce of RFC 5297, section 3.
+//! It needs no nonce to be safe, so nothing has to be counted; where equal plaintexts must not
+//! show, 16 random bytes go in as the nonce of RFC 5297, section 3.
 
 use aes_siv::KeyInit;
 use aes_siv::siv::Aes256Siv;

@@ -1,6 +1,8 @@
-//! Symlink targets: sealed into the text of the backing symlink, or into a record when they are too long for that.
+//! Symlink targets: sealed into the text of the backing symlink, or into a record when they are too
+//! long for that.
 //!
-//! A target is bound to the filesystem key and not to a place, because a symlink can be renamed and have hard links.
+//! A target is bound to the filesystem key and not to a place, because a symlink can be renamed and
+//! have hard links.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -23,7 +25,8 @@ const INLINE_AAD: &[u8] = b"inline";
 pub struct BackingTarget {
     /// The text of the backing symlink.
     pub text: String,
-    /// The content of the record, a file of the same name as [`Self::text`], that must be there before the symlink.
+    /// The content of the record, a file of the same name as [`Self::text`], that must be there
+    /// before the symlink.
     pub record: Option<Vec<u8>>,
 }
 
@@ -48,7 +51,8 @@ impl FilesystemKeys {
         Ok(BackingTarget { text: tagged(RECORD, id.as_bytes()), record: Some(record) })
     }
 
-    /// Decrypts a symlink's target; `record` is the content of the record, if [`target_record`] names one.
+    /// Decrypts a symlink's target; `record` is the content of the record, if [`target_record`]
+    /// names one.
     ///
     /// # Errors
     /// [`FormatError::Symlink`].
@@ -66,13 +70,15 @@ impl FilesystemKeys {
     }
 }
 
-/// The name of the record that has the target of the symlink with this text; `None` when the text itself has it.
+/// The name of the record that has the target of the symlink with this text; `None` when the text
+/// itself has it.
 pub fn target_record(text: &[u8]) -> Option<String> {
     let decoded = URL_SAFE_NO_PAD.decode(text.strip_prefix(&[RECORD])?).ok()?;
     (decoded.len() == 16).then(|| tagged(RECORD, &decoded))
 }
 
-/// The length of a target from what lies on disk, without decrypting it: the text's length, and the record's if there is one.
+/// The length of a target from what lies on disk, without decrypting it: the text's length, and the
+/// record's if there is one.
 ///
 /// # Errors
 /// [`FormatError::Symlink`].

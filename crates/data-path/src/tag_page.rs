@@ -1,8 +1,9 @@
 //! Tag pages: what authenticates a group's blocks.
 //!
-//! Each entry has two slots. Overwriting a block fills the older slot, which thereby becomes the newer, then writes the block:
-//! whenever the process dies, the block on disk opens with one of the two. A block that was a hole is written first and
-//! its slot afterwards: until then it reads as zeros.
+//! Each entry has two slots. Overwriting a block fills the older slot, which thereby becomes the
+//! newer, then writes the block: whenever the process dies, the block on disk opens with one of the
+//! two. A block that was a hole is written first and its slot afterwards: until then it reads as
+//! zeros.
 
 use crate::aead::Seal;
 use crate::header::{SEAL_LEN, array, join_sealed, split_sealed};
@@ -112,7 +113,8 @@ impl Slot {
     }
 }
 
-/// The opened content of a tag page: plain functions over it are all that the ways of writing a block need.
+/// The opened content of a tag page: plain functions over it are all that the ways of writing a
+/// block need.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TagPage {
     pub(crate) entries: Box<[u8; ENTRIES_LEN]>,
@@ -141,13 +143,15 @@ impl TagPage {
         self.slot(entry, self.second_is_newer.contains(entry))
     }
 
-    /// What opens the block as it was before its last overwriting, if it was overwritten. It counts only while the file is dirty.
+    /// What opens the block as it was before its last overwriting, if it was overwritten. It counts
+    /// only while the file is dirty.
     pub fn older(&self, entry: usize) -> Option<Slot> {
         self.slot(entry, !self.second_is_newer.contains(entry))
     }
 
-    /// Fills the older slot, which thereby becomes the newer, and keeps the other. Overwriting: seal this page, write it,
-    /// then write the block. Into a hole: write the block, then this page.
+    /// Fills the older slot, which thereby becomes the newer, and keeps the other. Overwriting:
+    /// seal this page, write it, then write the block. Into a hole: write the block, then this
+    /// page.
     pub fn fill_older(&mut self, entry: usize, slot: &Slot) {
         if self.written.contains(entry) && !self.second_is_newer.contains(entry) {
             self.second_is_newer.insert(entry);
@@ -161,7 +165,8 @@ impl TagPage {
         }
     }
 
-    /// Makes the older slot the newer again: the overwriting that filled the other one never reached the block.
+    /// Makes the older slot the newer again: the overwriting that filled the other one never
+    /// reached the block.
     pub fn settle_on_older(&mut self, entry: usize) {
         if self.second_is_newer.contains(entry) {
             self.second_is_newer.remove(entry);

@@ -1,4 +1,5 @@
-//! Extended attributes of the `user` namespace: name and value sealed together, bound to the file or directory that has them.
+//! Extended attributes of the `user` namespace: name and value sealed together, bound to the file
+//! or directory that has them.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -37,7 +38,8 @@ impl XattrOwner {
 }
 
 impl FilesystemKeys {
-    /// The backing name of an attribute; `name` starts with `user.`. Equal names of one owner give equal results.
+    /// The backing name of an attribute; `name` starts with `user.`. Equal names of one owner give
+    /// equal results.
     pub fn xattr_name(&self, owner: XattrOwner, name: &[u8]) -> String {
         let code = self.xattr_names.code(&[&owner.to_bytes(), name]);
         let mut text = BACKING_PREFIX.to_owned();

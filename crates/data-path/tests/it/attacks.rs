@@ -1,4 +1,5 @@
-//! Somebody who writes the backing directory and has no key: whatever he does is an error, never other data.
+//! Somebody who writes the backing directory and has no key: whatever he does is an error, never
+//! other data.
 
 use data_path::{Backend, FilesystemKeys, FormatError, layout};
 use layout::{GROUP, PAGE};

@@ -1,4 +1,5 @@
-//! A writer that follows the protocol, killed after each of its writes: every block is the old or the new one.
+//! A writer that follows the protocol, killed after each of its writes: every block is the old or
+//! the new one.
 
 use data_path::{
     Backend, FileCipher, FileState, FilesystemKeys, FormatError, SealBudget, TagPage, layout,
@@ -7,7 +8,8 @@ use layout::{PAGE, Place};
 
 use crate::image::{keys, plain, read, read_open, write};
 
-/// A backing file to which a writer makes one write after the other; all but the first few are lost.
+/// A backing file to which a writer makes one write after the other; all but the first few are
+/// lost.
 struct Disk {
     bytes: Vec<u8>,
     survives: usize,
@@ -34,7 +36,8 @@ struct Writer {
 }
 
 impl Writer {
-    /// Opens a file of one group for writing: reserves seals, and marks it dirty before anything else.
+    /// Opens a file of one group for writing: reserves seals, and marks it dirty before anything
+    /// else.
     fn open(keys: &FilesystemKeys, disk: &mut Disk) -> Self {
         let file = keys.open_file(&disk.bytes, disk.bytes.len() as u64).unwrap();
         let mut first_page = [0; PAGE];
@@ -82,7 +85,8 @@ impl Writer {
     }
 }
 
-/// Runs `act` on a copy of `image` and kills it after each of its writes; `check` sees the file as it is then read.
+/// Runs `act` on a copy of `image` and kills it after each of its writes; `check` sees the file as
+/// it is then read.
 fn kill_everywhere(
     image: &[u8],
     act: impl Fn(&FilesystemKeys, &mut Disk),
@@ -120,7 +124,8 @@ fn overwriting_a_block() {
             writer.close(disk, old.len() as u64);
         },
         |writes, _, read| {
-            // One write marks the file dirty, then each version takes two, the second of which counts.
+            // One write marks the file dirty, then each version takes two, the second of which
+            // counts.
             let version = &versions[(writes.saturating_sub(1) / 2).min(3)];
             assert_eq!(&read[PAGE..2 * PAGE], version, "after write {writes}");
             assert_eq!((&read[..PAGE], &read[2 * PAGE..]), (&old[..PAGE], &old[2 * PAGE..]));

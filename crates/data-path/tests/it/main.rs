@@ -1,5 +1,5 @@
-//! The data path through its public API: round trips, attacks on what lies on disk, death between writes; and a second
-//! reader of the formats.
+//! The data path through its public API: round trips, attacks on what lies on disk, death between
+//! writes; and a second reader of the formats.
 
 #![allow(clippy::unwrap_used, reason = "the helpers beside the test functions fail by panic too")]
 

@@ -1,5 +1,5 @@
-//! A second reader, made from `docs/formats.md` alone on the bare libraries: it uses nothing of the data path, and
-//! reads the golden vectors.
+//! A second reader, made from `docs/formats.md` alone on the bare libraries: it uses nothing of the
+//! data path, and reads the golden vectors.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce, Tag};
