@@ -1,35 +1,21 @@
 //! The engine of import and export: walks a [`Source`], copies to a [`Sink`], in parallel, and can
 //! be stopped and taken up again.
 //!
-//! One thread walks, in the order of raw names, and hands out work; as many workers as there are
-//! processors take it: a batch of small files, or one segment of a large one. The walker also
-//! takes *checkpoints*: it lets the workers finish what they have, notes where it is, and goes on
-//! while another thread makes everything so far durable and then gives the checkpoint to the
-//! [`Control`]. No file is synced by itself. A directory gets its mode and times when the last of
-//! its entries is done.
+//! One thread walks ([`crate::walk`]) and hands out work; as many workers as there are processors
+//! take it: a batch of small files, or one segment of a large one. No file is synced by itself. A
+//! directory gets its mode and times when the last of its entries is done.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{Scope, ScopedJoinHandle};
-use std::time::{Duration, Instant};
 
 use crate::error::{Doing, Error, Fault, shown};
-use crate::names::Names;
-use crate::report::{
-    Checkpoint, Control, Identity, Partial, Problem, ProblemKind, Report, Tally, lock,
-};
-use crate::side::{Buffers, Owner, Place, Sink, Source, segment, segments};
+use crate::report::{Checkpoint, Control, Problem, ProblemKind, Report, Tally, lock};
+use crate::side::{Buffers, Owner, Place, Sink, Source, segments};
 use crate::stage::{Anchors, Stage, anchor_name};
 use crate::sys::{self, Errno, FileType, Stat};
+use crate::walk::Walker;
 use crate::work::{Ended, Queue, watch, workers};
-
-/// A batch is handed out when it has this many entries, or this many bytes.
-const BATCH_ENTRIES: usize = 32;
-const BATCH_BYTES: u64 = 1 << 20;
-/// Time between checkpoints: the most work that a crash can cost.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
 
 /// Copies all of `source` to `sink`, from `resume` on when a former run was stopped.
 ///
@@ -67,53 +53,55 @@ pub(crate) fn copy<S: Source, K: Sink>(
     copy.run(resume)
 }
 
-struct Copy<'a, S: Source, K: Sink> {
-    source: &'a S,
-    sink: &'a K,
-    stage: &'a Stage,
-    control: &'a dyn Control,
-    tally: Tally,
-    anchors: Anchors,
-    epoch: AtomicU64,
-    queue: Queue<Job<S, K>>,
+/// A running copy, shared by its threads.
+pub(crate) struct Copy<'a, S: Source, K: Sink> {
+    pub(crate) source: &'a S,
+    pub(crate) sink: &'a K,
+    pub(crate) stage: &'a Stage,
+    pub(crate) control: &'a dyn Control,
+    pub(crate) tally: Tally,
+    pub(crate) anchors: Anchors,
+    /// Counts the checkpoints; anchors tell theirs.
+    pub(crate) epoch: AtomicU64,
+    pub(crate) queue: Queue<Job<S, K>>,
     /// What ended the job early.
-    failure: Mutex<Option<Error>>,
+    pub(crate) failure: Mutex<Option<Error>>,
 }
 
 /// A directory on both sides. Finished by whoever is the last to be done with it.
-struct Pair<S: Source, K: Sink> {
-    from: Place<S::Dir>,
-    to: Place<K::Dir>,
+pub(crate) struct Pair<S: Source, K: Sink> {
+    pub(crate) from: Place<S::Dir>,
+    pub(crate) to: Place<K::Dir>,
     /// As it was before its entries were read, which changes its access time.
-    stat: Stat,
+    pub(crate) stat: Stat,
     /// The path of raw names, and that of plain ones.
-    raw: Vec<u8>,
-    plain: Vec<u8>,
+    pub(crate) raw: Vec<u8>,
+    pub(crate) plain: Vec<u8>,
     /// The walker, and each job on its entries.
-    users: AtomicUsize,
+    pub(crate) users: AtomicUsize,
 }
 
-enum Job<S: Source, K: Sink> {
+pub(crate) enum Job<S: Source, K: Sink> {
     Batch(Arc<Pair<S, K>>, Vec<Item>),
     Segment(Arc<Large<S, K>>, u64),
 }
 
 /// An entry that is no directory.
-struct Item {
-    raw: Vec<u8>,
-    stat: Stat,
+pub(crate) struct Item {
+    pub(crate) raw: Vec<u8>,
+    pub(crate) stat: Stat,
 }
 
 /// A file of more than one segment.
-struct Large<S: Source, K: Sink> {
-    pair: Arc<Pair<S, K>>,
-    item: Item,
-    from: S::File,
-    to: K::File,
+pub(crate) struct Large<S: Source, K: Sink> {
+    pub(crate) pair: Arc<Pair<S, K>>,
+    pub(crate) item: Item,
+    pub(crate) from: S::File,
+    pub(crate) to: K::File,
     /// Its name among the things that are kept over a stop.
-    staged: Vec<u8>,
-    segments_left: AtomicU64,
-    failed: AtomicBool,
+    pub(crate) staged: Vec<u8>,
+    pub(crate) segments_left: AtomicU64,
+    pub(crate) failed: AtomicBool,
 }
 
 impl<S: Source, K: Sink> Copy<'_, S, K> {
@@ -166,7 +154,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
     }
 
     /// Notes what went wrong with the entry `raw` in `pair`.
-    fn trouble(&self, pair: &Pair<S, K>, raw: &[u8], fault: Fault) {
+    pub(crate) fn trouble(&self, pair: &Pair<S, K>, raw: &[u8], fault: Fault) {
         let plain = self.source.plain_name(&pair.from, raw);
         let plain = join(&pair.plain, plain.as_deref().unwrap_or(b"(a name that can't be read)"));
         self.trouble_at(&plain, &join(&pair.raw, raw), fault);
@@ -353,7 +341,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
     }
 
     /// Gives an inode that was copied before another name.
-    fn link(&self, pair: &Pair<S, K>, item: &Item, anchor: &[u8]) -> Result<(), Fault> {
+    pub(crate) fn link(&self, pair: &Pair<S, K>, item: &Item, anchor: &[u8]) -> Result<(), Fault> {
         let name = self.source.plain_name(&pair.from, &item.raw)?;
         let raw = self.sink.raw_name(&pair.to, &name)?;
         if FileType::from_raw_mode(item.stat.st_mode) == FileType::RegularFile {
@@ -419,7 +407,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
     }
 
     /// Ends one use of a directory; after the last it gets its attributes and times.
-    fn release(&self, pair: &Pair<S, K>) {
+    pub(crate) fn release(&self, pair: &Pair<S, K>) {
         if pair.users.fetch_sub(1, Ordering::AcqRel) != 1 || lock(&self.failure).is_some() {
             return;
         }
@@ -452,320 +440,4 @@ fn put_in_place(from: &OwnedFd, staged: &[u8], dir: &OwnedFd, raw: &[u8]) -> Res
 
 pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
-}
-
-/// The thread that walks.
-struct Walker<'c, 'scope, 'env, S: Source, K: Sink> {
-    copy: &'c Copy<'env, S, K>,
-    scope: &'scope Scope<'scope, 'env>,
-    stack: Vec<Level<S, K>>,
-    batch: Vec<Item>,
-    batch_bytes: u64,
-    saved: Instant,
-    saving: Option<ScopedJoinHandle<'scope, Result<(), Error>>>,
-}
-
-/// One directory on the way down to where the walker is.
-struct Level<S: Source, K: Sink> {
-    pair: Arc<Pair<S, K>>,
-    names: Names,
-    next: usize,
-}
-
-/// Why the walk did not go to the end.
-enum Halt {
-    Stop(Option<Partial>),
-    /// The failure is noted already.
-    Failure,
-}
-
-impl<'c, 'scope, 'env, S: Source, K: Sink> Walker<'c, 'scope, 'env, S, K>
-where
-    'c: 'scope,
-{
-    fn new(copy: &'c Copy<'env, S, K>, scope: &'scope Scope<'scope, 'env>) -> Self {
-        let (stack, batch) = (Vec::new(), Vec::new());
-        Self { copy, scope, stack, batch, batch_bytes: 0, saved: Instant::now(), saving: None }
-    }
-
-    /// Walks to the end, or to where it is stopped; the checkpoint says where.
-    fn walk(mut self, resume: Option<Checkpoint>) -> Result<Option<Checkpoint>, Error> {
-        let (mut skip, mut partial) = (VecDeque::new(), None);
-        if let Some(checkpoint) = resume {
-            for name in checkpoint.next {
-                skip.push_back(hex::decode(&name).map_err(|_| bad_checkpoint())?);
-            }
-            partial = checkpoint.partial;
-        }
-        let root = self.copy.source.root().and_then(|from| {
-            let stat = sys::stat_open(&from.fd).doing("read")?;
-            Ok((from, self.copy.sink.root()?, stat))
-        });
-        let (from, to, stat) = root.map_err(|fault| fault.at(b"the tree's root"))?;
-        let entered = self.descend(from, to, stat, (S::ROOT.to_vec(), Vec::new()), &mut skip);
-        entered.map_err(|fault| fault.at(b"the tree's root"))?;
-        let halt = loop {
-            match self.step(&mut skip, &mut partial) {
-                Ok(true) => {}
-                Ok(false) => break None,
-                Err(halt) => break Some(halt),
-            }
-        };
-        self.flush();
-        self.copy.queue.drain();
-        if let Some(saving) = self.saving.take() {
-            saving.join().unwrap_or(Ok(()))?;
-        }
-        match halt {
-            Some(Halt::Failure) => Ok(None),
-            Some(Halt::Stop(partial)) => {
-                let checkpoint = self.checkpoint(partial);
-                save(self.copy, &checkpoint)?;
-                Ok(Some(checkpoint))
-            }
-            None => {
-                if lock(&self.copy.failure).is_none() {
-                    let stage = self.copy.stage;
-                    let sync = sys::sync_all(stage.tmp()).doing("made durable");
-                    sync.and_then(|()| stage.forget().doing("tidied up"))
-                        .map_err(|fault| fault.at(b"the tree"))?;
-                }
-                Ok(None)
-            }
-        }
-    }
-
-    /// Deals with the next entry; `false` when there is none.
-    fn step(
-        &mut self,
-        skip: &mut VecDeque<Vec<u8>>,
-        partial: &mut Option<Partial>,
-    ) -> Result<bool, Halt> {
-        let Some(level) = self.stack.last() else { return Ok(false) };
-        let pair = Arc::clone(&level.pair);
-        let Some(raw) = level.names.get(level.next).map(<[u8]>::to_vec) else {
-            self.flush();
-            self.stack.pop();
-            self.copy.release(&pair);
-            if let Some(above) = self.stack.last_mut() {
-                above.next += 1;
-            }
-            return Ok(true);
-        };
-        // Not before the level is known to have a next entry, which a checkpoint names; and not on
-        // the way down to where a stopped job goes on, so that each run comes further.
-        if skip.is_empty() {
-            self.pause(None)?;
-        }
-        match sys::stat(&pair.from.fd, &raw).doing("read") {
-            Err(fault) => self.copy.trouble(&pair, &raw, fault),
-            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => match self.enter(&pair, &raw, stat, skip) {
-                    Ok(()) => return Ok(true),
-                    Err(fault) => self.copy.trouble(&pair, &raw, fault),
-                },
-                FileType::RegularFile if segments(self.copy.source.estimate(&stat)) > 1 => {
-                    self.large(&pair, Item { raw, stat }, partial.take())?;
-                }
-                _ => self.add(Item { raw, stat }),
-            },
-        }
-        skip.clear();
-        if let Some(level) = self.stack.last_mut() {
-            level.next += 1;
-        }
-        Ok(true)
-    }
-
-    fn enter(
-        &mut self,
-        above: &Arc<Pair<S, K>>,
-        raw: &[u8],
-        stat: Stat,
-        skip: &mut VecDeque<Vec<u8>>,
-    ) -> Result<(), Fault> {
-        self.flush();
-        let name = self.copy.source.plain_name(&above.from, raw)?;
-        let from = self.copy.source.enter(&above.from, raw)?;
-        let to = self.copy.sink.make_dir(&above.to, &name)?;
-        let paths = (join(&above.raw, raw), join(&above.plain, &name));
-        self.descend(from, to, stat, paths, skip)
-    }
-
-    fn descend(
-        &mut self,
-        from: Place<S::Dir>,
-        to: Place<K::Dir>,
-        stat: Stat,
-        (raw, plain): (Vec<u8>, Vec<u8>),
-        skip: &mut VecDeque<Vec<u8>>,
-    ) -> Result<(), Fault> {
-        let source = self.copy.source;
-        let names = Names::read(&from.fd, |raw| source.is_entry(&from, raw)).doing("read")?;
-        let next = match skip.pop_front() {
-            Some(name) => {
-                let next = names.position(&name);
-                if names.get(next) != Some(&name) {
-                    // It is gone; what came below it too.
-                    skip.clear();
-                }
-                next
-            }
-            None => 0,
-        };
-        let pair = Arc::new(Pair { from, to, stat, raw, plain, users: AtomicUsize::new(1) });
-        self.stack.push(Level { pair, names, next });
-        Ok(())
-    }
-
-    fn add(&mut self, item: Item) {
-        self.batch_bytes += self.copy.source.estimate(&item.stat);
-        self.batch.push(item);
-        if self.batch.len() >= BATCH_ENTRIES || self.batch_bytes >= BATCH_BYTES {
-            self.flush();
-        }
-    }
-
-    /// Hands the batch out. A batch is of one directory: the top of the stack.
-    fn flush(&mut self) {
-        if let Some(level) = self.stack.last()
-            && !self.batch.is_empty()
-        {
-            level.pair.users.fetch_add(1, Ordering::Relaxed);
-            let batch = std::mem::take(&mut self.batch);
-            self.batch_bytes = 0;
-            self.copy.queue.put(Job::Batch(Arc::clone(&level.pair), batch));
-        }
-    }
-
-    /// Hands out the segments of a large file.
-    fn large(
-        &mut self,
-        pair: &Arc<Pair<S, K>>,
-        item: Item,
-        partial: Option<Partial>,
-    ) -> Result<(), Halt> {
-        self.flush();
-        let copy = self.copy;
-        let inode = (item.stat.st_dev, item.stat.st_ino);
-        let linked = item.stat.st_nlink > 1;
-        if linked && let Some(anchor) = copy.anchors.claim(inode) {
-            if let Err(fault) = copy.link(pair, &item, &anchor) {
-                copy.trouble(pair, &item.raw, fault);
-            }
-            copy.tally.files_done.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
-        }
-        let opened = copy.source.open(&pair.from, &item.raw, &item.stat);
-        let opened = opened.and_then(|from| {
-            let (to, staged, first) = self.large_target(&item, copy.source.len(&from), partial)?;
-            Ok((from, to, staged, first))
-        });
-        let (from, to, staged, first) = match opened {
-            Ok(opened) => opened,
-            Err(fault) => {
-                if linked {
-                    copy.anchors.settle(inode, None);
-                }
-                copy.trouble(pair, &item.raw, fault);
-                copy.tally.files_done.fetch_add(1, Ordering::Relaxed);
-                return Ok(());
-            }
-        };
-        let segments = segments(copy.source.len(&from)).max(first + 1);
-        let (pair, failed) = (Arc::clone(pair), AtomicBool::new(false));
-        pair.users.fetch_add(1, Ordering::Relaxed);
-        let segments_left = AtomicU64::new(segments - first);
-        let identity = Identity::of(&item.stat);
-        let large = Arc::new(Large { pair, item, from, to, staged, segments_left, failed });
-        for segment in first..segments {
-            if segment > first {
-                self.pause(Some((&large, segment, identity)))?;
-            }
-            copy.queue.put(Job::Segment(Arc::clone(&large), segment));
-        }
-        Ok(())
-    }
-
-    /// A new file in the making, or the one that `partial` tells of when it is still of use.
-    fn large_target(
-        &self,
-        item: &Item,
-        len: u64,
-        partial: Option<Partial>,
-    ) -> Result<(K::File, Vec<u8>, u64), Fault> {
-        let (sink, stage) = (self.copy.sink, self.copy.stage);
-        if let Some(partial) = partial {
-            let staged = partial.staged.into_bytes();
-            if partial.source == Identity::of(&item.stat)
-                && let Ok(file) = sys::open_to_write(stage.kept(), &staged)
-                && let Ok(file) = sink.resume(file, len, partial.segment)
-            {
-                return Ok((file, staged, partial.segment));
-            }
-            let done = segment(partial.segment, len).start;
-            self.copy.tally.bytes_done.fetch_sub(done, Ordering::Relaxed);
-            let _ = sys::unlink(stage.kept(), &staged);
-        }
-        let staged = stage.fresh_kept();
-        let file = stage.create(stage.kept(), &staged, &item.stat).doing("written")?;
-        Ok((sink.begin(file, len)?, staged, 0))
-    }
-
-    /// Between two pieces of work: stops when asked to, and takes a checkpoint when it is time.
-    fn pause(&mut self, large: Option<(&Arc<Large<S, K>>, u64, Identity)>) -> Result<(), Halt> {
-        let copy = self.copy;
-        if lock(&copy.failure).is_some() {
-            return Err(Halt::Failure);
-        }
-        let stop = copy.control.stop_requested();
-        let saving = self.saving.as_ref().is_some_and(|saving| !saving.is_finished());
-        if !stop && (saving || self.saved.elapsed() < CHECKPOINT_EVERY) {
-            return Ok(());
-        }
-        self.flush();
-        copy.queue.drain();
-        let partial = large.filter(|(large, ..)| !large.failed.load(Ordering::Relaxed)).map(
-            |(large, segment, source)| Partial {
-                staged: String::from_utf8_lossy(&large.staged).into_owned(),
-                segment,
-                source,
-            },
-        );
-        if stop {
-            return Err(Halt::Stop(partial));
-        }
-        if lock(&copy.failure).is_some() {
-            return Err(Halt::Failure);
-        }
-        let checkpoint = self.checkpoint(partial);
-        self.saved = Instant::now();
-        self.saving = Some(self.scope.spawn(move || save(copy, &checkpoint)));
-        Ok(())
-    }
-
-    /// Where the walk is. Call it when the workers are idle.
-    fn checkpoint(&self, partial: Option<Partial>) -> Checkpoint {
-        let next = self.stack.iter().filter_map(|level| level.names.get(level.next));
-        Checkpoint {
-            next: next.map(hex::encode).collect(),
-            partial,
-            epoch: self.copy.epoch.fetch_add(1, Ordering::Relaxed),
-            progress: self.copy.tally.progress(),
-            problems: self.copy.tally.problems(),
-        }
-    }
-}
-
-/// Makes what is done so far durable, and then says so.
-fn save<S: Source, K: Sink>(copy: &Copy<'_, S, K>, checkpoint: &Checkpoint) -> Result<(), Error> {
-    let synced = sys::sync_all(copy.stage.tmp()).doing("made durable");
-    synced.map_err(|fault| fault.at(b"the tree"))?;
-    copy.control.checkpoint(checkpoint);
-    Ok(())
-}
-
-fn bad_checkpoint() -> Error {
-    let why = "the checkpoint is not one of this program's".to_owned();
-    Fault::Refused { doing: "resumed", why, cure: "start the job anew" }.at(b"the job")
 }

@@ -119,10 +119,10 @@ impl KeyHolder for BackingHeaders {
                 Ok(there) if there.wrapped.key_id != site.key_id => {
                     let why = format!("the key {} lies there", there.wrapped.key_id);
                     let cure = "check the filesystem's backing directory";
-                    return Err(Fault::Refused { doing: "replaced", why, cure });
+                    Err(Fault::Refused { doing: "replaced", why, cure })
                 }
                 Err(refused @ Fault::Refused { .. }) if sys::stat(&dir, HEADER).is_ok() => {
-                    return Err(refused);
+                    Err(refused)
                 }
                 _ => write(&dir, envelope),
             }

@@ -1,4 +1,79 @@
-//! An encrypted directory tree on a backing directory.
+//! An encrypted directory tree on a backing directory: what `fs create`, `import`, `export`, `ls`
+//! and `verify` do.
+//!
+//! A backing directory may be any POSIX directory (a local disk, NFS, CephFS, Lustre). In it lie
+//!
+//! | name | what |
+//! |---|---|
+//! | `coffer.key` | a copy of the wrapped key ([`read_envelope`], [`BackingHeaders`]); written last when a filesystem is made |
+//! | `coffer.lock` | locked (`flock(2)`) by whoever has the filesystem open |
+//! | `root/` | the tree: each directory with `coffer.dir`, its id; a long name with a side file `….name` |
+//! | `coffer.links/` | targets of symlinks that are too long for a symlink's text |
+//! | `coffer.tmp/` | things in the making; `resume/` in it is what a stopped job goes on with |
+//! | `coffer.lost/` | what `verify` with repair set aside, each with a note |
+//!
+//! Names, link targets, file contents and `user.*` attributes are encrypted. In the open, on the
+//! backing's own inodes, are types, modes, owners (set as root only), times, sizes, device
+//! numbers, hard links, ACLs, `security.*` and `trusted.*`: whoever sees the backing directory sees
+//! the shape of the tree. `data-path` has the formats.
+//!
+//! # Rules that hold everywhere here
+//!
+//! - Nothing has a name in a tree before it is whole: it is made in the stage and renamed. A kill
+//!   at any moment leaves the old thing or the new one.
+//! - All system calls are relative to directory handles and follow no symbolic link (`sys`).
+//! - A job goes on past what is wrong with one entry and reports it as a [`Problem`]; it ends early
+//!   only when the next entry would meet the same ([`ErrorKind::Full`]).
+//! - Jobs are synchronous and use their own threads: a runtime calls them where blocking is allowed.
+//!
+//! # Where things are
+//!
+//! | module | its job |
+//! |---|---|
+//! | `filesystem` | [`Filesystem`]: the life of one, and the entrance to everything |
+//! | `copy`, `walk` | the engine of import and export, between a `Source` and a `Sink` (`side`): what the workers do, and the thread that walks |
+//! | `plain`, `sealed` | those two sides: a plain tree, an encrypted one |
+//! | `stage` | things in the making, hard-link anchors |
+//! | `verify` | finds all damage, sets it aside |
+//! | `header` | `coffer.key` |
+//! | `report`, `error` | what a job tells, and how things fail |
+//! | `work`, `names`, `sys` | workers and progress, a directory's names, system calls |
+//!
+//! ```
+//! use std::sync::Arc;
+//! use filesystem::{Backend, Checkpoint, Control, Filesystem, Outcome, Problem, Progress};
+//! # use kms_core::{Ciphertext, KeyEnvelope, KeyVersion, KmsConfig, KmsConfigId, WrappedKey};
+//!
+//! /// Never stops a job, and does not watch it.
+//! struct Unattended;
+//! impl Control for Unattended {
+//!     fn stop_requested(&self) -> bool { false }
+//!     fn progress(&self, _: &Progress) {}
+//!     fn checkpoint(&self, _: &Checkpoint) {}
+//!     fn problem(&self, _: &Problem) {}
+//! }
+//!
+//! # let home = tempfile::tempdir()?;
+//! # let (backing, source) = (home.path().join("backing"), home.path().join("source"));
+//! # std::fs::create_dir(&source)?;
+//! # std::fs::write(source.join("plan.txt"), "attack at dawn")?;
+//! # let key = Arc::new(kms_core::FilesystemKey::generate()?);
+//! # let id = KmsConfigId::random();
+//! # let envelope = KeyEnvelope {
+//! #     format: kms_core::ENVELOPE_FORMAT, filesystem: "plans".into(), revision: 1, exposed: false,
+//! #     wrapped: WrappedKey { key_id: key.id(), config_id: id,
+//! #         ciphertext: Ciphertext { text: "vault:v1:…".into(), version: KeyVersion(1) } },
+//! #     kms: KmsConfig { id, kind: "vault".into(), address: "https://vault".into(),
+//! #         master_key: "coffer".into(), settings: Default::default() },
+//! # };
+//! // `key` came from a KMS, and `envelope` is that key as the KMS wrapped it.
+//! let plans = Filesystem::create(&backing, key, &envelope, Backend::default())?;
+//! let report = plans.import(&source, None, &Unattended)?;
+//! assert_eq!(report.outcome, Outcome::Done);
+//! assert_eq!(plans.list("/".as_ref())?.entries[0].name, "plan.txt");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
 mod copy;
 mod error;
 mod filesystem;
@@ -11,6 +86,7 @@ mod side;
 mod stage;
 mod sys;
 mod verify;
+mod walk;
 mod work;
 
 pub use data_path::Backend;

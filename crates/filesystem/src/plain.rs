@@ -100,11 +100,12 @@ impl Source for PlainSource {
         let Range { start, end } = segment(index, file.len);
         let len = (end - start) as usize;
         buffers.plain.resize(len, 0);
+        let mut data: Vec<Range<usize>> = Vec::new();
         if !file.sparse {
             read_exact(file, &mut buffers.plain, start)?;
-            return Ok(vec![0..len]);
+            data.push(0..len);
+            return Ok(data);
         }
-        let mut data: Vec<Range<usize>> = Vec::new();
         let mut at = start;
         while at < end {
             let found = sys::next_data(file, at).doing("read")?.filter(|(from, _)| *from < end);

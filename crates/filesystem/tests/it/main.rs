@@ -3,6 +3,8 @@
 //! Some of it needs root: foreign owners, devices, a small disk of its own. Without root those
 //! tests fail and say so.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod damage;
 mod disk_full;
 mod life;

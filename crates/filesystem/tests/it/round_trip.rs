@@ -208,7 +208,7 @@ fn a_listing_tells_sizes_targets_and_times() {
     assert_eq!(file.modified_ms / 1000, modified);
     assert_eq!(link.target.as_deref(), Some(Path::new("there")));
     let one = filesystem.list(&Path::new(&long).join("file")).unwrap();
-    assert_eq!(one.entries, [file.clone()]);
+    assert_eq!(one.entries, std::slice::from_ref(file));
     let missing = filesystem.list(Path::new("/no/such")).unwrap_err().to_string();
     assert!(missing.contains("/no/such") && missing.contains("No such file"), "{missing}");
 
