@@ -91,7 +91,7 @@ fn compare(bench: &Bench<'_>, tools: &Tools, source: &Source) -> Result<Section>
         limit: "It holds more than the buffers of an import".to_owned(),
     });
     Ok(Section {
-        title: format!("import: {}, {rounds} rounds", source.kind.title(bench.quick)),
+        title: format!("import: {}, rounds: {rounds}", source.kind.title(bench.quick)),
         rows,
         bars,
         notes: vec![

@@ -99,7 +99,7 @@ impl Node {
         const PATIENCE: Duration = Duration::from_secs(120);
         let began = Instant::now();
         loop {
-            let (opened, took) = unlocked(&fs::read_to_string(&self.log)?);
+            let (opened, took) = unlocked(&fs::read_to_string(&self.log)?)?;
             if opened >= filesystems {
                 return Ok(took);
             }
@@ -129,16 +129,25 @@ fn answers(socket: &Path) -> bool {
 }
 
 /// How many filesystems a node's log says it opened, and the KMS's part of that time: one line of JSON
-/// for each round.
-fn unlocked(log: &str) -> (u64, Duration) {
+/// for each round. The last line may not be whole yet.
+fn unlocked(log: &str) -> Result<(u64, Duration)> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let rounds = lines.filter(|line| line["fields"]["message"] == "unlocked filesystems");
     let (mut opened, mut milliseconds) = (0, 0);
-    for round in rounds {
-        opened += round["fields"]["opened"].as_u64().unwrap_or_default();
-        milliseconds += round["fields"]["kms_ms"].as_u64().unwrap_or_default();
+    for line in lines {
+        let fields = &line["fields"];
+        if fields["message"] == "unlocked filesystems" {
+            opened += number(fields, "opened")?;
+            milliseconds += number(fields, "kms_ms")?;
+        }
     }
-    (opened, Duration::from_millis(milliseconds))
+    Ok((opened, Duration::from_millis(milliseconds)))
+}
+
+/// A figure of a log line. One of 128 bits stands there as text.
+fn number(fields: &Value, name: &str) -> Result<u64> {
+    let field = &fields[name];
+    let number = field.as_u64().or_else(|| field.as_str()?.parse().ok());
+    number.with_context(|| format!("the node's log has no number `{name}` in {fields}"))
 }
 
 #[cfg(test)]
@@ -148,9 +157,12 @@ mod tests {
     #[test]
     fn unlock_rounds_are_read_from_the_log() {
         let log = r#"{"fields":{"message":"the node is up"}}
-            {"fields":{"message":"unlocked filesystems","filesystems":3,"opened":2,"kms_ms":7}}
+            {"fields":{"message":"unlocked filesystems","filesystems":3,"opened":2,"kms_ms":"7"}}
             {"fields":{"message":"unlocked filesystems","filesystems":1,"opened":1,"kms_ms":4}}
             {"fields":{"message":"unlocked fi"#;
-        assert_eq!(unlocked(log), (3, Duration::from_millis(11)));
+        assert_eq!(unlocked(log).unwrap(), (3, Duration::from_millis(11)));
+
+        let log = r#"{"fields":{"message":"unlocked filesystems","opened":2}}"#;
+        assert!(unlocked(log).is_err(), "a time that is missing is no time");
     }
 }

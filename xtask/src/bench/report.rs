@@ -227,8 +227,9 @@ impl Machine {
         let memory = memory.lines().find_map(|line| line.strip_prefix("MemTotal:"));
         let memory = memory.and_then(|line| line.trim().strip_suffix(" kB"));
         let memory: u64 = memory.context("/proc/meminfo has no MemTotal")?.trim().parse()?;
-        let filesystem =
-            process::output(Command::new("stat").args(["-f", "-c", "%T"]).arg(folder))?;
+        let filesystem = process::output(
+            Command::new("findmnt").args(["-n", "-o", "FSTYPE", "-T"]).arg(folder),
+        )?;
         Ok(Self {
             processor: processor.map_or("unknown processor", |(_, name)| name).to_owned(),
             processors: std::thread::available_parallelism()?.get(),

@@ -74,7 +74,7 @@ fn unlock(bench: &Bench<'_>, kms: &Kms, which: &str) -> Result<Section> {
             .to_owned(),
     };
     Ok(Section {
-        title: format!("unlock: {count} filesystems over {which}, {rounds} rounds"),
+        title: format!("unlock: {count} filesystems over {which}, rounds: {rounds}"),
         rows: vec![ours, raw],
         bars: vec![bar],
         notes: vec![format!("requests of {BATCH} keys, {IN_FLIGHT} at once, on both sides")],
@@ -160,7 +160,7 @@ pub(super) fn one(bench: &Bench<'_>) -> Result<Section> {
         limit: "The node's log names its steps with their times".to_owned(),
     };
     Ok(Section {
-        title: format!("start: a node with one filesystem, {rounds} starts"),
+        title: format!("start: a node with one filesystem, starts: {rounds}"),
         rows: vec![row],
         bars: vec![bar],
         notes: Vec::new(),
