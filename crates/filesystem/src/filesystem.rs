@@ -141,7 +141,6 @@ impl Filesystem {
     }
 
     fn try_open(path: &Path, key: Arc<FilesystemKey>, cipher: Backend) -> Result<Self, Fault> {
-        sys::raise_file_limit();
         let backing = sys::open_root(path).doing("opened")?;
         let root = match sys::open_dir(&backing, ROOT) {
             Err(Errno::NOENT) => {
@@ -384,6 +383,7 @@ impl Filesystem {
     /// # Errors
     /// When the backing directory can't be read.
     pub fn usage(&self) -> Result<Usage, Error> {
+        sys::raise_file_limit();
         let usage = || {
             let mut usage = Usage::default();
             let open = |dir: OwnedFd| {
@@ -422,6 +422,7 @@ impl Filesystem {
     }
 
     fn begin_job(&self) -> Result<MutexGuard<'_, ()>, Error> {
+        sys::raise_file_limit();
         match self.job.try_lock() {
             Ok(guard) => Ok(guard),
             Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),

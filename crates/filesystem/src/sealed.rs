@@ -404,8 +404,13 @@ impl Sink for SealedTree {
 
     fn resume(&self, fd: OwnedFd, len: u64, first: u64) -> Result<SealedFile, Fault> {
         let mut file = self.open_sealed(fd, layout::backing_len(len))?;
-        // What was reserved counts as used. The new reservation must be durable before it is.
-        let seals_reserved = file.cipher.state().seals_reserved + seals_for(len);
+        // What was reserved counts as used, so the rest of the file needs a reservation of its own,
+        // durable before it is used; the first groups of all regions may be sealed again.
+        let rest = seals_for(len - segment(first, len).start) + seals_for(0);
+        let seals_reserved = file.cipher.state().seals_reserved + rest;
+        if seals_reserved > SealBudget::LIMIT {
+            return Err(Fault::format("encrypted", &FormatError::SealsExhausted));
+        }
         let state = FileState { size: len, dirty: false, seals_reserved };
         file.cipher.grant_seals(seals_reserved).doing("encrypted")?;
         file.cipher.update_header(file.header.as_mut_slice(), &state).doing("encrypted")?;

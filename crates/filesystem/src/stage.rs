@@ -31,7 +31,9 @@ impl Stage {
     pub(crate) fn open(parent: &OwnedFd, name: &[u8]) -> Result<Self> {
         let tmp = make_or_open(parent, name)?;
         remove_contents(&tmp, RESUME)?;
+        sys::remove_default_acl(&tmp)?;
         let resume = make_or_open(&tmp, RESUME)?;
+        sys::remove_default_acl(&resume)?;
         let probe = sys::create(&tmp, b"probe", 0o777)?;
         let defaults = sys::stat_open(&probe)?;
         sys::unlink(&tmp, b"probe")?;

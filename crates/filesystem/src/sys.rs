@@ -282,6 +282,14 @@ pub(crate) fn set_xattr(of: Inode<'_>, name: &[u8], value: &[u8]) -> Result<()> 
     }
 }
 
+/// Sees to it that what is made in `dir` inherits no ACL.
+pub(crate) fn remove_default_acl(dir: impl AsFd) -> Result<()> {
+    match rustix::fs::fremovexattr(dir, "system.posix_acl_default") {
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        other => other,
+    }
+}
+
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

@@ -247,3 +247,23 @@ fn an_export_needs_an_empty_target_and_leaves_nothing_of_its_own() {
     assert_eq!(files_below(&target).len(), 3);
     assert!(!target.join(".coffer-export").exists());
 }
+
+#[test]
+fn a_default_acl_of_the_target_is_not_inherited() {
+    let home = Home::new();
+    let (source, target) = (home.path("source"), home.path("target"));
+    tree::everything(&source).unwrap();
+    let filesystem = home.create();
+    import(&filesystem, &source);
+    fs::create_dir(&target).unwrap();
+    // A directory of `everything` has one.
+    let guarded = source.join("attributes/default acl");
+    let name = "system.posix_acl_default";
+    let mut acl = vec![0; 1000];
+    let len = rustix::fs::getxattr(&guarded, name, acl.as_mut_slice()).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&target, name, &acl[..len], flags).unwrap();
+    export(&filesystem, &target);
+    rustix::fs::removexattr(&target, name).unwrap();
+    assert_equal_trees(&source, &target);
+}
