@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, BufRead, IsTerminal as _, Write};
 
-use admin_api::{Exit, Problem};
+use admin_api::{BytePath, Exit, Problem};
 use serde::Serialize;
 
 /// How answers are written.
@@ -53,7 +53,7 @@ impl<'a> Console<'a> {
         text: impl FnOnce(&T) -> String,
     ) {
         match output {
-            Output::Text => self.show(&text(answer)),
+            Output::Text => self.show(&printable(&text(answer))),
             Output::Json => {
                 if let Ok(json) = serde_json::to_string_pretty(answer) {
                     self.show(&json);
@@ -66,7 +66,7 @@ impl<'a> Console<'a> {
     /// Writes an error to stderr.
     pub fn problem(&mut self, problem: &Problem, output: Output) {
         match output {
-            Output::Text => self.note(&problem_text(problem)),
+            Output::Text => self.note(&printable(&problem_text(problem))),
             Output::Json => {
                 if let Ok(json) = serde_json::to_string(problem) {
                     self.note(&json);
@@ -137,6 +137,12 @@ impl fmt::Debug for Console<'_> {
     }
 }
 
+/// Lines without what could upset a terminal: a KMS's own words are in them, and names of files.
+fn printable(text: &str) -> String {
+    let lines: Vec<_> = text.split('\n').map(|line| BytePath::new(line).to_string()).collect();
+    lines.join("\n")
+}
+
 fn problem_text(problem: &Problem) -> String {
     // Continuation lines stand under the first.
     let under = |text: &str| text.trim_end().replace('\n', "\n       ");
@@ -174,6 +180,16 @@ mod tests {
         let (result, asked) = confirm("home\n", false);
         assert_eq!(result.unwrap_err().exit, Exit::Usage);
         assert_eq!(asked, "");
+    }
+
+    #[test]
+    fn a_terminal_is_not_upset_by_what_others_say() {
+        let (mut stdin, mut stdout, mut stderr) = (&b""[..], Vec::new(), Vec::new());
+        let mut console = Console::new(&mut stdin, &mut stdout, &mut stderr);
+        let problem = Problem::new(Exit::KmsRefused, "x", "no", "it said \x1b[2J\u{202e}");
+        console.problem(&problem, Output::Text);
+        let shown = String::from_utf8(stderr).unwrap();
+        assert_eq!(shown, "error: no\n  why: it said \\x1B[2J\\xE2\\x80\\xAE\n");
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(crate) fn run(
     let settings = Settings::of(config.as_deref(), state_dir, None)?;
     let state_dir = settings.state_dir;
     daemon::harden().map_err(|e| Problem::new(Exit::Failed, "start", TITLE, e.to_string()))?;
-    let (found, mut left_out) = search(&from)?;
+    let Copies { found, mut left_out } = Copies::search(&from)?;
     if found.is_empty() {
         return Err(nothing_found(&left_out));
     }
@@ -100,34 +100,45 @@ async fn rebuild(
     key_manager::rebuild(&store, &SystemClock, found).await.map_err(of_keys)
 }
 
-/// Every copy in these directories, or one level below them.
-fn search(from: &[PathBuf]) -> Result<(Vec<(PathBuf, KeyEnvelope)>, Vec<LeftOut>), Problem> {
-    let (mut found, mut left_out) = (Vec::new(), Vec::new());
-    for directory in from {
-        let unreadable = |e: std::io::Error| {
-            let why = format!("{}: {e}", directory.display());
-            Problem::new(Exit::Usage, "from", TITLE, why)
-                .cure("name backing directories with --from DIR")
-        };
-        let directory = directory.canonicalize().map_err(unreadable)?;
-        if let Ok(envelope) = read_envelope(&directory) {
-            found.push((directory, envelope));
-            continue;
-        }
-        let mut below: Vec<PathBuf> = fs::read_dir(&directory)
-            .map_err(unreadable)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.is_dir())
-            .collect();
-        below.sort();
-        for path in below {
-            match read_envelope(&path) {
-                Ok(envelope) => found.push((path, envelope)),
-                Err(error) => left_out.push(LeftOut { path: path.into(), why: error.to_string() }),
+/// Copies of wrapped keys.
+#[derive(Default)]
+struct Copies {
+    found: Vec<(PathBuf, KeyEnvelope)>,
+    left_out: Vec<LeftOut>,
+}
+
+impl Copies {
+    /// Those in these directories, or one level below them.
+    fn search(from: &[PathBuf]) -> Result<Self, Problem> {
+        let mut copies = Self::default();
+        for directory in from {
+            let unreadable = |e: std::io::Error| {
+                let why = format!("{}: {e}", directory.display());
+                Problem::new(Exit::Usage, "from", TITLE, why)
+                    .cure("name backing directories with --from DIR")
+            };
+            let directory = directory.canonicalize().map_err(unreadable)?;
+            if let Ok(envelope) = read_envelope(&directory) {
+                copies.found.push((directory, envelope));
+                continue;
+            }
+            let mut below: Vec<PathBuf> = fs::read_dir(&directory)
+                .map_err(unreadable)?
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .filter(|path| path.is_dir())
+                .collect();
+            below.sort();
+            for path in below {
+                match read_envelope(&path) {
+                    Ok(envelope) => copies.found.push((path, envelope)),
+                    Err(error) => {
+                        copies.left_out.push(LeftOut { path: path.into(), why: error.to_string() })
+                    }
+                }
             }
         }
+        Ok(copies)
     }
-    Ok((found, left_out))
 }
 
 fn nothing_found(left_out: &[LeftOut]) -> Problem {
@@ -146,13 +157,10 @@ fn set_aside(state_dir: &Path) -> Result<Option<PathBuf>, Problem> {
     if !store.exists() {
         return Ok(None);
     }
-    match SledStore::open(&store) {
-        Err(in_use @ StoreError::InUse { .. }) => {
-            return Err(daemon::of_keys(TITLE, &key_manager::Error::from(in_use))
-                .cure("stop the node that has it open first"));
-        }
-        // Sound or not: it is set aside and can be put back.
-        Ok(_) | Err(_) => {}
+    // Otherwise, sound or not, it is set aside and can be put back.
+    if let Err(in_use @ StoreError::InUse { .. }) = SledStore::open(&store) {
+        return Err(daemon::of_keys(TITLE, &key_manager::Error::from(in_use))
+            .cure("stop the node that has it open first"));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let aside = state_dir.join(format!("store.set-aside-{now}"));

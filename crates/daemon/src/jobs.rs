@@ -304,7 +304,9 @@ impl Jobs {
         self.lock_live().insert(record.id, Arc::clone(&live));
         let job = self.show(&record);
         let this = Arc::clone(self);
-        lock(&self.tasks).spawn(async move {
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
             let id = record.id;
             match record.kind {
                 JobKind::Move => this.move_keys(id, &live).await,

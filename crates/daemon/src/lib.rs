@@ -210,7 +210,7 @@ impl Node {
         keeping.abort();
         watching.abort();
         shared.jobs.close().await;
-        shared.filesystems.close_all().await;
+        shared.filesystems.close_all();
         shared.manager.forget_keys();
         shared.record("node.stop");
         served.map_err(|e| {

@@ -4,13 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use admin_api::Problem;
 use async_trait::async_trait;
 use filesystem::{Backend, Filesystem, read_envelope};
 use key_manager::{FilesystemName, KeyManager, Volumes};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyId};
+use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 
 use crate::problem;
@@ -29,7 +30,7 @@ impl BackingVolumes {
         Self { cipher, never_made: Mutex::default() }
     }
 
-    fn never_made(&self) -> std::sync::MutexGuard<'_, HashSet<KeyId>> {
+    fn never_made(&self) -> MutexGuard<'_, HashSet<KeyId>> {
         self.never_made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -80,12 +81,16 @@ const IDLE_OPEN: usize = 256;
 pub(crate) struct OpenFilesystems {
     manager: Arc<KeyManager>,
     cipher: Backend,
-    open: tokio::sync::Mutex<HashMap<FilesystemName, Arc<Filesystem>>>,
+    open: Mutex<HashMap<FilesystemName, Place>>,
 }
+
+/// Where an open filesystem is, or will be: two that want it at once wait for one opening, and nobody
+/// waits for another filesystem's slow disk.
+type Place = Arc<OnceCell<Arc<Filesystem>>>;
 
 impl OpenFilesystems {
     pub(crate) fn new(manager: Arc<KeyManager>, cipher: Backend) -> Self {
-        Self { manager, cipher, open: tokio::sync::Mutex::default() }
+        Self { manager, cipher, open: Mutex::default() }
     }
 
     /// The filesystem with this name, which must be unlocked. `title` says what fails if that does.
@@ -94,34 +99,43 @@ impl OpenFilesystems {
         name: &FilesystemName,
         title: &str,
     ) -> Result<Arc<Filesystem>, Problem> {
-        let mut open = self.open.lock().await;
         let of_keys = |e| problem::of_keys(title, &e);
         let key = self.manager.key(name).await.map_err(of_keys)?;
-        if let Some(filesystem) = open.get(name) {
-            return Ok(Arc::clone(filesystem));
-        }
         let backing = self.manager.filesystem(name).await.map_err(of_keys)?.backing;
         let cipher = self.cipher;
-        let opened = spawn_blocking(move || Filesystem::open(&backing, key, cipher))
-            .await
-            .map_err(|e| problem::internal(title, io::Error::from(e)))?
-            .map_err(|e| problem::of_filesystem(title, &e))?;
+        let open = || async move {
+            let opened = spawn_blocking(move || Filesystem::open(&backing, key, cipher));
+            match opened.await {
+                Ok(opened) => opened.map(Arc::new).map_err(|e| problem::of_filesystem(title, &e)),
+                Err(error) => Err(problem::internal(title, io::Error::from(error))),
+            }
+        };
+        self.place(name).get_or_try_init(open).await.cloned()
+    }
+
+    fn place(&self, name: &FilesystemName) -> Place {
+        let mut open = self.lock();
         if open.len() >= IDLE_OPEN {
-            open.retain(|_, filesystem| Arc::strong_count(filesystem) > 1);
+            open.retain(|_, place| {
+                let used = |filesystem| Arc::strong_count(filesystem) > 1;
+                Arc::strong_count(place) > 1 || place.get().is_some_and(used)
+            });
         }
-        let filesystem = Arc::new(opened);
-        open.insert(name.clone(), Arc::clone(&filesystem));
-        Ok(filesystem)
+        Arc::clone(open.entry(name.clone()).or_default())
     }
 
     /// Closes it as soon as its last user lets it go.
-    pub(crate) async fn close(&self, name: &FilesystemName) {
-        self.open.lock().await.remove(name);
+    pub(crate) fn close(&self, name: &FilesystemName) {
+        self.lock().remove(name);
     }
 
     /// Closes all of them.
-    pub(crate) async fn close_all(&self) {
-        self.open.lock().await.clear();
+    pub(crate) fn close_all(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<FilesystemName, Place>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

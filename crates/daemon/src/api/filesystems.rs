@@ -77,7 +77,7 @@ pub(crate) async fn delete(
     let of_keys = |e| problem::of_keys(&title, &e);
     let record = shared.manager.filesystem(&name).await.map_err(of_keys)?;
     shared.jobs.clear(&name, false, &title).await?;
-    shared.filesystems.close(&name).await;
+    shared.filesystems.close(&name);
     let remaining = shared.manager.delete_filesystem(&name).await.map_err(of_keys)?;
     Ok(Json(Deleted {
         name: name.to_string(),
@@ -96,7 +96,7 @@ pub(crate) async fn lock(
     let title = format!("the filesystem {name} can't be locked");
     shared.jobs.clear(&name, force, &title).await?;
     shared.manager.lock(&name).await.map_err(|e| problem::of_keys(&title, &e))?;
-    shared.filesystems.close(&name).await;
+    shared.filesystems.close(&name);
     Ok(Json(one(&shared, &name, &title).await?))
 }
 
