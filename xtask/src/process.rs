@@ -19,6 +19,10 @@ pub(crate) fn catch_interrupts() -> Result<()> {
     Ok(ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst))?)
 }
 
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
 /// A moment's wait.
 pub(crate) fn pause() -> Result<()> {
     pause_for(Duration::from_millis(20))
@@ -26,7 +30,7 @@ pub(crate) fn pause() -> Result<()> {
 
 /// A wait of another length.
 pub(crate) fn pause_for(time: Duration) -> Result<()> {
-    ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
+    ensure!(!interrupted(), "interrupted");
     sleep(time);
     Ok(())
 }

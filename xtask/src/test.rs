@@ -158,7 +158,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         }
         let failed = outcome.is_err();
         results.push((stage.name, outcome, began.elapsed()));
-        if failed && !arguments.keep_going {
+        if failed && (process::interrupted() || !arguments.keep_going) {
             break;
         }
     }
