@@ -47,8 +47,6 @@ async fn a_body_that_does_not_fit_is_not_quoted() {
         let answer = node.ask("PUT", "/v1/kms", &body).await;
         assert_eq!((answer.status, &answer.body["exit"]), (400, &json!("usage")), "{answer:?}");
     }
-    let large = format!("\"{}\"", "x".repeat(2 << 20));
-    assert_eq!(node.ask("PUT", "/v1/kms", &large).await.status, 400);
     node.stop().await;
 }
 
