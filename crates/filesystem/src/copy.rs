@@ -8,6 +8,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::error::{Doing, Error, Fault, shown};
 use crate::report::{Checkpoint, Control, Problem, ProblemKind, Report, Tally, lock};
@@ -26,6 +27,7 @@ pub(crate) fn copy<S: Source, K: Sink>(
     sink: &K,
     stage: &Stage,
     resume: Option<Checkpoint>,
+    checkpoint_every: Duration,
     control: &dyn Control,
 ) -> Result<Report, Error> {
     let prepare = || -> Result<(Anchors, u64), Fault> {
@@ -43,6 +45,7 @@ pub(crate) fn copy<S: Source, K: Sink>(
         source,
         sink,
         stage,
+        checkpoint_every,
         control,
         tally: Tally::resumed(resume.as_ref()),
         anchors,
@@ -58,6 +61,7 @@ pub(crate) struct Copy<'a, S: Source, K: Sink> {
     pub(crate) source: &'a S,
     pub(crate) sink: &'a K,
     pub(crate) stage: &'a Stage,
+    pub(crate) checkpoint_every: Duration,
     pub(crate) control: &'a dyn Control,
     pub(crate) tally: Tally,
     pub(crate) anchors: Anchors,

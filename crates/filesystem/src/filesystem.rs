@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
 
 use data_path::{Backend, BackingEntry, DirId, FilesystemKeys, dir};
 use kms_core::{FilesystemKey, KeyEnvelope};
@@ -37,6 +38,7 @@ pub(crate) const LINKS: &[u8] = b"coffer.links";
 pub(crate) const ROOT: &[u8] = b"root";
 /// Things in the making of an export, in its target.
 const EXPORT_STAGE: &[u8] = b".coffer-export";
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
 
 /// An open encrypted filesystem.
 ///
@@ -50,6 +52,7 @@ pub struct Filesystem {
     path: PathBuf,
     backing: OwnedFd,
     pub(crate) tree: SealedTree,
+    checkpoint_every: Duration,
     /// Held by the job that runs.
     job: Mutex<()>,
     _lock: OwnedFd,
@@ -119,7 +122,7 @@ impl Filesystem {
             let tree = SealedTree { keys, root: root.fd, links, stage };
             let backing = sys::open_dir(&backing, b".").doing("opened")?;
             let path = path.to_owned();
-            Ok(Self { path, backing, tree, job: Mutex::new(()), _lock: lock })
+            Ok(Self::new(path, backing, tree, lock))
         };
         build().inspect_err(|_| {
             // Nothing of value is here: the header comes last.
@@ -171,7 +174,12 @@ impl Filesystem {
         // Shows that the key is right.
         tree.open_root()?;
         let path = path.to_owned();
-        Ok(Self { path, backing, tree, job: Mutex::new(()), _lock: lock })
+        Ok(Self::new(path, backing, tree, lock))
+    }
+
+    const fn new(path: PathBuf, backing: OwnedFd, tree: SealedTree, lock: OwnedFd) -> Self {
+        let checkpoint_every = CHECKPOINT_EVERY;
+        Self { path, backing, tree, checkpoint_every, job: Mutex::new(()), _lock: lock }
     }
 
     /// Removes the filesystem in `backing`: the copy of its wrapped key first and durably, then
@@ -208,6 +216,12 @@ impl Filesystem {
         Ok(())
     }
 
+    /// Changes how often a job takes a [`Checkpoint`]: the most work that a crash can cost. It is
+    /// 20 seconds; each time the whole backing filesystem is synced.
+    pub const fn set_checkpoint_interval(&mut self, interval: Duration) {
+        self.checkpoint_every = interval;
+    }
+
     /// The backing directory.
     pub fn backing(&self) -> &Path {
         &self.path
@@ -238,7 +252,7 @@ impl Filesystem {
             Ok(PlainSource::new(root, (backing.st_dev, backing.st_ino)))
         };
         let plain = prepare().map_err(|fault: Fault| fault.at_path(source))?;
-        copy(&plain, &self.tree, &self.tree.stage, resume, control)
+        copy(&plain, &self.tree, &self.tree.stage, resume, self.checkpoint_every, control)
     }
 
     /// Copies the whole filesystem in plain to `target`, which is made or must be empty unless a
@@ -285,7 +299,8 @@ impl Filesystem {
             sys::sync_all(root).doing("made durable")
         };
         let handle = sys::open_dir(&root, b".").doing("opened").map_err(|f| f.at_path(target))?;
-        let report = copy(&self.tree, &PlainSink::new(root, &stage), &stage, resume, control)?;
+        let sink = PlainSink::new(root, &stage);
+        let report = copy(&self.tree, &sink, &stage, resume, self.checkpoint_every, control)?;
         if report.outcome != Outcome::Stopped {
             finish(&handle).map_err(|fault: Fault| fault.at_path(target))?;
         }

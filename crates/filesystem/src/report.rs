@@ -46,6 +46,8 @@ pub struct Checkpoint {
     pub(crate) next: Vec<String>,
     /// A large file that is done in part.
     pub(crate) partial: Option<Partial>,
+    /// Everything is done; what is left is to tidy up.
+    pub(crate) finished: bool,
     /// Hard-link anchors of a later epoch than this may not be durable.
     pub(crate) epoch: u64,
     pub(crate) progress: Progress,

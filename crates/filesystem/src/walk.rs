@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::copy::{Copy, Item, Job, Large, Pair, join};
 use crate::error::{Doing, Error, Fault};
@@ -23,9 +23,6 @@ use crate::sys::{self, FileType, Stat};
 /// A batch is handed out when it has this many entries, or this many bytes.
 const BATCH_ENTRIES: usize = 32;
 const BATCH_BYTES: u64 = 1 << 20;
-/// Time between checkpoints: the most work that a crash can cost.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
-
 /// The thread that walks.
 pub(crate) struct Walker<'c, 'scope, 'env, S: Source, K: Sink> {
     copy: &'c Copy<'env, S, K>,
@@ -64,6 +61,10 @@ where
     pub(crate) fn walk(mut self, resume: Option<Checkpoint>) -> Result<Option<Checkpoint>, Error> {
         let (mut skip, mut partial) = (VecDeque::new(), None);
         if let Some(checkpoint) = resume {
+            if checkpoint.finished {
+                self.tidy_up()?;
+                return Ok(None);
+            }
             for name in checkpoint.next {
                 skip.push_back(hex::decode(&name).map_err(|_| bad_checkpoint())?);
             }
@@ -97,14 +98,20 @@ where
             }
             None => {
                 if lock(&self.copy.failure).is_none() {
-                    let stage = self.copy.stage;
-                    let sync = sys::sync_all(stage.tmp()).doing("made durable");
-                    sync.and_then(|()| stage.forget().doing("tidied up"))
-                        .map_err(|fault| fault.at(b"the tree"))?;
+                    // A job that died between the tidying and its caller's note that it is done
+                    // would go on from an older checkpoint without its anchors.
+                    let checkpoint = Checkpoint { finished: true, ..self.checkpoint(None) };
+                    save(self.copy, &checkpoint)?;
+                    self.tidy_up()?;
                 }
                 Ok(None)
             }
         }
+    }
+
+    fn tidy_up(&self) -> Result<(), Error> {
+        let forgotten = self.copy.stage.forget().doing("tidied up");
+        forgotten.map_err(|fault| fault.at(b"what is in the making"))
     }
 
     /// Deals with the next entry; `false` when there is none.
@@ -291,7 +298,7 @@ where
         }
         let stop = copy.control.stop_requested();
         let saving = self.saving.as_ref().is_some_and(|saving| !saving.is_finished());
-        if !stop && (saving || self.saved.elapsed() < CHECKPOINT_EVERY) {
+        if !stop && (saving || self.saved.elapsed() < copy.checkpoint_every) {
             return Ok(());
         }
         self.flush();
@@ -320,6 +327,7 @@ where
         Checkpoint {
             next: next.map(hex::encode).collect(),
             partial,
+            finished: false,
             epoch: self.copy.epoch.fetch_add(1, Ordering::Relaxed),
             progress: self.copy.tally.progress(),
             problems: self.copy.tally.problems(),

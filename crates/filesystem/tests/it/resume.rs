@@ -2,10 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use filesystem::{Checkpoint, Filesystem, Outcome, Report};
+use filesystem::{
+    Backend, Checkpoint, Control, Filesystem, Outcome, Problem, ProblemKind, Progress, Report,
+};
 use testkit::tree;
 
 use crate::support::{Home, Watch, assert_equal_trees, done, export, import};
@@ -149,6 +154,124 @@ fn a_fresh_import_forgets_what_a_stopped_one_kept() {
     assert_equal_trees(&source, &home.path("target"));
     let linked = fs::metadata(home.path("target/zz/linked small")).unwrap();
     assert_eq!(linked.nlink(), 3);
+}
+
+/// Checkpoints that are taken while the job goes on, each good to go on from.
+#[test]
+fn any_checkpoint_of_a_running_import_is_good() {
+    #[derive(Default)]
+    struct Collect(Watch, Mutex<Vec<Checkpoint>>);
+    impl Control for Collect {
+        fn stop_requested(&self) -> bool {
+            self.0.stop_requested()
+        }
+        fn progress(&self, progress: &Progress) {
+            self.0.progress(progress);
+        }
+        fn checkpoint(&self, checkpoint: &Checkpoint) {
+            self.1.lock().unwrap().push(checkpoint.clone());
+        }
+        fn problem(&self, problem: &Problem) {
+            self.0.problem(problem);
+        }
+    }
+    let home = Home::in_memory();
+    let source = home.path("source");
+    make_source(&source);
+    let run = || {
+        let home = Home::in_memory();
+        let mut filesystem = home.create();
+        filesystem.set_checkpoint_interval(Duration::ZERO);
+        (home, filesystem)
+    };
+    for (stop_at, nth) in [(30, 0), (60, 1), (100, 1), (150, 2), (u64::MAX, 0)] {
+        let (home, filesystem) = run();
+        // It dies after some more work than the checkpoint tells.
+        let watch = Watch { stop_at: Some(stop_at), ..Watch::default() };
+        let collect = Collect(watch, Mutex::default());
+        filesystem.import(&source, None, &collect).unwrap();
+        let seen = collect.1.into_inner().unwrap();
+        // How many there are is a matter of speed; the last of a run is its end's own. Once a run has
+        // come to its end only that one counts: the caller has it before anything is tidied up.
+        let finished = stop_at == u64::MAX;
+        let nth = if finished { seen.len() - 1 } else { nth.min(seen.len() - 1) };
+        let checkpoint = seen[nth].clone();
+        drop(filesystem);
+        let filesystem = home.open();
+        done(filesystem.import(&source, Some(checkpoint), &Watch::default()).unwrap());
+        export(&filesystem, &home.path("target"));
+        assert_equal_trees(&source, &home.path("target"));
+    }
+}
+
+/// Killed for real, again and again, at moments that nobody chose.
+#[test]
+fn a_killed_import_leaves_whole_files_and_goes_on() {
+    let home = Home::new();
+    let source = home.path("source");
+    make_source(&source);
+    drop(home.create());
+    let checkpoint = home.path("checkpoint");
+    let mut killed = 0;
+    for delay in [3, 10, 20, 30, 45, 60, 80, 100] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "resume::the_child_that_is_killed"])
+            .env("COFFER_TEST_HOME", home.dir.path())
+            .env("COFFER_TEST_KEY", home.key.expose(|bytes| hex::encode(bytes)))
+            .env("COFFER_TEST_KEY_ID", home.key.id().to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The delay counts from its first sign of life.
+        while !home.path("started").exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(delay));
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+        fs::remove_file(home.path("started")).unwrap();
+        let report = home.open().verify(false, &Watch::default()).unwrap();
+        let damaged: Vec<_> =
+            report.problems.iter().filter(|p| p.kind != ProblemKind::Leftover).collect();
+        assert!(damaged.is_empty(), "{damaged:?}");
+    }
+    assert!(killed >= 1, "none of 8 was killed while it worked");
+    let filesystem = home.open();
+    let resume = fs::read(&checkpoint).ok().map(|text| serde_json::from_slice(&text).unwrap());
+    done(filesystem.import(&source, resume, &Watch::default()).unwrap());
+    export(&filesystem, &home.path("target"));
+    assert_equal_trees(&source, &home.path("target"));
+}
+
+#[test]
+#[ignore = "started, and killed, by the test above"]
+fn the_child_that_is_killed() {
+    struct ToFile(PathBuf);
+    impl Control for ToFile {
+        fn stop_requested(&self) -> bool {
+            false
+        }
+        fn progress(&self, _: &Progress) {}
+        fn checkpoint(&self, checkpoint: &Checkpoint) {
+            let next = self.0.with_extension("next");
+            fs::write(&next, serde_json::to_string(checkpoint).unwrap()).unwrap();
+            fs::rename(next, &self.0).unwrap();
+        }
+        fn problem(&self, problem: &Problem) {
+            panic!("{problem:?}");
+        }
+    }
+    let home = PathBuf::from(std::env::var_os("COFFER_TEST_HOME").unwrap());
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(std::env::var("COFFER_TEST_KEY").unwrap(), &mut bytes).unwrap();
+    let id = std::env::var("COFFER_TEST_KEY_ID").unwrap().parse().unwrap();
+    let key = Arc::new(kms_core::FilesystemKey::from_bytes(id, &bytes).unwrap());
+    let mut filesystem = Filesystem::open(&home.join("backing"), key, Backend::default()).unwrap();
+    filesystem.set_checkpoint_interval(Duration::from_millis(10));
+    let checkpoint = home.join("checkpoint");
+    let resume = fs::read(&checkpoint).ok().map(|text| serde_json::from_slice(&text).unwrap());
+    fs::write(home.join("started"), "").unwrap();
+    filesystem.import(&home.join("source"), resume, &ToFile(checkpoint)).unwrap();
 }
 
 #[test]
