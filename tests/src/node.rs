@@ -87,6 +87,21 @@ impl Place {
         node
     }
 
+    /// Runs the node where it must refuse to start, on a socket of its own, and gives what it said.
+    ///
+    /// # Panics
+    /// If it runs.
+    pub fn serve_refused(&self) -> Answer {
+        let mut command = Command::new("timeout");
+        command.arg("20").arg(program()).args(["serve", "--state-dir"]).arg(self.state());
+        let Output { status, stdout, stderr } =
+            command.arg("--socket").arg(self.path("s2")).output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_ne!(status.code(), Some(124), "the node runs:\n{stderr}");
+        let stdout = String::from_utf8(stdout).unwrap();
+        Answer { line: "serve".to_owned(), code: status.code().unwrap_or(-1), stdout, stderr }
+    }
+
     /// Waits until something answers on the socket.
     pub fn wait_for_socket(&self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(20);

@@ -10,13 +10,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kms_core::{
     Ciphertext, Credential, CredentialStatus, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
-    KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, UnixMillis,
+    KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, UnixMillis,
 };
 
 /// A provider of fake KMSs: one for each address.
 #[derive(Debug, Default, Clone)]
 pub struct FakeProvider {
     servers: Arc<Mutex<HashMap<String, FakeServer>>>,
+}
+
+/// A provider of fake local wrapping: a key for each configuration, made and erased on demand.
+#[derive(Debug, Default, Clone)]
+pub struct FakeLocal {
+    keys: Arc<Mutex<HashMap<KmsConfigId, FakeServer>>>,
 }
 
 /// One fake KMS with one master key.
@@ -42,7 +48,7 @@ impl FakeProvider {
     /// The server at this address, made at its first mention.
     pub fn server(&self, address: &str) -> FakeServer {
         let mut servers = self.servers.lock().unwrap();
-        let mark = servers.len() as u64 + 1;
+        let mark = (servers.len() as u64 + 1) * 1000;
         servers.entry(address.to_owned()).or_insert_with(|| FakeServer::new(mark)).clone()
     }
 
@@ -52,9 +58,54 @@ impl FakeProvider {
     }
 }
 
+impl FakeLocal {
+    /// How many keys lie here.
+    pub fn keys(&self) -> usize {
+        self.keys.lock().unwrap().len()
+    }
+}
+
+#[async_trait]
+impl KmsProvider for FakeLocal {
+    fn kind(&self) -> &'static str {
+        "local"
+    }
+
+    fn open(&self, config: &KmsConfig, _: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
+        let missing = || KmsError::new(KmsErrorKind::KeyMissing, "there is no local key");
+        let server = self.keys.lock().unwrap().get(&config.id).cloned().ok_or_else(missing)?;
+        Ok(Arc::new(FakeKms { config: config.clone(), server }))
+    }
+
+    async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
+        prove(self.open(config, credential)?).await
+    }
+
+    async fn provision(&self, config: &KmsConfig) -> Result<(), KmsError> {
+        let mut keys = self.keys.lock().unwrap();
+        let mark = u64::MAX / 2 + keys.len() as u64;
+        keys.entry(config.id).or_insert_with(|| FakeServer::new(mark));
+        Ok(())
+    }
+
+    async fn retire(&self, config: &KmsConfig) -> Result<(), KmsError> {
+        self.keys.lock().unwrap().remove(&config.id);
+        Ok(())
+    }
+}
+
+async fn prove(kms: Arc<dyn Kms>) -> Result<Proof, KmsError> {
+    Ok(Proof {
+        master_key: kms.master_key().await?,
+        credential: kms.credential().await?,
+        kms,
+        findings: Vec::new(),
+    })
+}
+
 impl FakeServer {
     fn new(mark: u64) -> Self {
-        let created = BTreeMap::from([(KeyVersion(1), UnixMillis(mark * 1000))]);
+        let created = BTreeMap::from([(KeyVersion(1), UnixMillis(mark))]);
         let asked = BTreeMap::new();
         Self(Arc::new(Mutex::new(State {
             mark,
@@ -79,8 +130,7 @@ impl FakeServer {
     pub fn rotate(&self) {
         let mut state = self.state();
         state.latest += 1;
-        let (version, at) =
-            (KeyVersion(state.latest), UnixMillis(state.mark * 1000 + state.latest));
+        let (version, at) = (KeyVersion(state.latest), UnixMillis(state.mark + state.latest));
         state.created.insert(version, at);
     }
 
@@ -114,13 +164,7 @@ impl KmsProvider for FakeProvider {
     }
 
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
-        let kms = self.open(config, credential)?;
-        Ok(Proof {
-            master_key: kms.master_key().await?,
-            credential: kms.credential().await?,
-            kms,
-            findings: Vec::new(),
-        })
+        prove(self.open(config, credential)?).await
     }
 }
 

@@ -12,8 +12,8 @@
 
 pub mod audit;
 pub mod clock;
-pub mod failing_store;
 pub mod fake_kms;
+pub mod fake_store;
 pub mod kms;
 pub mod store;
 pub mod tree;

@@ -2,7 +2,7 @@
 //! node starts on what lies there. Nothing acknowledged is lost, nothing is half done, every key opens.
 
 use key_manager::{FilesystemState, KeyManager, KeyState};
-use kms_core::KmsErrorKind;
+use kms_core::{KeyStore as _, KmsErrorKind};
 
 use crate::world::{Acts, World, name};
 
@@ -121,11 +121,7 @@ async fn downgrade() {
                 local.iter().map(|s| s.wrapped_by.as_ref().unwrap().kind.clone()).collect();
             if set {
                 assert_eq!(kinds, ["fake", "fake"]);
-                assert_eq!(
-                    world.local_keys(),
-                    Vec::<String>::new(),
-                    "an unused local key is erased"
-                );
+                assert_eq!(world.local.keys(), 0, "an unused local key is erased");
             } else {
                 assert_eq!(kinds, ["local", "local"]);
                 assert!(local.iter().all(|s| s.exposed));
@@ -166,7 +162,7 @@ async fn from_local_to_a_kms() {
         async |node| node.set("http://a").await.is_ok(),
         async |world, node, _| {
             let set = node.kms_overview().await.unwrap().config.is_some();
-            let keys = world.local_keys().len();
+            let keys = world.local.keys();
             assert_eq!(
                 keys,
                 usize::from(!set),

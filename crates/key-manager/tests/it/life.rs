@@ -1,7 +1,7 @@
 //! Configure, create, unlock, lock, delete, remove.
 
 use key_manager::{Error, KeyState};
-use kms_core::{Commit, KmsErrorKind};
+use kms_core::{Commit, KeyStore as _, KmsErrorKind};
 
 use crate::world::{Acts, World, name, vault};
 

@@ -1,7 +1,7 @@
 //! Rewrap, takeover, moves between KMSs, from and to local wrapping.
 
 use key_manager::{Error, KeyState};
-use kms_core::{KeyVersion, KmsErrorKind};
+use kms_core::{KeyStore as _, KeyVersion, KmsErrorKind};
 
 use crate::world::{Acts, World, name, vault};
 
@@ -125,9 +125,9 @@ async fn from_local_to_a_kms_stays_exposed_and_erases_the_local_key() {
     let node = world.node().await;
     node.create("x").await.unwrap();
     let before = node.bytes("x").await;
-    assert_eq!(world.local_keys().len(), 1);
+    assert_eq!(world.local.keys(), 1);
     node.set("http://a").await.unwrap();
-    assert_eq!(world.local_keys(), Vec::<String>::new());
+    assert_eq!(world.local.keys(), 0);
     let envelope = world.headers.at("/backing/x");
     assert!(envelope.exposed && envelope.kms.kind == "fake");
     drop(node);

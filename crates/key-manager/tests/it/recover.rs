@@ -1,12 +1,11 @@
 //! A store that is lost, and rebuilt from the backing directories.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use key_manager::{Error, rebuild};
-use key_store::MemoryStore;
 use kms_core::KeyEnvelope;
 use testkit::clock::ManualClock;
+use testkit::fake_store::FakeStore;
 
 use crate::world::{Acts, World, name};
 
@@ -26,9 +25,8 @@ async fn everything_but_the_token_comes_back() {
     let before = (node.bytes("local").await, node.bytes("x").await);
     drop(node);
 
-    world.store = Arc::new(MemoryStore::new());
-    let recovered =
-        rebuild(world.store.as_ref(), &ManualClock::default(), found(&world)).await.unwrap();
+    world.store = FakeStore::default();
+    let recovered = rebuild(&world.store, &ManualClock::default(), found(&world)).await.unwrap();
     assert_eq!(recovered.filesystems.len(), 2);
     assert_eq!(recovered.kms.unwrap().address, "http://a");
 
@@ -46,7 +44,7 @@ async fn everything_but_the_token_comes_back() {
 async fn a_store_with_records_is_not_touched() {
     let world = World::new();
     world.node().await.create("x").await.unwrap();
-    let again = rebuild(world.store.as_ref(), &ManualClock::default(), found(&world)).await;
+    let again = rebuild(&world.store, &ManualClock::default(), found(&world)).await;
     assert!(matches!(again, Err(Error::Exists { .. })));
 }
 
@@ -58,7 +56,7 @@ async fn clashes_newer_formats_and_copies_are_named() {
     let good = world.headers.at("/backing/x");
     let newer = KeyEnvelope { format: 9, ..good.clone() };
     let odd = KeyEnvelope { filesystem: "../../etc".into(), ..good.clone() };
-    let store = MemoryStore::new();
+    let store = FakeStore::default();
     let found = vec![
         ("/backing/x".into(), good.clone()),
         ("/backing/x".into(), good.clone()),

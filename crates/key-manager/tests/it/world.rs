@@ -10,33 +10,30 @@ use key_manager::{
     Configured, Error, FilesystemName, JobControl, JobId, JobState, KeyManager, KeyState,
     MoveReport, NewKms, Parts, Progress, Volumes,
 };
-use key_store::MemoryStore;
 use kms_core::{
     Credential, FilesystemKey, FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId,
-    KeyStore,
 };
-use local_kms::LocalProvider;
 use testkit::audit::CollectingAudit;
 use testkit::clock::ManualClock;
-use testkit::failing_store::FailingStore;
-use testkit::fake_kms::FakeProvider;
+use testkit::fake_kms::{FakeLocal, FakeProvider};
+use testkit::fake_store::FakeStore;
 
 pub(crate) struct World {
-    pub(crate) store: Arc<dyn KeyStore>,
+    pub(crate) store: FakeStore,
     pub(crate) kms: FakeProvider,
     pub(crate) headers: Arc<Headers>,
     pub(crate) audit: Arc<CollectingAudit>,
-    state_dir: tempfile::TempDir,
+    pub(crate) local: FakeLocal,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
         Self {
-            store: Arc::new(MemoryStore::new()),
+            store: FakeStore::default(),
             kms: FakeProvider::default(),
             headers: Arc::default(),
             audit: Arc::default(),
-            state_dir: tempfile::tempdir().unwrap(),
+            local: FakeLocal::default(),
         }
     }
 
@@ -51,22 +48,13 @@ impl World {
     pub(crate) fn manager(&self, commits: u64, writes: u64) -> KeyManager {
         self.headers.writes_left.store(writes, Ordering::SeqCst);
         KeyManager::new(Parts {
-            store: Arc::new(FailingStore::new(Arc::clone(&self.store), commits)),
-            providers: vec![
-                Arc::new(self.kms.clone()),
-                Arc::new(LocalProvider::new(self.state_dir.path())),
-            ],
+            store: Arc::new(self.store.stopping_after(commits)),
+            providers: vec![Arc::new(self.kms.clone()), Arc::new(self.local.clone())],
             holders: vec![Arc::clone(&self.headers) as Arc<dyn KeyHolder>],
             volumes: Arc::clone(&self.headers) as Arc<dyn Volumes>,
             clock: Arc::new(ManualClock::default()),
             audit: Arc::clone(&self.audit) as _,
         })
-    }
-
-    /// Names of the key files for local wrapping.
-    pub(crate) fn local_keys(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.state_dir.path()).unwrap();
-        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
     }
 }
 
