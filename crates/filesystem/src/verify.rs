@@ -388,7 +388,7 @@ impl Verify<'_> {
         for name in names.iter().filter(|name| !needed.contains(*name)) {
             let ciphertext = join(LINKS, name);
             let reason = "it has the target of a link that is not there".to_owned();
-            let aside = self.set_aside(&self.tree.links, name, b"", &ciphertext, &reason);
+            let aside = self.set_aside(&self.tree.links, name, &ciphertext, &reason);
             self.report(b"", &ciphertext, ProblemKind::Leftover, reason + &aside);
         }
         Ok(())
@@ -411,14 +411,14 @@ impl Verify<'_> {
         problem.reason = fault.to_string();
         // A disk that does not answer now may answer later; what it holds stays where it is.
         if problem.kind == ProblemKind::Damaged {
-            problem.reason += &self.set_aside(&dir.place.fd, raw, &plain, &path, &problem.reason);
+            problem.reason += &self.set_aside(&dir.place.fd, raw, &path, &problem.reason);
         }
         self.tally.problem(problem, self.control);
     }
 
     fn leftover(&self, dir: &Dir, raw: &[u8], reason: &str) {
         let path = join(&dir.raw, raw);
-        let aside = self.set_aside(&dir.place.fd, raw, &dir.plain, &path, reason);
+        let aside = self.set_aside(&dir.place.fd, raw, &path, reason);
         self.report(&dir.plain, &path, ProblemKind::Leftover, format!("{reason}{aside}"));
     }
 
@@ -427,21 +427,11 @@ impl Verify<'_> {
     }
 
     /// With `repair`: moves an entry to `coffer.lost`, with a note, and says so.
-    fn set_aside(
-        &self,
-        dir: &OwnedFd,
-        raw: &[u8],
-        plain: &[u8],
-        path: &[u8],
-        reason: &str,
-    ) -> String {
+    fn set_aside(&self, dir: &OwnedFd, raw: &[u8], path: &[u8], reason: &str) -> String {
         let Some(lost) = &self.lost else { return String::new() };
         let id = kms_core::KeyId::random().to_string();
-        let note = format!(
-            "plain path:      {}\nciphertext path: {}\nset aside because {reason}\n",
-            shown(plain),
-            shown(path),
-        );
+        // The plain path is for the report alone: nothing readable lies in a backing directory.
+        let note = format!("ciphertext path: {}\nset aside because {reason}\n", shown(path));
         let move_it = || -> sys::Result<()> {
             // The note first: nothing lies here without one.
             let file = sys::create(lost, format!("{id}.note").as_bytes(), 0o600)?;

@@ -8,10 +8,10 @@ use async_trait::async_trait;
 use daemon::{AuditLog, BackingVolumes, Node, Parts};
 use filesystem::{Backend, BackingHeaders};
 use key_manager::KeyManager;
-use key_store::MemoryStore;
 use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Proof, SystemClock};
 use serde_json::{Value, json};
 use testkit::fake_kms::{FakeProvider, FakeServer};
+use testkit::fake_store::FakeStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -26,7 +26,7 @@ pub(crate) const TOKEN: &str = "hvs.canary-of-the-token";
 /// What outlives a node.
 pub(crate) struct World {
     directory: tempfile::TempDir,
-    store: Arc<MemoryStore>,
+    store: Arc<FakeStore>,
     provider: FakeProvider,
 }
 
@@ -49,7 +49,7 @@ impl World {
     pub(crate) fn new() -> Self {
         Self {
             directory: tempfile::tempdir().unwrap(),
-            store: Arc::new(MemoryStore::new()),
+            store: Arc::default(),
             provider: FakeProvider::default(),
         }
     }
