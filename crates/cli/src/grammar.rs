@@ -320,6 +320,19 @@ Examples:
         after_help = "Example:\n  vault write -f transit/keys/coffer-key/rotate && coffer fs kms rewrap"
     )]
     Rewrap,
+    /// Print the policy that a token for a master key needs, and nothing beyond it. Asks nobody
+    Policy(Policy),
+}
+
+/// Print the policy that a token for a master key needs, and nothing beyond it. Asks nobody
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  coffer fs kms policy coffer-key | vault policy write coffer -")]
+pub struct Policy {
+    /// The name of the master key in Vault
+    pub master_key_name: String,
+    /// Where the transit engine is mounted [default: transit]
+    #[arg(long, value_name = "PATH")]
+    pub transit_path: Option<String>,
 }
 
 #[derive(Debug, Args)]

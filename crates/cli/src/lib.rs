@@ -12,7 +12,9 @@
 //! | `console` | stdin, stdout, stderr, and whether a person is there |
 //! | `commands` | what each command asks and how its answer reads |
 //! | `watch` | waits for a job and shows its progress |
+//! | `show` | how quantities, moments and tables read |
 //! | `secret` | reads a token from an argument, a file or stdin |
+//! | `defaults` | where a node is that was told no other place |
 //!
 //! ```
 //! use cli::{Console, Outcome};
@@ -40,7 +42,7 @@ use clap::Parser as _;
 
 pub use console::{Console, Output};
 pub use defaults::{default_state_dir, socket_in};
-pub use grammar::{DevVault, Recover, Serve};
+pub use grammar::{DevVault, Policy, Recover, Serve};
 
 /// How a run of the command line ended.
 #[derive(Debug)]
@@ -60,6 +62,8 @@ pub enum LocalCommand {
     Recover(Recover),
     /// Be a development KMS.
     DevVault(DevVault),
+    /// Show the policy that a token needs.
+    Policy(Policy),
 }
 
 /// Does what `args` (with the program's name first) ask for.

@@ -6,6 +6,7 @@
 mod config;
 mod dev_vault;
 mod parts;
+mod policy;
 mod recover;
 mod serve;
 
@@ -37,6 +38,7 @@ fn run(command: LocalCommand, console: &mut Console<'_>, output: Output) -> Resu
         LocalCommand::Serve(arguments) => serve::run(arguments),
         LocalCommand::Recover(arguments) => recover::run(arguments, console, output),
         LocalCommand::DevVault(arguments) => dev_vault::run(arguments, console),
+        LocalCommand::Policy(arguments) => policy::run(&arguments, console, output),
     }
 }
 

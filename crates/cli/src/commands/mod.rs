@@ -13,7 +13,7 @@ use clap::CommandFactory as _;
 
 use crate::client::Client;
 use crate::console::{Console, Output};
-use crate::grammar::{Arguments, Command, DevCommand, FsCommand};
+use crate::grammar::{Arguments, Command, DevCommand, FsCommand, KmsCommand};
 use crate::watch::{Watched, watch};
 use crate::{LocalCommand, Outcome, defaults};
 
@@ -37,6 +37,9 @@ pub(crate) fn run(arguments: Arguments, console: &mut Console<'_>) -> Result<Out
         }
         Command::Recover(recover) => local(LocalCommand::Recover(recover)),
         Command::Dev(DevCommand::Vault(vault)) => local(LocalCommand::DevVault(vault)),
+        Command::Fs(FsCommand::Kms { command: Some(KmsCommand::Policy(policy)) }) => {
+            local(LocalCommand::Policy(policy))
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "coffer", &mut script);
