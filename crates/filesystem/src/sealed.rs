@@ -438,7 +438,11 @@ impl Sink for SealedTree {
             Some(group) => {
                 let from = (group - first) as usize * GROUP;
                 let position = layout::group_position(group);
-                sys::write_at(&file.fd, &sealed[from..end], position).doing("written")
+                sys::write_at(&file.fd, &sealed[from..end], position).doing("written")?;
+                if segments(file.len) > 1 {
+                    sys::start_writing(&file.fd, position, end - from);
+                }
+                Ok(())
             }
             None => Ok(()),
         };

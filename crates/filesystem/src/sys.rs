@@ -5,12 +5,13 @@
 //! that swaps a directory for a link while a job runs.
 
 use std::mem::MaybeUninit;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RawDir, SeekFrom, Timespec, Timestamps, Uid,
-    XattrFlags,
+    Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RawDir, SeekFrom, Timespec,
+    Timestamps, Uid, XattrFlags,
 };
 pub(crate) use rustix::fs::{FileType, Stat};
 pub(crate) use rustix::io::Errno;
@@ -146,6 +147,12 @@ pub(crate) fn write_at(file: impl AsFd, mut bytes: &[u8], mut at: u64) -> Result
         }
     }
     Ok(())
+}
+
+/// Has the kernel start writing this range to disk, so that the sync at the end finds little to do.
+/// It is advice: a filesystem that ignores it loses nothing.
+pub(crate) fn start_writing(file: impl AsFd, at: u64, len: usize) {
+    let _ = rustix::fs::fadvise(file, at, NonZeroU64::new(len as u64), Advice::DontNeed);
 }
 
 pub(crate) fn set_len(file: impl AsFd, len: u64) -> Result<()> {
