@@ -258,6 +258,13 @@ impl Jobs {
         let record = self.manager.job(id).await;
         let record = record.map_err(|e| problem::of_keys("the job can't be shown", &e))?;
         let mut job = self.show(&record);
+        if job.state == ApiState::Waiting
+            && job.problem.is_none()
+            && let Ok(name) = record.filesystem.parse()
+            && let Err(error) = self.manager.key(&name).await
+        {
+            job.problem = Some(problem::of_keys("the job waits", &error));
+        }
         job.damage = match record.kind {
             JobKind::Move => record.failures.iter().map(|failure| of_key(failure)).collect(),
             _ => {

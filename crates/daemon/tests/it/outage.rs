@@ -94,3 +94,25 @@ async fn a_rewrap_that_loses_its_kms_goes_on_when_it_is_back() {
     assert_eq!(node.get("/v1/filesystems/a").await["wrapped_by"]["version"], 3);
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_waits_for_its_filesystem_and_says_why() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    testkit::tree::small_files(&world.path("source"), 10).unwrap();
+    std::fs::write(world.path("source/large"), testkit::tree::noise(1, 192 << 20)).unwrap();
+    node.post("/v1/filesystems", &json!({"name": "a"})).await;
+    let import = json!({"source": world.path("source")});
+    let job = node.post("/v1/filesystems/a/import", &import).await;
+    node.stop().await;
+    world.kms().set_down(Some(KmsErrorKind::Sealed));
+    let node = world.start().await;
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let says_why = |job: &Value| job["problem"]["detail"].to_string().contains("away");
+    let waiting = node.until(&path, says_why);
+    assert_eq!(waiting.await["state"], "waiting");
+    assert_eq!(node.get("/v1/status").await["jobs_running"], 1);
+    world.kms().set_down(None);
+    assert_eq!(node.ended(&job).await["state"], "done");
+    node.stop().await;
+}
