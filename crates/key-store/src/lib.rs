@@ -3,7 +3,7 @@
 //! Two implementations of [`KeyStore`](kms_core::KeyStore), a module and a feature each:
 //! [`MemoryStore`] (`memory`) forgets everything when it is dropped; [`SledStore`] (`sled`) is
 //! what a node keeps in its state directory, through kill -9 and power cuts, and it notices damage
-//! and old copies when it is opened. Both answer from the same [`Table`](table::Table), so what a
+//! and old copies when it is opened. Both answer from the same `Table`, so what a
 //! check, a page or a version means is written once.
 //!
 //! ```
