@@ -108,7 +108,7 @@ fn limit(ours: f64, plain: f64, busy: f64, which: Contestant) -> String {
     let plain = format!("{} takes {plain:.2} s, {share:.0} % of our {ours:.2} s", which.name());
     let busy_percent = 100.0 * busy;
     if share >= 70.0 {
-        format!("The disk: the same bytes with {plain}")
+        format!("Not the encryption: {plain}, so the disk or other work on the machine")
     } else if busy >= 0.8 {
         format!("The processors, {busy_percent:.0} % busy; {plain}")
     } else {
