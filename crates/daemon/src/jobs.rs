@@ -366,7 +366,6 @@ impl Jobs {
                     Outcome::Stopped if self.closing.load(Ordering::Acquire) => JobState::Running,
                     Outcome::Stopped => JobState::Stopped,
                     Outcome::Done => JobState::Done,
-                    Outcome::PartlyDone if standing.problem.is_none() => JobState::Done,
                     Outcome::PartlyDone => JobState::PartlyDone,
                 };
                 standing.resume = report.checkpoint;
@@ -537,13 +536,10 @@ fn progress(from: &filesystem::Progress) -> Progress {
     }
 }
 
-/// What a run that came to its end has to answer for. Sockets that are not copied and leftovers that do no harm
-/// are in the report and are no failure.
+/// What a run that came to its end has to answer for.
 fn problem_of(kind: JobKind, name: &str, report: &Report) -> Option<Problem> {
-    let harmless = |kind| matches!(kind, ProblemKind::Skipped | ProblemKind::Leftover);
-    let listed = report.problems.iter().filter(|problem| !harmless(problem.kind)).count() as u64;
-    let count = listed + report.problems_omitted;
-    if report.outcome != Outcome::PartlyDone || count == 0 {
+    let count = report.progress.failed;
+    if report.outcome != Outcome::PartlyDone {
         return None;
     }
     let damaged = report.problems.iter().any(|problem| problem.kind == ProblemKind::Damaged);

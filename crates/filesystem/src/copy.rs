@@ -341,7 +341,26 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
             let anchor = anchor_name(inode, self.epoch.load(Ordering::Relaxed));
             sys::hard_link(dir, staged, self.stage.kept(), &anchor).doing("linked")?;
         }
-        put_in_place(dir, staged, &pair.to.fd, &raw)
+        self.put_in_place(dir, staged, &pair.to, &raw)
+    }
+
+    /// Moves what was staged to its name; what it replaces goes with all that it kept elsewhere.
+    fn put_in_place(
+        &self,
+        from: &OwnedFd,
+        staged: &[u8],
+        to: &Place<K::Dir>,
+        raw: &[u8],
+    ) -> Result<(), Fault> {
+        let replaced = self.sink.kept_elsewhere(to, raw);
+        match sys::rename(from, staged, &to.fd, raw) {
+            Err(Errno::ISDIR) => return Err(Fault::Conflict("a directory has its name")),
+            other => other.doing("given its name")?,
+        }
+        if let Some(kept) = replaced {
+            self.sink.forget(&kept);
+        }
+        Ok(())
     }
 
     /// Gives an inode that was copied before another name.
@@ -356,7 +375,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
             Err(Errno::EXIST) => {
                 let (tmp, staged) = (self.stage.tmp(), self.stage.fresh());
                 sys::hard_link(self.stage.kept(), anchor, tmp, &staged).doing("linked")?;
-                let placed = put_in_place(tmp, &staged, &pair.to.fd, &raw);
+                let placed = self.put_in_place(tmp, &staged, &pair.to, &raw);
                 // rename(2) leaves both names when they are the same file's already.
                 match sys::unlink(tmp, &staged) {
                     Ok(()) | Err(Errno::NOENT) => placed,
@@ -433,13 +452,6 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
 /// Filesystems answer NOSPC also when one inode's attributes are full, which is no full disk.
 const fn attribute_too_large(fault: &Fault) -> bool {
     matches!(fault, Fault::System { errno: Errno::NOSPC, .. })
-}
-
-fn put_in_place(from: &OwnedFd, staged: &[u8], dir: &OwnedFd, raw: &[u8]) -> Result<(), Fault> {
-    match sys::rename(from, staged, dir, raw) {
-        Err(Errno::ISDIR) => Err(Fault::Conflict("a directory has its name")),
-        other => other.doing("given its name"),
-    }
 }
 
 pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {

@@ -271,6 +271,7 @@ impl Filesystem {
     ) -> Result<Report, Error> {
         let _job = self.begin_job()?;
         let prepare = || {
+            self.refuse_inside(target)?;
             match std::fs::DirBuilder::new().mode(0o700).create(target) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                     let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
@@ -278,7 +279,6 @@ impl Filesystem {
                 }
                 _ => {}
             }
-            self.refuse_inside(target)?;
             let root = sys::open_root(target).doing("opened")?;
             let others = Names::read(&sys::open_dir(&root, b".").doing("read")?, |name| {
                 name != EXPORT_STAGE
@@ -447,18 +447,27 @@ impl Filesystem {
         }
     }
 
-    /// Refuses a source or target that lies in the backing directory.
+    /// Refuses a source or target that lies in the backing directory, or would.
     fn refuse_inside(&self, path: &Path) -> Result<(), Fault> {
-        let real = |path: &Path| {
-            let error = |error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            path.canonicalize().map_err(error).doing("opened")
-        };
-        if real(path)?.starts_with(real(&self.path)?) {
+        if real_place(path).starts_with(real_place(&self.path)) {
             let why = "it lies in the backing directory of this filesystem";
             return Err(refused("used", why, "name a directory outside it"));
         }
         Ok(())
     }
+}
+
+/// Where a path leads once every symbolic link is followed, whether it exists already or would be made.
+pub fn real_place(path: &Path) -> PathBuf {
+    for ancestor in path.ancestors() {
+        if let Ok(real) = ancestor.canonicalize() {
+            return match path.strip_prefix(ancestor) {
+                Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+                _ => real,
+            };
+        }
+    }
+    path.to_owned()
 }
 
 fn refused(doing: &'static str, why: &str, cure: &'static str) -> Fault {

@@ -91,6 +91,6 @@ mod work;
 
 pub use data_path::Backend;
 pub use error::{Error, ErrorKind};
-pub use filesystem::{Entry, EntryKind, Filesystem, Listing, Usage};
+pub use filesystem::{Entry, EntryKind, Filesystem, Listing, Usage, real_place};
 pub use header::{BackingHeaders, read_envelope};
 pub use report::{Checkpoint, Control, Outcome, Problem, ProblemKind, Progress, Report};

@@ -224,6 +224,8 @@ pub(crate) struct Tally {
     pub(crate) files_total: AtomicU64,
     pub(crate) files_done: AtomicU64,
     failed: AtomicU64,
+    /// Failures and leftovers.
+    listed: AtomicU64,
     problems: Mutex<Vec<Problem>>,
 }
 
@@ -235,6 +237,7 @@ impl Tally {
             bytes_done: bytes_done.into(),
             files_done: files_done.into(),
             failed: failed.into(),
+            listed: failed.max(checkpoint.problems.len() as u64).into(),
             problems: Mutex::new(checkpoint.problems.clone()),
             ..Self::default()
         }
@@ -242,7 +245,11 @@ impl Tally {
 
     pub(crate) fn problem(&self, problem: Problem, control: &dyn Control) {
         control.problem(&problem);
-        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.listed.fetch_add(1, Ordering::Relaxed);
+        // What lies about unused is worth telling, and nothing failed.
+        if problem.kind != ProblemKind::Leftover {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
         let mut problems = lock(&self.problems);
         if problems.len() < PROBLEMS_MAX {
             problems.push(problem);
@@ -273,7 +280,8 @@ impl Tally {
             (false, 0) => Outcome::Done,
             (false, _) => Outcome::PartlyDone,
         };
-        let problems_omitted = progress.failed.saturating_sub(problems.len() as u64);
+        let listed = self.listed.load(Ordering::Relaxed);
+        let problems_omitted = listed.saturating_sub(problems.len() as u64);
         Report { outcome, progress, problems, problems_omitted, checkpoint }
     }
 }

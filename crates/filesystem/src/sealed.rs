@@ -499,6 +499,18 @@ impl Sink for SealedTree {
         Ok(sealed.text.into_bytes())
     }
 
+    /// The record of a long link, unless the link has other names too.
+    fn kept_elsewhere(&self, dir: &Place<DirId>, raw: &[u8]) -> Option<String> {
+        let text = sys::read_link(&dir.fd, raw).ok()?;
+        let record = symlink::target_record(&text)?.to_owned();
+        let stat = sys::stat(&dir.fd, raw).ok()?;
+        (stat.st_nlink == 1).then_some(record)
+    }
+
+    fn forget(&self, record: &str) {
+        let _ = sys::unlink(&self.links, record.as_bytes());
+    }
+
     fn raw_xattr(&self, of: &Owner<'_, Self>, plain: Xattr) -> Result<Xattr, Fault> {
         let (name, value) = plain;
         if !name.starts_with(b"user.") {

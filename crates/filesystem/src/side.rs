@@ -119,5 +119,11 @@ pub(crate) trait Sink: Side {
     /// Ends the content.
     fn end(&self, file: &Self::File) -> Result<(), Fault>;
     fn raw_target(&self, dir: &Place<Self::Dir>, target: &[u8]) -> Result<Vec<u8>, Fault>;
+    /// What an entry that is about to be replaced keeps elsewhere, for [`Sink::forget`].
+    fn kept_elsewhere(&self, _: &Place<Self::Dir>, _raw: &[u8]) -> Option<String> {
+        None
+    }
+    /// Removes what a replaced entry kept elsewhere. What a failure leaves, `verify` finds.
+    fn forget(&self, _: &str) {}
     fn raw_xattr(&self, of: &Owner<'_, Self>, plain: Xattr) -> Result<Xattr, Fault>;
 }

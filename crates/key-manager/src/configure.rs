@@ -146,7 +146,7 @@ impl KeyManager {
         let _act = self.begin_act().await;
         let epoch = self.store().get(records::FS_EPOCH).await?;
         let Some((pointer, old)) = self.current().await? else {
-            return Err(Error::Unknown { what: "KMS configuration to remove".into() });
+            return Err(Error::NotConfigured);
         };
         if let Some(running) = self.unfinished_move().await? {
             return Err(Error::Busy {
@@ -186,7 +186,7 @@ impl KeyManager {
     pub async fn renew_credential(&self) -> Result<CredentialStatus, Error> {
         match self.current().await? {
             Some((_, config)) => Ok(self.kms(config.config.id).await?.renew().await?),
-            None => Err(Error::NoKms),
+            None => Err(Error::NotConfigured),
         }
     }
 

@@ -46,6 +46,9 @@ pub enum Error {
     /// An encrypted filesystem needs a KMS and none is set.
     #[error("no KMS is configured, so the filesystem's key would only be wrapped locally")]
     NoKms,
+    /// There is no KMS to do this with.
+    #[error("no KMS is configured")]
+    NotConfigured,
     /// The KMS can't be removed.
     #[error("the KMS can't be removed: {count} encrypted filesystem(s) need it ({names})")]
     Encrypted {
@@ -133,6 +136,7 @@ impl Error {
             Self::Unknown { .. } => Class::Unknown,
             Self::Exists { .. }
             | Self::NoKms
+            | Self::NotConfigured
             | Self::Encrypted { .. }
             | Self::Locked { .. }
             | Self::Busy { .. }
@@ -148,6 +152,7 @@ impl Error {
             Self::NoKms => Some(
                 "set a KMS first (coffer fs kms set-vault), or accept local wrapping with --allow-no-kms".into(),
             ),
+            Self::NotConfigured => Some("set one: coffer fs kms set-vault".into()),
             Self::Encrypted { .. } => Some(
                 "delete these filesystems first, or re-encrypt their keys locally, where they may be compromised, with --allow-downgrade".into(),
             ),
@@ -175,7 +180,7 @@ impl Error {
             Self::Invalid { .. } => "invalid",
             Self::Exists { .. } => "exists",
             Self::Unknown { .. } => "unknown",
-            Self::NoKms => "no-kms",
+            Self::NoKms | Self::NotConfigured => "no-kms",
             Self::Encrypted { .. } => "encrypted-filesystems-exist",
             Self::Locked { .. } => "locked",
             Self::Busy { .. } => "busy",

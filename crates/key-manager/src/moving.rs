@@ -76,11 +76,13 @@ impl KeyManager {
     /// Makes the job that rewraps every key (or one filesystem's) under the newest version of the master key. Run it with [`KeyManager::run_move`].
     ///
     /// # Errors
-    /// [`Error::NoKms`]; [`Error::Busy`] while another move is unfinished; [`Error::Kms`] when the master key is not
+    /// [`Error::NotConfigured`]; [`Error::Busy`] while another move is unfinished; [`Error::Kms`] when the master key is not
     /// the one that was configured, or can't be asked.
     pub async fn start_rewrap(&self, only: Option<FilesystemName>) -> Result<JobId, Error> {
         let _act = self.begin_act().await;
-        let Some((pointer, config)) = self.current().await? else { return Err(Error::NoKms) };
+        let Some((pointer, config)) = self.current().await? else {
+            return Err(Error::NotConfigured);
+        };
         if let Some(running) = self.unfinished_move().await? {
             return Err(Error::Busy {
                 what: format!("the move of keys that job {} does", running.id),

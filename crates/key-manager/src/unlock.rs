@@ -223,7 +223,7 @@ impl KeyManager {
         let asked = Instant::now();
         let mut answers = kms.unwrap_keys(&wrapped).await?;
         let opened = answers.iter().filter(|answer| answer.is_ok()).count();
-        let kms_ms = asked.elapsed().as_millis();
+        let kms_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(filesystems = members.len(), opened, kms_ms, "unlocked filesystems");
         let unsure = |e: &KmsError| e.kind() == KmsErrorKind::NotAuthentic;
         if answers.iter().any(|a| a.as_ref().is_err_and(unsure)) {

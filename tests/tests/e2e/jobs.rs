@@ -102,6 +102,70 @@ fn a_full_disk_ends_an_import_and_hurts_nothing() {
     assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
 }
 
+#[test]
+fn an_export_never_writes_where_ciphertext_or_keys_lie() {
+    let place = Place::new();
+    let source = place.path("source");
+    tree::small_files(&source, 3).unwrap();
+    let _node = place.start();
+    for fs in ["home", "other"] {
+        place.ok(&["fs", "create", fs, "--allow-no-kms"]);
+        place.ok(&["fs", "import", fs, source.to_str().unwrap()]);
+    }
+    std::os::unix::fs::symlink(place.state(), place.path("way-in")).unwrap();
+    for target in [
+        place.state().join("filesystems/home/root/new"),
+        place.state().join("filesystems/other/root/new"),
+        place.state().join("new"),
+        place.path("way-in/new"),
+    ] {
+        let refused = place.fails(5, &["fs", "export", "home", target.to_str().unwrap()]);
+        assert!(refused.contains("nothing readable may lie"), "{refused}");
+        assert!(!target.exists(), "{target:?} was made");
+    }
+    let inside = place.state().join("store/new");
+    place.fails(
+        2,
+        &["fs", "create", "third", "--allow-no-kms", "--backing", inside.to_str().unwrap()],
+    );
+    for fs in ["home", "other"] {
+        assert_eq!(place.json(&["fs", "verify", fs])["state"], "done");
+    }
+}
+
+#[test]
+fn what_is_not_copied_is_named_and_the_exit_code_says_so() {
+    let place = Place::new();
+    let source = place.path("source");
+    tree::small_files(&source, 3).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(source.join("a-socket")).unwrap();
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    let partly = place.coffer(&["fs", "import", "home", source.to_str().unwrap()]).expect(8);
+    assert!(format!("{}{}", partly.stdout, partly.stderr).contains("a-socket"), "{partly:?}");
+    assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done");
+}
+
+#[test]
+fn importing_again_leaves_nothing_behind() {
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir(&source).unwrap();
+    std::os::unix::fs::symlink("t".repeat(3000), source.join("long-link")).unwrap();
+    fs::hard_link(source.join("long-link"), source.join("other-name")).unwrap();
+    fs::write(source.join("x".repeat(255)), b"a long name").unwrap();
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    for _ in 0..3 {
+        place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    }
+    let verified = place.json(&["fs", "verify", "home"]);
+    assert_eq!((&verified["state"], &verified["damage"]), (&"done".into(), &serde_json::json!([])));
+    let target = place.path("target");
+    place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+    assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
 /// A small filesystem in memory, unmounted when dropped.
 struct Tmpfs<'a>(&'a std::path::Path);
 

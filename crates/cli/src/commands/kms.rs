@@ -93,12 +93,15 @@ fn change_text(change: &KmsChange) -> String {
         Change::Added => format!("the KMS is {}\n", place()),
         Change::Updated => format!("the KMS is now {}; every key opens with it\n", place()),
         Change::Moving => format!("the KMS is now {}; every key moves to it\n", place()),
-        Change::Removed => "the KMS is removed\n".to_owned(),
-        Change::Downgrading => "every key moves under local wrapping\n".to_owned(),
+        Change::Removed => format!("the KMS is removed\n{REVOKE}"),
+        Change::Downgrading => format!("every key moves under local wrapping\n{REVOKE}"),
     };
     text.push_str(&findings_text(&change.kms.findings));
     text
 }
+
+/// The store's files keep what was deleted until the space is used again.
+const REVOKE: &str = "the token is forgotten here; revoke it in Vault: vault token revoke\n";
 
 fn text(kms: &Kms) -> String {
     let mut text = match &kms.configured {

@@ -144,7 +144,7 @@ fn a_downgrade_is_confirmed_and_then_watched() {
     let ran = node.run(&["fs", "kms", "unset", "--allow-downgrade", "--yes"]);
     assert_eq!(
         ran.stdout,
-        "every key moves under local wrapping\n\
+        "every key moves under local wrapping\nthe token is forgotten here; revoke it in Vault: vault token revoke\n\
          warning: coffer-key can be deleted\n  do:  forbid it\n\
          put the keys under local wrapping: 2 keys\n"
     );

@@ -1,6 +1,7 @@
 //! `/v1/filesystems`
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use admin_api::{
@@ -8,7 +9,8 @@ use admin_api::{
     FilesystemState, Filesystems, Import, Job, Listing, Lock, Problem, Verify, WrappedBy, paths,
 };
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path as Segment, Query, State};
+use filesystem::real_place;
 use key_manager::{FilesystemName, FilesystemStatus, JobKind, KeyState};
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
@@ -54,6 +56,7 @@ pub(crate) async fn create(
         Some(path) => path.as_path().to_owned(),
         None => shared.state_dir.join("filesystems").join(name.as_str()),
     };
+    refuse_state_dir(&shared, &backing, &title)?;
     let created =
         shared.manager.create_filesystem(name.clone(), backing, request.allow_no_kms).await;
     created.map_err(|e| problem::of_keys(&title, &e))?;
@@ -62,7 +65,7 @@ pub(crate) async fn create(
 
 pub(crate) async fn show(
     State(shared): State<Arc<Shared>>,
-    Path(fs): Path<String>,
+    Segment(fs): Segment<String>,
 ) -> Answer<Filesystem> {
     let title = "the filesystem can't be shown";
     Ok(Json(one(&shared, &name(&fs, title)?, title).await?))
@@ -70,7 +73,7 @@ pub(crate) async fn show(
 
 pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
-    Path(fs): Path<String>,
+    Segment(fs): Segment<String>,
 ) -> Answer<Deleted> {
     let name = name(&fs, "the filesystem can't be deleted")?;
     let title = format!("the filesystem {name} can't be deleted");
@@ -89,7 +92,7 @@ pub(crate) async fn delete(
 
 pub(crate) async fn lock(
     State(shared): State<Arc<Shared>>,
-    Path(fs): Path<String>,
+    Segment(fs): Segment<String>,
     Body(Lock { force }): Body<Lock>,
 ) -> Answer<Filesystem> {
     let name = name(&fs, "the filesystem can't be locked")?;
@@ -102,7 +105,7 @@ pub(crate) async fn lock(
 
 pub(crate) async fn unlock(
     State(shared): State<Arc<Shared>>,
-    Path(fs): Path<String>,
+    Segment(fs): Segment<String>,
 ) -> Answer<Filesystem> {
     let name = name(&fs, "the filesystem can't be unlocked")?;
     let title = format!("the filesystem {name} can't be unlocked");
@@ -113,7 +116,7 @@ pub(crate) async fn unlock(
 
 pub(crate) async fn verify(
     State(shared): State<Arc<Shared>>,
-    Path(fs): Path<String>,
+    Segment(fs): Segment<String>,
     Body(Verify { repair }): Body<Verify>,
 ) -> Answer<Job> {
     start(&shared, JobKind::Verify, &fs, Spec { path: None, repair }).await
@@ -121,7 +124,7 @@ pub(crate) async fn verify(
 
 pub(crate) async fn import(
     State(shared): State<Arc<Shared>>,
-    Path(fs): Path<String>,
+    Segment(fs): Segment<String>,
     Body(Import { source }): Body<Import>,
 ) -> Answer<Job> {
     let spec = Spec { path: Some(absolute(source)?), repair: false };
@@ -130,11 +133,46 @@ pub(crate) async fn import(
 
 pub(crate) async fn export(
     State(shared): State<Arc<Shared>>,
-    Path(fs): Path<String>,
+    Segment(fs): Segment<String>,
     Body(Export { target }): Body<Export>,
 ) -> Answer<Job> {
-    let spec = Spec { path: Some(absolute(target)?), repair: false };
+    let target = absolute(target)?;
+    refuse_ciphertext(&shared, target.as_path()).await?;
+    let spec = Spec { path: Some(target), repair: false };
     start(&shared, JobKind::Export, &fs, spec).await
+}
+
+/// Keeps backing directories out of what the node keeps for itself.
+fn refuse_state_dir(shared: &Shared, backing: &Path, title: &str) -> Result<(), Problem> {
+    let (place, state) = (real_place(backing), real_place(&shared.state_dir));
+    let own = place.starts_with(&state) && !place.starts_with(state.join("filesystems"));
+    if !own && !state.starts_with(&place) {
+        return Ok(());
+    }
+    let why = format!("{} is, or holds, the node's own state directory", backing.display());
+    Err(Problem::new(Exit::Usage, "invalid", title, why).cure("name a directory outside it"))
+}
+
+/// Keeps plain data out of every place that holds ciphertext or keys.
+async fn refuse_ciphertext(shared: &Shared, target: &Path) -> Result<(), Problem> {
+    let title = "the export can't start";
+    let filesystems = shared.manager.filesystems().await;
+    let filesystems = filesystems.map_err(|e| problem::of_keys(title, &e))?;
+    let place = real_place(target);
+    let backings = filesystems.iter().map(|fs| &fs.backing);
+    let inside = backings.chain([&shared.state_dir]).find(|dir| place.starts_with(real_place(dir)));
+    match inside {
+        None => Ok(()),
+        Some(dir) => {
+            let why = format!(
+                "{} lies in {}, where nothing readable may lie",
+                target.display(),
+                dir.display()
+            );
+            Err(Problem::new(Exit::State, "invalid-target", title, why)
+                .cure("name a directory outside the backing directories and the state directory"))
+        }
+    }
 }
 
 async fn start(shared: &Shared, kind: JobKind, fs: &str, spec: Spec) -> Answer<Job> {
@@ -161,7 +199,7 @@ pub(crate) struct LsQuery {
 
 pub(crate) async fn ls(
     State(shared): State<Arc<Shared>>,
-    Path(fs): Path<String>,
+    Segment(fs): Segment<String>,
     Query(LsQuery { path, after, limit }): Query<LsQuery>,
 ) -> Answer<Listing> {
     let name = name(&fs, "the directory can't be listed")?;

@@ -252,7 +252,15 @@ fn of_key(key: &MasterKey) -> Vec<Finding> {
 
 fn of_credential(status: &CredentialStatus) -> Vec<Finding> {
     const PERIODIC: &str = "make a periodic token and give it with coffer fs kms set-vault";
-    let Some(left) = status.time_left else { return Vec::new() };
+    // Of Vault's tokens only root's never end.
+    let Some(left) = status.time_left else {
+        let what = "the token never ends and may do everything in Vault";
+        return vec![finding(
+            "token-is-root",
+            what,
+            "make one with the policy that coffer fs kms policy shows, give it with coffer fs kms set-vault, and revoke this one",
+        )];
+    };
     let mut found = Vec::new();
     if !status.renewable {
         found.push(finding(

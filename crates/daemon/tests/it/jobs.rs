@@ -101,13 +101,17 @@ async fn what_could_not_be_done_is_named_also_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_no_harm_is_named_and_no_failure() {
+async fn what_is_skipped_is_named_and_makes_it_partly_done() {
     let world = World::new();
     let node = world.start().await;
     fs::create_dir(world.path("source")).unwrap();
     let _socket = UnixListener::bind(world.path("source/socket")).unwrap();
     let ended = node.ended(&started(&world, &node, 10).await).await;
-    assert_eq!((&ended["state"], &ended["problem"]), (&json!("done"), &Value::Null), "{ended}");
+    assert_eq!(
+        (&ended["state"], &ended["problem"]["exit"]),
+        (&json!("partly"), &json!("partly")),
+        "{ended}"
+    );
     assert_eq!(ended["damage"][0]["kind"], "skipped", "{ended}");
     node.stop().await;
 }

@@ -55,7 +55,7 @@ async fn every_change_is_in_the_audit_log_and_no_token() {
     let world = World::new();
     let node = world.start().await;
     node.ok("PUT", "/v1/kms", &set_vault()).await;
-    node.refused(409, "POST", "/v1/filesystems", &json!({"name": "a", "backing": "/"})).await;
+    node.refused(400, "POST", "/v1/filesystems", &json!({"name": "a", "backing": "/"})).await;
     node.get("/v1/kms").await;
     node.stop().await;
     let log = fs::read_to_string(world.path("state/audit.jsonl")).unwrap();

@@ -172,7 +172,7 @@ async fn too_old_is_told_apart_from_another_key() {
 async fn unset_is_refused_while_a_filesystem_exists() {
     let world = World::new();
     let node = world.node().await;
-    assert!(matches!(node.unset_kms(false).await, Err(Error::Unknown { .. })));
+    assert!(matches!(node.unset_kms(false).await, Err(Error::NotConfigured)));
     node.set("http://a").await.unwrap();
     node.create("x").await.unwrap();
     let error = node.unset_kms(false).await.unwrap_err();
