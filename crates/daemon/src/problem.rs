@@ -41,7 +41,7 @@ pub(crate) fn of_filesystem(title: impl Into<String>, error: &filesystem::Error)
         ErrorKind::Invalid => (Exit::State, "filesystem-unfit"),
         _ => (Exit::Failed, "filesystem-io"),
     };
-    Problem::new(exit, code, title, error.to_string())
+    Problem::new(exit, code, title, error.to_string()).cure(error.how_to_mend())
 }
 
 /// Why a filesystem is locked.

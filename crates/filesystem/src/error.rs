@@ -7,9 +7,9 @@ use data_path::FormatError;
 use crate::report::{Problem, ProblemKind};
 use crate::sys::Errno;
 
-/// A failure: what could not be done to which path, why, and what to do about it.
+/// A failure. `Display` is what could not be done to which path, and why; [`Error::how_to_mend`] what to do about it.
 #[derive(Debug, thiserror::Error)]
-#[error("{path} can't be {}: {fault}; {}", fault.doing(), fault.cure())]
+#[error("{path} can't be {}: {fault}", fault.doing())]
 pub struct Error {
     path: String,
     #[source]
@@ -33,6 +33,11 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// What to do about it.
+    pub const fn how_to_mend(&self) -> &'static str {
+        self.fault.cure()
+    }
+
     /// What sort of failure it is.
     pub const fn kind(&self) -> ErrorKind {
         match &self.fault {

@@ -49,7 +49,7 @@ fn an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room() {
     let watch = Watch::default();
     let error = filesystem.import(&source, None, &watch).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Full);
-    assert!(error.to_string().contains("make room"), "{error}");
+    assert!(error.how_to_mend().contains("make room"), "{error}");
     assert!(error.to_string().starts_with("large"), "it says at what: {error}");
     // Nothing half done, nothing left that takes the room.
     assert_eq!(fs::read_dir(backing.join("coffer.tmp/resume")).unwrap().count(), 0);

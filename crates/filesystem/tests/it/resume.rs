@@ -287,5 +287,5 @@ fn a_checkpoint_of_something_else_is_refused() {
     let forged = text.replace(next.as_str().unwrap(), "zz");
     let forged = serde_json::from_str(&forged).unwrap();
     let refused = filesystem.import(&source, forged, &Watch::default()).unwrap_err();
-    assert!(refused.to_string().contains("start the job anew"), "{refused}");
+    assert!(refused.how_to_mend().contains("start the job anew"), "{refused}");
 }
