@@ -11,10 +11,10 @@ use kms_core::{
 use crate::filesystems::{LOCAL, new_local_config, no_answer};
 use crate::jobs::put_job;
 use crate::manager::key_entry_of;
-use crate::moving::{MoveSpec, Purpose};
+use crate::moving::Purpose;
 use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
 use crate::unlock::changed;
-use crate::{Error, JobId, JobKind, JobRecord, KeyManager};
+use crate::{Error, JobId, KeyManager};
 
 /// A KMS configuration that an administrator gives.
 #[derive(Debug, Clone)]
@@ -84,11 +84,9 @@ impl KeyManager {
         }
         let purpose = if takes_over { Purpose::Renew } else { Purpose::Move };
         let relocated = old.as_ref().is_none_or(|(_, old)| old.config != config);
-        let job = (relocated && !keys.is_empty()).then(|| self.new_move(config.id, purpose));
-        if let (Some(_), Some(running)) = (&job, self.unfinished_move().await?) {
-            return Err(Error::Busy {
-                what: format!("the move of keys that job {} does", running.id),
-            });
+        let job = (relocated && !keys.is_empty()).then(|| self.new_move(config.id, purpose, None));
+        if job.is_some() {
+            self.refuse_second_move().await?;
         }
         if !takes_over {
             self.check_all_open(&keys, &unreadable, "the KMS can't be changed").await?;
@@ -148,11 +146,7 @@ impl KeyManager {
         let Some((pointer, old)) = self.current().await? else {
             return Err(Error::NotConfigured);
         };
-        if let Some(running) = self.unfinished_move().await? {
-            return Err(Error::Busy {
-                what: format!("the move of keys that job {} does", running.id),
-            });
-        }
+        self.refuse_second_move().await?;
         let filesystems = self.filesystems().await?;
         let mut commit = Commit::new().unchanged(&pointer).delete(records::CURRENT);
         commit = match &epoch {
@@ -168,7 +162,7 @@ impl KeyManager {
             let (keys, unreadable) = self.key_entries().await?;
             self.check_all_open(&keys, &unreadable, "the KMS can't be removed").await?;
             let local = self.local_config().await?;
-            let record = self.new_move(local.config.id, Purpose::Downgrade);
+            let record = self.new_move(local.config.id, Purpose::Downgrade, None);
             commit = put_job(commit, &record)?;
             job = Some(record.id);
         }
@@ -251,13 +245,6 @@ impl KeyManager {
             self.provider(LOCAL)?.provision(&record.config).await?;
         }
         Ok(record)
-    }
-
-    pub(crate) fn new_move(&self, target: KmsConfigId, purpose: Purpose) -> JobRecord {
-        let spec = MoveSpec { target, purpose, only: None };
-        // A plain struct of names serialises without fail.
-        let spec = serde_json::to_value(spec).unwrap_or_default();
-        JobRecord::new(JobKind::Move, "", spec, self.parts().clock.now())
     }
 
     /// Every wrapped key, and what can't be read of them.
@@ -344,10 +331,18 @@ impl KeyManager {
 
 /// A wrapped key of nothing: a ciphertext of ours that shows later whether the master key is still the same.
 pub(crate) async fn make_canary(kms: &dyn Kms) -> Result<WrappedKey, KmsError> {
-    let key = Arc::new(FilesystemKey::generate()?);
-    let canary = kms.wrap_keys(&[key]).await?.pop().unwrap_or_else(|| Err(no_answer()))?;
-    for opened in kms.unwrap_keys(std::slice::from_ref(&canary)).await? {
+    wrap_and_open(kms, &Arc::new(FilesystemKey::generate()?)).await
+}
+
+/// Wraps one key, and opens what came of it before anybody relies on it.
+pub(crate) async fn wrap_and_open(
+    kms: &dyn Kms,
+    key: &Arc<FilesystemKey>,
+) -> Result<WrappedKey, KmsError> {
+    let mut answers = kms.wrap_keys(std::slice::from_ref(key)).await?;
+    let wrapped = answers.pop().unwrap_or_else(|| Err(no_answer()))?;
+    for opened in kms.unwrap_keys(std::slice::from_ref(&wrapped)).await? {
         opened?;
     }
-    Ok(canary)
+    Ok(wrapped)
 }

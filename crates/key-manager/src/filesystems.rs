@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kms_core::{
-    Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KmsConfigId, KmsExt,
-    Outcome,
+    Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KmsConfigId, Outcome,
 };
 
+use crate::configure::wrap_and_open;
 use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::changed;
 use crate::{Error, FilesystemName, KeyManager};
@@ -63,10 +63,9 @@ impl KeyManager {
             return Err(Error::Exists { what: format!("the filesystem {name}") });
         }
         self.check_backing(&backing).await?;
-        let pointer = self.store().get(records::CURRENT).await?;
-        let config = match self.current().await? {
-            Some((_, config)) => config,
-            None if allow_no_kms => self.local_config().await?,
+        let (pointer, config) = match self.current().await? {
+            Some((pointer, config)) => (Some(pointer), config),
+            None if allow_no_kms => (None, self.local_config().await?),
             None => return Err(Error::NoKms),
         };
         let exposed = config.config.kind == LOCAL;
@@ -74,11 +73,7 @@ impl KeyManager {
 
         let key = Arc::new(FilesystemKey::generate()?);
         self.prove_identity(&config, kms.as_ref()).await?;
-        let mut answers = kms.wrap_keys(&[Arc::clone(&key)]).await?;
-        let wrapped = answers.pop().unwrap_or_else(|| Err(no_answer()))?;
-        for opened in kms.unwrap_keys(std::slice::from_ref(&wrapped)).await? {
-            opened?;
-        }
+        let wrapped = wrap_and_open(kms.as_ref(), &key).await?;
 
         let mut fs = FilesystemRecord {
             name: name.clone(),

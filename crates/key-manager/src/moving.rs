@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::configure::make_canary;
 use crate::filesystems::{LOCAL, envelope};
-use crate::jobs::{JobControl, JobId, JobRecord, JobState, Progress, put_job};
+use crate::jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress, put_job};
 use crate::manager::key_entry_of;
 use crate::records::{self, ConfigRecord, FilesystemState, KeyEntry};
 use crate::{Error, FilesystemName, KeyManager};
@@ -83,23 +83,38 @@ impl KeyManager {
         let Some((pointer, config)) = self.current().await? else {
             return Err(Error::NotConfigured);
         };
-        if let Some(running) = self.unfinished_move().await? {
-            return Err(Error::Busy {
-                what: format!("the move of keys that job {} does", running.id),
-            });
-        }
+        self.refuse_second_move().await?;
         if let Some(name) = &only {
             self.filesystem(name).await?;
         }
         let kms = self.kms(config.config.id).await?;
         self.prove_identity(&config, kms.as_ref()).await?;
-        let mut job = self.new_move(config.config.id, Purpose::Rewrap);
-        job.filesystem = only.as_ref().map(ToString::to_string).unwrap_or_default();
-        let spec = MoveSpec { target: config.config.id, purpose: Purpose::Rewrap, only };
-        job.spec = serde_json::to_value(spec).unwrap_or_default();
+        let job = self.new_move(config.config.id, Purpose::Rewrap, only);
         let commit = put_job(Commit::new().unchanged(&pointer), &job)?;
         self.store().commit(commit).await?;
         Ok(job.id)
+    }
+
+    /// A move that is not recorded yet.
+    pub(crate) fn new_move(
+        &self,
+        target: KmsConfigId,
+        purpose: Purpose,
+        only: Option<FilesystemName>,
+    ) -> JobRecord {
+        let filesystem = only.as_ref().map(ToString::to_string).unwrap_or_default();
+        // A plain struct of names serialises without fail.
+        let spec = serde_json::to_value(MoveSpec { target, purpose, only }).unwrap_or_default();
+        JobRecord::new(JobKind::Move, filesystem, spec, self.parts().clock.now())
+    }
+
+    pub(crate) async fn refuse_second_move(&self) -> Result<(), Error> {
+        match self.unfinished_move().await? {
+            None => Ok(()),
+            Some(running) => {
+                Err(Error::Busy { what: format!("the move of keys that job {} does", running.id) })
+            }
+        }
     }
 
     /// Runs a move to its end, or until `control` asks for a stop; also one that an earlier node began.
