@@ -133,9 +133,14 @@ pub(crate) fn read_at(file: impl AsFd, buffer: &mut [u8], at: u64) -> Result<usi
     Ok(done)
 }
 
+/// The most that one call writes, as `cp` does it. The page cache takes memory in pieces as large as the
+/// write, and large pieces are scarce on a machine that has run for a while: after another program's
+/// work, 2 GiB took 1.4 s in writes of 128 KiB, 3.7 to 5 s in writes of 256 KiB, and 8.5 s in writes of 1 MiB.
+const WRITE_MAX: usize = 128 * 1024;
+
 pub(crate) fn write_at(file: impl AsFd, mut bytes: &[u8], mut at: u64) -> Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::pwrite(&file, bytes, at) {
+        match rustix::io::pwrite(&file, &bytes[..bytes.len().min(WRITE_MAX)], at) {
             // A device that takes nothing and gives no reason is full.
             Ok(0) => return Err(Errno::NOSPC),
             Ok(count) => {
