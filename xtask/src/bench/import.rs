@@ -43,7 +43,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<Vec<Section>> {
 fn compare(bench: &Bench<'_>, tools: &Tools, source: &Source) -> Result<Section> {
     let rounds = if bench.quick { 1 } else { 5 };
     let mut runs: Vec<(Contestant, Vec<Sample>)> =
-        source.kind.contestants().iter().map(|contestant| (*contestant, Vec::new())).collect();
+        Contestant::ALL.map(|contestant| (contestant, Vec::new())).into();
     let count = runs.len();
     let used = bench.folder.join("used");
     fs::create_dir(&used)?;
@@ -76,7 +76,7 @@ fn compare(bench: &Bench<'_>, tools: &Tools, source: &Source) -> Result<Section>
     let ours = median(Contestant::Coffer)?;
     let busy = runs.iter().find(|(who, _)| *who == Contestant::Coffer);
     let busy = busy.map(|(_, samples)| report::busy(samples)).unwrap_or_default();
-    let limit = limit(ours, median(source.kind.plain())?, busy, source.kind.plain());
+    let limit = limit(ours, median(Contestant::Cp)?, busy);
     let mut bars = Vec::new();
     for peer in [Contestant::Rclone, Contestant::Gocryptfs] {
         bars.push(Bar {
@@ -109,9 +109,10 @@ fn compare(bench: &Bench<'_>, tools: &Tools, source: &Source) -> Result<Section>
 }
 
 /// What keeps an import from being faster.
-fn limit(ours: f64, plain: f64, busy: f64, which: Contestant) -> String {
+fn limit(ours: f64, plain: f64, busy: f64) -> String {
     let share = 100.0 * plain / ours;
-    let plain = format!("{} takes {plain:.2} s, {share:.0} % of our {ours:.2} s", which.name());
+    let plain =
+        format!("{} takes {plain:.2} s, {share:.0} % of our {ours:.2} s", Contestant::Cp.name());
     let busy_percent = 100.0 * busy;
     if share >= 70.0 {
         format!("Not the encryption: {plain}, so the disk or other work on the machine")
@@ -135,22 +136,6 @@ impl Kind {
             (Self::File, true) => "a file of 256 MiB",
             (Self::Tree, false) => "a tree of 8,000 small files",
             (Self::Tree, true) => "a tree of 800 small files",
-        }
-    }
-
-    fn contestants(self) -> &'static [Contestant] {
-        use Contestant::{Coffer, Cp, Dd, Gocryptfs, Rclone};
-        match self {
-            Self::File => &[Coffer, Dd, Cp, Rclone, Gocryptfs],
-            Self::Tree => &[Coffer, Cp, Rclone, Gocryptfs],
-        }
-    }
-
-    /// Who shows what the disk takes without encryption.
-    fn plain(self) -> Contestant {
-        match self {
-            Self::File => Contestant::Dd,
-            Self::Tree => Contestant::Cp,
         }
     }
 }
@@ -257,18 +242,18 @@ const NODE: &str = "coffer serve";
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Contestant {
     Coffer,
-    /// The raw speed of the disk.
-    Dd,
+    /// What the disk takes without encryption.
     Cp,
     Rclone,
     Gocryptfs,
 }
 
 impl Contestant {
+    const ALL: [Self; 4] = [Self::Coffer, Self::Cp, Self::Rclone, Self::Gocryptfs];
+
     fn name(self) -> &'static str {
         match self {
             Self::Coffer => "coffer fs import",
-            Self::Dd => "dd, plain",
             Self::Cp => "cp -a, plain",
             Self::Rclone => "rclone crypt",
             Self::Gocryptfs => "gocryptfs",
@@ -291,12 +276,6 @@ fn once(
         Contestant::Coffer => coffer(bench, source, &target, &log),
         Contestant::Gocryptfs => gocryptfs(bench, tools, source, &target, &log),
         Contestant::Cp => measure::command(&mut cp(source, &target), &log, &[], &target),
-        Contestant::Dd => {
-            let mut dd = Command::new("dd");
-            let (from, to) = (source.folder.join(Source::FILE), target.join(Source::FILE));
-            dd.arg(format!("if={}", from.display())).arg(format!("of={}", to.display()));
-            measure::command(dd.arg("bs=1M"), &log, &[], &target)
-        }
         Contestant::Rclone => {
             let mut rclone = Command::new("rclone");
             rclone.arg("--config").arg(&tools.rclone_config);
