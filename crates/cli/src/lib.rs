@@ -3,7 +3,8 @@
 //! [`run`] parses the arguments and does what the node has to do by asking it over its unix
 //! socket. What needs no node (`serve`, `recover`, `dev vault`) it hands back as a
 //! [`LocalCommand`], because only the binary knows the parts. Text goes to stdout as text or JSON, errors
-//! to stderr as what failed, why, and what to do; the process ends with an [`admin_api::Exit`] code.
+//! to stderr as what failed, why, and what to do; the process ends with an [`admin_api::Exit`] code. With `--json` stdout has one
+//! document, the answer if there is one, and stderr the problem as a document whenever that code is not 0.
 //!
 //! | module | its part |
 //! |---|---|
@@ -14,6 +15,7 @@
 //! | `watch` | waits for a job and shows its progress |
 //! | `show` | how quantities, moments and tables read |
 //! | `secret` | reads a token from an argument, a file or stdin |
+//! | `usage` | arguments that are not understood |
 //! | `defaults` | where a node is that was told no other place |
 //!
 //! ```
@@ -33,6 +35,7 @@ mod defaults;
 mod grammar;
 mod secret;
 mod show;
+mod usage;
 mod watch;
 
 use std::ffi::OsString;
@@ -71,9 +74,10 @@ pub fn run<A>(args: impl IntoIterator<Item = A>, console: &mut Console<'_>) -> O
 where
     A: Into<OsString> + Clone,
 {
-    let arguments = match grammar::Arguments::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let arguments = match grammar::Arguments::try_parse_from(&args) {
         Ok(arguments) => arguments,
-        Err(error) => return Outcome::Exit(show_usage(&error, console)),
+        Err(error) => return Outcome::Exit(usage::show(&error, &args, console)),
     };
     let output = arguments.common.output();
     match commands::run(arguments, console) {
@@ -82,17 +86,5 @@ where
             console.problem(&problem, output);
             Outcome::Exit(problem.exit)
         }
-    }
-}
-
-/// clap renders its own messages: help and version to stdout, errors to stderr.
-fn show_usage(error: &clap::Error, console: &mut Console<'_>) -> Exit {
-    let text = error.render();
-    if error.use_stderr() {
-        console.note(&text.to_string());
-        Exit::Usage
-    } else {
-        console.show(&text.to_string());
-        Exit::Done
     }
 }

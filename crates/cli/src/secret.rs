@@ -16,10 +16,6 @@ const LIMIT: u64 = 16 * 1024;
 /// The token that the arguments name; the grammar sees to it that they name one.
 pub(crate) fn token(arguments: &mut SetVault, console: &mut Console<'_>) -> Result<Token, Problem> {
     if let Some(token) = arguments.token.take() {
-        console.note(
-            "note: a token given as an argument shows in the process list; \
-             --token-file and --token-stdin keep it out\n",
-        );
         return Ok(token);
     }
     match &arguments.token_file {

@@ -12,34 +12,19 @@ use crate::console::Console;
 const FIRST: Duration = Duration::from_millis(20);
 const RAREST: Duration = Duration::from_millis(250);
 
-/// How waiting ended.
-pub(crate) enum Watched {
-    /// The job came to its end.
-    Ended(Box<Job>),
-    /// The user left; the job goes on.
-    Left,
-}
-
-/// Waits until `job` ends or the user presses Ctrl-C, which leaves the job alone.
+/// Waits until `job` ends. Ctrl-C ends the waiting, as a problem, and leaves the job alone.
 pub(crate) async fn watch(
     client: &Client,
     job: Job,
-    console: &mut Console<'_>,
-) -> Result<Watched, Problem> {
-    if job.resumed {
-        console.note("note: this takes up where an earlier run was stopped\n");
-    }
+    console: &Console<'_>,
+) -> Result<Job, Problem> {
     let bar = console.shows_progress().then(|| Bar::new(&job));
     tokio::select! {
-        ended = until_ended(client, job.clone(), bar.as_ref()) => ended.map(|job| Watched::Ended(Box::new(job))),
+        ended = until_ended(client, job.clone(), bar.as_ref()) => ended,
         _ = tokio::signal::ctrl_c() => {
-            drop(bar);
-            console.note(&format!(
-                "\nnote: the {} goes on in the node\n  see it:  coffer job show {id}\n  stop it: coffer job stop {id}\n",
-                noun(job.kind),
-                id = job.id,
-            ));
-            Ok(Watched::Left)
+            let title = format!("the {} has not ended yet", noun(job.kind));
+            Err(Problem::new(Exit::Partly, "left", title, "the command was left, and it goes on in the node")
+                .cure(format!("see it with coffer job show {id}, stop it with coffer job stop {id}", id = job.id)))
         }
     }
 }

@@ -87,7 +87,16 @@ pub(crate) fn run(
         set_aside: set_aside.map(BytePath::from),
     };
     console.answer(&answer, output, text);
-    Ok(if answer.left_out.is_empty() { Exit::Done } else { Exit::Partly })
+    match answer.left_out.len() {
+        0 => Ok(Exit::Done),
+        left_out => Err(not_all(left_out)),
+    }
+}
+
+fn not_all(left_out: usize) -> Problem {
+    let why = format!("{left_out} of the directories could not be read; the others are in it");
+    Problem::new(Exit::Partly, "partly-done", "the key store is rebuilt in part", why)
+        .cure("mend what is named above, or leave it out of --from, and give the command again")
 }
 
 async fn rebuild(

@@ -69,6 +69,22 @@ fn text(job: &Job) -> String {
     fields(&lines) + &damage_text(job)
 }
 
+/// Whether an ended job did all of it, or why not.
+pub(super) fn outcome(job: &Job) -> Result<Exit, Problem> {
+    let problem = |exit, code: &str, why: &str| {
+        let title = format!("the {} is not complete", noun(job.kind));
+        Problem::new(exit, code, title, why)
+    };
+    Err(match (&job.problem, job.state) {
+        (Some(problem), _) => problem.clone(),
+        (None, JobState::Done) => return Ok(Exit::Done),
+        (None, JobState::Stopped) => problem(Exit::Partly, "stopped", "it was stopped")
+            .cure("give the same command again: it goes on from there"),
+        (None, JobState::Failed) => problem(Exit::Failed, "job-failed", "it failed before its end"),
+        (None, _) => problem(Exit::Partly, "partly-done", "a part of it could not be done"),
+    })
+}
+
 /// What an ended job did, on a line, after what it found.
 pub(super) fn ended_text(job: &Job) -> String {
     let name = job.filesystem.as_deref().unwrap_or("all filesystems");
@@ -82,9 +98,7 @@ pub(super) fn ended_text(job: &Job) -> String {
         JobKind::Downgrade => "put the keys under local wrapping".to_owned(),
     };
     let ending = match job.state {
-        JobState::Stopped => {
-            "; stopped before its end, and the same command takes it up again".to_owned()
-        }
+        JobState::Stopped => "; stopped before its end".to_owned(),
         JobState::Failed => "; failed before its end".to_owned(),
         _ if job.progress.failed_items > 0 => format!("; {} failed", job.progress.failed_items),
         _ => String::new(),

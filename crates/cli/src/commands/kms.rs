@@ -6,6 +6,7 @@ use admin_api::{
     Change, CredentialLife, Exit, Job, Kms, KmsChange, KmsDetails, Problem, VersionCount, paths,
 };
 
+use super::job::outcome;
 use super::{Context, findings_text};
 use crate::console::Output;
 use crate::grammar::{KmsCommand, SetVault};
@@ -36,6 +37,12 @@ async fn set_vault(
     mut arguments: SetVault,
     context: &mut Context<'_, '_>,
 ) -> Result<Exit, Problem> {
+    if arguments.token.is_some() {
+        context.note(
+            "a token given as an argument shows in the process list; \
+             --token-file and --token-stdin keep it out",
+        );
+    }
     let token = secret::token(&mut arguments, context.console)?;
     let ca_cert = match &arguments.ca_cert {
         None => None,
@@ -72,16 +79,25 @@ async fn unset(allow_downgrade: bool, context: &mut Context<'_, '_>) -> Result<E
     finish_change(change, context).await
 }
 
-/// Shows what became of a change; one that moves keys is shown when they have moved.
+/// Shows what became of a change; for programs, one that moves keys when they have moved.
 async fn finish_change(
     mut change: KmsChange,
     context: &mut Context<'_, '_>,
 ) -> Result<Exit, Problem> {
     let Some(job) = change.job.take() else { return Ok(context.answer(&change, change_text)) };
-    if context.output == Output::Text {
-        context.console.show(&change_text(&change));
+    match context.output {
+        Output::Text => {
+            context.answer(&change, change_text);
+            context.finish(job).await
+        }
+        Output::Json => {
+            let ended = context.ended(job).await?;
+            let outcome = outcome(&ended);
+            change.job = Some(ended);
+            context.answer(&change, change_text);
+            outcome
+        }
     }
-    context.finish(job).await
 }
 
 fn change_text(change: &KmsChange) -> String {

@@ -8,13 +8,13 @@ mod status;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use admin_api::{Exit, Finding, Job, JobState, Problem};
+use admin_api::{Exit, Finding, Job, Problem};
 use clap::CommandFactory as _;
 
 use crate::client::Client;
 use crate::console::{Console, Output};
 use crate::grammar::{Arguments, Command, DevCommand, FsCommand, KmsCommand};
-use crate::watch::{Watched, watch};
+use crate::watch::watch;
 use crate::{LocalCommand, Outcome, defaults};
 
 /// What every command that asks the node has at hand.
@@ -105,25 +105,27 @@ impl Context<'_, '_> {
         if self.yes { Ok(()) } else { self.console.confirm(what, consequence, word) }
     }
 
-    /// Waits for a job, shows what became of it, and answers the exit code that it earned.
-    async fn finish(&mut self, job: Job) -> Result<Exit, Problem> {
-        match watch(&self.client, job, self.console).await? {
-            Watched::Left => Ok(Exit::Partly),
-            Watched::Ended(ended) => {
-                self.answer(&*ended, job::ended_text);
-                Ok(match (&ended.problem, ended.state) {
-                    (Some(problem), _) => {
-                        if self.output == Output::Text {
-                            self.console.problem(problem, Output::Text);
-                        }
-                        problem.exit
-                    }
-                    (None, JobState::Done) => Exit::Done,
-                    (None, JobState::Failed) => Exit::Failed,
-                    (None, _) => Exit::Partly,
-                })
-            }
+    /// Something that a person should know, and a program has no use for.
+    fn note(&mut self, text: &str) {
+        if self.output == Output::Text {
+            self.console.note(&format!("note: {text}\n"));
         }
+    }
+
+    /// Waits for a job and shows what became of it. What kept it from doing all of it is a problem, as it is for a command that
+    /// does its work itself.
+    async fn finish(&mut self, job: Job) -> Result<Exit, Problem> {
+        let ended = self.ended(job).await?;
+        self.answer(&ended, job::ended_text);
+        job::outcome(&ended)
+    }
+
+    /// The job when it has ended.
+    async fn ended(&mut self, job: Job) -> Result<Job, Problem> {
+        if job.resumed {
+            self.note("this takes up where an earlier run was stopped");
+        }
+        watch(&self.client, job, self.console).await
     }
 }
 

@@ -183,9 +183,10 @@ fn a_stopped_export_is_partly_done() {
     ]);
     let ran = node.run(&["fs", "export", "home", "/target"]);
     assert_eq!(ran.code, 8);
+    assert_eq!(ran.stdout, "exported from home: 2 items, 1.50 KiB; stopped before its end\n");
     assert_eq!(
-        ran.stdout,
-        "exported from home: 2 items, 1.50 KiB; stopped before its end, and the same command takes it up again\n"
+        ran.stderr,
+        "error: the export is not complete\n  why: it was stopped\n  do:  give the same command again: it goes on from there\n"
     );
 }
 
@@ -212,6 +213,32 @@ verified home: 2 items, 1.50 KiB; 1 failed
     );
     assert_eq!((ran.code, ran.stderr.as_str()), (6, "error: what failed\n  why: why\n"));
     assert_eq!(node.asked()[0].1, json!({"repair": true}));
+}
+
+#[test]
+fn with_json_the_job_is_the_answer_and_its_problem_is_on_stderr() {
+    let mut resumed = job("export", "running");
+    resumed["resumed"] = true.into();
+    for (state, own, code) in
+        [("stopped", None, 8), ("failed", None, 1), ("partly", Some("not-authentic"), 6)]
+    {
+        let mut ended = job("export", state);
+        if let Some(exit) = own {
+            ended["problem"] = problem(500, exit, None);
+        }
+        let node = Node::answering([
+            ("POST /v1/filesystems/home/export", 200, resumed.clone()),
+            ("GET /v1/jobs/7", 200, ended.clone()),
+        ]);
+        let ran = node.run(&["fs", "export", "home", "/target", "--json"]);
+        assert_eq!(ran.code, code, "{ran:?}");
+        assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap(), ended);
+        let told: Value = serde_json::from_str(&ran.stderr).unwrap();
+        match own {
+            Some(_) => assert_eq!(told, ended["problem"]),
+            None => assert_eq!(told["title"], "the export is not complete"),
+        }
+    }
 }
 
 #[test]

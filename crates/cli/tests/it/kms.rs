@@ -152,6 +152,29 @@ fn a_downgrade_is_confirmed_and_then_watched() {
 }
 
 #[test]
+fn with_json_a_change_is_answered_with_its_job_as_it_ended() {
+    let change = json!({"change": "moving", "kms": set(), "job": job("running", 0)});
+    let mut partly = job("partly", 1);
+    partly["problem"] = problem(200, "partly", None);
+    for (ended, code) in [(job("done", 2), 0), (partly, 8)] {
+        let node = Node::answering([
+            ("PUT /v1/kms", 200, change.clone()),
+            ("GET /v1/jobs/7", 200, ended.clone()),
+        ]);
+        // As an argument, of which only a person is told that it shows.
+        let ran = node.run(&["fs", "kms", "set-vault", "https://v", "k", "s.token", "--json"]);
+        assert_eq!(ran.code, code, "{ran:?}");
+        let mut answer = change.clone();
+        answer["job"] = ended.clone();
+        assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap(), answer);
+        match ended.get("problem") {
+            None => assert_eq!(ran.stderr, ""),
+            Some(told) => assert_eq!(serde_json::from_str::<Value>(&ran.stderr).unwrap(), *told),
+        }
+    }
+}
+
+#[test]
 fn unset_destroys_nothing_and_asks_nothing() {
     let node = Node::answering([(
         "DELETE /v1/kms?allow_downgrade=false",

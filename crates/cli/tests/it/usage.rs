@@ -25,12 +25,48 @@ fn wrong_usage_ends_with_2_and_says_what_was_wrong() {
             "f",
             "--token-stdin",
         ],
-        &["coffer", "status", "--json", "--output", "text"],
     ] {
         let ran = run(line.iter().copied(), "");
         assert_eq!(ran.code, 2, "{line:?}: {ran:?}");
         assert!(ran.stderr.starts_with("error: "), "{line:?}: {ran:?}");
         assert_eq!(ran.stdout, "");
+    }
+}
+
+#[test]
+fn with_json_wrong_usage_is_a_problem_like_any_other() {
+    for (line, why, cure) in [
+        (&["nosuch", "--json"][..], "unrecognized subcommand 'nosuch'", "--help"),
+        (&["fs", "crate", "--output", "json"], "unrecognized subcommand 'crate'", "'create'"),
+        (
+            &["--output=json", "fs", "create"],
+            "the following required arguments were not provided: <NAME>",
+            "Usage: coffer fs create",
+        ),
+        (&["--json", "fs"], "a command is missing", "--help"),
+        (&["status", "--json", "--output", "text"], "cannot be used with", "Usage: "),
+        (&["fs", "show", "..", "--json"], "name directories", "--help"),
+        (&["--output", "json", "status", "--socket"], "a value is required", "--help"),
+        (&["fs", "kms", "--json", "set-vault", "http://v"], "<MASTER_KEY_NAME>", "Usage: "),
+    ] {
+        let ran = run([&["coffer"], line].concat(), "");
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{line:?}: {ran:?}");
+        let problem: Value = serde_json::from_str(&ran.stderr).unwrap();
+        assert_eq!((&problem["code"], &problem["exit"]), (&"usage".into(), &"usage".into()));
+        assert!(problem["detail"].as_str().unwrap().contains(why), "{problem}");
+        assert!(problem["cure"].as_str().unwrap().contains(cure), "{problem}");
+    }
+    // After -- there are no options.
+    let ran = run(["coffer", "fs", "nosuch", "--", "--json"], "");
+    assert!(ran.stderr.starts_with("error: "), "{ran:?}");
+}
+
+#[test]
+fn help_stays_text() {
+    for line in [["coffer", "--json", "--help"], ["coffer", "--version", "--json"]] {
+        let ran = run(line, "");
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+        assert!(ran.stdout.contains("coffer"), "{ran:?}");
     }
 }
 
