@@ -252,8 +252,8 @@ impl SealedFile {
         segments(self.len)
     }
 
-    /// Opens segment `index` into `buffers.plain` and answers where data lies in it. What is
-    /// damaged is told to `damaged` and reads as a hole.
+    /// Opens segment `index` into `buffers.plain` and answers where data lies in it; the rest means
+    /// nothing and is holes. What is damaged is told to `damaged` and reads as a hole.
     pub(crate) fn read_segment(
         &self,
         index: u64,
@@ -266,31 +266,65 @@ impl SealedFile {
         let first = index * SEGMENT_GROUPS;
         let last = (first + SEGMENT_GROUPS).min(layout::group_count(self.len));
         let end = layout::group_position(last - 1) + layout::group_len(last - 1, self.len) as u64;
-        let position = layout::group_position(first);
-        sealed.resize((end - position) as usize, 0);
-        let got = sys::read_at(&self.fd, sealed, position).doing("read")?;
-        // A file that was cut since it was opened: what is missing is not authentic.
-        sealed[got..].fill(0);
+        sealed.resize((end - layout::group_position(first)) as usize, 0);
+        let there = self.read_groups(first..last, sealed)?;
         let mut data: Vec<Range<usize>> = Vec::new();
-        for (group, buffer) in (first..last).zip(sealed.chunks_mut(GROUP)) {
+        for ((group, buffer), there) in (first..last).zip(sealed.chunks_mut(GROUP)).zip(there) {
+            if !there {
+                if !layout::is_region_start(group) && self.is_hole(group)? {
+                    continue;
+                }
+                // Its absence is not authentic.
+                buffer.fill(0);
+            }
+            let Some(written) = self.open_group(group, buffer, damaged)? else { continue };
             let in_file = layout::group_data(group, self.len);
             let start = (in_file.start - range.start) as usize;
             let target = &mut plain[start..(in_file.end - range.start) as usize];
-            if let Some(written) = self.open_group(group, buffer, damaged)? {
-                target.copy_from_slice(&buffer[layout::data_range(group, buffer.len())]);
-                for entry in written.iter() {
-                    let from = (start + entry * PAGE).min(plain.len());
-                    let to = (from + PAGE).min((in_file.end - range.start) as usize);
-                    match data.last_mut() {
-                        Some(range) if range.end == from => range.end = to,
-                        _ => data.push(from..to),
-                    }
+            target.copy_from_slice(&buffer[layout::data_range(group, buffer.len())]);
+            for entry in written.iter() {
+                let from = (start + entry * PAGE).min(plain.len());
+                let to = (from + PAGE).min((in_file.end - range.start) as usize);
+                match data.last_mut() {
+                    Some(range) if range.end == from => range.end = to,
+                    _ => data.push(from..to),
                 }
-            } else {
-                target.fill(0);
             }
         }
         Ok(data)
+    }
+
+    /// Reads these groups, but for those that the backing says to have no byte of; answers which
+    /// it has. (A backing that can't tell says that it has all.)
+    fn read_groups(
+        &self,
+        groups: Range<u64>,
+        sealed: &mut [u8],
+    ) -> Result<[bool; SEGMENT_GROUPS as usize], Fault> {
+        let mut there = [false; SEGMENT_GROUPS as usize];
+        let position = layout::group_position(groups.start);
+        let end = position + sealed.len() as u64;
+        let mut group = groups.start;
+        while group < groups.end {
+            let (from, to) = if self.segments() == 1 {
+                (position, end)
+            } else {
+                let next = sys::next_data(&self.fd, layout::group_position(group)).doing("read")?;
+                let Some((from, to)) = next.filter(|(from, _)| *from < end) else { break };
+                (from, to.min(end))
+            };
+            let run = from / GROUP as u64..to.div_ceil(GROUP as u64);
+            let at = (layout::group_position(run.start) - position) as usize;
+            let len = (layout::group_position(run.end).min(end) - position) as usize - at;
+            let buffer = &mut sealed[at..at + len];
+            let got = sys::read_at(&self.fd, buffer, position + at as u64).doing("read")?;
+            // A file that was cut since it was opened: what is missing is not authentic.
+            buffer[got..].fill(0);
+            there[(run.start - groups.start) as usize..(run.end - groups.start) as usize]
+                .fill(true);
+            group = run.end;
+        }
+        Ok(there)
     }
 
     /// Opens one group in place and answers what is written in it; `None` when all of it is a hole, or unreadable.

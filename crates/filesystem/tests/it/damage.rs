@@ -373,3 +373,41 @@ fn a_sparse_file_s_holes_are_authentic() {
         fs::write(&path, &whole).unwrap();
     }
 }
+
+#[test]
+fn a_hole_is_passed_over_and_only_where_it_is_authentic() {
+    let home = Home::new();
+    let source = home.path("source");
+    fs::create_dir(&source).unwrap();
+    let file = fs::File::create(source.join("sparse")).unwrap();
+    let len = 200 << 30;
+    file.set_len(len).unwrap();
+    // All of four groups, a group before the last, and the end.
+    file.write_all_at(&tree::noise(1, 4 * 63 * PAGE), 0).unwrap();
+    file.write_all_at(b"data", len - 600_000).unwrap();
+    file.write_all_at(b"end", len - 3).unwrap();
+    let filesystem = home.create();
+    import(&filesystem, &source);
+    let began = std::time::Instant::now();
+    done(filesystem.verify(false, &Watch::default()).unwrap());
+    done(filesystem.export(&home.path("sound"), None, &Watch::default()).unwrap());
+    let took = began.elapsed();
+    assert!(took.as_secs() < 30, "reading 400 GiB of zeros takes minutes; this took {took:?}");
+    assert_eq!(fs::metadata(home.path("sound/sparse")).unwrap().len(), len);
+
+    let path = home.backing_file(len);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    // Groups that are holes for the backing only: one among others, then the end with whole segments.
+    let groups = backing_len(len).div_ceil(GROUP as u64);
+    for (group, count, named) in [(2, 1, 2), (groups - 32, 32, groups - 1)] {
+        rustix::fs::fallocate(&file, flags, group * GROUP as u64, count * GROUP as u64).unwrap();
+        let report = filesystem.verify(false, &Watch::default()).unwrap();
+        let problem = the_problem(&report, "sparse", &path, &home);
+        assert!(problem.reason.contains(&format!("tag page of group {named} ")), "{problem:?}");
+        let report = filesystem.export(&home.path("target"), None, &Watch::default()).unwrap();
+        the_problem(&report, "sparse", &path, &home);
+        assert!(!home.path("target/sparse").exists());
+        fs::remove_dir_all(home.path("target")).unwrap();
+    }
+}
