@@ -31,6 +31,9 @@ pub const JOB: &str = "/v1/jobs/{id}";
 /// Stops it.
 pub const STOP: &str = "/v1/jobs/{id}/stop";
 
+/// Longest time for which a request waits for the end of a job, in milliseconds.
+pub const WAIT_LIMIT_MS: u64 = 10_000;
+
 /// Most items in one page of a list.
 pub const PAGE_LIMIT: usize = 1000;
 
@@ -47,6 +50,11 @@ pub fn of_filesystem(route: &str, name: &str) -> String {
 /// Where something of the job with this id is; `route` is [`JOB`] or [`STOP`].
 pub fn of_job(route: &str, id: &str) -> String {
     fill(route, "{id}", id)
+}
+
+/// Where the job with this id is, answered when it has ended or after `wait_ms` (at most [`WAIT_LIMIT_MS`]).
+pub fn job_within(id: &str, wait_ms: u64) -> String {
+    format!("{}?wait_ms={wait_ms}", of_job(JOB, id))
 }
 
 fn fill(route: &str, place: &str, value: &str) -> String {

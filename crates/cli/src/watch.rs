@@ -1,16 +1,13 @@
 //! Waits for a job and shows its progress.
 
-use std::time::Duration;
-
 use admin_api::{Exit, Job, JobKind, JobState, Problem, paths};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::client::Client;
 use crate::console::Console;
 
-/// The first look comes soon, for jobs that take no time; then they get rarer.
-const FIRST: Duration = Duration::from_millis(20);
-const RAREST: Duration = Duration::from_millis(250);
+/// How long the node may hold the answer while the job runs: a bar moves about four times a second.
+const BETWEEN_LOOKS_MS: u64 = 250;
 
 /// Waits until `job` ends. Ctrl-C ends the waiting, as a problem, and leaves the job alone.
 pub(crate) async fn watch(
@@ -30,12 +27,10 @@ pub(crate) async fn watch(
 }
 
 async fn until_ended(client: &Client, mut job: Job, bar: Option<&Bar>) -> Result<Job, Problem> {
-    let mut pause = FIRST;
+    let longest = if bar.is_some() { BETWEEN_LOOKS_MS } else { paths::WAIT_LIMIT_MS };
     while !job.state.is_ended() {
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RAREST);
         let id = job.id.clone();
-        job = client.get(&paths::of_job(paths::JOB, &id)).await.map_err(|problem| {
+        job = client.get(&paths::job_within(&id, longest)).await.map_err(|problem| {
             if problem.exit != Exit::NoNode {
                 return problem;
             }

@@ -11,6 +11,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use admin_api::{BytePath, Damage, Exit, Job, JobKind as ApiKind, JobState as ApiState, Problem};
 use filesystem::{Checkpoint, Outcome, ProblemKind, Report};
@@ -41,7 +42,9 @@ pub(crate) struct Jobs {
     /// Starting is one at a time, so that no filesystem gets two jobs.
     starting: tokio::sync::Mutex<()>,
     /// Woken when a move of keys ended, which can have unlocked something.
-    ended: Arc<Notify>,
+    moved: Notify,
+    /// Woken, for all that wait, when a job no longer runs and when the node ends.
+    changed: Notify,
     closing: AtomicBool,
 }
 
@@ -50,7 +53,6 @@ pub(crate) struct Jobs {
 struct Live {
     stop: AtomicBool,
     progress: Mutex<Progress>,
-    gone: Notify,
 }
 
 /// What a copy or a verification has to do; the `spec` of its record.
@@ -101,7 +103,8 @@ impl Jobs {
             live: Mutex::default(),
             tasks: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
-            ended: Arc::default(),
+            moved: Notify::new(),
+            changed: Notify::new(),
             closing: AtomicBool::new(false),
         }
     }
@@ -188,7 +191,7 @@ impl Jobs {
 
     /// Waits until a move of keys has ended.
     pub(crate) async fn move_ended(&self) {
-        self.ended.notified().await;
+        self.moved.notified().await;
     }
 
     /// How many jobs run or wait.
@@ -208,6 +211,7 @@ impl Jobs {
             (None, JobState::Running) => {
                 record.state = JobState::Stopped;
                 self.manager.save_job(&record).await.map_err(of_keys)?;
+                self.changed.notify_waiters();
             }
             (None, _) => {
                 return Err(Problem::new(Exit::State, "job-ended", title, "it has ended already"));
@@ -238,11 +242,8 @@ impl Jobs {
                 )
                 .cure(format!("wait for it, or stop it with coffer job stop {}", record.id)));
             }
-            let live = self.find_live(record.id);
             self.stop(record.id).await?;
-            if let Some(live) = live {
-                self.until_gone(record.id, &live).await;
-            }
+            self.until_gone(record.id).await;
         }
         Ok(())
     }
@@ -251,6 +252,30 @@ impl Jobs {
         let records = self.manager.jobs().await;
         let records = records.map_err(|e| problem::of_keys("the jobs can't be listed", &e))?;
         Ok(records.iter().map(|record| self.show(record)).collect())
+    }
+
+    /// Waits until the job has ended, but no longer than `longest`, nor than the node takes requests. A job that waits for its
+    /// filesystem or the KMS has not ended.
+    pub(crate) async fn until_ended(&self, id: JobId, longest: Duration) -> Result<(), Problem> {
+        let ended = async {
+            loop {
+                let changed = self.changed.notified();
+                // Asked after the wait has begun, so that an end in between is not missed.
+                let record = self.manager.job(id).await?;
+                if record.state != JobState::Running || self.closing.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                changed.await;
+            }
+        };
+        let ended = tokio::time::timeout(longest, ended).await.unwrap_or(Ok(()));
+        ended.map_err(|e| problem::of_keys("the job can't be shown", &e))
+    }
+
+    /// Lets go of those who wait for a job, and begins no other.
+    pub(crate) fn begin_close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.changed.notify_waiters();
     }
 
     /// The job with everything that it could not do, as far as an answer holds it.
@@ -277,7 +302,7 @@ impl Jobs {
 
     /// Stops everything and waits for it. What was running is taken up by the next node.
     pub(crate) async fn close(&self) {
-        self.closing.store(true, Ordering::Release);
+        self.begin_close();
         for live in self.lock_live().values() {
             live.stop.store(true, Ordering::Release);
         }
@@ -320,7 +345,7 @@ impl Jobs {
                 _ => this.copy(record, &live).await,
             }
             this.lock_live().remove(&id);
-            live.gone.notify_waiters();
+            this.changed.notify_waiters();
             if let Err(error) = this.forget_old().await {
                 tracing::warn!(%error, "old jobs can't be removed");
             }
@@ -340,7 +365,7 @@ impl Jobs {
                 return;
             }
         }
-        self.ended.notify_one();
+        self.moved.notify_one();
     }
 
     /// Runs a copy or a verification and records how it ended.
@@ -460,11 +485,14 @@ impl Jobs {
         self.lock_live().get(&id).cloned()
     }
 
-    async fn until_gone(&self, id: JobId, live: &Live) {
-        let gone = live.gone.notified();
-        // Asked after the wait has begun, so that an end in between is not missed.
-        if self.find_live(id).is_some() {
-            gone.await;
+    async fn until_gone(&self, id: JobId) {
+        loop {
+            let changed = self.changed.notified();
+            // Asked after the wait has begun, so that an end in between is not missed.
+            if self.find_live(id).is_none() {
+                return;
+            }
+            changed.await;
         }
     }
 

@@ -204,6 +204,12 @@ impl Node {
         });
         let service =
             api::router(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
+        let jobs = Arc::clone(&shared.jobs);
+        let stop = async move {
+            stop.await;
+            // Requests that wait for a job would hold the node.
+            jobs.begin_close();
+        };
         let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
 
         tracing::info!("the node ends");

@@ -166,7 +166,7 @@ fn import_is_watched_and_a_resumed_one_says_so() {
     resumed["resumed"] = true.into();
     let node = Node::answering([
         ("POST /v1/filesystems/home/import", 200, resumed),
-        ("GET /v1/jobs/7", 200, job("import", "done")),
+        ("GET /v1/jobs/7?wait_ms=10000", 200, job("import", "done")),
     ]);
     let ran = node.run(&["fs", "import", "home", "/src"]);
     assert_eq!(ran.stdout, "imported into home: 2 items, 1.50 KiB\n");
@@ -179,7 +179,7 @@ fn import_is_watched_and_a_resumed_one_says_so() {
 fn a_stopped_export_is_partly_done() {
     let node = Node::answering([
         ("POST /v1/filesystems/home/export", 200, job("export", "running")),
-        ("GET /v1/jobs/7", 200, job("export", "stopped")),
+        ("GET /v1/jobs/7?wait_ms=10000", 200, job("export", "stopped")),
     ]);
     let ran = node.run(&["fs", "export", "home", "/target"]);
     assert_eq!(ran.code, 8);
@@ -199,7 +199,7 @@ fn verify_names_what_is_damaged_and_ends_with_6() {
     damaged["problem"] = problem(500, "not-authentic", None);
     let node = Node::answering([
         ("POST /v1/filesystems/home/verify", 200, job("verify", "running")),
-        ("GET /v1/jobs/7", 200, damaged),
+        ("GET /v1/jobs/7?wait_ms=10000", 200, damaged),
     ]);
     let ran = node.run(&["fs", "verify", "home", "--repair"]);
     assert_eq!(
@@ -228,7 +228,7 @@ fn with_json_the_job_is_the_answer_and_its_problem_is_on_stderr() {
         }
         let node = Node::answering([
             ("POST /v1/filesystems/home/export", 200, resumed.clone()),
-            ("GET /v1/jobs/7", 200, ended.clone()),
+            ("GET /v1/jobs/7?wait_ms=10000", 200, ended.clone()),
         ]);
         let ran = node.run(&["fs", "export", "home", "/target", "--json"]);
         assert_eq!(ran.code, code, "{ran:?}");

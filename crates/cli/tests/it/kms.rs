@@ -134,7 +134,7 @@ fn a_downgrade_is_confirmed_and_then_watched() {
     let change = json!({"change": "downgrading", "kms": set(), "job": job("running", 0)});
     let node = Node::answering([
         ("DELETE /v1/kms?allow_downgrade=true", 200, change),
-        ("GET /v1/jobs/7", 200, job("done", 2)),
+        ("GET /v1/jobs/7?wait_ms=10000", 200, job("done", 2)),
     ]);
     let ran = node.run(&["fs", "kms", "unset", "--allow-downgrade"]);
     assert_eq!(ran.code, 2, "{ran:?}");
@@ -159,7 +159,7 @@ fn with_json_a_change_is_answered_with_its_job_as_it_ended() {
     for (ended, code) in [(job("done", 2), 0), (partly, 8)] {
         let node = Node::answering([
             ("PUT /v1/kms", 200, change.clone()),
-            ("GET /v1/jobs/7", 200, ended.clone()),
+            ("GET /v1/jobs/7?wait_ms=10000", 200, ended.clone()),
         ]);
         // As an argument, of which only a person is told that it shows.
         let ran = node.run(&["fs", "kms", "set-vault", "https://v", "k", "s.token", "--json"]);
@@ -192,8 +192,8 @@ fn unset_destroys_nothing_and_asks_nothing() {
 fn rewrap_is_watched_to_its_end() {
     let node = Node::answering([
         ("POST /v1/kms/rewrap", 200, job("running", 0)),
-        ("GET /v1/jobs/7", 200, job("running", 1)),
-        ("GET /v1/jobs/7", 200, rewrapped()),
+        ("GET /v1/jobs/7?wait_ms=10000", 200, job("running", 1)),
+        ("GET /v1/jobs/7?wait_ms=10000", 200, rewrapped()),
     ]);
     let ran = node.run(&["fs", "kms", "rewrap"]);
     assert_eq!(ran.stdout, "rewrapped the keys of all filesystems: 2 keys\n");

@@ -1,11 +1,13 @@
 //! `/v1/jobs`
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use admin_api::{Job, Jobs, Problem};
+use admin_api::{Job, Jobs, Problem, paths};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use key_manager::JobId;
+use serde::Deserialize;
 
 use super::Answer;
 use crate::{Shared, problem};
@@ -14,11 +16,21 @@ pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Answer<Jobs> {
     Ok(Json(Jobs { jobs: shared.jobs.list().await? }))
 }
 
+#[derive(Debug, Deserialize)]
+pub(crate) struct Wait {
+    #[serde(default)]
+    wait_ms: u64,
+}
+
 pub(crate) async fn show(
     State(shared): State<Arc<Shared>>,
     Path(job): Path<String>,
+    Query(Wait { wait_ms }): Query<Wait>,
 ) -> Answer<Job> {
-    Ok(Json(shared.jobs.get(id(&job)?).await?))
+    let job = id(&job)?;
+    let longest = Duration::from_millis(wait_ms.min(paths::WAIT_LIMIT_MS));
+    shared.jobs.until_ended(job, longest).await?;
+    Ok(Json(shared.jobs.get(job).await?))
 }
 
 pub(crate) async fn stop(

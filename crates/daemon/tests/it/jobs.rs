@@ -2,9 +2,13 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
 
+use kms_core::KmsErrorKind;
 use serde_json::{Value, json};
 use testkit::tree;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 
 use crate::world::{Running, World};
 
@@ -54,6 +58,70 @@ async fn the_next_node_takes_up_what_was_running() {
     let ended = node.ended(&job).await;
     assert_eq!((&ended["state"], &ended["resumed"]), (&json!("done"), &json!(true)), "{ended}");
     node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_job_is_woken_by_its_end() {
+    let world = World::new();
+    let node = world.start().await;
+    let job = started(&world, &node, 96 << 20).await;
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let begun = Instant::now();
+    let running = node.get(&format!("{path}?wait_ms=20")).await;
+    assert_eq!(running["state"], "running", "no longer than asked: {running}");
+    assert!(begun.elapsed() >= Duration::from_millis(20), "and no shorter");
+    // More than the server grants; nothing but the end answers it sooner.
+    let ended = node.get(&format!("{path}?wait_ms=60000")).await;
+    assert_eq!(ended["state"], "done", "{ended}");
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    let again = Instant::now();
+    assert_eq!(node.get(&format!("{path}?wait_ms=60000")).await, ended);
+    assert!(again.elapsed() < Duration::from_secs(5), "it has ended already");
+    let unknown = path.replace(|c: char| c.is_ascii_digit(), "0");
+    node.refused(404, "GET", &format!("{unknown}?wait_ms=60000"), &Value::Null).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_waiting_job_is_woken_too() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let job = started(&world, &node, 192 << 20).await;
+    node.stop().await;
+    world.kms().set_down(Some(KmsErrorKind::Sealed));
+    let node = world.start().await;
+    let path = format!("/v1/jobs/{}?wait_ms=10000", job["id"].as_str().unwrap());
+    let begun = Instant::now();
+    let waiting = async { node.get(&path).await };
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        world.kms().set_down(None);
+    };
+    let (ended, ()) = tokio::join!(waiting, back);
+    assert_eq!(ended["state"], "done", "{ended}");
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_ends_answers_who_waits() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    started(&world, &node, 192 << 20).await;
+    node.stop().await;
+    world.kms().set_down(Some(KmsErrorKind::Sealed));
+    let node = world.start().await;
+    let job = node.get("/v1/jobs").await["jobs"][0]["id"].as_str().unwrap().to_owned();
+    let mut stream = UnixStream::connect(world.path("state/coffer.sock")).await.unwrap();
+    let request = format!("GET /v1/jobs/{job}?wait_ms=10000 HTTP/1.1\r\nhost: coffer\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let begun = Instant::now();
+    node.stop().await;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("\"state\":\"waiting\""), "{answer}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
