@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use admin_api::Problem;
 use async_trait::async_trait;
-use filesystem::{Backend, Filesystem, read_envelope};
+use filesystem::{Backend, ErrorKind, Filesystem};
 use key_manager::{FilesystemName, KeyManager, Volumes};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyId};
 use tokio::sync::OnceCell;
@@ -60,13 +60,13 @@ impl Volumes for BackingVolumes {
             return Ok(());
         }
         let (backing, key_id) = (site.backing.clone(), site.key_id);
-        spawn_blocking(move || {
-            match read_envelope(&backing) {
-                Ok(there) if there.wrapped.key_id != key_id => return Ok(()),
-                // Without a header it is half made or half removed.
-                _ => {}
+        spawn_blocking(move || match Filesystem::remove(&backing, key_id) {
+            // Somebody else's, so nothing of this filesystem's lies there (any more).
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                tracing::warn!(%error, "the backing directory is left as it is");
+                Ok(())
             }
-            Filesystem::remove(&backing)
+            other => other,
         })
         .await?
         .map_err(Failure::from)

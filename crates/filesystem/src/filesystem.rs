@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 use data_path::{Backend, BackingEntry, DirId, FilesystemKeys, dir};
-use kms_core::{FilesystemKey, KeyEnvelope};
+use kms_core::{FilesystemKey, KeyEnvelope, KeyId};
 use serde::{Deserialize, Serialize};
 
 use crate::copy::copy;
@@ -26,7 +26,8 @@ use crate::verify::verify;
 
 /// The copy of the wrapped key.
 pub(crate) const HEADER: &[u8] = b"coffer.key";
-/// Whoever has the filesystem open has this locked.
+/// Whoever has the filesystem open has this locked. It has the key id as text, so that what is half made or half
+/// removed, and has no header, is known to be whose it is.
 const LOCK: &[u8] = b"coffer.lock";
 /// Things in the making.
 const STAGE: &[u8] = b"coffer.tmp";
@@ -107,7 +108,9 @@ impl Filesystem {
         let lock = lock(&backing)?;
         // Again, for now nobody else is making one here.
         check_vacant(&backing)?;
-        let build = || -> Result<Self, Fault> {
+        let build = || -> Result<(OwnedFd, SealedTree), Fault> {
+            // Durable with the rest, before the header.
+            put_owner(&lock, keys.key_id()).doing("created")?;
             let stage = Stage::open(&backing, STAGE).doing("created")?;
             let links = make_or_open(&backing, LINKS).doing("created")?;
             make_or_open(&backing, LOST).doing("created")?;
@@ -119,18 +122,17 @@ impl Filesystem {
             if let Ok(parent) = sys::open_root(&path.join("..")) {
                 sys::sync_file(parent).doing("made durable")?;
             }
-            let tree = SealedTree { keys, root: root.fd, links, stage };
-            let backing = sys::open_dir(&backing, b".").doing("opened")?;
-            let path = path.to_owned();
-            Ok(Self::new(path, backing, tree, lock))
+            let opened = sys::open_dir(&backing, b".").doing("opened")?;
+            Ok((opened, SealedTree { keys, root: root.fd, links, stage }))
         };
-        build().inspect_err(|_| {
+        let (opened, tree) = build().inspect_err(|_| {
             // Nothing of value is here: the header comes last.
             for name in [ROOT, STAGE, LINKS, LOST] {
                 let _ = remove_tree(&backing, name);
             }
             let _ = sys::unlink(&backing, LOCK);
-        })
+        })?;
+        Ok(Self::new(path.to_owned(), opened, tree, lock))
     }
 
     /// Opens the filesystem in `backing`, and removes what an interrupted act left half done.
@@ -173,6 +175,9 @@ impl Filesystem {
         let tree = SealedTree { keys, root, links, stage };
         // Shows that the key is right.
         tree.open_root()?;
+        if owner(&lock).doing("read")? != Some(tree.keys.key_id()) {
+            put_owner(&lock, tree.keys.key_id()).doing("locked")?;
+        }
         let path = path.to_owned();
         Ok(Self::new(path, backing, tree, lock))
     }
@@ -182,13 +187,15 @@ impl Filesystem {
         Self { path, backing, tree, checkpoint_every, job: Mutex::new(()), _lock: lock }
     }
 
-    /// Removes the filesystem in `backing`: the copy of its wrapped key first and durably, then
-    /// everything else of Coffer's there, and the directory when that leaves it empty. What an
-    /// interrupted removal left can be removed again.
+    /// Removes the filesystem with the key `key` in `backing`: the copy of its wrapped key first and durably, then
+    /// everything else of Coffer's there, and the directory when that leaves it empty. What an interrupted creation or
+    /// removal left is removed too.
     ///
     /// # Errors
-    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) while it is open.
-    pub fn remove(backing: &Path) -> Result<(), Error> {
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) while it is open;
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a filesystem with another key, or data of one whose key
+    /// can't be told: nothing is removed then.
+    pub fn remove(backing: &Path, key: KeyId) -> Result<(), Error> {
         let remove = || -> Result<(), Fault> {
             let dir = match sys::open_root(backing) {
                 Err(Errno::NOENT) => return Ok(()),
@@ -199,7 +206,8 @@ impl Filesystem {
             if !names.contains(LOCK) && !names.contains(HEADER) {
                 return Ok(());
             }
-            let _lock = lock(&dir)?;
+            let lock = lock(&dir)?;
+            check_owner(&dir, &lock, key)?;
             for name in names.iter().filter(|name| name.starts_with(HEADER)) {
                 sys::unlink(&dir, name).doing("removed")?;
             }
@@ -481,25 +489,59 @@ fn lock(backing: &OwnedFd) -> Result<OwnedFd, Fault> {
     }
 }
 
-/// Refuses a directory that holds a filesystem, or anything but what an interrupted `create` leaves.
+/// The key id that the lock file names; `None` when its writer died before that.
+fn owner(lock: &OwnedFd) -> sys::Result<Option<KeyId>> {
+    let mut text = [0; 64];
+    let len = sys::read_at(lock, &mut text, 0)?;
+    let text = std::str::from_utf8(&text[..len]).ok();
+    Ok(text.and_then(|text| text.strip_suffix('\n')?.parse().ok()))
+}
+
+fn put_owner(lock: &OwnedFd, key: KeyId) -> sys::Result<()> {
+    sys::set_len(lock, 0)?;
+    sys::write_at(lock, format!("{key}\n").as_bytes(), 0)
+}
+
+/// Refuses a directory that is not known to be of this key.
+fn check_owner(backing: &OwnedFd, lock: &OwnedFd, key: KeyId) -> Result<(), Fault> {
+    let cure = "check the path; if nobody needs what lies there, remove it by hand";
+    let header = header::read(backing).ok().map(|envelope| envelope.wrapped.key_id);
+    let named = [header, owner(lock).doing("read")?];
+    if let Some(other) = named.into_iter().flatten().find(|named| *named != key) {
+        let why = format!("it belongs to the key {other}, not to {key}");
+        return Err(Fault::Refused { doing: "removed", why, cure });
+    }
+    match occupied(backing)? {
+        Some(why) if named == [None, None] => Err(refused("removed", why, cure)),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a directory that holds anything but what an interrupted `create` leaves.
 fn check_vacant(backing: &OwnedFd) -> Result<(), Fault> {
+    match occupied(backing)? {
+        Some(why) => Err(refused("created", why, "choose a new or an empty directory")),
+        None => Ok(()),
+    }
+}
+
+/// What a directory holds besides what an interrupted `create` leaves.
+fn occupied(backing: &OwnedFd) -> Result<Option<&'static str>, Fault> {
     let names = Names::read(&sys::open_dir(backing, b".").doing("read")?, |_| true);
     for name in names.doing("read")?.iter() {
         if name == HEADER {
-            let why = "there is an encrypted filesystem in it already";
-            return Err(refused("created", why, "choose another backing directory"));
+            return Ok(Some("there is an encrypted filesystem in it already"));
         }
         if name == ROOT && !root_is_vacant(backing).doing("read")? {
             let why = "there is data of an encrypted filesystem in it, whose coffer.key is missing";
-            return Err(refused("created", why, "choose another backing directory"));
+            return Ok(Some(why));
         }
         let ours = [LOCK, STAGE, LOST, LINKS, ROOT].contains(&name);
         if !ours && !name.starts_with(HEADER) && name != b"lost+found" {
-            let why = "it is not empty";
-            return Err(refused("created", why, "choose a new or an empty directory"));
+            return Ok(Some("it is not empty"));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 fn root_is_vacant(backing: &OwnedFd) -> sys::Result<bool> {

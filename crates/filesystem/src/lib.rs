@@ -6,7 +6,7 @@
 //! | name | what |
 //! |---|---|
 //! | `coffer.key` | a copy of the wrapped key ([`read_envelope`], [`BackingHeaders`]); written last when a filesystem is made |
-//! | `coffer.lock` | locked (`flock(2)`) by whoever has the filesystem open |
+//! | `coffer.lock` | locked (`flock(2)`) by whoever has the filesystem open; it has the key id |
 //! | `root/` | the tree: each directory with `coffer.dir`, its id; a long name with a side file `….name` |
 //! | `coffer.links/` | targets of symlinks that are too long for a symlink's text |
 //! | `coffer.tmp/` | things in the making; `resume/` in it is what a stopped job goes on with |

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use filesystem::{Backend, BackingHeaders, ErrorKind, Filesystem, read_envelope};
 use kms_core::{FilesystemKey, FilesystemSite, KeyHolder, KeyVersion};
 
-use crate::support::{Home, Watch, done, envelope, export, import};
+use crate::support::{Home, Watch, done, envelope, export, files_below, import};
 
 #[test]
 fn a_second_opening_is_refused_until_the_first_is_closed() {
@@ -20,7 +20,10 @@ fn a_second_opening_is_refused_until_the_first_is_closed() {
     let refused = again().unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InUse);
     assert!(refused.to_string().contains("another process or node"), "{refused}");
-    assert_eq!(Filesystem::remove(&home.backing()).unwrap_err().kind(), ErrorKind::InUse);
+    assert_eq!(
+        Filesystem::remove(&home.backing(), home.key.id()).unwrap_err().kind(),
+        ErrorKind::InUse
+    );
     drop(first);
     again().unwrap();
 }
@@ -123,19 +126,74 @@ fn remove_takes_ours_and_leaves_what_is_not() {
     let filesystem = home.create();
     import(&filesystem, &home.path("source"));
     drop(filesystem);
-    Filesystem::remove(&home.backing()).unwrap();
+    Filesystem::remove(&home.backing(), home.key.id()).unwrap();
     assert!(!home.backing().exists());
-    Filesystem::remove(&home.backing()).unwrap();
+    Filesystem::remove(&home.backing(), home.key.id()).unwrap();
 
     drop(home.create());
     fs::write(home.backing().join("mine"), "precious").unwrap();
-    Filesystem::remove(&home.backing()).unwrap();
+    Filesystem::remove(&home.backing(), home.key.id()).unwrap();
     let left: Vec<_> =
         fs::read_dir(home.backing()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["mine"]);
     // No filesystem: not ours to remove.
-    Filesystem::remove(&home.backing()).unwrap();
+    Filesystem::remove(&home.backing(), home.key.id()).unwrap();
     assert!(home.backing().join("mine").exists());
+}
+
+#[test]
+fn remove_refuses_what_another_key_owns_or_nobody_is_known_to() {
+    let home = Home::new();
+    fs::create_dir(home.path("source")).unwrap();
+    fs::write(home.path("source/file"), "x").unwrap();
+    import(&home.create(), &home.path("source"));
+    let (ours, other) = (home.key.id(), kms_core::KeyId::random());
+    let lock = home.backing().join("coffer.lock");
+    assert_eq!(fs::read_to_string(&lock).unwrap(), format!("{ours}\n"));
+    let refuses = |key, why: &str| {
+        let before = files_below(&home.backing());
+        let error = Filesystem::remove(&home.backing(), key).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains(why), "{error}");
+        assert_eq!(files_below(&home.backing()), before);
+    };
+    refuses(other, &ours.to_string());
+
+    // Without a header the lock file tells.
+    let header = home.backing().join("coffer.key");
+    let envelope = fs::read(&header).unwrap();
+    fs::remove_file(&header).unwrap();
+    refuses(other, &ours.to_string());
+    fs::write(&lock, format!("{other}\n")).unwrap();
+    refuses(ours, &other.to_string());
+
+    // What names nobody goes only where there is nothing: here is data, or a header that can't be read.
+    for torn in ["", "\0\0\0", &ours.to_string()[..20]] {
+        fs::write(&lock, torn).unwrap();
+        refuses(ours, "data of an encrypted filesystem");
+        fs::write(&header, "{").unwrap();
+        refuses(ours, "an encrypted filesystem in it");
+        fs::remove_file(&header).unwrap();
+    }
+    // Opening shows whose it is, and the lock file says so again.
+    drop(home.open());
+    assert_eq!(fs::read_to_string(&lock).unwrap(), format!("{ours}\n"));
+    fs::write(&lock, "").unwrap();
+    fs::write(&header, envelope).unwrap();
+    Filesystem::remove(&home.backing(), ours).unwrap();
+    assert!(!home.backing().exists());
+}
+
+#[test]
+fn remove_takes_what_an_interrupted_creation_left() {
+    let home = Home::new();
+    for lock in ["", &format!("{}\n", home.key.id())] {
+        drop(home.create());
+        fs::remove_file(home.backing().join("coffer.key")).unwrap();
+        fs::write(home.backing().join("coffer.lock"), lock).unwrap();
+        Filesystem::remove(&home.backing(), home.key.id()).unwrap();
+        assert!(!home.backing().exists());
+    }
 }
 
 #[test]
