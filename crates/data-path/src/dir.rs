@@ -14,6 +14,12 @@ const ID_AT: usize = 24;
 const CODE_AT: usize = 40;
 
 impl FilesystemKeys {
+    /// The id of a filesystem's root directory. It follows from the key, so that the loss of one small file does not
+    /// make all names unreadable; all other ids are random.
+    pub const fn root_directory(&self) -> DirId {
+        self.root
+    }
+
     /// The record of a directory's id.
     pub fn seal_directory(&self, id: DirId) -> [u8; RECORD_LEN] {
         let mut record = [0; RECORD_LEN];
@@ -33,11 +39,8 @@ impl FilesystemKeys {
     pub fn open_directory(&self, record: &[u8]) -> Result<DirId, FormatError> {
         let record: &[u8; RECORD_LEN] =
             record.try_into().map_err(|_| FormatError::DirectoryRecord)?;
-        match record[7] {
-            _ if &record[..7] != MAGIC => return Err(FormatError::DirectoryRecord),
-            FORMAT => {}
-            newer if newer > FORMAT => return Err(FormatError::Newer(newer)),
-            _ => return Err(FormatError::DirectoryRecord),
+        if &record[..7] != MAGIC {
+            return Err(FormatError::DirectoryRecord);
         }
         let key = kms_core::KeyId::from_bytes(crate::header::array(&record[KEY_AT..ID_AT]));
         if key != self.key_id() {
@@ -46,6 +49,30 @@ impl FilesystemKeys {
         if !self.directories.verify(&[&record[..CODE_AT]], &record[CODE_AT..]) {
             return Err(FormatError::DirectoryRecord);
         }
-        Ok(DirId::from_bytes(crate::header::array(&record[ID_AT..CODE_AT])))
+        // Every format has its code here, so damage is not taken for a newer format.
+        match record[7] {
+            FORMAT => Ok(DirId::from_bytes(crate::header::array(&record[ID_AT..CODE_AT]))),
+            newer if newer > FORMAT => Err(FormatError::Newer(newer)),
+            _ => Err(FormatError::DirectoryRecord),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_newer_format_is_told_from_damage() {
+        let key = Arc::new(kms_core::FilesystemKey::generate().unwrap());
+        let keys = FilesystemKeys::new(key, crate::Backend::default()).unwrap();
+        let mut record = keys.seal_directory(keys.root_directory());
+        record[7] = 2;
+        assert_eq!(keys.open_directory(&record), Err(FormatError::DirectoryRecord));
+        let code = keys.directories.code(&[&record[..CODE_AT]]);
+        record[CODE_AT..].copy_from_slice(&code);
+        assert_eq!(keys.open_directory(&record), Err(FormatError::Newer(2)));
     }
 }

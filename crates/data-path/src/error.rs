@@ -68,7 +68,7 @@ pub enum FormatError {
         found: usize,
     },
     /// A directory's id record is missing, malformed or not authentic.
-    #[error("the directory's id record is damaged; none of its names can be read")]
+    #[error("the directory's id record, coffer.dir, is damaged")]
     DirectoryRecord,
     /// An encrypted name is malformed, altered, or belongs to another directory.
     #[error("the encrypted name is damaged, or belongs into another directory")]

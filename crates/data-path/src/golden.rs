@@ -42,6 +42,7 @@ fn make() -> Value {
         ],
         "names": [name(&keys, b"report.txt"), name(&keys, &[0xff; 175])],
         "directory": { "id": hex::encode(DIR.as_bytes()), "record": hex::encode(keys.seal_directory(DIR)) },
+        "root_directory": hex::encode(keys.root_directory().as_bytes()),
         "targets": [target(&keys, b"../elsewhere"), target(&keys, &[b't'; 800])],
         "xattrs": [
             xattr(&keys, "file", XattrOwner::File(FILE)),

@@ -11,7 +11,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::siv::SivKey;
-use crate::{Backend, FileId, FormatError};
+use crate::{Backend, DirId, FileId, FormatError};
 
 /// Bytes in a file's random salt.
 pub(crate) const SALT_LEN: usize = 32;
@@ -31,6 +31,7 @@ pub struct FilesystemKeys {
     pub(crate) xattr_names: MacKey,
     pub(crate) directories: MacKey,
 }
+    pub(crate) root: DirId,
 
 impl FilesystemKeys {
     /// Derives the keys of a filesystem.
@@ -48,6 +49,11 @@ impl FilesystemKeys {
             directories: mac(b"coffer v1 directories")?,
             backend,
             key,
+            root: DirId::from_bytes(*derive(
+                &key,
+                key.id().as_bytes(),
+                &[b"coffer v1 root directory"],
+            )?),
         })
     }
 

@@ -115,7 +115,7 @@ impl Filesystem {
             let links = make_or_open(&backing, LINKS).doing("created")?;
             make_or_open(&backing, LOST).doing("created")?;
             remove_vacant_root(&backing).doing("created")?;
-            let (staged, root) = stage_directory(&keys, &stage)?;
+            let (staged, root) = stage_directory(&keys, &stage, keys.root_directory())?;
             sys::rename(stage.tmp(), &staged, &backing, ROOT).doing("created")?;
             sys::sync_all(&backing).doing("made durable")?;
             header::write(&backing, envelope)?;
@@ -140,7 +140,8 @@ impl Filesystem {
     /// # Errors
     /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) when it is open elsewhere,
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when it is none or of another key,
-    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when its root can't be read.
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when its root can't be read, or does not show that the key is
+    /// right: it has lost its record, and no name in it opens.
     pub fn open(backing: &Path, key: Arc<FilesystemKey>, cipher: Backend) -> Result<Self, Error> {
         Self::try_open(backing, key, cipher).map_err(|fault| fault.at_path(backing))
     }
@@ -155,15 +156,16 @@ impl Filesystem {
             other => other.doing("opened")?,
         };
         let lock = lock(&backing)?;
-        match header::read(&backing) {
+        let named = match header::read(&backing) {
             Ok(there) if there.wrapped.key_id != key.id() => {
                 let why = format!("it belongs to the key {}", there.wrapped.key_id);
                 let cure = "check the filesystem's backing directory";
                 return Err(Fault::Refused { doing: "opened", why, cure });
             }
+            Ok(_) => true,
             // A lost copy of the wrapped key is for the holder of copies to report and to mend.
-            _ => {}
-        }
+            Err(_) => owner(&lock).doing("read")? == Some(key.id()),
+        };
         let keys = FilesystemKeys::new(key, cipher).doing("opened")?;
         let stage = Stage::open(&backing, STAGE).doing("opened")?;
         let links = make_or_open(&backing, LINKS).doing("opened")?;
@@ -173,8 +175,7 @@ impl Filesystem {
             sys::unlink(&backing, name).doing("opened")?;
         }
         let tree = SealedTree { keys, root, links, stage };
-        // Shows that the key is right.
-        tree.open_root()?;
+        tree.prove_key(named)?;
         if owner(&lock).doing("read")? != Some(tree.keys.key_id()) {
             put_owner(&lock, tree.keys.key_id()).doing("locked")?;
         }

@@ -17,6 +17,7 @@ use data_path::{
 };
 
 use crate::error::{Doing, Fault};
+use crate::names::Names;
 use crate::report::lock;
 use crate::side::{Buffers, Owner, Place, SEGMENT_GROUPS, Side, Sink, Source, segment, segments};
 use crate::stage::Stage;
@@ -56,9 +57,45 @@ impl AsFd for SealedFile {
 }
 
 impl SealedTree {
+    /// Opens the root, whose id does not depend on its record.
     pub(crate) fn open_root(&self) -> Result<Place<DirId>, Fault> {
         let fd = sys::open_dir(&self.root, b".").doing("opened")?;
-        self.with_id(fd)
+        Ok(Place { fd, dir: self.keys.root_directory() })
+    }
+
+    /// Shows that the key is this tree's: by the root's record, or when that is lost by any name in the root. A root
+    /// without record and names shows nothing; then it counts whether the backing directory is `named` after the key.
+    pub(crate) fn prove_key(&self, named: bool) -> Result<(), Fault> {
+        let lost = match self.check_root_record() {
+            Ok(()) => return Ok(()),
+            Err(newer @ Fault::Refused { .. }) => return Err(newer),
+            Err(lost) => lost,
+        };
+        let root = self.open_root()?;
+        let encrypted = |raw: &[u8]| {
+            matches!(BackingEntry::classify(raw), BackingEntry::Short | BackingEntry::Long { .. })
+        };
+        let names = Names::read(&root.fd, encrypted).doing("read")?;
+        let shown = names.iter().any(|raw| self.plain_name(&root, raw).is_ok());
+        let blank = || {
+            let record = sys::stat(&root.fd, dir::RECORD_NAME.as_bytes());
+            names.get(0).is_none() && record.err() == Some(Errno::NOENT)
+        };
+        if shown || (named && blank()) { Ok(()) } else { Err(lost) }
+    }
+
+    /// Whether the root has its record, as every directory does.
+    pub(crate) fn check_root_record(&self) -> Result<(), Fault> {
+        if self.directory_id(&self.root)? == self.keys.root_directory() {
+            return Ok(());
+        }
+        Err(Fault::damaged("opened", "its record coffer.dir is another directory's"))
+    }
+
+    /// Puts the root's record in place.
+    pub(crate) fn write_root_record(&self) -> Result<(), Fault> {
+        let record = self.keys.seal_directory(self.keys.root_directory());
+        self.put_file(&self.root, dir::RECORD_NAME.as_bytes(), &record)
     }
 
     /// Reads the id of an open directory.
@@ -125,15 +162,15 @@ impl SealedTree {
     }
 }
 
-/// Makes an empty directory with a new id among the things in the making.
+/// Makes an empty directory with this id among the things in the making.
 pub(crate) fn stage_directory(
     keys: &FilesystemKeys,
     stage: &Stage,
+    id: DirId,
 ) -> Result<(Vec<u8>, Place<DirId>), Fault> {
     let (tmp, staged) = (stage.tmp(), stage.fresh());
     sys::make_dir(tmp, &staged).doing("written")?;
     let fd = sys::open_dir(tmp, &staged).doing("written")?;
-    let id = DirId::random().doing("written")?;
     let record = sys::create(&fd, dir::RECORD_NAME.as_bytes(), 0o600).doing("written")?;
     sys::write_at(&record, &keys.seal_directory(id), 0).doing("written")?;
     Ok((staged, Place { fd, dir: id }))
@@ -394,7 +431,8 @@ impl Sink for SealedTree {
         match sys::open_dir(&parent.fd, &raw) {
             Ok(fd) => self.with_id(fd),
             Err(Errno::NOENT) => {
-                let (staged, place) = stage_directory(&self.keys, &self.stage)?;
+                let (staged, place) =
+                    stage_directory(&self.keys, &self.stage, DirId::random().doing("written")?)?;
                 sys::rename(self.stage.tmp(), &staged, &parent.fd, &raw).doing("written")?;
                 Ok(place)
             }

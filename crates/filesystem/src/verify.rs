@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use data_path::dir::RECORD_NAME;
 use data_path::{BackingEntry, DirId, symlink};
 
 use crate::copy::join;
@@ -154,7 +155,9 @@ impl Verify<'_> {
                 self.queue.put(Job::Batch(Arc::clone(&level.dir), batch));
             }
         };
-        let mut stack = vec![level(self.tree.open_root()?, ROOT.to_vec(), Vec::new())?];
+        let root = self.tree.open_root()?;
+        self.check_root_record(&root);
+        let mut stack = vec![level(root, ROOT.to_vec(), Vec::new())?];
         while let Some(top) = stack.last_mut() {
             if self.control.stop_requested() {
                 return Ok(false);
@@ -192,6 +195,23 @@ impl Verify<'_> {
             }
         }
         Ok(true)
+    }
+
+    fn check_root_record(&self, root: &Place<DirId>) {
+        let Err(fault) = self.tree.check_root_record() else { return };
+        let (name, path) = (RECORD_NAME.as_bytes(), join(ROOT, RECORD_NAME.as_bytes()));
+        let problem = fault.problem(b"", Some(&path));
+        let mut reason = format!("{fault}; the names in the root can be read without it");
+        if self.lost.is_some() && problem.kind == ProblemKind::Damaged {
+            if sys::stat(&root.fd, name).is_ok() {
+                reason += &self.set_aside(&root.fd, name, &path, &reason);
+            }
+            reason += &match self.tree.write_root_record() {
+                Ok(()) => "; written again".to_owned(),
+                Err(fault) => format!("; it can't be written again: {fault}"),
+            };
+        }
+        self.report(b"", &path, problem.kind, reason);
     }
 
     /// The plain name and the stat of an entry; `None` when it is none, or can't be told (which is

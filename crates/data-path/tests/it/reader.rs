@@ -201,6 +201,8 @@ fn names_and_directories() {
     let id = bytes(&vectors["directory"]["id"]);
     assert_eq!(record[..40], [b"COFFDIR\x01", &keys.id[..], &id].concat());
     assert_eq!(record[40..], keys.hmac("coffer v1 directories", &record[..40]));
+    let root = keys.derive(&keys.id, b"coffer v1 root directory");
+    assert_eq!(bytes(&vectors["root_directory"]), root[..16]);
     for name in vectors["names"].as_array().unwrap() {
         let (kind, text) = name["backing"].as_str().unwrap().split_at(1);
         let decoded = URL_SAFE_NO_PAD.decode(text).unwrap();

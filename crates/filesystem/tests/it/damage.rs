@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use data_path::layout::{GROUP, PAGE, backing_len};
-use filesystem::{Filesystem, Outcome, Problem, ProblemKind, Report};
+use filesystem::{Backend, ErrorKind, Filesystem, Outcome, Problem, ProblemKind, Report};
+use kms_core::FilesystemKey;
 use testkit::tree;
 
 use crate::support::{Home, Watch, assert_equal_trees, done, files_below, import};
@@ -206,6 +208,74 @@ fn a_directory_record_of_another_directory() {
     fs::copy(case.home.backing().join("root/coffer.dir"), dir.join("coffer.dir")).unwrap();
     let report = case.home.open().verify(false, &Watch::default()).unwrap();
     assert_eq!(report.problems.len(), 3, "its names belong to another id: {:?}", report.problems);
+}
+
+#[test]
+fn the_root_s_record_is_lost_and_written_again() {
+    let case = Case::new();
+    let record = case.home.backing().join("root/coffer.dir");
+    let inner = case.backing(LARGE).parent().unwrap().join("coffer.dir");
+    let whole = fs::read(&record).unwrap();
+    let flipped = (0..whole.len()).map(|at| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 2;
+        Some(bytes)
+    });
+    let others =
+        [None, Some(Vec::new()), Some(whole[..71].to_vec()), Some(fs::read(inner).unwrap())];
+    for content in flipped.chain(others) {
+        match &content {
+            Some(bytes) => fs::write(&record, bytes).unwrap(),
+            None => fs::remove_file(&record).unwrap(),
+        }
+        let filesystem = case.home.open();
+        let report = filesystem.verify(false, &Watch::default()).unwrap();
+        the_problem(&report, "", &record, &case.home);
+        assert_eq!(fs::read(&record).ok(), content, "only repair writes");
+
+        let report = filesystem.verify(true, &Watch::default()).unwrap();
+        let problem = the_problem(&report, "", &record, &case.home);
+        assert!(problem.reason.ends_with("; written again"), "{problem:?}");
+        assert_eq!(problem.reason.contains("set aside as"), content.is_some(), "{problem:?}");
+        assert_eq!(fs::read(&record).unwrap(), whole);
+        done(filesystem.verify(false, &Watch::default()).unwrap());
+    }
+    let filesystem = case.home.open();
+    fs::remove_file(&record).unwrap();
+    import(&filesystem, &case.source);
+    done(filesystem.export(&case.home.path("target"), None, &Watch::default()).unwrap());
+    assert_equal_trees(&case.source, &case.home.path("target"));
+}
+
+#[test]
+fn without_the_root_s_record_something_else_shows_that_the_key_is_right() {
+    let case = Case::new();
+    let [record, header, lock] =
+        ["root/coffer.dir", "coffer.key", "coffer.lock"].map(|name| case.home.backing().join(name));
+    for lost in [&record, &header, &lock] {
+        fs::remove_file(lost).unwrap();
+    }
+    // A name does.
+    let with = |key: &Arc<FilesystemKey>| {
+        Filesystem::open(&case.home.backing(), Arc::clone(key), Backend::default())
+    };
+    let other = Arc::new(FilesystemKey::generate().unwrap());
+    assert_eq!(with(&other).unwrap_err().kind(), ErrorKind::Damaged);
+    drop(with(&case.home.key).unwrap());
+
+    // In an empty root, the key id in the lock file, which that opening wrote.
+    for entry in fs::read_dir(case.home.backing().join("root")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap()
+        } else {
+            fs::remove_file(path).unwrap()
+        }
+    }
+    assert_eq!(with(&other).unwrap_err().kind(), ErrorKind::Damaged);
+    drop(with(&case.home.key).unwrap());
+    fs::write(&lock, "").unwrap();
+    assert_eq!(with(&case.home.key).unwrap_err().kind(), ErrorKind::Damaged);
 }
 
 #[test]
