@@ -320,8 +320,9 @@ impl Filesystem {
     /// that is damaged is in the report, with its plain path as far as that can be read, and where
     /// its ciphertext lies.
     ///
-    /// With `repair`, what can't be read is moved to `coffer.lost` in the backing directory, each
-    /// with a note of where it lay and why, and what is left over is removed. The report has all of it.
+    /// With `repair`, what can't be read (a file of which anything is lost, an attribute) and what is left over is
+    /// moved to `coffer.lost` in the backing directory, each with a note of where it lay and why; a damaged copy of a
+    /// file's header and the root's record are written again. The report has all of it.
     ///
     /// # Errors
     /// When the backing directory can't be read at all, or another job runs.

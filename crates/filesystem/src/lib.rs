@@ -34,7 +34,7 @@
 //! | `copy`, `walk` | the engine of import and export, between a `Source` and a `Sink` (`side`): what the workers do, and the thread that walks |
 //! | `plain`, `sealed` | those two sides: a plain tree, an encrypted one |
 //! | `stage` | things in the making, hard-link anchors |
-//! | `verify` | finds all damage, sets it aside |
+//! | `verify`, `repair` | finds all damage; sets it aside, or writes again what has a second source |
 //! | `header` | `coffer.key` |
 //! | `report`, `error` | what a job tells, and how things fail |
 //! | `work`, `names`, `sys` | workers and progress, a directory's names, system calls |
@@ -82,6 +82,7 @@ mod names;
 mod plain;
 mod report;
 mod sealed;
+mod repair;
 mod side;
 mod stage;
 mod sys;

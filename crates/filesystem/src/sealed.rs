@@ -289,6 +289,37 @@ impl SealedFile {
         segments(self.len)
     }
 
+    /// The first page with both copies of the header whole, made from the one that opens.
+    pub(crate) fn mended_header(&self, keys: &FilesystemKeys) -> Result<Box<[u8; PAGE]>, Fault> {
+        let mut page = self.header.clone();
+        // The damaged copy may have been the newer one, of a writer that took this file up again and reserved more.
+        let reserved = self.cipher.state().seals_reserved + seals_for(self.len) + seals_for(0);
+        let state = FileState { seals_reserved: reserved, ..self.cipher.state() };
+        // It replaces the copy that is not the newest authentic one.
+        self.cipher.update_header(page.as_mut_slice(), &state).doing("encrypted")?;
+        let backing_len = layout::backing_len(self.len);
+        let mended = keys.open_file(page.as_slice(), backing_len).doing("encrypted")?;
+        match mended.header_damage() {
+            Some(error) => Err(Fault::format("encrypted", &error)),
+            None => Ok(page),
+        }
+    }
+
+    /// The bytes of the file that are lost, or not what they should be, by this damage.
+    pub(crate) fn lost_bytes(&self, error: &FormatError) -> Option<Range<u64>> {
+        let range = match *error {
+            FormatError::Block(block) | FormatError::Hole(block) => {
+                let start = block * PAGE as u64;
+                start..(start + PAGE as u64).min(self.len)
+            }
+            FormatError::TagPage(group) | FormatError::HoleGroup(group) => {
+                layout::group_data(group, self.len)
+            }
+            _ => return None,
+        };
+        (!range.is_empty()).then_some(range)
+    }
+
     /// Opens segment `index` into `buffers.plain` and answers where data lies in it; the rest means
     /// nothing and is holes. What is damaged is told to `damaged` and reads as a hole.
     pub(crate) fn read_segment(

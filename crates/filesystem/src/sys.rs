@@ -294,6 +294,13 @@ pub(crate) fn set_xattr(of: Inode<'_>, name: &[u8], value: &[u8]) -> Result<()> 
     }
 }
 
+pub(crate) fn remove_xattr(of: Inode<'_>, name: &[u8]) -> Result<()> {
+    match of {
+        Inode::Open(fd) => rustix::fs::fremovexattr(fd, name),
+        Inode::Named(..) => rustix::fs::lremovexattr(of.path(), name),
+    }
+}
+
 /// Sees to it that what is made in `dir` inherits no ACL.
 pub(crate) fn remove_default_acl(dir: impl AsFd) -> Result<()> {
     match rustix::fs::fremovexattr(dir, "system.posix_acl_default") {

@@ -1,6 +1,7 @@
 //! Verification: opens everything that the tree has, names all that is damaged, and goes on.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,7 @@ use crate::error::{Doing, Error, Fault, shown};
 use crate::filesystem::{HEADER, LINKS, LOST, ROOT};
 use crate::header;
 use crate::names::Names;
+use crate::repair::{self, Repair};
 use crate::report::{Control, Problem, ProblemKind, Report, Tally, lock};
 use crate::sealed::{SealedFile, SealedTree};
 use crate::side::{Buffers, Owner, Place, Source, segments};
@@ -22,6 +24,8 @@ use crate::work::{Ended, Queue, watch, workers};
 
 /// Reasons that a file's problem tells one by one.
 const REASONS: usize = 8;
+/// Ranges of lost bytes that it tells.
+const RANGES: usize = 32;
 const BATCH: usize = 32;
 
 /// Verifies the tree, and with `repair` sets aside what can't be read.
@@ -35,7 +39,7 @@ pub(crate) fn verify(
     let verify = Verify {
         tree,
         control,
-        lost: repair.then_some(lost),
+        repair: repair.then(|| Repair::new(lost)),
         tally: Tally::default(),
         queue: Queue::default(),
         audited: Mutex::default(),
@@ -68,8 +72,7 @@ pub(crate) fn verify(
 struct Verify<'a> {
     tree: &'a SealedTree,
     control: &'a dyn Control,
-    /// Where things are set aside, if they are.
-    lost: Option<OwnedFd>,
+    repair: Option<Repair>,
     tally: Tally,
     queue: Queue<Job>,
     /// What was found of files with several names.
@@ -112,6 +115,9 @@ struct Finding {
     more: usize,
     /// Something of it can't be read; else it is only not as it should be.
     unreadable: bool,
+    /// The bytes of the file that can't be read, and whether there are more than these.
+    lost: Vec<Range<u64>>,
+    more_lost: bool,
 }
 
 impl Finding {
@@ -124,13 +130,51 @@ impl Finding {
         }
     }
 
-    fn told(&self) -> Option<String> {
-        let all = self.reasons.join("; ");
-        match (self.reasons.is_empty(), self.more) {
-            (true, _) => None,
-            (false, 0) => Some(all),
-            (false, more) => Some(format!("{all}; and {more} more")),
+    fn merge(&mut self, other: Self) {
+        self.more += other.more;
+        for reason in other.reasons {
+            self.add(reason, other.unreadable);
         }
+        self.more_lost |= other.more_lost;
+        other.lost.into_iter().for_each(|range| self.add_lost(range));
+    }
+
+    fn add_lost(&mut self, range: Range<u64>) {
+        let room = self.lost.len() < RANGES;
+        match self.lost.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ if room => self.lost.push(range),
+            _ => self.more_lost = true,
+        }
+    }
+
+    fn told(&self) -> Option<String> {
+        if self.reasons.is_empty() {
+            return None;
+        }
+        let mut all = self.reasons.join("; ");
+        if self.more > 0 {
+            all += &format!("; and {} more", self.more);
+        }
+        if !self.lost.is_empty() {
+            all += "; the file's bytes ";
+            all += &self.lost_ranges().join(", ");
+            all += if self.more_lost { " and others are lost" } else { " are lost" };
+        }
+        Some(all)
+    }
+
+    /// In order, and as people count: the last byte is one that is lost.
+    fn lost_ranges(&self) -> Vec<String> {
+        let mut ranges = self.lost.clone();
+        ranges.sort_unstable_by_key(|range| range.start);
+        // Workers found them, each in its own segments of the file.
+        ranges.dedup_by(|next, range| {
+            let joins = next.start <= range.end;
+            range.end = if joins { range.end.max(next.end) } else { range.end };
+            joins
+        });
+        ranges.iter().map(|range| format!("{} to {}", range.start, range.end - 1)).collect()
     }
 }
 
@@ -202,14 +246,11 @@ impl Verify<'_> {
         let (name, path) = (RECORD_NAME.as_bytes(), join(ROOT, RECORD_NAME.as_bytes()));
         let problem = fault.problem(b"", Some(&path));
         let mut reason = format!("{fault}; the names in the root can be read without it");
-        if self.lost.is_some() && problem.kind == ProblemKind::Damaged {
+        if self.repair.is_some() && problem.kind == ProblemKind::Damaged {
             if sys::stat(&root.fd, name).is_ok() {
                 reason += &self.set_aside(&root.fd, name, &path, &reason);
             }
-            reason += &match self.tree.write_root_record() {
-                Ok(()) => "; written again".to_owned(),
-                Err(fault) => format!("; it can't be written again: {fault}"),
-            };
+            reason += &repair::write_root_record(self.tree);
         }
         self.report(b"", &path, problem.kind, reason);
     }
@@ -303,7 +344,10 @@ impl Verify<'_> {
     }
 
     fn audit(&self, file: &SealedFile, index: u64, buffers: &mut Buffers, finding: &mut Finding) {
-        let mut damaged = |error: data_path::FormatError| finding.add(error.to_string(), true);
+        let mut damaged = |error: data_path::FormatError| {
+            finding.add(error.to_string(), true);
+            file.lost_bytes(&error).into_iter().for_each(|range| finding.add_lost(range));
+        };
         match file.read_segment(index, buffers, &mut damaged) {
             Ok(_) => {
                 self.tally.bytes_done.fetch_add(buffers.plain.len() as u64, Ordering::Relaxed);
@@ -315,7 +359,13 @@ impl Verify<'_> {
     /// What is not in the segments.
     fn check_whole(&self, dir: &Dir, item: &Item, file: &SealedFile, finding: &mut Finding) {
         if let Some(error) = file.cipher.header_damage() {
-            finding.add(error.to_string(), false);
+            let mut reason = error.to_string();
+            // What can't be read is set aside as it is.
+            if self.repair.is_some() && !finding.unreadable {
+                let (dir, stat) = (&dir.place.fd, &item.stat);
+                reason += &repair::mend_header(self.tree, dir, &item.raw, stat, file);
+            }
+            finding.add(reason, false);
         }
         let (plain, raw) = (join(&dir.plain, &item.name), join(&dir.raw, &item.raw));
         self.check_xattrs(&plain, &raw, &Owner::File(file));
@@ -363,11 +413,7 @@ impl Verify<'_> {
             }
             let mut finding = Finding::default();
             self.audit(&large.file, index, buffers, &mut finding);
-            let mut all = lock(&large.finding);
-            all.more += finding.more;
-            for reason in finding.reasons {
-                all.add(reason, finding.unreadable);
-            }
+            lock(&large.finding).merge(finding);
         }
         if large.sharers.fetch_sub(1, Ordering::AcqRel) == 1 {
             let mut finding = lock(&large.finding).clone();
@@ -389,11 +435,12 @@ impl Verify<'_> {
             }
         };
         for xattr in found {
-            let name = xattr.0.clone();
-            if let Err(fault) = self.tree.plain_xattr(of, xattr) {
-                let reason = format!("its attribute {} can't be read: {fault}", shown(&name));
-                self.report(plain, raw, ProblemKind::Attribute, reason);
+            let Err(fault) = self.tree.plain_xattr(of, xattr.clone()) else { continue };
+            let mut reason = format!("its attribute {} can't be read: {fault}", shown(&xattr.0));
+            if let Some(repair) = &self.repair {
+                reason += &repair.set_xattr_aside(of.inode(), &xattr, raw, &reason);
             }
+            self.report(plain, raw, ProblemKind::Attribute, reason);
         }
     }
 
@@ -446,28 +493,9 @@ impl Verify<'_> {
         self.tally.problem(Problem::new(plain, Some(raw), kind, reason), self.control);
     }
 
-    /// With `repair`: moves an entry to `coffer.lost`, with a note, and says so.
+    /// With `repair`: moves an entry to `coffer.lost`, and says so.
     fn set_aside(&self, dir: &OwnedFd, raw: &[u8], path: &[u8], reason: &str) -> String {
-        let Some(lost) = &self.lost else { return String::new() };
-        let id = kms_core::KeyId::random().to_string();
-        // The plain path is for the report alone: nothing readable lies in a backing directory.
-        let note = format!("ciphertext path: {}\nset aside because {reason}\n", shown(path));
-        let move_it = || -> sys::Result<()> {
-            // The note first: nothing lies here without one.
-            let file = sys::create(lost, format!("{id}.note").as_bytes(), 0o600)?;
-            sys::write_at(file, note.as_bytes(), 0)?;
-            sys::rename(dir, raw, lost, id.as_bytes())?;
-            if let BackingEntry::Long { side } = BackingEntry::classify(raw) {
-                match sys::rename(dir, side.as_bytes(), lost, format!("{id}.name").as_bytes()) {
-                    Ok(()) | Err(sys::Errno::NOENT) => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-            Ok(())
-        };
-        match move_it() {
-            Ok(()) => format!("; set aside as {}/{id}", shown(LOST)),
-            Err(errno) => format!("; it can't be set aside: {}", std::io::Error::from(errno)),
-        }
+        let repair = self.repair.as_ref();
+        repair.map_or_else(String::new, |repair| repair.set_aside(dir, raw, path, reason))
     }
 }

@@ -106,17 +106,144 @@ fn a_flipped_byte_anywhere() {
 }
 
 #[test]
-fn a_damaged_copy_of_the_header_is_named_and_the_other_serves() {
+fn a_damaged_copy_of_the_header_is_named_and_written_again_from_the_other() {
     let case = Case::new();
-    let path = case.backing(LARGE);
-    // Byte 190 is in the first sealed copy (docs/formats.md).
+    for (name, size) in [("dir/small", SMALL), ("dir/segments", SEGMENTS)] {
+        let path = case.backing(size);
+        // Bytes of the first and of the second sealed copy (docs/formats.md).
+        for (copy, at) in [(184..228, 190), (228..272, 240)] {
+            let whole = fs::read(&path).unwrap();
+            flip(&path, at);
+            let (damaged, before) = (fs::read(&path).unwrap(), fs::metadata(&path).unwrap());
+            let filesystem = case.home.open();
+            let report = filesystem.verify(false, &Watch::default()).unwrap();
+            let problem = the_problem(&report, name, &path, &case.home);
+            assert!(problem.reason.ends_with("the other copy is good"), "{problem:?}");
+            assert!(fs::read(&path).unwrap() == damaged, "only repair writes");
+            done(filesystem.export(&case.home.path("target"), None, &Watch::default()).unwrap());
+            fs::remove_dir_all(case.home.path("target")).unwrap();
+
+            let report = filesystem.verify(true, &Watch::default()).unwrap();
+            let problem = the_problem(&report, name, &path, &case.home);
+            assert!(problem.reason.ends_with("; written again"), "{problem:?}");
+            let mended = fs::read(&path).unwrap();
+            assert!(mended[copy.clone()] != damaged[copy.clone()]);
+            let outside = |bytes: &[u8]| [&bytes[..copy.start], &bytes[copy.end..]].concat();
+            assert!(outside(&mended) == outside(&whole), "no other byte is touched");
+            assert_eq!(
+                fs::metadata(&path).unwrap().modified().unwrap(),
+                before.modified().unwrap()
+            );
+            done(filesystem.verify(false, &Watch::default()).unwrap());
+        }
+    }
+    // A file that is set aside is set aside as it is.
+    let path = case.backing(SMALL);
     flip(&path, 190);
-    let filesystem = case.home.open();
+    flip(&path, 5000);
+    let damaged = fs::read(&path).unwrap();
+    let report = case.home.open().verify(true, &Watch::default()).unwrap();
+    let place = report.problems[0].reason.split("set aside as ").nth(1).unwrap();
+    assert!(fs::read(case.home.backing().join(place)).unwrap() == damaged);
+}
+
+#[test]
+fn a_damaged_attribute_is_set_aside_and_the_rest_stays() {
+    let home = Home::new();
+    let source = home.path("source");
+    fs::create_dir_all(source.join("dir")).unwrap();
+    fs::write(source.join("file"), "data").unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    for place in ["file", "dir"] {
+        for name in ["user.good", "user.bad"] {
+            rustix::fs::lsetxattr(source.join(place), name, name.as_bytes(), flags).unwrap();
+        }
+    }
+    import(&home.create(), &source);
+    let file = home.backing_file(4);
+    let dir = fs::read_dir(home.backing().join("root"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.is_dir())
+        .unwrap();
+    let mut forged = Vec::new();
+    for path in [&file, &dir] {
+        let mut value = vec![0; 1000];
+        let name = attributes(path).remove(0);
+        let len = rustix::fs::lgetxattr(path, &name, value.as_mut_slice()).unwrap();
+        value.truncate(len);
+        value[len - 1] ^= 1;
+        rustix::fs::lsetxattr(path, &name, &value, flags).unwrap();
+        forged.push((path.clone(), name, value));
+    }
+    // One that is not Coffer's at all.
+    rustix::fs::lsetxattr(&file, "user.stranger", b"here", flags).unwrap();
+    forged.push((file.clone(), "user.stranger".to_owned(), b"here".to_vec()));
+
+    let filesystem = home.open();
     let report = filesystem.verify(true, &Watch::default()).unwrap();
-    let problem = the_problem(&report, "dir/large", &path, &case.home);
-    assert!(problem.reason.contains("the other copy is good"), "{problem:?}");
-    assert!(path.exists(), "what can be read is not set aside");
-    done(filesystem.export(&case.home.path("target"), None, &Watch::default()).unwrap());
+    assert_eq!(report.problems.len(), 3, "{:?}", report.problems);
+    for (path, name, value) in &forged {
+        let named = |problem: &&Problem| problem.reason.contains(&format!(" {name} "));
+        let problem = report.problems.iter().find(named).unwrap();
+        assert_eq!(problem.kind, ProblemKind::Attribute);
+        let place = problem.reason.split("set aside as ").nth(1).expect(&problem.reason);
+        assert_eq!(fs::read(home.backing().join(place)).unwrap(), *value);
+        let note = fs::read_to_string(home.backing().join(format!("{place}.note"))).unwrap();
+        let relative = path.strip_prefix(home.backing()).unwrap();
+        assert!(note.contains(relative.to_str().unwrap()) && note.contains(name), "{note}");
+        assert!(!attributes(path).contains(name));
+    }
+    assert_eq!([attributes(&file).len(), attributes(&dir).len()], [1, 1]);
+    done(filesystem.verify(false, &Watch::default()).unwrap());
+    done(filesystem.export(&home.path("target"), None, &Watch::default()).unwrap());
+    assert_eq!(fs::read(home.path("target/file")).unwrap(), b"data");
+}
+
+fn attributes(path: &Path) -> Vec<String> {
+    let mut list = vec![0; 1000];
+    let len = rustix::fs::llistxattr(path, list.as_mut_slice()).unwrap();
+    let names = list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let names = names.map(|name| String::from_utf8(name.to_vec()).unwrap());
+    names.filter(|name| name.starts_with("user.")).collect()
+}
+
+#[test]
+fn the_report_tells_which_bytes_of_a_file_are_lost() {
+    let case = Case::new();
+    for (size, name, damage, lost) in [
+        (LARGE, "dir/large", &[5000][..], "0 to 4095"),
+        (LARGE, "dir/large", &[GROUP], "253952 to 511999"),
+        (
+            LARGE,
+            "dir/large",
+            &[2 * GROUP + 400, 2 * PAGE, 3 * PAGE],
+            "4096 to 12287, 512000 to 600000",
+        ),
+        // In several segments, whichever worker reads them.
+        (
+            SEGMENTS,
+            "dir/segments",
+            &[16 * GROUP, 17 * GROUP, 32 * GROUP],
+            "4124672 to 4640767, 8253440 to 8511487",
+        ),
+    ] {
+        let path = case.backing(size);
+        let whole = fs::read(&path).unwrap();
+        damage.iter().for_each(|at| flip(&path, *at as u64));
+        let report = case.home.open().verify(false, &Watch::default()).unwrap();
+        let problem = the_problem(&report, name, &path, &case.home);
+        assert!(
+            problem.reason.ends_with(&format!("the file's bytes {lost} are lost")),
+            "{problem:?}"
+        );
+        fs::write(&path, whole).unwrap();
+    }
+    let path = case.backing(SEGMENTS);
+    (1..64).step_by(2).chain(66..130).for_each(|page| flip(&path, (page * PAGE) as u64));
+    (512..1024).step_by(2).for_each(|page| flip(&path, (page * PAGE) as u64));
+    let report = case.home.open().verify(false, &Watch::default()).unwrap();
+    assert!(report.problems[0].reason.ends_with(" and others are lost"), "{:?}", report.problems);
 }
 
 #[test]
