@@ -30,8 +30,8 @@ pub struct FilesystemKeys {
     pub(crate) xattrs: SivKey,
     pub(crate) xattr_names: MacKey,
     pub(crate) directories: MacKey,
-}
     pub(crate) root: DirId,
+}
 
 impl FilesystemKeys {
     /// Derives the keys of a filesystem.
@@ -47,13 +47,13 @@ impl FilesystemKeys {
             xattrs: SivKey::new(fixed(b"coffer v1 xattrs")?),
             xattr_names: mac(b"coffer v1 xattr names")?,
             directories: mac(b"coffer v1 directories")?,
-            backend,
-            key,
             root: DirId::from_bytes(*derive(
                 &key,
                 key.id().as_bytes(),
                 &[b"coffer v1 root directory"],
             )?),
+            backend,
+            key,
         })
     }
 
