@@ -164,7 +164,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         self.trouble_at(&plain, &join(&pair.raw, raw), fault);
     }
 
-    fn trouble_at(&self, plain: &[u8], raw: &[u8], fault: Fault) {
+    pub(crate) fn trouble_at(&self, plain: &[u8], raw: &[u8], fault: Fault) {
         if fault.is_final() {
             lock(&self.failure).get_or_insert(fault.at(plain));
         } else {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::copy::copy;
 use crate::error::{Doing, Error, Fault};
 use crate::header;
-use crate::names::Names;
+use crate::names::{NameWalk, Names};
 use crate::plain::{PlainSink, PlainSource};
 use crate::report::{Checkpoint, Control, Outcome, Report};
 use crate::sealed::{SealedTree, stage_directory};
@@ -412,15 +412,16 @@ impl Filesystem {
         let usage = || {
             let mut usage = Usage::default();
             let open = |dir: OwnedFd| {
-                Names::read(&dir, |_| true).map(|names| (dir, names, 0)).doing("read")
+                NameWalk::start(&dir, |_| true).map(|names| (dir, names)).doing("read")
             };
             let mut stack = vec![open(sys::open_dir(&self.tree.root, b".").doing("read")?)?];
-            while let Some((dir, names, next)) = stack.last_mut() {
-                let Some(raw) = names.get(*next) else {
+            while let Some((dir, names)) = stack.last_mut() {
+                let Some(raw) = names.get().map(<[u8]>::to_vec) else {
                     stack.pop();
                     continue;
                 };
-                *next += 1;
+                let raw = raw.as_slice();
+                names.advance(&*dir, |_| true).doing("read")?;
                 let stat = sys::stat(&*dir, raw).doing("read")?;
                 usage.backing_bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
                 let own = matches!(

@@ -26,6 +26,15 @@
 //!   only when the next entry would meet the same ([`ErrorKind::Full`]).
 //! - Jobs are synchronous and use their own threads: a runtime calls them where blocking is allowed.
 //!
+//! # Memory
+//!
+//! A job keeps within 128 MiB: at most 8 workers with 8 MiB each, and at most 48 MiB of names of a directory, whatever
+//! its size. Measured on two processors: a directory of a million files with names of 60 bytes takes 63 MiB to import,
+//! 75 to export, 81 to verify. Three things take more with their number: nested directories of more than a hundred
+//! thousand entries each, up to 32 MiB for each level on the way down; inodes with several names, some 35 to 70 bytes
+//! each until the job ends (in verify until the last name is met; 300,000 of them: 61, 114 and 85 MiB in all); and in
+//! verify link targets with a record of their own, some 100 bytes each.
+//!
 //! # Where things are
 //!
 //! | module | its job |

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use crate::names::Names;
+use crate::names::{NameWalk, Names};
 use crate::report::lock;
 use crate::sys::{self, Errno, Result, Stat};
 
@@ -101,34 +101,41 @@ pub(crate) fn make_or_open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
 
 /// Removes everything in `dir`, however deep, but what is called `keep` at its top.
 pub(crate) fn remove_contents(dir: &OwnedFd, keep: &[u8]) -> Result<()> {
-    struct Level {
+    struct Level<'a> {
         dir: OwnedFd,
-        names: Names,
-        next: usize,
+        names: NameWalk,
+        keep: &'a [u8],
     }
-    let level = |dir: OwnedFd, keep: &[u8]| -> Result<Level> {
-        let names = Names::read(&dir, |name| name != keep)?;
-        Ok(Level { dir, names, next: 0 })
-    };
-    let mut stack = vec![level(sys::open_dir(dir, b".")?, keep)?];
+    impl<'a> Level<'a> {
+        fn open(parent: &OwnedFd, name: &[u8], keep: &'a [u8]) -> Result<Self> {
+            let dir = sys::open_dir(parent, name)?;
+            let names = NameWalk::start(&dir, |name| name != keep)?;
+            Ok(Self { dir, names, keep })
+        }
+
+        fn advance(&mut self) -> Result<()> {
+            self.names.advance(&self.dir, |name| name != self.keep)
+        }
+    }
+    let mut stack = vec![Level::open(dir, b".", keep)?];
     while let Some(top) = stack.last_mut() {
-        let Some(name) = top.names.get(top.next) else {
+        let Some(name) = top.names.get() else {
             stack.pop();
             if let Some(above) = stack.last_mut() {
-                if let Some(name) = above.names.get(above.next) {
+                if let Some(name) = above.names.get() {
                     sys::remove_dir(&above.dir, name)?;
                 }
-                above.next += 1;
+                above.advance()?;
             }
             continue;
         };
         match sys::unlink(&top.dir, name) {
             // Linux says ISDIR, POSIX PERM.
             Err(Errno::ISDIR | Errno::PERM) => {
-                let below = level(sys::open_dir(&top.dir, name)?, b"")?;
+                let below = Level::open(&top.dir, name, b"")?;
                 stack.push(below);
             }
-            Ok(()) | Err(Errno::NOENT) => top.next += 1,
+            Ok(()) | Err(Errno::NOENT) => top.advance()?,
             Err(e) => return Err(e),
         }
     }

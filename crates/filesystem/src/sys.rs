@@ -105,8 +105,9 @@ pub(crate) fn stat_open(file: impl AsFd) -> Result<Stat> {
     rustix::fs::fstat(file)
 }
 
-/// The names in a directory but for `.` and `..`, in no order, each given to `each`.
+/// The names in a directory but for `.` and `..`, in no order, each given to `each`. One call at a time on a handle.
 pub(crate) fn names(dir: impl AsFd, mut each: impl FnMut(&[u8])) -> Result<()> {
+    rustix::fs::seek(&dir, SeekFrom::Start(0))?;
     let mut buffer = Box::new([MaybeUninit::<u8>::uninit(); 32 * 1024]);
     let mut entries = RawDir::new(dir, buffer.as_mut_slice());
     while let Some(entry) = entries.next() {

@@ -1,5 +1,6 @@
 //! Verification: opens everything that the tree has, names all that is damaged, and goes on.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,7 +14,7 @@ use crate::copy::join;
 use crate::error::{Doing, Error, Fault, shown};
 use crate::filesystem::{HEADER, LINKS, LOST, ROOT};
 use crate::header;
-use crate::names::Names;
+use crate::names::{NameWalk, Names};
 use crate::repair::{self, Repair};
 use crate::report::{Control, Problem, ProblemKind, Report, Tally, lock};
 use crate::sealed::{SealedFile, SealedTree};
@@ -75,10 +76,16 @@ struct Verify<'a> {
     repair: Option<Repair>,
     tally: Tally,
     queue: Queue<Job>,
-    /// What was found of files with several names.
-    audited: Mutex<HashMap<InodeId, Finding>>,
+    /// Files of which other names are to come.
+    audited: Mutex<HashMap<InodeId, Audited>>,
     /// Records of link targets that a link needs.
     link_records: Mutex<HashSet<Vec<u8>>>,
+}
+
+struct Audited {
+    names_left: u64,
+    /// What is wrong with it, if anything.
+    finding: Option<Box<Finding>>,
 }
 
 struct Dir {
@@ -183,15 +190,16 @@ impl Verify<'_> {
     fn walk(&self) -> Result<bool, Fault> {
         struct Level {
             dir: Arc<Dir>,
-            names: Names,
-            next: usize,
+            names: NameWalk,
+            /// The long name that was met last: its side file follows it.
+            long: Vec<u8>,
             batch: Vec<Item>,
         }
         let level = |place: Place<DirId>, raw: Vec<u8>, plain: Vec<u8>| -> Result<Level, Fault> {
-            let names = Names::read(&place.fd, |_| true).doing("read")?;
+            let names = NameWalk::start(&place.fd, |_| true).doing("read")?;
             let dir = Arc::new(Dir { place, raw, plain });
             self.check_xattrs(&dir.plain, &dir.raw, &Owner::Directory(&dir.place));
-            Ok(Level { dir, names, next: 0, batch: Vec::new() })
+            Ok(Level { dir, names, long: Vec::new(), batch: Vec::new() })
         };
         let flush = |level: &mut Level| {
             if !level.batch.is_empty() {
@@ -206,15 +214,17 @@ impl Verify<'_> {
             if self.control.stop_requested() {
                 return Ok(false);
             }
-            let Some(raw) = top.names.get(top.next).map(<[u8]>::to_vec) else {
+            let Some(raw) = top.names.get().map(<[u8]>::to_vec) else {
                 flush(top);
                 self.tally.files_done.fetch_add(1, Ordering::Relaxed);
                 stack.pop();
                 continue;
             };
-            top.next += 1;
             let dir = Arc::clone(&top.dir);
-            let Some((name, stat)) = self.identify(&dir, &raw, &top.names) else { continue };
+            if let Err(fault) = top.names.advance(&dir.place.fd, |_| true).doing("read") {
+                self.tally.problem(fault.problem(&dir.plain, Some(&dir.raw)), self.control);
+            }
+            let Some((name, stat)) = self.identify(&dir, &raw, &mut top.long) else { continue };
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => {
                     flush(top);
@@ -257,10 +267,10 @@ impl Verify<'_> {
 
     /// The plain name and the stat of an entry; `None` when it is none, or can't be told (which is
     /// reported).
-    fn identify(&self, dir: &Dir, raw: &[u8], names: &Names) -> Option<(Vec<u8>, Stat)> {
+    fn identify(&self, dir: &Dir, raw: &[u8], long: &mut Vec<u8>) -> Option<(Vec<u8>, Stat)> {
         match BackingEntry::classify(raw) {
             BackingEntry::DirectoryRecord => return None,
-            BackingEntry::Side { of } if names.contains(of.as_bytes()) => return None,
+            BackingEntry::Side { of } if of.as_bytes() == *long => return None,
             BackingEntry::Side { .. } => {
                 self.leftover(dir, raw, "it is the side file of a long name that is not there");
                 return None;
@@ -269,7 +279,8 @@ impl Verify<'_> {
                 self.leftover(dir, raw, "it is nothing that Coffer put there");
                 return None;
             }
-            BackingEntry::Short | BackingEntry::Long { .. } => {}
+            BackingEntry::Long { .. } => *long = raw.to_vec(),
+            BackingEntry::Short => {}
         }
         let found = self
             .tree
@@ -320,27 +331,21 @@ impl Verify<'_> {
     }
 
     fn file(&self, dir: &Dir, item: &Item, buffers: &mut Buffers) {
-        let inode = (item.stat.st_nlink > 1).then_some((item.stat.st_dev, item.stat.st_ino));
-        let known = inode.and_then(|inode| lock(&self.audited).get(&inode).cloned());
-        let finding = match known {
-            Some(finding) => finding,
-            None => match self.tree.open(&dir.place, &item.raw, &item.stat) {
-                Ok(file) => {
-                    let mut finding = Finding::default();
-                    for index in 0..file.segments() {
-                        self.audit(&file, index, buffers, &mut finding);
-                    }
-                    self.check_whole(dir, item, &file, &mut finding);
-                    finding
+        if let Some(finding) = self.audited_before(&item.stat) {
+            return self.conclude(dir, item, &finding);
+        }
+        let mut finding = Finding::default();
+        match self.tree.open(&dir.place, &item.raw, &item.stat) {
+            Ok(file) => {
+                for index in 0..file.segments() {
+                    self.audit(&file, index, buffers, &mut finding);
                 }
-                Err(fault) => {
-                    let mut finding = Finding::default();
-                    finding.add(fault.to_string(), true);
-                    finding
-                }
-            },
-        };
-        self.conclude(dir, item, finding);
+                self.check_whole(dir, item, &file, &mut finding);
+            }
+            Err(fault) => finding.add(fault.to_string(), true),
+        }
+        self.keep(&item.stat, &finding);
+        self.conclude(dir, item, &finding);
     }
 
     fn audit(&self, file: &SealedFile, index: u64, buffers: &mut Buffers, finding: &mut Finding) {
@@ -371,7 +376,7 @@ impl Verify<'_> {
         self.check_xattrs(&plain, &raw, &Owner::File(file));
     }
 
-    fn conclude(&self, dir: &Dir, item: &Item, finding: Finding) {
+    fn conclude(&self, dir: &Dir, item: &Item, finding: &Finding) {
         if let Some(reason) = finding.told() {
             if finding.unreadable {
                 self.unreadable(dir, &item.raw, &item.name, &Fault::damaged("read", reason));
@@ -380,13 +385,41 @@ impl Verify<'_> {
                 self.report(&plain, &raw, ProblemKind::Damaged, reason);
             }
         }
-        if item.stat.st_nlink > 1 {
-            lock(&self.audited).insert((item.stat.st_dev, item.stat.st_ino), finding);
+    }
+
+    /// What was found of a file under another name; it is forgotten after its last name.
+    fn audited_before(&self, stat: &Stat) -> Option<Finding> {
+        if stat.st_nlink <= 1 {
+            return None;
+        }
+        let mut audited = lock(&self.audited);
+        let inode = (stat.st_dev, stat.st_ino);
+        let Entry::Occupied(mut known) = audited.entry(inode) else { return None };
+        let file = known.get_mut();
+        file.names_left -= 1;
+        let finding = file.finding.as_deref().cloned().unwrap_or_default();
+        if file.names_left == 0 {
+            known.remove();
+        }
+        Some(finding)
+    }
+
+    fn keep(&self, stat: &Stat, finding: &Finding) {
+        let names_left = stat.st_nlink.saturating_sub(1);
+        if names_left > 0 {
+            let finding = (!finding.reasons.is_empty()).then(|| Box::new(finding.clone()));
+            let inode = (stat.st_dev, stat.st_ino);
+            lock(&self.audited).insert(inode, Audited { names_left, finding });
         }
     }
 
     /// Gives each worker a share of a large file.
     fn share(&self, dir: &Arc<Dir>, item: Item) {
+        if let Some(finding) = self.audited_before(&item.stat) {
+            self.conclude(dir, &item, &finding);
+            self.tally.files_done.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let dir = Arc::clone(dir);
         match self.tree.open(&dir.place, &item.raw, &item.stat) {
             Ok(file) => {
@@ -418,7 +451,8 @@ impl Verify<'_> {
         if large.sharers.fetch_sub(1, Ordering::AcqRel) == 1 {
             let mut finding = lock(&large.finding).clone();
             self.check_whole(&large.dir, &large.item, &large.file, &mut finding);
-            self.conclude(&large.dir, &large.item, finding);
+            self.keep(&large.item.stat, &finding);
+            self.conclude(&large.dir, &large.item, &finding);
             self.tally.files_done.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use crate::copy::{Copy, Item, Job, Large, Pair, join};
 use crate::error::{Doing, Error, Fault};
-use crate::names::Names;
+use crate::names::NameWalk;
 use crate::report::{Checkpoint, Identity, Partial, lock};
 use crate::side::{Place, Sink, Source, segment, segments};
 use crate::sys::{self, FileType, Stat};
@@ -37,8 +37,7 @@ pub(crate) struct Walker<'c, 'scope, 'env, S: Source, K: Sink> {
 /// One directory on the way down to where the walker is.
 struct Level<S: Source, K: Sink> {
     pair: Arc<Pair<S, K>>,
-    names: Names,
-    next: usize,
+    names: NameWalk,
 }
 
 /// Why the walk did not go to the end.
@@ -122,13 +121,11 @@ where
     ) -> Result<bool, Halt> {
         let Some(level) = self.stack.last() else { return Ok(false) };
         let pair = Arc::clone(&level.pair);
-        let Some(raw) = level.names.get(level.next).map(<[u8]>::to_vec) else {
+        let Some(raw) = level.names.get().map(<[u8]>::to_vec) else {
             self.flush();
             self.stack.pop();
             self.copy.release(&pair);
-            if let Some(above) = self.stack.last_mut() {
-                above.next += 1;
-            }
+            self.advance();
             return Ok(true);
         };
         // Not before the level is known to have a next entry, which a checkpoint names; and not on
@@ -150,10 +147,18 @@ where
             },
         }
         skip.clear();
-        if let Some(level) = self.stack.last_mut() {
-            level.next += 1;
-        }
+        self.advance();
         Ok(true)
+    }
+
+    /// Goes on to the next name of the innermost directory.
+    fn advance(&mut self) {
+        let Some(level) = self.stack.last_mut() else { return };
+        let (source, pair) = (self.copy.source, &level.pair);
+        let wanted = |raw: &[u8]| source.is_entry(&pair.from, raw);
+        if let Err(fault) = level.names.advance(&pair.from.fd, wanted).doing("read") {
+            self.copy.trouble_at(&pair.plain, &pair.raw, fault);
+        }
     }
 
     fn enter(
@@ -180,20 +185,15 @@ where
         skip: &mut VecDeque<Vec<u8>>,
     ) -> Result<(), Fault> {
         let source = self.copy.source;
-        let names = Names::read(&from.fd, |raw| source.is_entry(&from, raw)).doing("read")?;
-        let next = match skip.pop_front() {
-            Some(name) => {
-                let next = names.position(&name);
-                if names.get(next) != Some(&name) {
-                    // It is gone; what came below it too.
-                    skip.clear();
-                }
-                next
-            }
-            None => 0,
-        };
+        let first = skip.pop_front().unwrap_or_default();
+        let wanted = |raw: &[u8]| raw >= &*first && source.is_entry(&from, raw);
+        let names = NameWalk::start(&from.fd, wanted).doing("read")?;
+        if names.get() != Some(&first) {
+            // It is gone; what came below it too.
+            skip.clear();
+        }
         let pair = Arc::new(Pair { from, to, stat, raw, plain, users: AtomicUsize::new(1) });
-        self.stack.push(Level { pair, names, next });
+        self.stack.push(Level { pair, names });
         Ok(())
     }
 
@@ -323,7 +323,7 @@ where
 
     /// Where the walk is. Call it when the workers are idle.
     fn checkpoint(&self, partial: Option<Partial>) -> Checkpoint {
-        let next = self.stack.iter().filter_map(|level| level.names.get(level.next));
+        let next = self.stack.iter().filter_map(|level| level.names.get());
         Checkpoint {
             next: next.map(hex::encode).collect(),
             partial,

@@ -16,9 +16,12 @@ use crate::sys::{self, FileType};
 const QUEUE: usize = 8;
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
+/// The most workers, each of which holds up to 8 MiB. So many encrypt faster than disks write.
+const WORKERS_MAX: usize = 8;
+
 /// How many workers a job has.
 pub(crate) fn workers() -> usize {
-    std::thread::available_parallelism().map_or(2, NonZero::get)
+    std::thread::available_parallelism().map_or(2, NonZero::get).min(WORKERS_MAX)
 }
 
 /// Counts the source and tells the progress until the job has ended.
@@ -43,11 +46,24 @@ fn count<S: Source>(
     tally: &Tally,
     stop: &mut impl FnMut() -> bool,
 ) -> Result<(), Fault> {
-    let read = |place: Place<S::Dir>| {
-        let names = Names::read(&place.fd, |raw| source.is_entry(&place, raw)).doing("read")?;
+    tally.files_total.fetch_add(1, Ordering::Relaxed);
+    // Entries are counted while they are read; only directories are kept, to go into.
+    let mut read = |place: Place<S::Dir>| {
+        let directory = |raw: &[u8]| {
+            if stop() || !source.is_entry(&place, raw) {
+                return false;
+            }
+            let Ok(stat) = sys::stat(&place.fd, raw) else { return false };
+            tally.files_total.fetch_add(1, Ordering::Relaxed);
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if kind == FileType::RegularFile {
+                tally.bytes_total.fetch_add(source.estimate(&stat), Ordering::Relaxed);
+            }
+            kind == FileType::Directory
+        };
+        let names = Names::read(&place.fd, directory).doing("read")?;
         Ok((place, names, 0))
     };
-    tally.files_total.fetch_add(1, Ordering::Relaxed);
     let mut stack = vec![read(source.root()?)?];
     while let Some((place, names, next)) = stack.last_mut() {
         let Some(raw) = names.get(*next) else {
@@ -55,21 +71,8 @@ fn count<S: Source>(
             continue;
         };
         *next += 1;
-        if stop() {
-            return Ok(());
-        }
-        let Ok(stat) = sys::stat(&place.fd, raw) else { continue };
-        tally.files_total.fetch_add(1, Ordering::Relaxed);
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => {
-                tally.bytes_total.fetch_add(source.estimate(&stat), Ordering::Relaxed);
-            }
-            FileType::Directory => {
-                if let Ok(below) = source.enter(place, raw).and_then(read) {
-                    stack.push(below);
-                }
-            }
-            _ => {}
+        if let Ok(below) = source.enter(place, raw).and_then(&mut read) {
+            stack.push(below);
         }
     }
     Ok(())
