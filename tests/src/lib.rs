@@ -6,6 +6,7 @@
 //! variables with the real Vaults' paths; `cargo xtask test` provides both.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod document;
 pub mod kill;
 pub mod kms;
 pub mod node;

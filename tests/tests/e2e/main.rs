@@ -4,10 +4,10 @@
 mod bad_input;
 mod damage;
 mod docs;
+mod documents;
 mod jobs;
 mod kms_faults;
 mod main_job;
 mod page;
 mod secrets;
 mod store;
-mod vault_guide;
