@@ -279,6 +279,7 @@ impl Filesystem {
         control: &dyn Control,
     ) -> Result<Report, Error> {
         let _job = self.begin_job()?;
+        let staging = self.export_stage().map_err(|fault| fault.at_path(&self.path))?;
         let prepare = || {
             self.refuse_inside(target)?;
             match std::fs::DirBuilder::new().mode(0o700).create(target) {
@@ -289,21 +290,20 @@ impl Filesystem {
                 _ => {}
             }
             let root = sys::open_root(target).doing("opened")?;
-            let others = Names::read(&sys::open_dir(&root, b".").doing("read")?, |name| {
-                name != EXPORT_STAGE
-            });
+            let others =
+                Names::read(&sys::open_dir(&root, b".").doing("read")?, |name| name != staging);
             if resume.is_none() && others.doing("read")?.get(0).is_some() {
                 let why = "it is not empty";
                 return Err(refused("written", why, "name a new or an empty directory"));
             }
-            let stage = Stage::open(&root, EXPORT_STAGE).doing("written")?;
+            let stage = Stage::open(&root, &staging).doing("written")?;
             Ok((root, stage))
         };
         let (root, stage) = prepare().map_err(|fault: Fault| fault.at_path(target))?;
         let finish = |root: &OwnedFd| {
             // It lies in the root, whose times are its own.
             let before = sys::stat_open(root).doing("read")?;
-            remove_tree(root, EXPORT_STAGE).doing("tidied up")?;
+            remove_tree(root, &staging).doing("tidied up")?;
             sys::set_times(root, &before).doing("given its times")?;
             sys::sync_all(root).doing("made durable")
         };
@@ -314,6 +314,21 @@ impl Filesystem {
             finish(&handle).map_err(|fault: Fault| fault.at_path(target))?;
         }
         Ok(report)
+    }
+
+    /// A name for the stage of an export that nothing in the root has: what is exported may be what a
+    /// stopped export left. It is the same each time, so that an export that is taken up finds its stage.
+    fn export_stage(&self) -> Result<Vec<u8>, Fault> {
+        let root = self.tree.open_root()?;
+        let mut name = EXPORT_STAGE.to_vec();
+        loop {
+            let raw = self.tree.keys.seal_name(root.dir, &name).doing("found")?.name;
+            match sys::stat(&root.fd, raw.as_bytes()) {
+                Err(Errno::NOENT) => return Ok(name),
+                Err(errno) => return Err(errno).doing("read"),
+                Ok(_) => name.push(b'~'),
+            }
+        }
     }
 
     /// Authenticates everything: each name, record, link, attribute, header, group and block. All

@@ -267,3 +267,18 @@ fn a_default_acl_of_the_target_is_not_inherited() {
     rustix::fs::removexattr(&target, name).unwrap();
     assert_equal_trees(&source, &target);
 }
+
+#[test]
+fn a_directory_named_as_the_stage_of_an_export_comes_back() {
+    let home = Home::new();
+    let filesystem = home.create();
+    let source = home.path("source");
+    for name in [".coffer-export", ".coffer-export~"] {
+        fs::create_dir_all(source.join(name).join("tmp")).unwrap();
+        fs::write(source.join(name).join("tmp/file"), name).unwrap();
+    }
+    import(&filesystem, &source);
+    let target = home.path("target");
+    export(&filesystem, &target);
+    assert_equal_trees(&source, &target);
+}
