@@ -156,6 +156,7 @@ impl Filesystem {
             other => other.doing("opened")?,
         };
         let lock = lock(&backing)?;
+        let owned = owner(&lock).doing("read")? == Some(key.id());
         let named = match header::read(&backing) {
             Ok(there) if there.wrapped.key_id != key.id() => {
                 let why = format!("it belongs to the key {}", there.wrapped.key_id);
@@ -164,19 +165,18 @@ impl Filesystem {
             }
             Ok(_) => true,
             // A lost copy of the wrapped key is for the holder of copies to report and to mend.
-            Err(_) => owner(&lock).doing("read")? == Some(key.id()),
+            Err(_) => owned,
         };
         let keys = FilesystemKeys::new(key, cipher).doing("opened")?;
         let stage = Stage::open(&backing, STAGE).doing("opened")?;
         let links = make_or_open(&backing, LINKS).doing("opened")?;
         let half_written = |name: &[u8]| name.starts_with(HEADER) && name.len() > HEADER.len();
-        let names = sys::open_dir(&backing, b".").and_then(|dir| Names::read(&dir, half_written));
-        for name in names.doing("opened")?.iter() {
+        for name in Names::read(&backing, half_written).doing("opened")?.iter() {
             sys::unlink(&backing, name).doing("opened")?;
         }
         let tree = SealedTree { keys, root, links, stage };
         tree.prove_key(named)?;
-        if owner(&lock).doing("read")? != Some(tree.keys.key_id()) {
+        if !owned {
             put_owner(&lock, tree.keys.key_id()).doing("locked")?;
         }
         let path = path.to_owned();
@@ -202,8 +202,7 @@ impl Filesystem {
                 Err(Errno::NOENT) => return Ok(()),
                 other => other.doing("removed")?,
             };
-            let names = Names::read(&sys::open_dir(&dir, b".").doing("removed")?, |_| true);
-            let names = names.doing("removed")?;
+            let names = Names::read(&dir, |_| true).doing("removed")?;
             if !names.contains(LOCK) && !names.contains(HEADER) {
                 return Ok(());
             }
@@ -290,9 +289,8 @@ impl Filesystem {
                 _ => {}
             }
             let root = sys::open_root(target).doing("opened")?;
-            let others =
-                Names::read(&sys::open_dir(&root, b".").doing("read")?, |name| name != staging);
-            if resume.is_none() && others.doing("read")?.get(0).is_some() {
+            let others = Names::read(&root, |name| name != staging).doing("read")?;
+            if resume.is_none() && others.get(0).is_some() {
                 let why = "it is not empty";
                 return Err(refused("written", why, "name a new or an empty directory"));
             }
@@ -545,8 +543,7 @@ fn check_vacant(backing: &OwnedFd) -> Result<(), Fault> {
 
 /// What a directory holds besides what an interrupted `create` leaves.
 fn occupied(backing: &OwnedFd) -> Result<Option<&'static str>, Fault> {
-    let names = Names::read(&sys::open_dir(backing, b".").doing("read")?, |_| true);
-    for name in names.doing("read")?.iter() {
+    for name in Names::read(backing, |_| true).doing("read")?.iter() {
         if name == HEADER {
             return Ok(Some("there is an encrypted filesystem in it already"));
         }
