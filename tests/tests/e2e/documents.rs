@@ -2,9 +2,10 @@
 //! the program's help texts say. Which block is what: [`coffer_tests::document`].
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File, FileTimes};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use coffer_tests::document::{Differences, Document, first_missing};
 use coffer_tests::kms::{Kind, Kms};
@@ -19,6 +20,7 @@ fn the_manual_is_one_sitting() {
     let (kms, place) = (Kms::start(Kind::Newest), Place::new());
     let documents = place.path("documents");
     tree::small_files(&documents, 50).unwrap();
+    access_tomorrow(&documents);
     fs::write(place.path("token"), kms.token()).unwrap();
     Document::read(MANUAL).type_it(&Differences {
         place: &place,
@@ -28,6 +30,19 @@ fn the_manual_is_one_sitting() {
     });
     assert_eq!(tree::differences(documents, place.path("restored")).unwrap(), Vec::<String>::new());
     assert!(place.path("man1/coffer-fs-kms-set-vault.1").exists());
+}
+
+/// The manual has `diff` read both trees, one after the other. A time of access that is yet to come is left as it is by
+/// that (`relatime`, mount(8)), so that it can be compared too.
+fn access_tomorrow(tree: &Path) {
+    let times = FileTimes::new().set_accessed(SystemTime::now() + Duration::from_secs(24 * 3600));
+    for entry in fs::read_dir(tree).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => access_tomorrow(&entry.path()),
+            kind if kind.is_file() => File::open(entry.path()).unwrap().set_times(times).unwrap(),
+            _ => {}
+        }
+    }
 }
 
 #[test]
