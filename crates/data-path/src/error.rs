@@ -85,6 +85,9 @@ pub enum FormatError {
     /// An extended attribute is malformed, not authentic, or another file's.
     #[error("the encrypted extended attribute is damaged, or belongs to another file")]
     Xattr,
+    /// A note is malformed, not authentic, or about something else.
+    #[error("the encrypted note is damaged, or about something else")]
+    Note,
     /// What was given does not fit into the format: a target, an attribute or a file that is too
     /// long.
     #[error("{what} is too long: at most {limit} bytes can be stored")]

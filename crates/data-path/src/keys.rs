@@ -28,6 +28,7 @@ pub struct FilesystemKeys {
     pub(crate) names: SivKey,
     pub(crate) links: SivKey,
     pub(crate) xattrs: SivKey,
+    pub(crate) notes: SivKey,
     pub(crate) xattr_names: MacKey,
     pub(crate) directories: MacKey,
     pub(crate) root: DirId,
@@ -45,6 +46,7 @@ impl FilesystemKeys {
             names: SivKey::new(fixed(b"coffer v1 names")?),
             links: SivKey::new(fixed(b"coffer v1 symlinks")?),
             xattrs: SivKey::new(fixed(b"coffer v1 xattrs")?),
+            notes: SivKey::new(fixed(b"coffer v1 notes")?),
             xattr_names: mac(b"coffer v1 xattr names")?,
             directories: mac(b"coffer v1 directories")?,
             root: DirId::from_bytes(*derive(

@@ -12,6 +12,7 @@
 //! | `tag_page` | the slots that open a group's blocks |
 //! | `file`, `group` | [`FileCipher`]: seals and opens blocks, tag pages, groups |
 //! | `names`, [`dir`], [`symlink`], [`xattr`] | names, directory ids, link targets, attributes |
+//! | `note` | what is kept elsewhere and names files |
 //!
 //! ```
 //! use std::sync::Arc;
@@ -51,6 +52,7 @@ mod keys;
 pub mod layout;
 mod names;
 mod nonce;
+mod note;
 mod siv;
 pub mod symlink;
 mod tag_page;

@@ -46,6 +46,7 @@
 //! | `verify`, `repair` | finds all damage; sets it aside, or writes again what has a second source |
 //! | `header` | `coffer.key` |
 //! | `report`, `error` | what a job tells, and how things fail |
+//! | `note` | what is kept elsewhere and names files, sealed |
 //! | `work`, `names`, `sys` | workers and progress, a directory's names, system calls |
 //!
 //! ```
@@ -88,6 +89,7 @@ mod error;
 mod filesystem;
 mod header;
 mod names;
+mod note;
 mod plain;
 mod repair;
 mod report;

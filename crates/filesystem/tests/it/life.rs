@@ -238,3 +238,15 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
         Poll::Pending => panic!("it waits"),
     }
 }
+
+#[test]
+fn a_note_opens_in_its_own_filesystem_and_context_alone() {
+    let (home, other) = (Home::new(), Home::new());
+    let (ours, theirs) = (home.create(), other.create());
+    let sealed = ours.seal_note(b"job 1", b"letters/plan").unwrap();
+    assert_eq!(ours.open_note(b"job 1", &sealed).unwrap(), b"letters/plan");
+    drop(ours);
+    assert_eq!(home.open().open_note(b"job 1", &sealed).unwrap(), b"letters/plan");
+    assert_eq!(home.open().open_note(b"job 2", &sealed).unwrap_err().kind(), ErrorKind::Damaged);
+    assert_eq!(theirs.open_note(b"job 1", &sealed).unwrap_err().kind(), ErrorKind::Damaged);
+}
