@@ -31,12 +31,15 @@ pub struct Job {
     /// Why it failed, or did only a part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,
-    /// What was damaged or could not be done, the first thousand.
+    /// What was damaged or could not be done: a page of it, when one job is asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damage: Vec<Damage>,
-    /// The file on the node's machine that has all of them, a line of JSON each.
+    /// There is more of it: ask again with `?damage_after=` this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub report: Option<BytePath>,
+    pub next_damage: Option<usize>,
+    /// Whether `damage`, or the reason in `problem`, is left out: it names files, and the filesystem is not unlocked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub names_sealed: bool,
 }
 
 /// What a job does.
@@ -102,7 +105,7 @@ pub struct Progress {
 }
 
 /// One thing that is damaged or could not be done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Damage {
     /// Its path in the filesystem; empty if that can't be known, or if it is about a key.
     pub path: BytePath,

@@ -16,7 +16,7 @@
 //! | `/v1/filesystems/{name}/verify`, `/import`, `/export` | POST | [`Verify`], [`Import`], [`Export`] → [`Job`] |
 //! | `/v1/filesystems/{name}/ls` | GET `?path=&after=&limit=` | → [`Listing`] |
 //! | `/v1/jobs` | GET | → [`Jobs`] |
-//! | `/v1/jobs/{id}` | GET `?wait_ms=` | → [`Job`], when it has ended or after that time |
+//! | `/v1/jobs/{id}` | GET `?wait_ms=&damage_after=` | → [`Job`], when it has ended or after that time |
 //! | `/v1/jobs/{id}/stop` | POST | → [`Job`] |
 //!
 //! Times are Unix milliseconds, sizes are bytes, paths are [`BytePath`]s. Unknown fields in a request are refused;

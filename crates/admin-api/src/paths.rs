@@ -57,6 +57,11 @@ pub fn job_within(id: &str, wait_ms: u64) -> String {
     format!("{}?wait_ms={wait_ms}", of_job(JOB, id))
 }
 
+/// Where the job with this id is, with the page of its damage that follows so many.
+pub fn job_damage(id: &str, after: usize) -> String {
+    format!("{}?damage_after={after}", of_job(JOB, id))
+}
+
 fn fill(route: &str, place: &str, value: &str) -> String {
     route.replacen(place, &segment(value), 1)
 }

@@ -10,7 +10,7 @@
 //! | `socket` | who gets through to it |
 //! | `keeper` | the loop that opens filesystems and lets jobs go on |
 //! | `health` | the KMS as last seen; the token, renewed in time |
-//! | `jobs`, `reports` | long work, and what it could not do |
+//! | `jobs` | long work, and what it could not do |
 //! | `volumes` | backing directories: made, removed, opened once |
 //! | `audit` | the chained log of acts on keys and of requests |
 //! | `hardening` | no core dumps, private files |
@@ -36,7 +36,6 @@ mod health;
 mod jobs;
 mod keeper;
 mod problem;
-mod reports;
 mod socket;
 mod volumes;
 
@@ -59,9 +58,8 @@ pub use problem::of_keys;
 pub use volumes::BackingVolumes;
 
 use crate::health::Health;
-use crate::jobs::Jobs;
+use crate::jobs::{Jobs, Notes};
 use crate::keeper::Keeper;
-use crate::reports::Reports;
 use crate::socket::{Peer, SocketFile};
 use crate::volumes::OpenFilesystems;
 
@@ -79,7 +77,7 @@ pub struct Parts {
     pub audit: Arc<AuditLog>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
-    /// Where job reports and backing directories lie that were given no other place.
+    /// Where notes of jobs and backing directories lie that were given no other place.
     pub state_dir: PathBuf,
     /// Where the admin API is served.
     pub socket: PathBuf,
@@ -160,7 +158,7 @@ impl Node {
         let jobs = Arc::new(Jobs::new(
             Arc::clone(&manager),
             Arc::clone(&filesystems),
-            Reports::new(state_dir.join("jobs")),
+            Notes::new(state_dir.join("jobs")),
             Arc::clone(&clock),
         ));
         let shared = Arc::new(Shared {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use coffer_tests::kms::{KEY, Kind, Kms};
@@ -23,7 +24,15 @@ fn nothing_readable_lies_in_the_state_directory() {
     place.set_vault(&kms);
     let token = fs::read_to_string(place.path("token")).unwrap();
     place.ok(&["fs", "create", "home"]);
-    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    // What jobs could not do, and why they failed, names files too.
+    let _socket = UnixListener::bind(source.join(format!("{NAME}-socket"))).unwrap();
+    let source = source.to_str().unwrap();
+    let skipped = place.coffer(&["fs", "import", "home", source]).expect(8);
+    assert!(skipped.stdout.contains(&format!("{NAME}-socket")), "{skipped:?}");
+    damage_one(&place.state().join("filesystems/home/root"));
+    let damaged = place.coffer(&["fs", "verify", "home"]).expect(6);
+    assert!(damaged.stdout.contains(NAME), "{damaged:?}");
+    place.coffer(&["fs", "export", "home", source]).expect(5);
     kms.rotate();
     place.ok(&["fs", "kms", "rewrap"]);
     // What the node and its commands say holds no secret either.
@@ -90,6 +99,15 @@ fn the_node_leaves_no_core_dump_and_its_socket_is_its_owner_s() {
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
     let mode = fs::metadata(place.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+/// Alters a byte of the first block of a file.
+fn damage_one(root: &Path) {
+    let is_file = |file: &std::path::PathBuf| fs::metadata(file).unwrap().len() > 4096;
+    let file = all_files(root).into_iter().find(is_file).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[4096] ^= 1;
+    fs::write(file, bytes).unwrap();
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {

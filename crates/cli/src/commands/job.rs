@@ -17,7 +17,8 @@ pub(super) async fn run(
             Ok(context.answer(&jobs, list_text))
         }
         JobCommand::Show { id } => {
-            let job: Job = context.client.get(&paths::of_job(paths::JOB, &id)).await?;
+            let mut job: Job = context.client.get(&paths::of_job(paths::JOB, &id)).await?;
+            context.complete(&mut job).await?;
             Ok(context.answer(&job, text))
         }
         JobCommand::Stop { id } => {
@@ -118,9 +119,13 @@ fn damage_text(job: &Job) -> String {
             text.push_str(&format!("  ciphertext: {ciphertext}\n"));
         }
     }
-    // The node shows the first of them; the file has all.
-    if let Some(report) = job.report.as_ref().filter(|_| job.progress.failed_items > 0) {
-        text.push_str(&format!("all of it: {report}\n"));
+    if job.names_sealed {
+        let name = job.filesystem.as_deref().unwrap_or_default();
+        text.push_str(&format!(
+            "{}, named while {name} is unlocked: coffer job show {}\n",
+            count(job.progress.failed_items, "problem"),
+            job.id
+        ));
     }
     text
 }

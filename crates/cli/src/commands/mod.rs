@@ -8,7 +8,7 @@ mod status;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use admin_api::{Exit, Finding, Job, Problem};
+use admin_api::{Exit, Finding, Job, Problem, paths};
 use clap::CommandFactory as _;
 
 use crate::client::Client;
@@ -125,7 +125,19 @@ impl Context<'_, '_> {
         if job.resumed {
             self.note("this takes up where an earlier run was stopped");
         }
-        watch(&self.client, job, self.console).await
+        let mut ended = watch(&self.client, job, self.console).await?;
+        self.complete(&mut ended).await?;
+        Ok(ended)
+    }
+
+    /// Adds the further pages of what the job could not do.
+    async fn complete(&mut self, job: &mut Job) -> Result<(), Problem> {
+        while let Some(after) = job.next_damage {
+            let more: Job = self.client.get(&paths::job_damage(&job.id, after)).await?;
+            job.damage.extend(more.damage);
+            job.next_damage = more.next_damage;
+        }
+        Ok(())
     }
 }
 

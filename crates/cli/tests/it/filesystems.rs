@@ -195,7 +195,6 @@ fn verify_names_what_is_damaged_and_ends_with_6() {
     let mut damaged = job("verify", "partly");
     damaged["progress"]["failed_items"] = 1.into();
     damaged["damage"] = json!([{"path": "letters/a%1B", "kind": "damaged", "ciphertext": "root/x", "what": "block 3 was altered"}]);
-    damaged["report"] = "/state/jobs/7.jsonl".into();
     damaged["problem"] = problem(500, "not-authentic", None);
     let node = Node::answering([
         ("POST /v1/filesystems/home/verify", 200, job("verify", "running")),
@@ -207,12 +206,40 @@ fn verify_names_what_is_damaged_and_ends_with_6() {
         "\
 damaged: letters/a\\x1B: block 3 was altered
   ciphertext: root/x
-all of it: /state/jobs/7.jsonl
 verified home: 2 items, 1.50 KiB; 1 failed
 "
     );
     assert_eq!((ran.code, ran.stderr.as_str()), (6, "error: what failed\n  why: why\n"));
     assert_eq!(node.asked()[0].1, json!({"repair": true}));
+}
+
+#[test]
+fn every_page_of_what_a_job_could_not_do_is_read() {
+    let skipped = |name: &str| json!([{"path": name, "kind": "skipped", "what": "a socket"}]);
+    let mut first = job("import", "partly");
+    first["damage"] = skipped("a");
+    first["next_damage"] = 1.into();
+    let mut second = job("import", "partly");
+    second["damage"] = skipped("b");
+    let node = Node::answering([
+        ("GET /v1/jobs/7", 200, first),
+        ("GET /v1/jobs/7?damage_after=1", 200, second),
+    ]);
+    let shown = node.run(&["job", "show", "7"]).stdout;
+    assert!(shown.ends_with("skipped: a: a socket\nskipped: b: a socket\n"), "{shown}");
+}
+
+#[test]
+fn while_a_filesystem_is_locked_its_files_are_not_named() {
+    let mut sealed = job("import", "partly");
+    sealed["progress"]["failed_items"] = 2.into();
+    sealed["names_sealed"] = true.into();
+    let node = Node::answering([("GET /v1/jobs/7", 200, sealed)]);
+    let shown = node.run(&["job", "show", "7"]).stdout;
+    assert!(
+        shown.ends_with("2 problems, named while home is unlocked: coffer job show 7\n"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -17,20 +17,22 @@ pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Answer<Jobs> {
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct Wait {
+pub(crate) struct Look {
     #[serde(default)]
     wait_ms: u64,
+    #[serde(default)]
+    damage_after: usize,
 }
 
 pub(crate) async fn show(
     State(shared): State<Arc<Shared>>,
     Path(job): Path<String>,
-    Query(Wait { wait_ms }): Query<Wait>,
+    Query(Look { wait_ms, damage_after }): Query<Look>,
 ) -> Answer<Job> {
     let job = id(&job)?;
     let longest = Duration::from_millis(wait_ms.min(paths::WAIT_LIMIT_MS));
     shared.jobs.until_ended(job, longest).await?;
-    Ok(Json(shared.jobs.get(job).await?))
+    Ok(Json(shared.jobs.get(job, damage_after).await?))
 }
 
 pub(crate) async fn stop(

@@ -160,11 +160,78 @@ async fn what_could_not_be_done_is_named_also_after_a_restart() {
     assert_eq!(ended["damage"][0]["path"], "large", "{ended}");
     let ciphertext = ended["damage"][0]["ciphertext"].as_str().unwrap();
     assert!(ciphertext.ends_with(largest.file_name().to_str().unwrap()), "{ended}");
-    let report = ended["report"].as_str().unwrap();
-    assert!(fs::read_to_string(report).unwrap().contains("\"large\""));
     node.stop().await;
     let node = world.start().await;
+    node.until("/v1/filesystems/home", |fs| fs["state"] == "unlocked").await;
     assert_eq!(node.ended(&job).await, ended);
+
+    node.post("/v1/filesystems/home/lock", &json!({})).await;
+    let sealed = node.ended(&job).await;
+    assert_eq!((&sealed["damage"], &sealed["names_sealed"]), (&Value::Null, &json!(true)));
+    assert_eq!(sealed["progress"]["failed_items"], 1, "{sealed}");
+    // Another filesystem of that name can't tell them.
+    node.ok("DELETE", "/v1/filesystems/home", &Value::Null).await;
+    assert_eq!(node.ended(&job).await, sealed);
+    node.post("/v1/filesystems", &json!({"name": "home", "allow_no_kms": true})).await;
+    assert_eq!(node.ended(&job).await, sealed);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_a_job_failed_is_told_while_its_filesystem_is_unlocked() {
+    let world = World::new();
+    let node = world.start().await;
+    let job = started(&world, &node, 10).await;
+    node.ended(&job).await;
+    let target = json!({"target": world.path("source")});
+    let job = node.post("/v1/filesystems/home/export", &target).await;
+    let failed = node.ended(&job).await;
+    assert_eq!(failed["state"], "failed");
+    assert!(failed["problem"]["detail"].as_str().unwrap().contains("not empty"), "{failed}");
+    node.post("/v1/filesystems/home/lock", &json!({})).await;
+    let sealed = node.ended(&job).await;
+    assert_eq!(sealed["names_sealed"], true, "{sealed}");
+    assert!(!sealed.to_string().contains("not empty"), "{sealed}");
+    assert_eq!(sealed["problem"]["code"], failed["problem"]["code"]);
+    node.post("/v1/filesystems/home/unlock", &json!({})).await;
+    assert_eq!(node.ended(&job).await, failed);
+    node.stop().await;
+}
+
+/// One record holds 64 KiB, and so many names do not fit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_with_many_problems_is_stopped_and_goes_on() {
+    let world = World::new();
+    let node = world.start().await;
+    fs::create_dir(world.path("source")).unwrap();
+    for n in 0..900 {
+        let _socket =
+            UnixListener::bind(world.path(&format!("source/0-canary-socket-{n:030}"))).unwrap();
+    }
+    let job = started(&world, &node, 256 << 20).await;
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let report = world.path(&format!("state/jobs/{}.report", job["id"].as_str().unwrap()));
+    let begun = Instant::now();
+    while fs::read_to_string(&report).unwrap_or_default().lines().count() < 900 {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.post(&format!("{path}/stop"), &Value::Null).await;
+    assert_eq!(node.ended(&job).await["state"], "stopped");
+    for entry in fs::read_dir(world.path("state/jobs")).unwrap() {
+        let bytes = fs::read(entry.unwrap().path()).unwrap();
+        assert!(!bytes.is_empty());
+        assert!(!String::from_utf8_lossy(&bytes).contains("canary"));
+    }
+    let again = json!({"source": world.path("source")});
+    let resumed = node.post("/v1/filesystems/home/import", &again).await;
+    assert_eq!((&resumed["id"], &resumed["resumed"]), (&job["id"], &json!(true)));
+    let ended = node.ended(&resumed).await;
+    assert_eq!(
+        (&ended["state"], &ended["progress"]["failed_items"]),
+        (&json!("partly"), &json!(900))
+    );
+    assert_eq!(ended["damage"].as_array().unwrap().len(), 900);
     node.stop().await;
 }
 

@@ -1,0 +1,200 @@
+//! A run of an import, an export or a verification, from its record to how it ended.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use admin_api::{Exit, Problem};
+use filesystem::{Checkpoint, Outcome, ProblemKind, Report};
+use key_manager::{FilesystemName, JobKind, JobRecord, JobState, KeyManager, Progress};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+
+use super::notes::JobNotes;
+use super::{Jobs, Live, Spec, Standing, lock, word};
+use crate::problem;
+
+/// What stands in the record in the place of a reason that can name files.
+const SEALED: &str = "the reason can name files; it is shown while the filesystem is unlocked";
+
+/// Why a run ended early.
+struct Failure {
+    problem: Problem,
+    /// The problem's detail, sealed.
+    detail: Option<String>,
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self { problem, detail: None }
+    }
+}
+
+impl Failure {
+    fn of_files(mut problem: Problem, notes: &JobNotes) -> Self {
+        // Without random bytes the reason is lost, and no name told.
+        let detail = notes.seal("reason", &problem.detail).ok();
+        problem.detail = SEALED.to_owned();
+        Self { problem, detail }
+    }
+}
+
+impl Jobs {
+    /// Runs a copy or a verification and records how it ended.
+    pub(super) async fn copy(&self, mut record: JobRecord, live: &Arc<Live>) {
+        let (id, kind) = (record.id, record.kind);
+        let mut standing = Standing::of(&record);
+        match self.run_copy(&record, live).await {
+            Ok(report) => {
+                record.progress = progress(&report.progress);
+                standing.problem = problem_of(kind, &record.filesystem, &report);
+                record.state = match report.outcome {
+                    // A node that ends leaves it as running: the next one takes it up.
+                    Outcome::Stopped if self.closing.load(Ordering::Acquire) => JobState::Running,
+                    Outcome::Stopped => JobState::Stopped,
+                    Outcome::Done => JobState::Done,
+                    Outcome::PartlyDone => JobState::PartlyDone,
+                };
+            }
+            Err(Failure { problem, detail }) => {
+                record.progress = *lock(&live.progress);
+                record.state = JobState::Failed;
+                (standing.problem, standing.detail) = (Some(problem), detail);
+            }
+        }
+        record.ended = record.state.is_final().then(|| self.clock.now());
+        standing.put(&mut record);
+        tracing::info!(job = %id, kind = word(kind), filesystem = record.filesystem, state = ?record.state, "the job ended");
+        if let Err(error) = self.manager.save_job(&record).await {
+            tracing::error!(job = %id, %error, "the end of the job can't be recorded; it is taken up again");
+            return;
+        }
+        // Not before: a node that died in between would begin anew.
+        if matches!(record.state, JobState::Done | JobState::PartlyDone)
+            && let Err(error) = self.notes.remove_checkpoint(id)
+        {
+            tracing::warn!(job = %id, %error, "a checkpoint that is not needed any more can't be removed");
+        }
+    }
+
+    async fn run_copy(&self, record: &JobRecord, live: &Arc<Live>) -> Result<Report, Failure> {
+        let kind = record.kind;
+        let title = format!("the {} of {} failed", word(kind), record.filesystem);
+        let name: FilesystemName =
+            record.filesystem.parse().map_err(|e| problem::of_keys(&title, &e))?;
+        let spec: Spec = serde_json::from_value(record.spec.clone())
+            .map_err(|e| problem::internal(&title, e))?;
+        let filesystem = self.filesystems.get(&name, &title).await?;
+        let notes = self.notes.of(record.id, Arc::clone(&filesystem));
+        let resume = notes.read_checkpoint();
+        let report_file = notes
+            .begin_report(resume.is_some())
+            .map_err(|e| problem::internal(&title, format!("its report can't be written: {e}")))?;
+        let control = CopyControl {
+            live: Arc::clone(live),
+            manager: Arc::clone(&self.manager),
+            runtime: Handle::current(),
+            record: record.clone(),
+            notes: notes.clone(),
+            report_file,
+        };
+        let path = spec.path.as_ref().map_or_else(PathBuf::new, |path| path.as_path().to_owned());
+        let run = move || {
+            let report = match kind {
+                JobKind::Import => filesystem.import(&path, resume, &control),
+                JobKind::Export => filesystem.export(&path, resume, &control),
+                _ => filesystem.verify(spec.repair, &control),
+            }?;
+            if let Some(checkpoint) = &report.checkpoint {
+                control.keep(checkpoint);
+            }
+            Ok(report)
+        };
+        spawn_blocking(run)
+            .await
+            .map_err(|e| problem::internal(&title, io::Error::from(e)))?
+            .map_err(|e| Failure::of_files(problem::of_filesystem(&title, &e), &notes))
+    }
+}
+
+/// What a copy asks and tells while it runs, from threads that are none of the runtime's.
+struct CopyControl {
+    live: Arc<Live>,
+    manager: Arc<KeyManager>,
+    runtime: Handle,
+    /// As it was at the start.
+    record: JobRecord,
+    notes: JobNotes,
+    report_file: File,
+}
+
+impl CopyControl {
+    /// The checkpoint before still stands if this fails: more is done again, nothing is lost.
+    fn keep(&self, checkpoint: &Checkpoint) {
+        if let Err(error) = self.notes.save_checkpoint(checkpoint) {
+            tracing::warn!(job = %self.record.id, %error, "a checkpoint can't be kept");
+        }
+    }
+}
+
+impl filesystem::Control for CopyControl {
+    fn stop_requested(&self) -> bool {
+        self.live.stop.load(Ordering::Acquire)
+    }
+
+    fn progress(&self, now: &filesystem::Progress) {
+        *lock(&self.live.progress) = progress(now);
+    }
+
+    fn checkpoint(&self, checkpoint: &Checkpoint) {
+        self.keep(checkpoint);
+        let record = JobRecord { progress: *lock(&self.live.progress), ..self.record.clone() };
+        if let Err(error) = self.runtime.block_on(self.manager.save_job(&record)) {
+            tracing::warn!(job = %record.id, %error, "the progress can't be recorded");
+        }
+    }
+
+    fn problem(&self, problem: &filesystem::Problem) {
+        if let Err(error) = self.notes.add(&self.report_file, problem) {
+            tracing::error!(path = %problem.path.display(), reason = problem.reason, %error, "a problem can't be written to the job's report");
+        }
+    }
+}
+
+fn progress(from: &filesystem::Progress) -> Progress {
+    Progress {
+        items_done: from.files_done,
+        items_total: from.files_total,
+        items_failed: from.failed,
+        bytes_done: from.bytes_done,
+        bytes_total: from.bytes_total,
+    }
+}
+
+/// What a run that came to its end has to answer for.
+fn problem_of(kind: JobKind, name: &str, report: &Report) -> Option<Problem> {
+    let count = report.progress.failed;
+    if report.outcome != Outcome::PartlyDone {
+        return None;
+    }
+    let damaged = report.problems.iter().any(|problem| problem.kind == ProblemKind::Damaged);
+    let (exit, code) =
+        if damaged { (Exit::NotAuthentic, "damaged") } else { (Exit::Partly, "partly-done") };
+    let title = match kind {
+        JobKind::Verify => format!("{name} is not sound"),
+        _ => format!("the {} of {name} is not complete", word(kind)),
+    };
+    let detail = format!("{count} problem(s); the rest is done");
+    let cure = match (kind, damaged) {
+        (JobKind::Verify, _) => format!(
+            "bring the files back from a copy; coffer fs verify {name} --repair sets aside what can't be read"
+        ),
+        (_, true) => format!(
+            "bring the files back from a copy; coffer fs verify {name} names all that is damaged"
+        ),
+        _ => "see the list, mend what it names, and give the command again".to_owned(),
+    };
+    Some(Problem::new(exit, code, title, detail).cure(cure))
+}

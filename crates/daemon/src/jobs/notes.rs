@@ -1,0 +1,262 @@
+//! What the node keeps of jobs that names files: what each could not do, in full, and where it goes on.
+//!
+//! It lies in the state directory, where nothing readable of an encrypted filesystem may lie, so it is sealed under the
+//! filesystem's key and can be read while that is unlocked. The job's record has no room for it either.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use admin_api::{Damage, paths};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use filesystem::{Checkpoint, Filesystem, ProblemKind};
+use key_manager::JobId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Where the notes of all jobs lie.
+#[derive(Debug, Clone)]
+pub(crate) struct Notes {
+    directory: PathBuf,
+}
+
+impl Notes {
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Those of one job, which its filesystem seals and opens.
+    pub(super) fn of(&self, id: JobId, filesystem: Arc<Filesystem>) -> JobNotes {
+        JobNotes { id, report: self.report(id), checkpoint: self.checkpoint(id), filesystem }
+    }
+
+    /// Whether there is something that the job could not do.
+    pub(super) fn has_report(&self, id: JobId) -> bool {
+        fs::metadata(self.report(id)).is_ok_and(|report| report.len() > 0)
+    }
+
+    /// Whether the job can go on where it was.
+    pub(super) fn has_checkpoint(&self, id: JobId) -> bool {
+        self.checkpoint(id).exists()
+    }
+
+    /// For a job that has come to its end.
+    pub(super) fn remove_checkpoint(&self, id: JobId) -> io::Result<()> {
+        remove(&self.checkpoint(id))
+    }
+
+    /// Removes those of jobs that are remembered no more.
+    pub(super) fn keep_only(&self, jobs: &HashSet<JobId>) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            let id = path.file_stem().and_then(|stem| stem.to_str()?.parse::<JobId>().ok());
+            if id.is_some_and(|id| !jobs.contains(&id)) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, id: JobId) -> PathBuf {
+        self.directory.join(format!("{id}.report"))
+    }
+
+    fn checkpoint(&self, id: JobId) -> PathBuf {
+        self.directory.join(format!("{id}.checkpoint"))
+    }
+}
+
+/// The notes of one job.
+#[derive(Debug, Clone)]
+pub(super) struct JobNotes {
+    id: JobId,
+    report: PathBuf,
+    checkpoint: PathBuf,
+    filesystem: Arc<Filesystem>,
+}
+
+impl JobNotes {
+    /// Opens the report to add to it; emptied if nothing is taken up. A run that was taken up again may write some lines twice.
+    pub(super) fn begin_report(&self, resumed: bool) -> io::Result<File> {
+        if !resumed {
+            remove(&self.report)?;
+        }
+        OpenOptions::new().append(true).create(true).mode(0o600).open(&self.report)
+    }
+
+    /// Adds to the report. Whoever reads gets whole lines: it is one write.
+    pub(super) fn add(&self, mut report: &File, problem: &filesystem::Problem) -> io::Result<()> {
+        let damage = Damage {
+            path: problem.path.clone().into(),
+            ciphertext: problem.ciphertext.clone().map(Into::into),
+            kind: word(problem.kind).to_owned(),
+            what: problem.reason.clone(),
+        };
+        report.write_all((self.seal("report", &damage)? + "\n").as_bytes())
+    }
+
+    /// A page of the report, each thing once, after so many, and whether more follows. What can't be opened is not shown.
+    pub(super) fn damage(&self, after: usize) -> (Vec<Damage>, bool) {
+        let Ok(file) = File::open(&self.report) else { return (Vec::new(), false) };
+        let mut seen = HashSet::new();
+        let mut rest = BufReader::new(file)
+            .lines()
+            .map_while(Result::ok)
+            .filter_map(|line| self.open::<Damage>("report", &line))
+            .filter(|damage| seen.insert(damage.clone()))
+            .skip(after);
+        let page = rest.by_ref().take(paths::PAGE_LIMIT).collect();
+        let more = rest.next().is_some();
+        (page, more)
+    }
+
+    /// Keeps this in the place of the checkpoint before; a crash leaves one of the two.
+    pub(super) fn save_checkpoint(&self, checkpoint: &Checkpoint) -> io::Result<()> {
+        let sealed = self.seal("checkpoint", checkpoint)?;
+        let new = self.checkpoint.with_extension("new");
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(sealed.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &self.checkpoint)
+    }
+
+    /// Where to go on. One that can't be opened is none: the job begins anew, and nothing is lost.
+    pub(super) fn read_checkpoint(&self) -> Option<Checkpoint> {
+        let sealed = fs::read_to_string(&self.checkpoint).ok()?;
+        let opened = self.open("checkpoint", &sealed);
+        if opened.is_none() {
+            tracing::warn!(job = %self.id, "the checkpoint can't be opened: the job begins anew");
+        }
+        opened
+    }
+
+    /// `what` tells notes of one job apart.
+    pub(super) fn seal(&self, what: &str, note: &impl Serialize) -> io::Result<String> {
+        let plain = serde_json::to_vec(note)?;
+        let sealed = self.filesystem.seal_note(self.context(what).as_bytes(), &plain);
+        Ok(STANDARD.encode(sealed.map_err(io::Error::other)?))
+    }
+
+    /// `None`: it is no note of this job and filesystem.
+    pub(super) fn open<T: DeserializeOwned>(&self, what: &str, sealed: &str) -> Option<T> {
+        let sealed = STANDARD.decode(sealed).ok()?;
+        let plain = self.filesystem.open_note(self.context(what).as_bytes(), &sealed).ok()?;
+        serde_json::from_slice(&plain).ok()
+    }
+
+    fn context(&self, what: &str) -> String {
+        format!("{what} of job {}", self.id)
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+const fn word(kind: ProblemKind) -> &'static str {
+    match kind {
+        ProblemKind::Damaged => "damaged",
+        ProblemKind::Changed => "changed",
+        ProblemKind::Io => "io",
+        ProblemKind::Conflict => "conflict",
+        ProblemKind::Attribute => "attribute",
+        ProblemKind::Skipped => "skipped",
+        ProblemKind::Leftover => "leftover",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use filesystem::Backend;
+    use kms_core::{
+        Ciphertext, ENVELOPE_FORMAT, FilesystemKey, KeyEnvelope, KeyVersion, KmsConfig,
+        KmsConfigId, WrappedKey,
+    };
+
+    use super::*;
+
+    fn id(n: u32) -> JobId {
+        format!("00000000-0000-4000-8000-{n:012}").parse().unwrap()
+    }
+
+    fn filesystem(backing: &Path) -> Arc<Filesystem> {
+        let key = Arc::new(FilesystemKey::generate().unwrap());
+        let config_id = KmsConfigId::random();
+        let ciphertext = Ciphertext { text: "vault:v1:x".into(), version: KeyVersion(1) };
+        let envelope = KeyEnvelope {
+            format: ENVELOPE_FORMAT,
+            filesystem: "home".into(),
+            revision: 1,
+            exposed: false,
+            wrapped: WrappedKey { key_id: key.id(), config_id, ciphertext },
+            kms: KmsConfig {
+                id: config_id,
+                kind: "vault".into(),
+                address: "https://vault".into(),
+                master_key: "k".into(),
+                settings: Default::default(),
+            },
+        };
+        Arc::new(Filesystem::create(backing, key, &envelope, Backend::default()).unwrap())
+    }
+
+    #[test]
+    fn everything_is_kept_sealed_and_shown_by_pages() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::new(dir.path().to_owned());
+        let filesystem = filesystem(&dir.path().join("home"));
+        let of_job = notes.of(id(1), Arc::clone(&filesystem));
+        let report = of_job.begin_report(false).unwrap();
+        assert!(!notes.has_report(id(1)));
+        // Each twice, as a run that was taken up again may write them.
+        for n in 0..2 * (paths::PAGE_LIMIT + 1) {
+            let problem = filesystem::Problem {
+                path: format!("canary-{}", n / 2).into(),
+                ciphertext: None,
+                kind: ProblemKind::Damaged,
+                reason: "altered".into(),
+            };
+            of_job.add(&report, &problem).unwrap();
+        }
+        let (page, more) = of_job.damage(0);
+        assert_eq!((page.len(), more), (paths::PAGE_LIMIT, true));
+        assert_eq!(page[1].path.as_bytes(), b"canary-1");
+        let (page, more) = of_job.damage(paths::PAGE_LIMIT);
+        assert_eq!((page.len(), more, page[0].path.as_bytes()), (1, false, &b"canary-1000"[..]));
+        let text = fs::read_to_string(notes.report(id(1))).unwrap();
+        assert_eq!(text.lines().count(), 2 * (paths::PAGE_LIMIT + 1));
+        assert!(!text.contains("canary") && !text.contains("altered"));
+        // Another job's report it is not, nor another filesystem's.
+        fs::copy(notes.report(id(1)), notes.report(id(2))).unwrap();
+        assert!(notes.of(id(2), filesystem).damage(0).0.is_empty());
+        let other = super::tests::filesystem(&dir.path().join("other"));
+        assert!(notes.of(id(1), other).damage(0).0.is_empty());
+        // What is taken up is added to, what begins anew is not.
+        of_job.begin_report(true).unwrap();
+        assert!(notes.has_report(id(1)));
+        of_job.begin_report(false).unwrap();
+        assert!(!notes.has_report(id(1)));
+    }
+
+    #[test]
+    fn what_nobody_remembers_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::new(dir.path().to_owned());
+        for name in ["report", "checkpoint", "new"] {
+            fs::write(dir.path().join(format!("{}.{name}", id(1))), "x").unwrap();
+        }
+        fs::write(notes.checkpoint(id(2)), "x").unwrap();
+        fs::write(dir.path().join("other"), "x").unwrap();
+        notes.keep_only(&HashSet::from([id(2)])).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert!(notes.has_checkpoint(id(2)) && !notes.has_checkpoint(id(1)));
+    }
+}

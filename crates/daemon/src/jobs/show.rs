@@ -1,0 +1,143 @@
+//! A job as it is answered: its record, with what is known of it in this process and what its notes tell.
+
+use std::sync::atomic::Ordering;
+
+use admin_api::{BytePath, Damage, Exit, Job, JobKind as ApiKind, JobState as ApiState, Problem};
+use key_manager::{JobId, JobKind, JobRecord, JobState};
+use tokio::task::spawn_blocking;
+
+use super::{Jobs, Spec, Standing, lock};
+use crate::problem;
+
+impl Jobs {
+    pub(crate) async fn list(&self) -> Result<Vec<Job>, Problem> {
+        let records = self.manager.jobs().await;
+        let records = records.map_err(|e| problem::of_keys("the jobs can't be listed", &e))?;
+        Ok(records.iter().map(|record| self.show(record)).collect())
+    }
+
+    /// The job with a page of what it could not do, after so much of it.
+    pub(crate) async fn get(&self, id: JobId, damage_after: usize) -> Result<Job, Problem> {
+        let record = self.manager.job(id).await;
+        let record = record.map_err(|e| problem::of_keys("the job can't be shown", &e))?;
+        let mut job = self.show(&record);
+        if job.state == ApiState::Waiting
+            && job.problem.is_none()
+            && let Ok(name) = record.filesystem.parse()
+            && let Err(error) = self.manager.key(&name).await
+        {
+            job.problem = Some(problem::of_keys("the job waits", &error));
+        }
+        if record.kind == JobKind::Move {
+            job.damage = record.failures.iter().map(|failure| of_key(failure)).collect();
+        } else {
+            self.add_names(&mut job, &record, damage_after).await;
+        }
+        Ok(job)
+    }
+
+    /// Adds what names files, if the filesystem whose files they are is unlocked.
+    async fn add_names(&self, job: &mut Job, record: &JobRecord, damage_after: usize) {
+        let detail = Standing::of(record).detail;
+        let has_report = self.notes.has_report(record.id);
+        if !has_report && detail.is_none() {
+            return;
+        }
+        job.names_sealed = true;
+        let Ok(name) = record.filesystem.parse() else { return };
+        let Ok(filesystem) = self.filesystems.get(&name, "its files can't be named").await else {
+            return;
+        };
+        let notes = self.notes.of(record.id, filesystem);
+        if let (Some(problem), Some(sealed)) = (&mut job.problem, detail) {
+            // Another filesystem may have the name now.
+            let Some(detail) = notes.open("reason", &sealed) else { return };
+            problem.detail = detail;
+        }
+        let page = spawn_blocking(move || notes.damage(damage_after)).await;
+        let (damage, more) = page.unwrap_or_default();
+        job.names_sealed = has_report && damage.is_empty() && damage_after == 0;
+        job.next_damage = more.then(|| damage_after + damage.len());
+        job.damage = damage;
+    }
+
+    /// The record, with what is known of it in this process.
+    pub(super) fn show(&self, record: &JobRecord) -> Job {
+        let live = self.find_live(record.id);
+        let standing = Standing::of(record);
+        let state = match (record.state, &live) {
+            (JobState::Running, Some(live)) if live.stop.load(Ordering::Acquire) => {
+                ApiState::Stopping
+            }
+            (JobState::Running, Some(_)) => ApiState::Running,
+            (JobState::Running, None) => ApiState::Waiting,
+            (JobState::Stopped, _) => ApiState::Stopped,
+            (JobState::Done, _) => ApiState::Done,
+            (JobState::PartlyDone, _) => ApiState::Partly,
+            (JobState::Failed, _) => ApiState::Failed,
+        };
+        let done = live.map_or(record.progress, |live| *lock(&live.progress));
+        let known = |total: u64| (total > 0).then_some(total);
+        let spec: Option<Spec> = serde_json::from_value(record.spec.clone()).ok();
+        let is_move = record.kind == JobKind::Move;
+        Job {
+            id: record.id.to_string(),
+            kind: api_kind(record),
+            filesystem: Some(record.filesystem.clone()).filter(|name| !name.is_empty()),
+            path: spec.and_then(|spec| spec.path),
+            state,
+            resumed: standing.resumed,
+            progress: admin_api::Progress {
+                items: done.items_done,
+                total_items: known(done.items_total),
+                failed_items: done.items_failed,
+                bytes: done.bytes_done,
+                total_bytes: known(done.bytes_total),
+            },
+            created_at: record.created.0,
+            ended_at: record.ended.map(|at| at.0),
+            problem: if is_move { move_problem(record) } else { standing.problem },
+            damage: Vec::new(),
+            next_damage: None,
+            names_sealed: false,
+        }
+    }
+}
+
+fn move_problem(record: &JobRecord) -> Option<Problem> {
+    let title = || "not every key was moved".to_owned();
+    match record.state {
+        JobState::PartlyDone => Some(
+            Problem::new(Exit::Partly, "partly-done", title(), record.message.clone())
+                .cure("mend what the job names, then give coffer fs kms rewrap"),
+        ),
+        JobState::Running if !record.message.is_empty() => Some(
+            Problem::new(Exit::KmsUnreachable, "waiting", title(), record.message.clone())
+                .cure("the node tries again by itself; see coffer fs kms"),
+        ),
+        _ => None,
+    }
+}
+
+fn of_key(failure: &str) -> Damage {
+    Damage {
+        path: BytePath::default(),
+        ciphertext: None,
+        kind: "key".to_owned(),
+        what: failure.to_owned(),
+    }
+}
+
+fn api_kind(record: &JobRecord) -> ApiKind {
+    match record.kind {
+        JobKind::Import => ApiKind::Import,
+        JobKind::Export => ApiKind::Export,
+        JobKind::Verify => ApiKind::Verify,
+        JobKind::Move => match record.spec.get("purpose").and_then(|purpose| purpose.as_str()) {
+            Some("rewrap") => ApiKind::Rewrap,
+            Some("renew") => ApiKind::Renew,
+            Some("downgrade") => ApiKind::Downgrade,
+            _ => ApiKind::Move,
+        },
+    }
+}
