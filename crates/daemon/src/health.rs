@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use admin_api::Problem;
-use key_manager::{Error, KeyManager};
-use kms_core::{CredentialStatus, KmsConfig, MasterKey};
+use key_manager::{Error, KeyManager, LiveKms};
+use kms_core::{CredentialStatus, KmsConfig};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -34,8 +34,7 @@ pub(crate) struct Seen {
 /// What a KMS answered.
 #[derive(Debug, Clone)]
 pub(crate) struct Answered {
-    pub(crate) master_key: MasterKey,
-    credential: CredentialStatus,
+    pub(crate) kms: LiveKms,
     at: Instant,
 }
 
@@ -43,8 +42,9 @@ impl Answered {
     /// The credential with the time that it has left now.
     pub(crate) fn credential(&self) -> CredentialStatus {
         let passed = self.at.elapsed();
-        let time_left = self.credential.time_left.map(|left| left.saturating_sub(passed));
-        CredentialStatus { time_left, ..self.credential }
+        let credential = self.kms.credential;
+        let time_left = credential.time_left.map(|left| left.saturating_sub(passed));
+        CredentialStatus { time_left, ..credential }
     }
 }
 
@@ -76,9 +76,7 @@ impl Health {
     pub(crate) async fn look(&self) -> Result<Seen, Error> {
         let overview = self.manager.kms_overview().await?;
         let live = overview.live.map(|live| match live {
-            Ok((master_key, credential)) => {
-                Ok(Answered { master_key, credential, at: Instant::now() })
-            }
+            Ok(kms) => Ok(Answered { kms, at: Instant::now() }),
             Err(error) => Err(problem::of_keys("the KMS does not answer as it should", &error)),
         });
         let seen = Seen { config: overview.config.map(|(config, _)| config), live };
@@ -132,8 +130,7 @@ impl Health {
                 *lock(&self.not_renewed) = None;
                 *granted = renewed.time_left;
                 if let Some(Seen { live: Some(Ok(answered)), .. }) = &mut *lock(&self.seen) {
-                    *answered =
-                        Answered { credential: renewed, at: Instant::now(), ..answered.clone() };
+                    (answered.kms.credential, answered.at) = (renewed, Instant::now());
                 }
                 tracing::info!(
                     seconds_left = renewed.time_left.map(|t| t.as_secs()),

@@ -41,5 +41,5 @@ pub use moving::{MoveReport, MoveSpec, Purpose};
 pub use name::FilesystemName;
 pub use records::{FilesystemRecord, FilesystemState};
 pub use recover::{Recovered, rebuild};
-pub use status::{FilesystemStatus, KmsOverview, VersionCount};
+pub use status::{FilesystemStatus, KmsOverview, LiveKms, VersionCount};
 pub use unlock::{KeyState, LockReason};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kms_core::{
-    CredentialStatus, KeyId, KeyVersion, KmsConfig, KmsConfigId, MasterKey, UnixMillis,
+    CredentialStatus, Finding, KeyId, KeyVersion, KmsConfig, KmsConfigId, MasterKey, UnixMillis,
 };
 
 use crate::manager::key_entry_of;
@@ -37,13 +37,24 @@ pub struct VersionCount {
     pub keys: u64,
 }
 
+/// What a KMS answered.
+#[derive(Debug, Clone)]
+pub struct LiveKms {
+    /// Its master key.
+    pub master_key: MasterKey,
+    /// Our credential.
+    pub credential: CredentialStatus,
+    /// What of it works today and will hurt later.
+    pub findings: Vec<Finding>,
+}
+
 /// The KMS as it is recorded, and as it answers.
 #[derive(Debug)]
 pub struct KmsOverview {
     /// What is set, and since when; `None`: no KMS is set.
     pub config: Option<(KmsConfig, UnixMillis)>,
-    /// What the KMS says now: its master key and our credential, or why it does not answer.
-    pub live: Option<Result<(MasterKey, CredentialStatus), Error>>,
+    /// What the KMS says now, or why it does not answer.
+    pub live: Option<Result<LiveKms, Error>>,
     /// Which versions wrap how many keys.
     pub versions: Vec<VersionCount>,
     /// Filesystems whose key has lain under local wrapping.
@@ -101,9 +112,11 @@ impl KeyManager {
         })
     }
 
-    async fn ask(&self, id: KmsConfigId) -> Result<(MasterKey, CredentialStatus), Error> {
+    async fn ask(&self, id: KmsConfigId) -> Result<LiveKms, Error> {
         let kms = self.kms(id).await?;
-        Ok((kms.master_key().await?, kms.credential().await?))
+        let (master_key, credential) = (kms.master_key().await?, kms.credential().await?);
+        let findings = kms.findings(&master_key, &credential);
+        Ok(LiveKms { master_key, credential, findings })
     }
 
     /// Unreadable entries are left out: their filesystems show why they are locked.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kms_core::{
-    Ciphertext, CredentialStatus, Items, KeyRecord, KeyVersion, Kms, KmsConfig, KmsError,
+    Ciphertext, CredentialStatus, Finding, Items, KeyRecord, KeyVersion, Kms, KmsConfig, KmsError,
     KmsErrorKind, MasterKey, RecordError, UnixMillis,
 };
 use reqwest::StatusCode;
@@ -18,8 +18,8 @@ use crate::Limits;
 use crate::config::VaultConfig;
 use crate::http::{Answer, Client, printable};
 use crate::operation::Operation;
-use crate::refusal;
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
+use crate::{findings, refusal};
 
 pub(crate) struct VaultKms {
     config: KmsConfig,
@@ -242,6 +242,10 @@ impl Kms for VaultKms {
     async fn renew(&self) -> Result<CredentialStatus, KmsError> {
         let token = self.look_up_token().await?;
         if token.renewable { self.renew_token(&token).await } else { Ok(self.status(&token)) }
+    }
+
+    fn findings(&self, key: &MasterKey, credential: &CredentialStatus) -> Vec<Finding> {
+        findings::later(self.target(), key, credential)
     }
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {

@@ -13,7 +13,8 @@
 //! | `wire` | the bodies of requests and answers; secrets in memory that is wiped |
 //! | `refusal` | what Vault's refusals mean, and what to do about each |
 //! | `kms` | batches; the life of a token |
-//! | `provider` | the proof, and its warnings |
+//! | `provider` | the proof |
+//! | `findings` | warnings, at the proof and later |
 //!
 //! # No key is made by accident
 //!
@@ -48,6 +49,7 @@
 
 mod address;
 mod config;
+mod findings;
 mod http;
 mod kms;
 mod operation;

@@ -1,8 +1,6 @@
 //! [`KmsProvider`]: a configuration and a token in, a proved [`Kms`] out.
 
-use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use kms_core::{
@@ -12,10 +10,11 @@ use kms_core::{
 
 use crate::Limits;
 use crate::config::{KIND, VaultConfig};
+use crate::findings::{self, finding};
 use crate::http::Client;
 use crate::kms::{self, VaultKms};
 use crate::operation::Operation;
-use crate::wire::{KeyData, TokenData};
+use crate::wire::TokenData;
 
 /// Makes [`Kms`]s over Vault's transit engine. Holds nothing but [`Limits`]; one serves any number of configurations.
 ///
@@ -75,15 +74,7 @@ impl KmsProvider for VaultProvider {
         prove_by_use(&vault).await?;
 
         let (credential, mut findings) = prove_renewal(&vault, &token).await?;
-        findings.extend(look_at_token(&token, &credential));
-        findings.extend(look_at_key(vault.target(), &key));
-        if vault.target().is_exposed() {
-            findings.push(finding(
-                "plain-http",
-                "Vault is reached by plain http: the token and every key can be read on the way",
-                "give Vault a certificate and set its https URL",
-            ));
-        }
+        findings.extend(findings::at_proof(vault.target(), &token, &credential, &key));
         Ok(Proof { kms: Arc::new(vault), master_key: kms::describe(key), credential, findings })
     }
 }
@@ -145,89 +136,4 @@ async fn prove_renewal(
         }
         Err(e) => Err(e),
     }
-}
-
-/// Below this much life an administrator should act today.
-const SOON: Duration = Duration::from_secs(24 * 60 * 60);
-
-fn look_at_token(token: &TokenData, status: &CredentialStatus) -> Vec<Finding> {
-    const PERIODIC: &str = "make a periodic token: vault write auth/token/roles/coffer allowed_policies=coffer period=768h \
-                            orphan=true, then vault token create -role=coffer";
-    let mut findings = Vec::new();
-    if token.policies.iter().any(|policy| policy == "root") {
-        findings.push(finding(
-            "token-is-root",
-            "the token may do everything in Vault",
-            "make one with the policy that `coffer fs kms policy` shows, and revoke this one",
-        ));
-    }
-    if let Some(left) = status.time_left {
-        if !status.renewable {
-            findings.push(finding(
-                "token-not-renewable",
-                "the token can't be renewed: when it ends, no filesystem opens any more",
-                PERIODIC,
-            ));
-        } else if !status.periodic {
-            findings.push(finding(
-                "token-not-periodic",
-                "the token is not periodic: renewals end at its maximum life, and then no filesystem opens any more",
-                PERIODIC,
-            ));
-        }
-        if left < SOON && !(status.renewable && status.periodic) {
-            let minutes = left.as_secs().div_ceil(60);
-            findings.push(finding(
-                "token-expires-soon",
-                format!("the token ends in {minutes} minutes"),
-                PERIODIC,
-            ));
-        }
-        if !token.orphan {
-            findings.push(finding(
-                "token-not-orphan",
-                "the token is revoked together with the token that made it",
-                "make it by a role with orphan=true",
-            ));
-        }
-    }
-    if token.num_uses > 0 {
-        findings.push(finding(
-            "token-uses-limited",
-            format!("the token ends after {} more uses", token.num_uses),
-            "make one without a limit of uses",
-        ));
-    }
-    findings
-}
-
-fn look_at_key(config: &VaultConfig, key: &KeyData) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let name = &key.name;
-    if key.deletion_allowed {
-        findings.push(finding(
-            "key-deletable",
-            format!("Vault allows the master key {name} to be deleted, and all data would be lost with it"),
-            format!("forbid it: vault write {}/config deletion_allowed=false", Operation::ReadKey.path(config)),
-        ));
-    }
-    if key.exportable {
-        findings.push(finding(
-            "key-exportable",
-            format!("Vault gives the master key {name} out in clear to who may export it"),
-            "this can't be undone: use a new key, made without exportable, to which all keys are moved",
-        ));
-    }
-    if key.allow_plaintext_backup {
-        findings.push(finding(
-            "key-backup-in-clear",
-            format!("Vault gives the master key {name} out in clear to who may back it up"),
-            "this can't be undone: use a new key, made without allow_plaintext_backup, to which all keys are moved",
-        ));
-    }
-    findings
-}
-
-fn finding(code: &str, what: impl fmt::Display, cure: impl fmt::Display) -> Finding {
-    Finding { code: code.to_owned(), what: what.to_string(), cure: cure.to_string() }
 }

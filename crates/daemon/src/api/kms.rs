@@ -10,7 +10,7 @@ use admin_api::{
 use axum::Json;
 use axum::extract::{Query, State};
 use key_manager::{FilesystemStatus, JobRecord, JobState, NewKms};
-use kms_core::{Credential, CredentialStatus, KmsConfig, MasterKey};
+use kms_core::{Credential, CredentialStatus, KmsConfig};
 use serde::Deserialize;
 
 use super::{Answer, Body};
@@ -73,11 +73,7 @@ pub(crate) async fn set(
     };
     let mut kms = look(&shared, title).await?;
     // The proof looks closer than a later look can: at policies, uses, the way there.
-    kms.findings = configured
-        .findings
-        .into_iter()
-        .map(|f| Finding { code: f.code, what: f.what, cure: f.cure })
-        .collect();
+    kms.findings = configured.findings.into_iter().map(carry_on).collect();
     Ok(Json(KmsChange { change, kms, job }))
 }
 
@@ -156,8 +152,7 @@ pub(crate) fn view(shared: &Shared, seen: &Seen, statuses: &[FilesystemStatus]) 
     let answered = seen.live.as_ref().and_then(|live| live.as_ref().ok());
     let mut found = Vec::new();
     if let Some(answered) = answered {
-        found.extend(of_key(&answered.master_key));
-        found.extend(of_credential(&answered.credential()));
+        found.extend(answered.kms.findings.iter().cloned().map(carry_on));
     }
     if let Some(problem) = shared.health.not_renewed().filter(|_| seen.config.is_some()) {
         let cure = problem.cure.clone().unwrap_or_default();
@@ -173,8 +168,8 @@ pub(crate) fn view(shared: &Shared, seen: &Seen, statuses: &[FilesystemStatus]) 
         auth_method: "token".to_owned(),
         credential_set: !matches!(&seen.live, Some(Err(problem)) if problem.code == "invalid"),
         credential: answered.map(|answered| life(&answered.credential())),
-        latest_version: answered.map(|answered| answered.master_key.latest_version.0),
-        min_decryption_version: answered.map(|a| a.master_key.min_decryption_version.0),
+        latest_version: answered.map(|answered| answered.kms.master_key.latest_version.0),
+        min_decryption_version: answered.map(|a| a.kms.master_key.min_decryption_version.0),
         problem: seen.live.as_ref().and_then(|live| live.as_ref().err().cloned()),
     });
     let mut exposed = BTreeSet::new();
@@ -225,63 +220,11 @@ fn life(status: &CredentialStatus) -> CredentialLife {
     }
 }
 
+fn carry_on(finding: kms_core::Finding) -> Finding {
+    let kms_core::Finding { code, what, cure } = finding;
+    Finding { code, what, cure }
+}
+
 fn finding(code: &str, what: &str, cure: &str) -> Finding {
     Finding { code: code.to_owned(), what: what.to_owned(), cure: cure.to_owned() }
-}
-
-/// The same words as the proof at `set-vault` has, for what can be seen later.
-fn of_key(key: &MasterKey) -> Vec<Finding> {
-    let mut found = Vec::new();
-    let name = &key.name;
-    if key.deletion_allowed {
-        found.push(finding(
-            "key-deletable",
-            &format!("the KMS allows the master key {name} to be deleted, and all data would be lost with it"),
-            &format!("vault write <transit path>/keys/{name}/config deletion_allowed=false"),
-        ));
-    }
-    if key.exportable {
-        found.push(finding(
-            "key-exportable",
-            &format!("the KMS gives the master key {name} out in clear to who may export it"),
-            "this can't be undone: use a new key, made without exportable, to which all keys are moved",
-        ));
-    }
-    found
-}
-
-fn of_credential(status: &CredentialStatus) -> Vec<Finding> {
-    const PERIODIC: &str = "make a periodic token and give it with coffer fs kms set-vault";
-    // Of Vault's tokens only root's never end.
-    let Some(left) = status.time_left else {
-        let what = "the token never ends and may do everything in Vault";
-        return vec![finding(
-            "token-is-root",
-            what,
-            "make one with the policy that coffer fs kms policy shows, give it with coffer fs kms set-vault, and revoke this one",
-        )];
-    };
-    let mut found = Vec::new();
-    if !status.renewable {
-        found.push(finding(
-            "token-not-renewable",
-            "the token can't be renewed: when it ends, no filesystem opens any more",
-            PERIODIC,
-        ));
-    } else if !status.periodic {
-        found.push(finding(
-            "token-not-periodic",
-            "the token is not periodic: renewals end at its maximum life, and then no filesystem opens any more",
-            PERIODIC,
-        ));
-    }
-    if left.as_secs() < 24 * 3600 && !(status.renewable && status.periodic) {
-        let minutes = left.as_secs().div_ceil(60);
-        found.push(finding(
-            "token-expires-soon",
-            &format!("the token ends in {minutes} minutes"),
-            PERIODIC,
-        ));
-    }
-    found
 }

@@ -349,6 +349,9 @@ pub(crate) async fn flags_of_the_key_are_warned_of(vault: &Vault, root_token: &s
         ["token-is-root", "key-deletable", "key-exportable", "key-backup-in-clear"]
     );
     assert!(proof.master_key.deletion_allowed && proof.master_key.exportable);
+    // A later look says the same of what it sees.
+    let later = proof.kms.findings(&proof.master_key, &proof.credential);
+    assert_eq!(later, proof.findings[..3]);
 }
 
 /// `settings` make a key that can't serve.

@@ -1,0 +1,145 @@
+//! What works today and will hurt later, in words: all of it when a configuration is proved, and of it what a look at
+//! the key and the token shows later.
+
+use std::fmt;
+use std::time::Duration;
+
+use kms_core::{CredentialStatus, Finding, MasterKey};
+
+use crate::config::VaultConfig;
+use crate::operation::Operation;
+use crate::wire::{KeyData, TokenData};
+
+/// Below this much life an administrator should act today.
+const SOON: Duration = Duration::from_secs(24 * 60 * 60);
+const PERIODIC: &str = "make a periodic token: vault write auth/token/roles/coffer allowed_policies=coffer period=768h \
+                        orphan=true, then vault token create -role=coffer, and give it with coffer fs kms set-vault";
+
+/// What the proof sees.
+pub(crate) fn at_proof(
+    config: &VaultConfig,
+    token: &TokenData,
+    status: &CredentialStatus,
+    key: &KeyData,
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if token.policies.iter().any(|policy| policy == "root") {
+        found.push(token_is_root());
+    }
+    found.extend(of_life(status));
+    if status.time_left.is_some() && !token.orphan {
+        found.push(finding(
+            "token-not-orphan",
+            "the token is revoked together with the token that made it",
+            "make it by a role with orphan=true",
+        ));
+    }
+    if token.num_uses > 0 {
+        found.push(finding(
+            "token-uses-limited",
+            format!("the token ends after {} more uses", token.num_uses),
+            "make one without a limit of uses",
+        ));
+    }
+    found.extend(key.deletion_allowed.then(|| key_deletable(config)));
+    found.extend(key.exportable.then(|| key_exportable(config)));
+    if key.allow_plaintext_backup {
+        found.push(finding(
+            "key-backup-in-clear",
+            format!("Vault gives the master key {} out in clear to who may back it up", key.name),
+            "this can't be undone: use a new key, made without allow_plaintext_backup, to which all keys are moved",
+        ));
+    }
+    found.extend(plain_http(config));
+    found
+}
+
+/// What later looks see.
+pub(crate) fn later(
+    config: &VaultConfig,
+    key: &MasterKey,
+    status: &CredentialStatus,
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    // Of Vault's tokens only root's never end.
+    found.extend(status.time_left.is_none().then(token_is_root));
+    found.extend(of_life(status));
+    found.extend(key.deletion_allowed.then(|| key_deletable(config)));
+    found.extend(key.exportable.then(|| key_exportable(config)));
+    found.extend(plain_http(config));
+    found
+}
+
+fn token_is_root() -> Finding {
+    finding(
+        "token-is-root",
+        "the token may do everything in Vault",
+        "make one with the policy that coffer fs kms policy shows, give it with coffer fs kms set-vault, and revoke this one",
+    )
+}
+
+fn of_life(status: &CredentialStatus) -> Vec<Finding> {
+    let Some(left) = status.time_left else { return Vec::new() };
+    let mut found = Vec::new();
+    if !status.renewable {
+        found.push(finding(
+            "token-not-renewable",
+            "the token can't be renewed: when it ends, no filesystem opens any more",
+            PERIODIC,
+        ));
+    } else if !status.periodic {
+        found.push(finding(
+            "token-not-periodic",
+            "the token is not periodic: renewals end at its maximum life, and then no filesystem opens any more",
+            PERIODIC,
+        ));
+    }
+    if left < SOON && !(status.renewable && status.periodic) {
+        let minutes = left.as_secs().div_ceil(60);
+        found.push(finding(
+            "token-expires-soon",
+            format!("the token ends in {minutes} minutes"),
+            PERIODIC,
+        ));
+    }
+    found
+}
+
+fn key_deletable(config: &VaultConfig) -> Finding {
+    finding(
+        "key-deletable",
+        format!(
+            "Vault allows the master key {} to be deleted, and all data would be lost with it",
+            config.master_key()
+        ),
+        format!(
+            "forbid it: vault write {}/config deletion_allowed=false",
+            Operation::ReadKey.path(config)
+        ),
+    )
+}
+
+fn key_exportable(config: &VaultConfig) -> Finding {
+    finding(
+        "key-exportable",
+        format!(
+            "Vault gives the master key {} out in clear to who may export it",
+            config.master_key()
+        ),
+        "this can't be undone: use a new key, made without exportable, to which all keys are moved",
+    )
+}
+
+fn plain_http(config: &VaultConfig) -> Option<Finding> {
+    config.is_exposed().then(|| {
+        finding(
+            "plain-http",
+            "Vault is reached by plain http: the token and every key can be read on the way",
+            "give Vault a certificate and set its https URL",
+        )
+    })
+}
+
+pub(crate) fn finding(code: &str, what: impl fmt::Display, cure: impl fmt::Display) -> Finding {
+    Finding { code: code.to_owned(), what: what.to_string(), cure: cure.to_string() }
+}
