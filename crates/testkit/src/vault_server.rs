@@ -22,6 +22,7 @@ pub const NEWEST: &str = "COFFER_TEST_VAULT_NEWEST";
 pub struct VaultServer {
     child: Child,
     url: String,
+    plain_url: Option<String>,
     // Holds the log until the server is gone.
     _folder: tempfile::TempDir,
 }
@@ -58,7 +59,7 @@ impl VaultServer {
         Self::run(program, None)
     }
 
-    /// The same with TLS; the slim server only.
+    /// The same with TLS. The whole command goes on answering without it at another port too.
     pub fn start_tls(program: &Path, tls: TlsFiles<'_>) -> Self {
         Self::run(program, Some(tls))
     }
@@ -74,11 +75,25 @@ impl VaultServer {
             command.arg(format!("-dev-root-token-id={}", Self::ROOT_TOKEN));
             command.arg(format!("-dev-listen-address={address}"));
         }
-        if let Some(tls) = tls {
-            assert!(slim, "TLS is for the slim server");
-            command.arg("-tls-cert").arg(tls.certificate).arg("-tls-key").arg(tls.key);
-        }
         let folder = tempfile::tempdir().unwrap();
+        let plain_url = (!slim || tls.is_none()).then(|| format!("http://{address}"));
+        let url = match (tls, slim) {
+            (None, _) => format!("http://{address}"),
+            (Some(tls), true) => {
+                command.arg("-tls-cert").arg(tls.certificate).arg("-tls-key").arg(tls.key);
+                format!("https://{address}")
+            }
+            (Some(tls), false) => {
+                let (address, config) = (free_address(), folder.path().join("tls.json"));
+                let listener = json!({
+                    "address": address, "tls_cert_file": tls.certificate, "tls_key_file": tls.key,
+                });
+                let text = json!({ "listener": { "tcp": listener } }).to_string();
+                std::fs::write(&config, text).unwrap();
+                command.arg("-config").arg(config);
+                format!("https://{address}")
+            }
+        };
         let log = folder.path().join("log");
         let out = File::create(&log).unwrap();
         let child = command
@@ -88,8 +103,7 @@ impl VaultServer {
             .stdout(out)
             .spawn()
             .unwrap_or_else(|e| panic!("{} does not start: {e}", program.display()));
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let mut server = Self { child, url: format!("{scheme}://{address}"), _folder: folder };
+        let mut server = Self { child, url, plain_url, _folder: folder };
         server.wait_until_ready(slim, &log);
         server
     }
@@ -99,7 +113,11 @@ impl VaultServer {
         loop {
             let said = read(log);
             // The slim server says so when it is unsealed and has its root token.
-            let ready = if slim { said.contains("listening on") } else { is_healthy(&self.url) };
+            let ready = if slim {
+                said.contains("listening on")
+            } else {
+                self.plain_url.as_deref().is_some_and(is_healthy)
+            };
             if ready {
                 return;
             }
@@ -117,9 +135,13 @@ impl VaultServer {
         &self.url
     }
 
-    /// Its administrator. Not over TLS.
+    /// Its administrator.
+    ///
+    /// # Panics
+    /// On a slim server with TLS, which answers in no other way.
     pub fn admin(&self) -> VaultAdmin {
-        VaultAdmin::new(&self.url, Self::ROOT_TOKEN)
+        let url = self.plain_url.as_ref().expect("an administrator has no TLS");
+        VaultAdmin::new(url, Self::ROOT_TOKEN)
     }
 }
 

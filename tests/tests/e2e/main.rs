@@ -11,3 +11,4 @@ mod main_job;
 mod page;
 mod secrets;
 mod store;
+mod vault_options;
