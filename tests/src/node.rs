@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -14,7 +15,12 @@ use serde_json::Value;
 /// The directory that a node lives in; it outlives the node's processes.
 pub struct Place {
     dir: tempfile::TempDir,
+    /// Whose it is, if not this process's own.
+    user: Option<u32>,
 }
+
+/// Nobody's user and group on Linux.
+const NOBODY: u32 = 65534;
 
 impl Default for Place {
     fn default() -> Self {
@@ -25,7 +31,39 @@ impl Default for Place {
 impl Place {
     /// An empty one.
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self { dir: tempfile::tempdir().unwrap(), user: None }
+    }
+
+    /// An empty one of a user who is not root: nobody, or whoever runs the test. Its node and the commands to it run as that user.
+    pub fn of_ordinary_user() -> Self {
+        let place = Self::new();
+        if !nix::unistd::geteuid().is_root() {
+            return place;
+        }
+        // The program may lie where only root comes.
+        fs::copy(program(), place.path("coffer")).unwrap();
+        std::os::unix::fs::chown(place.path(""), Some(NOBODY), Some(NOBODY)).unwrap();
+        Self { user: Some(NOBODY), ..place }
+    }
+
+    /// Makes this and all below the user's.
+    pub fn hand_over(&self, path: &Path) {
+        if let Some(user) = self.user {
+            let owner = format!("{user}:{user}");
+            let status = Command::new("chown").args(["-hR", &owner]).arg(path).status().unwrap();
+            assert!(status.success());
+        }
+    }
+
+    fn command(&self) -> Command {
+        match self.user {
+            None => Command::new(program()),
+            Some(user) => {
+                let mut command = Command::new(self.path("coffer"));
+                command.uid(user).gid(user);
+                command
+            }
+        }
     }
 
     /// A copy of everything in this place, elsewhere. The node is not running.
@@ -66,7 +104,7 @@ impl Place {
 
     /// The command that runs the node here.
     pub fn serve(&self) -> Command {
-        let mut command = Command::new(program());
+        let mut command = self.command();
         command
             .arg("serve")
             .arg("--state-dir")
@@ -122,7 +160,8 @@ impl Place {
     /// Runs a command of the program with this on stdin. The socket goes in by the environment.
     pub fn coffer_with_input<S: AsRef<str>>(&self, args: &[S], input: &str) -> Answer {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
-        let mut child = Command::new(program())
+        let mut child = self
+            .command()
             .args(&args)
             .env("COFFER_SOCKET", self.socket())
             .stdin(Stdio::piped())
