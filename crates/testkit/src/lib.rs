@@ -14,6 +14,7 @@ pub mod audit;
 pub mod clock;
 pub mod fake_kms;
 pub mod fake_store;
+pub mod key_holder;
 pub mod kms;
 pub mod store;
 pub mod tree;

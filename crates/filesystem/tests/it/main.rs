@@ -7,6 +7,7 @@
 
 mod damage;
 mod disk_full;
+mod key_holder;
 mod life;
 mod resume;
 mod round_trip;

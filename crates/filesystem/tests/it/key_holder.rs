@@ -1,0 +1,42 @@
+//! The copies in backing directories keep the promises of a holder, also while their filesystems are open.
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use filesystem::{Backend, BackingHeaders, Filesystem};
+use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyHolder};
+use tempfile::TempDir;
+use testkit::key_holder::{KeyHolderFixture, key_holder_contract};
+
+/// Filesystems side by side, open until the test ends.
+struct Directories {
+    dir: TempDir,
+    open: Mutex<Vec<Filesystem>>,
+}
+
+#[async_trait]
+impl KeyHolderFixture for Directories {
+    async fn make(&self, envelope: &KeyEnvelope) -> FilesystemSite {
+        let mut open = self.open.lock().unwrap();
+        let backing = self.dir.path().join(open.len().to_string());
+        let key_id = envelope.wrapped.key_id;
+        let key = Arc::new(FilesystemKey::from_bytes(key_id, &[7; 32]).unwrap());
+        open.push(Filesystem::create(&backing, key, envelope, Backend::default()).unwrap());
+        FilesystemSite { name: envelope.filesystem.clone(), key_id, backing }
+    }
+
+    fn holder(&self) -> Arc<dyn KeyHolder> {
+        Arc::new(BackingHeaders)
+    }
+
+    async fn spoil(&self, _: &FilesystemSite, location: &str) {
+        fs::write(location, b"{ not a wrapped key").unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_in_backing_directories_keep_the_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    key_holder_contract(&Directories { dir, open: Mutex::default() }).await;
+}
