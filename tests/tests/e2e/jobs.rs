@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use coffer_tests::node::Place;
+use coffer_tests::node::{Node, Place};
 use testkit::tree;
 
 #[test]
@@ -74,11 +74,50 @@ fn large_and_sparse_files_come_back_in_little_memory() {
     place.ok(&["fs", "create", "home", "--allow-no-kms"]);
     place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
     place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
-    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    let kib: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
-    assert!(kib < 128 * 1024, "the node's memory peaked at {kib} KiB");
+    assert_little_memory(&node);
     assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn many_files_in_one_directory_come_back_in_little_memory() {
+    // The node itself takes some 50 MiB: what is kept of each of 50,000 entries has to fit into 1.6 KiB.
+    const FILES: usize = 40_000;
+    const LINKED: usize = 5_000;
+    let place = Place::new();
+    let (source, target) = (place.path("source"), place.path("target"));
+    fs::create_dir(&source).unwrap();
+    for n in 0..FILES {
+        fs::write(source.join(format!("file-{n:0150}")), &b"tiny"[..n % 5]).unwrap();
+    }
+    for n in 0..LINKED {
+        let name = source.join(format!("one-name-{n:06}"));
+        fs::write(&name, b"of two").unwrap();
+        fs::hard_link(&name, source.join(format!("another-name-{n:06}"))).unwrap();
+    }
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    for job in [
+        &["fs", "import", "home", source.to_str().unwrap()][..],
+        &["fs", "verify", "home"],
+        &["fs", "export", "home", target.to_str().unwrap()],
+    ] {
+        place.ok(job);
+        assert_little_memory(&node);
+    }
+    assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
+/// Holds a node to what is promised at any size: 128 MiB.
+fn assert_little_memory(node: &Node<'_>) {
+    let kib = peak_memory(node);
+    assert!(kib < 128 * 1024, "the node's memory peaked at {kib} KiB");
+}
+
+/// The most that a node has had in memory, in KiB.
+fn peak_memory(node: &Node<'_>) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 #[test]
