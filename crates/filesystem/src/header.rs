@@ -130,3 +130,56 @@ impl KeyHolder for BackingHeaders {
         replace().map_err(|fault| Self::error(site, "replaced", fault.at_path(&path)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use kms_core::{
+        Ciphertext, ENVELOPE_FORMAT, KeyId, KeyVersion, KmsConfig, KmsConfigId, WrappedKey,
+    };
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Names all fields; one in an object as `object.field`. `kms.settings` is the provider's.
+    fn fields(value: &Value, above: &str, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(object) if above != "kms.settings." => {
+                let each = |(name, value)| fields(value, &format!("{above}{name}."), found);
+                object.iter().for_each(each);
+            }
+            _ => drop(found.insert(above.trim_end_matches('.').to_owned())),
+        }
+    }
+
+    #[test]
+    fn the_specification_has_each_field_and_no_other() {
+        let id = KmsConfigId::random();
+        let ciphertext = Ciphertext { text: String::new(), version: KeyVersion(1) };
+        let envelope = KeyEnvelope {
+            format: ENVELOPE_FORMAT,
+            filesystem: String::new(),
+            revision: 1,
+            wrapped: WrappedKey { key_id: KeyId::random(), config_id: id, ciphertext },
+            kms: KmsConfig {
+                id,
+                kind: String::new(),
+                address: String::new(),
+                master_key: String::new(),
+                settings: Default::default(),
+            },
+            exposed: false,
+        };
+        let mut written = BTreeSet::new();
+        fields(&serde_json::to_value(&envelope).unwrap(), "", &mut written);
+        let text = include_str!("../../../docs/formats.md");
+        let table = text.split("`coffer.key` is a JSON object").nth(1).unwrap();
+        let rows = table.lines().skip_while(|line| !line.starts_with('|'));
+        let specified: BTreeSet<String> = rows
+            .take_while(|line| line.starts_with('|'))
+            .filter_map(|row| row.strip_prefix("| `")?.split('`').next().map(str::to_owned))
+            .collect();
+        assert_eq!(written, specified);
+    }
+}
