@@ -82,14 +82,19 @@ impl Bar {
         } else {
             (progress.items, progress.total_items)
         };
-        let template = match (self.counts_bytes, total.is_some()) {
-            (true, true) => {
+        // What has no rate yet has no time left that could be told.
+        let template = match (self.counts_bytes, total.is_some(), done > 0) {
+            (true, true, true) => {
                 "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left"
             }
-            (true, false) => "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}",
-            (false, true) => "{msg} {wide_bar} {pos}/{len} {per_sec} {eta} left",
-            (false, false) => "{msg} {spinner} {pos} {per_sec}",
+            (true, true, false) => "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes}",
+            (true, false, _) => "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}",
+            (false, true, true) => "{msg} {wide_bar} {pos}/{len} {per_sec} {eta} left",
+            (false, true, false) => "{msg} {wide_bar} {pos}/{len}",
+            (false, false, _) => "{msg} {spinner} {pos} {per_sec}",
         };
+        // First, since setting the length draws.
+        self.bar.set_position(done);
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style);
         }
@@ -106,7 +111,6 @@ impl Bar {
             _ if progress.failed_items > 0 => format!("{name}, {} failed", progress.failed_items),
             _ => name.to_owned(),
         });
-        self.bar.set_position(done);
         self.bar.tick();
     }
 }

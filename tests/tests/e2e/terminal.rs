@@ -28,6 +28,7 @@ fn progress_is_shown_on_a_terminal_only() {
         measures.iter().all(|measure| frame.contains(measure)) && frame.contains('█')
     };
     assert!(bar.split(CLEARED).any(tells_all), "no bar with bytes, rate and time left: {bar:?}");
+    assert!(!bar.contains(" 0 B/s 0s left"), "time left told before there was a rate: {bar:?}");
     assert_eq!(answer.trim(), format!("imported into home: 2 items, {TOTAL}"));
 
     let piped = place.coffer(&["fs", "import", "other", text(&source)]).expect(0);

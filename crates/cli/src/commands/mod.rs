@@ -81,7 +81,8 @@ fn ask_node(command: Command, mut context: Context<'_, '_>) -> Result<Exit, Prob
 
 fn man(directory: Option<&Path>, console: &mut Console<'_>) -> Result<Outcome, Problem> {
     let written = match directory {
-        Some(directory) => clap_mangen::generate_to(Arguments::command(), directory),
+        Some(directory) => std::fs::create_dir_all(directory)
+            .and_then(|()| clap_mangen::generate_to(Arguments::command(), directory)),
         None => {
             let mut page = Vec::new();
             let written = clap_mangen::Man::new(Arguments::command()).render(&mut page);
@@ -91,7 +92,7 @@ fn man(directory: Option<&Path>, console: &mut Console<'_>) -> Result<Outcome, P
     };
     written.map(|()| Outcome::Exit(Exit::Done)).map_err(|e| {
         Problem::new(Exit::Failed, "man", "the manual pages can't be written", e.to_string())
-            .cure("name a directory that exists and that you may write to")
+            .cure("name a directory that you may write to")
     })
 }
 

@@ -88,9 +88,9 @@ fn completions_and_the_manual_are_printed() {
     }
     assert!(run(["coffer", "man"], "").stdout.contains(".TH coffer 1"));
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().to_str().unwrap();
-    assert_eq!(run(["coffer", "man", path], "").code, 0);
-    assert!(directory.path().join("coffer-fs-kms-set-vault.1").is_file());
+    let pages = directory.path().join("share/man1");
+    assert_eq!(run(["coffer", "man", pages.to_str().unwrap()], "").code, 0);
+    assert!(pages.join("coffer-fs-kms-set-vault.1").is_file());
 }
 
 #[test]
