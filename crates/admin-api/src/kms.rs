@@ -33,7 +33,7 @@ pub struct SetVault {
 pub struct Kms {
     /// The configuration; `None` while none is set.
     pub configured: Option<KmsDetails>,
-    /// Keys wrapped by each version of each master key, and locally.
+    /// What each version of each master key wraps, and what is wrapped locally.
     pub keys: Vec<VersionCount>,
     /// Keys that have lain under local wrapping, and may be compromised.
     pub exposed_keys: u64,
@@ -67,6 +67,8 @@ pub struct KmsDetails {
     pub latest_version: Option<u64>,
     /// The version below which the KMS refuses to decrypt, when the KMS told it.
     pub min_decryption_version: Option<u64>,
+    /// The oldest version that something of ours needs: `min_decryption_version` can be raised up to it.
+    pub lowest_needed: Option<u64>,
     /// Why the KMS does not answer now; `None` if it does.
     pub problem: Option<Problem>,
 }
@@ -82,7 +84,7 @@ pub struct CredentialLife {
     pub periodic: bool,
 }
 
-/// How many keys one version of one master key wraps.
+/// What one version of one master key wraps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionCount {
     /// `vault`, `local`.
@@ -93,6 +95,8 @@ pub struct VersionCount {
     pub version: u64,
     /// Filesystem keys.
     pub keys: u64,
+    /// Whether it wraps the canary too: what Coffer keeps to see whether the master key is still the same.
+    pub canary: bool,
 }
 
 /// A warning with its cure.

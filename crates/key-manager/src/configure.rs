@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kms_core::{
-    Commit, Credential, CredentialStatus, FilesystemKey, Finding, Kms, KmsConfig, KmsConfigId,
-    KmsError, KmsErrorKind, KmsExt, MasterKey, Outcome, WrappedKey,
+    Commit, Credential, CredentialStatus, Finding, Kms, KmsConfig, KmsConfigId, KmsErrorKind,
+    KmsExt, MasterKey, Outcome, WrappedKey,
 };
 
-use crate::filesystems::{LOCAL, new_local_config, no_answer};
+use crate::filesystems::{LOCAL, new_local_config};
+use crate::identity::make_canary;
 use crate::jobs::put_job;
 use crate::manager::key_entry_of;
 use crate::moving::Purpose;
@@ -184,42 +185,6 @@ impl KeyManager {
         }
     }
 
-    /// Refuses a master key that is not the one that the configuration was made with: opens the canary, and tells
-    /// a key that was made again from one whose versions were cut off.
-    pub(crate) async fn prove_identity(
-        &self,
-        config: &ConfigRecord,
-        kms: &dyn Kms,
-    ) -> Result<(), KmsError> {
-        let Some(canary) = &config.canary else { return Ok(()) };
-        let opened = kms
-            .unwrap_keys(std::slice::from_ref(canary))
-            .await?
-            .pop()
-            .unwrap_or_else(|| Err(no_answer()));
-        match opened {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == KmsErrorKind::NotAuthentic => {
-                let now = kms.master_key().await?;
-                let remade = now.created.iter().any(|(version, at)| {
-                    config.versions.get(version).is_some_and(|known| known != at)
-                });
-                let how = if remade {
-                    "it was deleted and made again under the same name"
-                } else {
-                    "it does not open what the configured key made"
-                };
-                Err(KmsError::new(
-                    KmsErrorKind::KeyReplaced,
-                    format!("the master key {:?} is not the one that was configured: {how}", now.name),
-                )
-                .cure("restore the KMS from a backup that has the old key; while filesystems are still unlocked here, setting the KMS anew (coffer fs kms set-vault) moves their keys to the new one")
-                .because(error))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     /// The configuration for local wrapping, made if there is none, with its key in place.
     pub(crate) async fn local_config(&self) -> Result<ConfigRecord, Error> {
         let existing = self.configs().await?.into_iter().find(|c| c.config.kind == LOCAL);
@@ -260,7 +225,7 @@ impl KeyManager {
     }
 
     /// Whether `kms` opens what the old configuration wrapped: the canary, and every key that opens at all. With the same
-    /// address and master key the canary alone decides, so that one damaged record does not keep a new token out.
+    /// address and master key the identity alone decides, so that one damaged record does not keep a new token out.
     async fn opens_as_it_lies(
         &self,
         old: &ConfigRecord,
@@ -268,13 +233,19 @@ impl KeyManager {
         kms: &dyn Kms,
         keys: &[KeyEntry],
     ) -> Result<bool, Error> {
-        let mut wrapped: Vec<WrappedKey> = old.canary.iter().cloned().collect();
         let same_place =
             old.config.address == new.address && old.config.master_key == new.master_key;
-        if !same_place || wrapped.is_empty() {
-            let of_old = keys.iter().filter(|k| k.wrapped.config_id == old.config.id);
-            wrapped.extend(of_old.map(|k| k.wrapped.clone()));
+        if same_place && old.canary.is_some() {
+            use KmsErrorKind::{KeyReplaced, VersionTooOld};
+            return match self.prove_identity(old, kms).await {
+                Ok(()) => Ok(true),
+                Err(Error::Kms(e)) if matches!(e.kind(), KeyReplaced | VersionTooOld) => Ok(false),
+                Err(error) => Err(error),
+            };
         }
+        let of_old = keys.iter().filter(|k| k.wrapped.config_id == old.config.id);
+        let mut wrapped: Vec<WrappedKey> = of_old.map(|k| k.wrapped.clone()).collect();
+        wrapped.extend(old.canary.iter().cloned());
         let opened = kms.unwrap_keys(&wrapped).await?;
         // With nothing to open, another place is another KMS.
         Ok(opened.iter().all(Result::is_ok) && (same_place || !wrapped.is_empty()))
@@ -327,22 +298,4 @@ impl KeyManager {
             }),
         }
     }
-}
-
-/// A wrapped key of nothing: a ciphertext of ours that shows later whether the master key is still the same.
-pub(crate) async fn make_canary(kms: &dyn Kms) -> Result<WrappedKey, KmsError> {
-    wrap_and_open(kms, &Arc::new(FilesystemKey::generate()?)).await
-}
-
-/// Wraps one key, and opens what came of it before anybody relies on it.
-pub(crate) async fn wrap_and_open(
-    kms: &dyn Kms,
-    key: &Arc<FilesystemKey>,
-) -> Result<WrappedKey, KmsError> {
-    let mut answers = kms.wrap_keys(std::slice::from_ref(key)).await?;
-    let wrapped = answers.pop().unwrap_or_else(|| Err(no_answer()))?;
-    for opened in kms.unwrap_keys(std::slice::from_ref(&wrapped)).await? {
-        opened?;
-    }
-    Ok(wrapped)
 }

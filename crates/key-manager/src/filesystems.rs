@@ -7,9 +7,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kms_core::{
     Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KmsConfigId, Outcome,
+    WrappedKey,
 };
 
-use crate::configure::wrap_and_open;
+use crate::identity::{with_new_canary, wrap_and_open};
 use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::changed;
 use crate::{Error, FilesystemName, KeyManager};
@@ -74,6 +75,11 @@ impl KeyManager {
         let key = Arc::new(FilesystemKey::generate()?);
         self.prove_identity(&config, kms.as_ref()).await?;
         let wrapped = wrap_and_open(kms.as_ref(), &key).await?;
+        let newer = |canary: &WrappedKey| canary.ciphertext.version < wrapped.ciphertext.version;
+        let renewed = match config.canary.as_ref().is_some_and(newer) {
+            true => Some(with_new_canary(&config, kms.as_ref()).await?),
+            false => None,
+        };
 
         let mut fs = FilesystemRecord {
             name: name.clone(),
@@ -88,6 +94,12 @@ impl KeyManager {
             .absent(&fs_key)
             .put(&fs_key, records::encode(&fs))
             .put(records::wrapped_key(key.id()), records::encode(&entry));
+        let intent = match &renewed {
+            Some(config) => {
+                intent.put(records::config_key(config.config.id), records::encode(config))
+            }
+            None => intent,
+        };
         let intent = match &pointer {
             Some(record) => intent.unchanged(record),
             None => intent.absent(records::CURRENT),

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | configure a KMS | `configure` | prove; open everything; one commit; move the keys as a job |
 //! | remove it | `configure` | one commit that no filesystem may race; or a job to local wrapping |
+//! | prove the master key | `identity` | none; its canary goes with what uses it |
 //! | create, delete a filesystem | `filesystems` | an intent, the backing directory, the record |
 //! | unlock | `unlock` | none: unwrapped keys live in memory only |
 //! | rewrap, move, downgrade | `moving` | by batch: wrap, open, commit, then the copies |
@@ -23,6 +24,7 @@
 mod configure;
 mod error;
 mod filesystems;
+mod identity;
 mod jobs;
 mod manager;
 mod moving;

@@ -22,11 +22,12 @@ use kms_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::configure::make_canary;
 use crate::filesystems::{LOCAL, envelope};
+use crate::identity::with_new_canary;
 use crate::jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress, put_job};
 use crate::manager::key_entry_of;
 use crate::records::{self, ConfigRecord, FilesystemState, KeyEntry};
+use crate::unlock::changed;
 use crate::{Error, FilesystemName, KeyManager};
 
 /// Keys in one batch. Small enough that a stop or a crash costs little, large enough that round trips do not count.
@@ -262,6 +263,8 @@ impl Run<'_> {
             Some(name) => Some(self.manager.filesystem(name).await?.key_id),
             None => None,
         };
+        // A job that is taken up again can meet another master key than the one that it began with.
+        self.manager.prove_identity(&self.config, self.target.as_ref()).await?;
         self.newest = self.target.master_key().await?.latest_version;
         let store = self.manager.store();
         let keys: Vec<String> = records::all(store, records::KEYS)
@@ -436,19 +439,17 @@ impl Run<'_> {
             .any(|fs| fs.name.as_str() == site.name && fs.state == FilesystemState::Ready))
     }
 
-    async fn renew_canary(&mut self) -> Result<(), Error> {
-        if self.config.config.kind == LOCAL {
+    async fn renew_canary(&self) -> Result<(), Error> {
+        let _act = self.manager.begin_act().await;
+        let key = records::config_key(self.config.config.id);
+        let Some(record) = self.manager.store().get(&key).await? else { return Ok(()) };
+        let config: ConfigRecord = records::decode(&record)?;
+        if config.canary.is_none() {
             return Ok(());
         }
-        let canary = make_canary(self.target.as_ref()).await?;
-        let master_key = self.target.master_key().await?;
-        let key = records::config_key(self.config.config.id);
-        let record = ConfigRecord {
-            canary: Some(canary),
-            versions: master_key.created,
-            ..self.config.clone()
-        };
-        self.manager.store().commit(Commit::new().put(key, records::encode(&record))).await?;
+        let config = with_new_canary(&config, self.target.as_ref()).await?;
+        let put = Commit::new().unchanged(&record).put(key, records::encode(&config));
+        self.manager.store().commit(put).await.map_err(|e| changed(e, "the KMS configuration"))?;
         Ok(())
     }
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use kms_core::{
     CredentialStatus, Finding, KeyId, KeyVersion, KmsConfig, KmsConfigId, MasterKey, UnixMillis,
+    WrappedKey,
 };
 
 use crate::manager::key_entry_of;
-use crate::records::{self, FilesystemRecord, FilesystemState, KeyEntry};
+use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::KeyState;
 use crate::{Error, FilesystemName, JobId, KeyManager};
 
@@ -26,7 +27,7 @@ pub struct FilesystemStatus {
     pub exposed: bool,
 }
 
-/// How many keys hang on one version of one master key.
+/// What hangs on one version of one master key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VersionCount {
     /// The configuration.
@@ -35,6 +36,8 @@ pub struct VersionCount {
     pub version: KeyVersion,
     /// How many filesystem keys it wraps.
     pub keys: u64,
+    /// Whether it wraps the canary, which shows that the master key is still the same.
+    pub canary: bool,
 }
 
 /// What a KMS answered.
@@ -55,8 +58,6 @@ pub struct KmsOverview {
     pub config: Option<(KmsConfig, UnixMillis)>,
     /// What the KMS says now, or why it does not answer.
     pub live: Option<Result<LiveKms, Error>>,
-    /// Which versions wrap how many keys.
-    pub versions: Vec<VersionCount>,
     /// Filesystems whose key has lain under local wrapping.
     pub exposed: Vec<FilesystemName>,
     /// A move that has not come to its end.
@@ -93,23 +94,35 @@ impl KeyManager {
             Some((config, _)) => Some(self.ask(config.id).await),
             None => None,
         };
-        let mut counts: BTreeMap<(KmsConfigId, KeyVersion), u64> = BTreeMap::new();
-        for entry in self.entries_by_id().await?.values() {
-            let by = (entry.wrapped.config_id, entry.wrapped.ciphertext.version);
-            *counts.entry(by).or_default() += 1;
-        }
-        let mut versions = Vec::new();
-        for ((id, version), keys) in counts {
-            versions.push(VersionCount { config: self.config(id).await?.config, version, keys });
-        }
         let exposed = self.filesystem_statuses().await?.into_iter().filter(|s| s.exposed);
         Ok(KmsOverview {
             config,
             live,
-            versions,
             exposed: exposed.map(|s| s.filesystem.name).collect(),
             unfinished_move: self.unfinished_move().await?.map(|job| job.id),
         })
+    }
+
+    /// What hangs on which version of which master key. Asks no KMS.
+    pub async fn versions_in_use(&self) -> Result<Vec<VersionCount>, Error> {
+        let mut counts: BTreeMap<(KmsConfigId, KeyVersion), (u64, bool)> = BTreeMap::new();
+        for WrappedKey { config_id, ciphertext, .. } in
+            self.entries_by_id().await?.into_values().map(|entry| entry.wrapped)
+        {
+            counts.entry((config_id, ciphertext.version)).or_default().0 += 1;
+        }
+        let mut configs = BTreeMap::new();
+        for ConfigRecord { config, canary, .. } in self.configs().await? {
+            if let Some(canary) = canary {
+                counts.entry((config.id, canary.ciphertext.version)).or_default().1 = true;
+            }
+            configs.insert(config.id, config);
+        }
+        let known = |((id, version), (keys, canary))| {
+            let config = configs.get(&id)?.clone();
+            Some(VersionCount { config, version, keys, canary })
+        };
+        Ok(counts.into_iter().filter_map(known).collect())
     }
 
     async fn ask(&self, id: KmsConfigId) -> Result<LiveKms, Error> {

@@ -47,11 +47,11 @@ impl LockReason {
         }
     }
 
-    fn held() -> Self {
+    fn held(name: &FilesystemName) -> Self {
         Self {
             code: "locked-by-admin".into(),
             why: "an administrator locked it".into(),
-            cure: Some("coffer fs unlock".into()),
+            cure: Some(format!("coffer fs unlock {name}")),
             transient: false,
         }
     }
@@ -155,7 +155,7 @@ impl KeyManager {
 
     fn reason(&self, fs: &FilesystemRecord) -> LockReason {
         if fs.held {
-            return LockReason::held();
+            return LockReason::held(&fs.name);
         }
         self.lock_reasons().get(&fs.name).cloned().unwrap_or_else(LockReason::not_tried)
     }
@@ -228,7 +228,7 @@ impl KeyManager {
         let unsure = |e: &KmsError| e.kind() == KmsErrorKind::NotAuthentic;
         if answers.iter().any(|a| a.as_ref().is_err_and(unsure)) {
             let config = self.config(config_id).await?;
-            if let Err(replaced) = self.prove_identity(&config, kms.as_ref()).await {
+            if let Err(Error::Kms(replaced)) = self.prove_identity(&config, kms.as_ref()).await {
                 let why = replaced.chain();
                 let cure = replaced.how_to_mend().unwrap_or_default().to_owned();
                 for answer in &mut answers {

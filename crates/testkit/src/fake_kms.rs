@@ -197,11 +197,12 @@ impl FakeKms {
         let mut parts = ciphertext.text.split(':');
         let mut number = || parts.next().and_then(|n| n.parse::<u64>().ok()).ok_or_else(broken);
         let (mark, version) = (number()?, number()?);
-        if mark != state.mark || version > state.latest {
-            return Err(broken());
-        }
+        // As Vault does: the version is looked at before anything is decrypted.
         if version < state.minimum {
             return Err(KmsError::new(KmsErrorKind::VersionTooOld, "the version is too old"));
+        }
+        if mark != state.mark || version > state.latest {
+            return Err(broken());
         }
         let hex = parts.next().ok_or_else(broken)?;
         (0..hex.len() / 2)

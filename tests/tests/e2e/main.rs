@@ -6,6 +6,7 @@ mod damage;
 mod docs;
 mod documents;
 mod jobs;
+mod key_versions;
 mod kms_faults;
 mod main_job;
 mod ordinary_user;

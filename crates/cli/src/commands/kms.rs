@@ -132,8 +132,9 @@ fn text(kms: &Kms) -> String {
         0 => "none".to_owned(),
         n => format!("{n}; they have lain under local wrapping and may be compromised"),
     };
-    let keys = if kms.keys.is_empty() { "none".to_owned() } else { versions(&kms.keys) };
-    text.push_str(&fields(&[("filesystem keys", keys), ("exposed keys", exposed)]));
+    let mut hangs = vec![("filesystem keys", versions(&kms.keys)), ("exposed keys", exposed)];
+    hangs.extend(canary_alone(&kms.keys).map(|canary| ("canary", canary)));
+    text.push_str(&fields(&hangs));
     text.push_str(&findings_text(&kms.findings));
     text
 }
@@ -149,6 +150,9 @@ fn details_text(details: &KmsDetails) -> String {
     }
     if let Some(lowest) = details.min_decryption_version {
         lines.push(("lowest version", format!("{lowest} (min_decryption_version)")));
+    }
+    if let Some(needed) = details.lowest_needed {
+        lines.push(("lowest needed", format!("{needed} (min_decryption_version can go up to it)")));
     }
     lines.push(("transit path", details.transit_path.clone()));
     if let Some(namespace) = &details.namespace {
@@ -185,14 +189,27 @@ fn authentication(details: &KmsDetails) -> String {
     text
 }
 
-fn versions(keys: &[VersionCount]) -> String {
-    let parts: Vec<_> = keys
+fn versions(counts: &[VersionCount]) -> String {
+    let parts: Vec<_> = counts
         .iter()
+        .filter(|n| n.keys > 0)
         .map(|n| match n.kind.as_str() {
             "local" => format!("{} wrapped locally", n.keys),
             _ => format!("{} on version {} of {}", n.keys, n.version, n.master_key),
         })
         .collect();
-    let total = count(keys.iter().map(|n| n.keys).sum(), "key");
+    if parts.is_empty() {
+        return "none".to_owned();
+    }
+    let total = count(counts.iter().map(|n| n.keys).sum(), "key");
     format!("{total}: {}", parts.join(", "))
+}
+
+/// Where the canary hangs on a version that no key needs. Beside keys it needs nothing that they do not need too.
+fn canary_alone(counts: &[VersionCount]) -> Option<String> {
+    let alone = counts.iter().find(|n| n.canary && n.keys == 0)?;
+    Some(format!(
+        "on version {} of {}; a rewrap renews what shows that it is still the same key",
+        alone.version, alone.master_key
+    ))
 }

@@ -16,11 +16,13 @@ fn set() -> Value {
             "id": "c", "kind": "vault", "base_url": "https://vault:8200", "master_key": "coffer-key",
             "transit_path": "transit", "auth_method": "token", "credential_set": true,
             "credential": {"seconds_left": 2_764_800, "renewable": true, "periodic": true},
-            "latest_version": 3, "min_decryption_version": 1, "problem": null,
+            "latest_version": 3, "min_decryption_version": 1, "lowest_needed": 2,
+            "problem": null,
         },
         "keys": [
-            {"kind": "vault", "master_key": "coffer-key", "version": 3, "keys": 2},
-            {"kind": "local", "master_key": "", "version": 1, "keys": 1},
+            {"kind": "vault", "master_key": "coffer-key", "version": 3, "keys": 2, "canary": false},
+            {"kind": "vault", "master_key": "coffer-key", "version": 2, "keys": 0, "canary": true},
+            {"kind": "local", "master_key": "", "version": 1, "keys": 1, "canary": false},
         ],
         "exposed_keys": 1,
         "findings": [{"code": "key-deletable", "what": "coffer-key can be deleted", "cure": "forbid it"}],
@@ -54,11 +56,13 @@ base URL:        https://vault:8200
 master key:      coffer-key
 newest version:  3
 lowest version:  1 (min_decryption_version)
+lowest needed:   2 (min_decryption_version can go up to it)
 transit path:    transit
 authentication:  token, set, 32 days left, periodic: renewed for ever
 state:           answers
 filesystem keys:  3 keys: 2 on version 3 of coffer-key, 1 wrapped locally
 exposed keys:     1; they have lain under local wrapping and may be compromised
+canary:           on version 2 of coffer-key; a rewrap renews what shows that it is still the same key
 warning: coffer-key can be deleted
   do:  forbid it
 "

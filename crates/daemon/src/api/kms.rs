@@ -126,7 +126,8 @@ async fn look(shared: &Shared, title: &str) -> Result<Kms, Problem> {
     let of_keys = |e| problem::of_keys(title, &e);
     let seen = shared.health.look().await.map_err(of_keys)?;
     let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
-    Ok(view(shared, &seen, &statuses))
+    let in_use = shared.manager.versions_in_use().await.map_err(of_keys)?;
+    Ok(view(shared, &seen, &statuses, &in_use))
 }
 
 /// What the filesystems' records tell of the KMS before it was looked at: the one that wraps most keys.
@@ -148,7 +149,12 @@ pub(crate) fn by_filesystems(statuses: &[FilesystemStatus]) -> Option<Seen> {
 }
 
 /// What an administrator sees of the KMS.
-pub(crate) fn view(shared: &Shared, seen: &Seen, statuses: &[FilesystemStatus]) -> Kms {
+pub(crate) fn view(
+    shared: &Shared,
+    seen: &Seen,
+    statuses: &[FilesystemStatus],
+    in_use: &[key_manager::VersionCount],
+) -> Kms {
     let answered = seen.live.as_ref().and_then(|live| live.as_ref().ok());
     let mut found = Vec::new();
     if let Some(answered) = answered {
@@ -170,26 +176,15 @@ pub(crate) fn view(shared: &Shared, seen: &Seen, statuses: &[FilesystemStatus]) 
         credential: answered.map(|answered| life(&answered.credential())),
         latest_version: answered.map(|answered| answered.kms.master_key.latest_version.0),
         min_decryption_version: answered.map(|a| a.kms.master_key.min_decryption_version.0),
+        lowest_needed: in_use
+            .iter()
+            .filter(|count| count.config.id == config.id)
+            .map(|count| count.version.0)
+            .min(),
         problem: seen.live.as_ref().and_then(|live| live.as_ref().err().cloned()),
     });
-    let mut exposed = BTreeSet::new();
-    let mut counted = BTreeSet::new();
-    let mut versions: BTreeMap<(String, String, u64), u64> = BTreeMap::new();
-    for fs in statuses {
-        if fs.exposed {
-            exposed.insert(fs.filesystem.key_id);
-        }
-        if let (true, Some(by)) = (counted.insert(fs.filesystem.key_id), &fs.wrapped_by) {
-            let master_key = if by.kind == VAULT { by.master_key.clone() } else { String::new() };
-            *versions.entry((by.kind.clone(), master_key, fs.version.0)).or_default() += 1;
-        }
-    }
-    let keys = versions.into_iter().map(|((kind, master_key, version), keys)| VersionCount {
-        kind,
-        master_key,
-        version,
-        keys,
-    });
+    let exposed: BTreeSet<_> =
+        statuses.iter().filter(|fs| fs.exposed).map(|fs| fs.filesystem.key_id).collect();
     if !exposed.is_empty() {
         found.push(finding(
             "keys-exposed",
@@ -202,9 +197,21 @@ pub(crate) fn view(shared: &Shared, seen: &Seen, statuses: &[FilesystemStatus]) 
     }
     Kms {
         configured: details,
-        keys: keys.collect(),
+        keys: in_use.iter().map(counted).collect(),
         exposed_keys: exposed.len() as u64,
         findings: found,
+    }
+}
+
+fn counted(count: &key_manager::VersionCount) -> VersionCount {
+    let key_manager::VersionCount { config, version, keys, canary } = count;
+    let master_key = if config.kind == VAULT { config.master_key.clone() } else { String::new() };
+    VersionCount {
+        kind: config.kind.clone(),
+        master_key,
+        version: version.0,
+        keys: *keys,
+        canary: *canary,
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
             None => shared.health.look().await.map_err(of_keys)?,
         },
     };
+    let in_use = shared.manager.versions_in_use().await.map_err(of_keys)?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -36,7 +37,7 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
         state_dir: shared.state_dir.as_path().into(),
         filesystems,
         jobs_running: shared.jobs.unfinished().await.map_err(of_keys)?,
-        kms: kms::view(&shared, &seen, &statuses),
+        kms: kms::view(&shared, &seen, &statuses, &in_use),
         findings: findings(&shared),
     }))
 }

@@ -55,9 +55,10 @@ async fn keys_are_rewrapped_and_put_under_local_wrapping() {
     let kms = node.get("/v1/kms").await;
     assert_eq!(
         kms["keys"],
-        json!([{"kind": "vault", "master_key": "k", "version": 2, "keys": 2}]),
+        json!([{"kind": "vault", "master_key": "k", "version": 2, "keys": 2, "canary": true}]),
         "{kms}"
     );
+    assert_eq!(kms["configured"]["lowest_needed"], 2, "{kms}");
 
     let change = node.ok("DELETE", "/v1/kms?allow_downgrade=true", &Value::Null).await;
     assert_eq!(

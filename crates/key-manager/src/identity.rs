@@ -1,0 +1,132 @@
+//! Whether the master key behind a name is still the one that was configured.
+//!
+//! A *canary* shows it: a wrapped key of nothing, made with the configuration and renewed as soon as a newer version of the
+//! master key wraps anything, so that it never keeps an old version alive by itself.
+
+use std::sync::Arc;
+
+use kms_core::{FilesystemKey, Kms, KmsError, KmsErrorKind, KmsExt, WrappedKey};
+
+use crate::filesystems::no_answer;
+use crate::records::ConfigRecord;
+use crate::{Error, KeyManager};
+
+/// As many wrapped keys stand in for a canary that is too old. One is enough; the others are for damaged records.
+const WITNESSES: usize = 20;
+
+impl KeyManager {
+    /// Refuses a master key that is not the one that the configuration was made with: opens the canary, and tells
+    /// a key that was made again from one whose versions were cut off. Where the canary's version was cut off, the newest
+    /// of the wrapped keys answer for it: each was recorded after such a proof.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::KeyReplaced`]; [`KmsErrorKind::VersionTooOld`] when nothing is left that could show it.
+    pub(crate) async fn prove_identity(
+        &self,
+        config: &ConfigRecord,
+        kms: &dyn Kms,
+    ) -> Result<(), Error> {
+        let Some(canary) = &config.canary else { return Ok(()) };
+        let error = match open(kms, std::slice::from_ref(canary)).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        match error.kind() {
+            KmsErrorKind::NotAuthentic => Err(replaced(config, kms, error).await?.into()),
+            KmsErrorKind::VersionTooOld => self.ask_witnesses(config, kms, error).await,
+            _ => Err(error.into()),
+        }
+    }
+
+    async fn ask_witnesses(
+        &self,
+        config: &ConfigRecord,
+        kms: &dyn Kms,
+        canary: KmsError,
+    ) -> Result<(), Error> {
+        let keys = self.key_entries().await?.0.into_iter().map(|entry| entry.wrapped);
+        let mut witnesses: Vec<_> = keys.filter(|w| w.config_id == config.config.id).collect();
+        witnesses.sort_by_key(|witness| std::cmp::Reverse(witness.ciphertext.version));
+        witnesses.truncate(WITNESSES);
+        let opened = match witnesses.is_empty() {
+            true => Err(canary),
+            false => open(kms, &witnesses).await,
+        };
+        let error = match opened {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        Err(match error.kind() {
+            KmsErrorKind::NotAuthentic => replaced(config, kms, error).await?,
+            KmsErrorKind::VersionTooOld => KmsError::new(
+                KmsErrorKind::VersionTooOld,
+                format!(
+                    "nothing that {:?} wrapped opens any more, so it can't be told whether it is still the key that was configured",
+                    config.config.master_key
+                ),
+            )
+            .cure("lower min_decryption_version, give coffer fs kms rewrap, raise it again; or, if you know that it is the right key, set the KMS anew (coffer fs kms set-vault)")
+            .because(error),
+            _ => error,
+        }
+        .into())
+    }
+}
+
+/// Whether any of these opens; if not, what the first one says.
+async fn open(kms: &dyn Kms, wrapped: &[WrappedKey]) -> Result<(), KmsError> {
+    let answers = kms.unwrap_keys(wrapped).await?;
+    if answers.iter().any(Result::is_ok) {
+        return Ok(());
+    }
+    Err(answers.into_iter().find_map(Result::err).unwrap_or_else(no_answer))
+}
+
+async fn replaced(
+    config: &ConfigRecord,
+    kms: &dyn Kms,
+    why: KmsError,
+) -> Result<KmsError, KmsError> {
+    let now = kms.master_key().await?;
+    let known = &config.versions;
+    let remade = now.created.iter().any(|(v, at)| known.get(v).is_some_and(|then| then != at));
+    let how = if remade {
+        "it was deleted and made again under the same name"
+    } else {
+        "it does not open what the configured key made"
+    };
+    Ok(KmsError::new(
+        KmsErrorKind::KeyReplaced,
+        format!("the master key {:?} is not the one that was configured: {how}", now.name),
+    )
+    .cure("restore the KMS from a backup that has the old key; while filesystems are still unlocked here, setting the KMS anew (coffer fs kms set-vault) moves their keys to the new one")
+    .because(why))
+}
+
+/// The configuration with a canary of the newest version. Its identity has been proved.
+pub(crate) async fn with_new_canary(
+    config: &ConfigRecord,
+    kms: &dyn Kms,
+) -> Result<ConfigRecord, KmsError> {
+    let canary = Some(make_canary(kms).await?);
+    let versions = kms.master_key().await?.created;
+    Ok(ConfigRecord { canary, versions, ..config.clone() })
+}
+
+/// A wrapped key of nothing: a ciphertext of ours that shows later whether the master key is still the same.
+pub(crate) async fn make_canary(kms: &dyn Kms) -> Result<WrappedKey, KmsError> {
+    wrap_and_open(kms, &Arc::new(FilesystemKey::generate()?)).await
+}
+
+/// Wraps one key, and opens what came of it before anybody relies on it.
+pub(crate) async fn wrap_and_open(
+    kms: &dyn Kms,
+    key: &Arc<FilesystemKey>,
+) -> Result<WrappedKey, KmsError> {
+    let mut answers = kms.wrap_keys(std::slice::from_ref(key)).await?;
+    let wrapped = answers.pop().unwrap_or_else(|| Err(no_answer()))?;
+    for opened in kms.unwrap_keys(std::slice::from_ref(&wrapped)).await? {
+        opened?;
+    }
+    Ok(wrapped)
+}
