@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::error::{Doing, Error, Fault, shown};
-use crate::report::{Checkpoint, Control, Problem, ProblemKind, Report, Tally, lock};
+use crate::report::{
+    Checkpoint, Control, Fingerprint, Identity, Problem, ProblemKind, Report, Tally, lock,
+};
 use crate::side::{Buffers, Owner, Place, Sink, Source, segments};
-use crate::stage::{Anchors, Stage, anchor_name};
+use crate::stage::{Anchors, Kept, Stage, anchor_name};
 use crate::sys::{self, Errno, FileType, Stat};
 use crate::walk::Walker;
 use crate::work::{Ended, Queue, watch, workers};
@@ -30,21 +32,24 @@ pub(crate) fn copy<S: Source, K: Sink>(
     checkpoint_every: Duration,
     control: &dyn Control,
 ) -> Result<Report, Error> {
-    let prepare = || -> Result<(Anchors, u64), Fault> {
+    let prepare = || -> Result<(Kept, Anchors, u64), Fault> {
+        let root = sys::stat_open(source.root()?.fd).doing("read")?;
+        let kept = stage.kept_of((root.st_dev, root.st_ino)).doing("prepared")?;
         let Some(checkpoint) = &resume else {
-            stage.forget().doing("prepared")?;
-            return Ok((Anchors::default(), 0));
+            stage.begin_anew(&kept).doing("prepared")?;
+            return Ok((kept, Anchors::default(), 0));
         };
         let keep = checkpoint.partial.as_ref().map(|partial| partial.staged.as_bytes());
-        stage.drop_large(keep).doing("prepared")?;
-        let anchors = Anchors::resume(stage, checkpoint.epoch).doing("prepared")?;
-        Ok((anchors, checkpoint.epoch + 1))
+        kept.drop_large(keep).doing("prepared")?;
+        let anchors = Anchors::resume(&kept, checkpoint.epoch).doing("prepared")?;
+        Ok((kept, anchors, checkpoint.epoch + 1))
     };
-    let (anchors, epoch) = prepare().map_err(|fault| fault.at(b"what is in the making"))?;
+    let (kept, anchors, epoch) = prepare().map_err(|fault| fault.at(b"what is in the making"))?;
     let copy = Copy {
         source,
         sink,
         stage,
+        kept,
         checkpoint_every,
         control,
         tally: Tally::resumed(resume.as_ref()),
@@ -61,6 +66,7 @@ pub(crate) struct Copy<'a, S: Source, K: Sink> {
     pub(crate) source: &'a S,
     pub(crate) sink: &'a K,
     pub(crate) stage: &'a Stage,
+    pub(crate) kept: Kept,
     pub(crate) checkpoint_every: Duration,
     pub(crate) control: &'a dyn Control,
     pub(crate) tally: Tally,
@@ -96,6 +102,13 @@ pub(crate) struct Item {
     pub(crate) stat: Stat,
 }
 
+impl Item {
+    /// What tells it from all others, if it has other names.
+    pub(crate) fn linked(&self) -> Option<Fingerprint> {
+        (self.stat.st_nlink > 1).then(|| Identity::of(&self.stat).fingerprint())
+    }
+}
+
 /// A file of more than one segment.
 pub(crate) struct Large<S: Source, K: Sink> {
     pub(crate) pair: Arc<Pair<S, K>>,
@@ -123,7 +136,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         });
         if let Some(error) = lock(&self.failure).take() {
             // Room for the next try; what is in the tree is whole. Anchors take no room.
-            let _ = self.stage.drop_large(None);
+            let _ = self.kept.drop_large(None);
             return Err(error);
         }
         let checkpoint = checkpoint?;
@@ -179,15 +192,15 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
 
     /// Copies an entry that is no directory and no large file.
     fn entry(&self, pair: &Pair<S, K>, item: &Item, buffers: &mut Buffers) {
-        let inode = (item.stat.st_nlink > 1).then_some((item.stat.st_dev, item.stat.st_ino));
-        let anchor = inode.and_then(|inode| self.anchors.claim(inode));
+        let linked = item.linked();
+        let anchor = linked.and_then(|file| self.anchors.claim(file));
         let result = match &anchor {
             Some(anchor) => self.link(pair, item, anchor),
             None => self.content(pair, item, buffers),
         };
-        if let (Some(inode), None) = (inode, &anchor) {
+        if let (Some(file), None) = (linked, &anchor) {
             let epoch = self.epoch.load(Ordering::Relaxed);
-            self.anchors.settle(inode, result.is_ok().then_some(epoch));
+            self.anchors.settle(file, result.is_ok().then_some(epoch));
         }
         if let Err(fault) = result {
             self.trouble(pair, &item.raw, fault);
@@ -336,10 +349,9 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         staged: &[u8],
     ) -> Result<(), Fault> {
         let raw = self.sink.raw_name(&pair.to, name)?;
-        if item.stat.st_nlink > 1 {
-            let inode = (item.stat.st_dev, item.stat.st_ino);
-            let anchor = anchor_name(inode, self.epoch.load(Ordering::Relaxed));
-            sys::hard_link(dir, staged, self.stage.kept(), &anchor).doing("linked")?;
+        if let Some(file) = item.linked() {
+            let anchor = anchor_name(file, self.epoch.load(Ordering::Relaxed));
+            sys::hard_link(dir, staged, self.kept.dir(), &anchor).doing("linked")?;
         }
         self.put_in_place(dir, staged, &pair.to, &raw)
     }
@@ -371,10 +383,10 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
             let len = self.source.estimate(&item.stat);
             self.tally.bytes_done.fetch_add(len, Ordering::Relaxed);
         }
-        match sys::hard_link(self.stage.kept(), anchor, &pair.to.fd, &raw) {
+        match sys::hard_link(self.kept.dir(), anchor, &pair.to.fd, &raw) {
             Err(Errno::EXIST) => {
                 let (tmp, staged) = (self.stage.tmp(), self.stage.fresh());
-                sys::hard_link(self.stage.kept(), anchor, tmp, &staged).doing("linked")?;
+                sys::hard_link(self.kept.dir(), anchor, tmp, &staged).doing("linked")?;
                 let placed = self.put_in_place(tmp, &staged, &pair.to, &raw);
                 // rename(2) leaves both names when they are the same file's already.
                 match sys::unlink(tmp, &staged) {
@@ -413,17 +425,16 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
                 self.sink.end(&large.to)?;
                 let name = self.source.plain_name(&pair.from, &item.raw)?;
                 self.dress_file(&pair.plain, &name, &item.stat, &large.from, &large.to)?;
-                self.publish(pair, item, self.stage.kept(), &name, &large.staged)
+                self.publish(pair, item, self.kept.dir(), &name, &large.staged)
             };
             end().map_err(|fault| self.trouble(pair, &item.raw, fault)).is_ok()
         };
         if !done {
-            let _ = sys::unlink(self.stage.kept(), &large.staged);
+            let _ = sys::unlink(self.kept.dir(), &large.staged);
         }
-        if item.stat.st_nlink > 1 {
+        if let Some(file) = item.linked() {
             let epoch = self.epoch.load(Ordering::Relaxed);
-            let inode = (item.stat.st_dev, item.stat.st_ino);
-            self.anchors.settle(inode, done.then_some(epoch));
+            self.anchors.settle(file, done.then_some(epoch));
         }
         self.tally.files_done.fetch_add(1, Ordering::Relaxed);
         self.release(pair);

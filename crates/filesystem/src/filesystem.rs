@@ -20,7 +20,7 @@ use crate::plain::{PlainSink, PlainSource};
 use crate::report::{Checkpoint, Control, Outcome, Report};
 use crate::sealed::{SealedTree, stage_directory};
 use crate::side::{Place, Source};
-use crate::stage::{Stage, make_or_open, remove_contents};
+use crate::stage::{Stage, make_or_open, remove_tree};
 use crate::sys::{self, Errno, FileType, Stat};
 use crate::verify::verify;
 
@@ -568,18 +568,6 @@ fn remove_vacant_root(backing: &OwnedFd) -> sys::Result<()> {
     match sys::stat(backing, ROOT) {
         Err(Errno::NOENT) => Ok(()),
         _ => remove_tree(backing, ROOT),
-    }
-}
-
-/// Removes a directory and all that is in it, if it is there.
-fn remove_tree(parent: &OwnedFd, name: &[u8]) -> sys::Result<()> {
-    match sys::open_dir(parent, name) {
-        Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(errno),
-        Ok(dir) => {
-            remove_contents(&dir, b"")?;
-            sys::remove_dir(parent, name)
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// What a running job asks and tells. Called from several threads at once.
 pub trait Control: Sync {
@@ -83,7 +84,25 @@ impl Identity {
             changed: (stat.st_ctime, stat.st_ctime_nsec),
         }
     }
+
+    /// It in few bytes, of which there are many in memory.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        let mut hash = Sha256::new();
+        let Self { inode, len, modified, changed } = self;
+        for number in [inode.0, inode.1, modified.1, changed.1] {
+            hash.update(number.to_le_bytes());
+        }
+        for number in [*len, modified.0, changed.0] {
+            hash.update(number.to_le_bytes());
+        }
+        let mut short = Fingerprint::default();
+        short.copy_from_slice(&hash.finalize()[..size_of::<Fingerprint>()]);
+        short
+    }
 }
+
+/// Half of the SHA-256 of an [`Identity`].
+pub(crate) type Fingerprint = [u8; 16];
 
 /// What a job came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,9 +1,9 @@
 //! Where things in the making lie until they are whole.
 //!
 //! Each file, link, node and directory is built here and then renamed into its place, so that
-//! nothing half done ever has a name in a tree. What a resumed job needs lies apart from the rest:
-//! large files that are done in part, and an *anchor* for each inode with several names, which the
-//! later names are linked to.
+//! nothing half done ever has a name in a tree. What a resumed job needs lies apart from the rest, by source
+//! ([`Kept`]): large files that are done in part, and an *anchor* for each inode with several names, which the later
+//! names are linked to.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -11,11 +11,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::names::{NameWalk, Names};
-use crate::report::lock;
+use crate::report::{Fingerprint, lock};
 use crate::sys::{self, Errno, Result, Stat};
 
 /// Holds what survives a stop, inside the staging directory.
 const RESUME: &[u8] = b"resume";
+/// Begins the names of large files that are done in part.
+const LARGE: &[u8] = b"large-";
+/// So many stopped jobs keep their anchors while others run: what an anchor's names are removed from, or replaced in,
+/// takes room until the anchor goes.
+const STOPPED_MAX: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -45,19 +50,9 @@ impl Stage {
         &self.tmp
     }
 
-    /// Where large files and anchors are kept.
-    pub(crate) const fn kept(&self) -> &OwnedFd {
-        &self.resume
-    }
-
     /// A name that nothing here has.
     pub(crate) fn fresh(&self) -> Vec<u8> {
         format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes()
-    }
-
-    /// A name for a large file that no earlier job can have left.
-    pub(crate) fn fresh_kept(&self) -> Vec<u8> {
-        format!("large-{}", kms_core::KeyId::random()).into_bytes()
     }
 
     /// Makes a file that will get the mode and owner of `like`, and says whether it still needs them.
@@ -74,21 +69,62 @@ impl Stage {
         sys::permissions(like) & !sys::permissions(&self.defaults) != 0
     }
 
-    /// Forgets what an earlier job left to be resumed.
-    pub(crate) fn forget(&self) -> Result<()> {
-        remove_contents(&self.resume, b"")
+    /// What a job that copies the tree with this root keeps over a stop.
+    pub(crate) fn kept_of(&self, (device, inode): InodeId) -> Result<Kept> {
+        let name = format!("{device:x}-{inode:x}").into_bytes();
+        Ok(Kept { dir: make_or_open(&self.resume, &name)?, name })
+    }
+
+    /// Forgets what `kept` has, and what others have that takes much room: their large files are begun anew when they
+    /// are taken up, and the oldest anchors are given up.
+    pub(crate) fn begin_anew(&self, kept: &Kept) -> Result<()> {
+        remove_contents(&kept.dir, b"")?;
+        let mut others = Vec::new();
+        let resume = sys::open_dir(&self.resume, b".")?;
+        for name in Names::read(&resume, |name| name != kept.name)?.iter() {
+            let Ok(dir) = sys::open_dir(&resume, name) else {
+                sys::unlink(&resume, name)?;
+                continue;
+            };
+            let other = Kept { dir, name: name.to_vec() };
+            other.drop_large(None)?;
+            let stat = sys::stat_open(&other.dir)?;
+            others.push(((stat.st_mtime, stat.st_mtime_nsec), other.name));
+        }
+        others.sort();
+        let surplus = others.len().saturating_sub(STOPPED_MAX);
+        others[..surplus].iter().try_for_each(|(_, name)| remove_tree(&resume, name))
+    }
+
+    /// Forgets what a job kept that has come to its end.
+    pub(crate) fn forget(&self, kept: &Kept) -> Result<()> {
+        remove_tree(&self.resume, &kept.name)
+    }
+}
+
+/// What a job keeps over a stop. Jobs with other sources may run in between.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    dir: OwnedFd,
+    name: Vec<u8>,
+}
+
+impl Kept {
+    /// Where its large files and anchors lie.
+    pub(crate) const fn dir(&self) -> &OwnedFd {
+        &self.dir
+    }
+
+    /// A name for a large file that no earlier job can have left.
+    pub(crate) fn fresh(&self) -> Vec<u8> {
+        [LARGE, kms_core::KeyId::random().to_string().as_bytes()].concat()
     }
 
     /// Removes large files in the making but for `keep`; the anchors stay.
     pub(crate) fn drop_large(&self, keep: Option<&[u8]>) -> Result<()> {
-        for name in
-            Names::read(&sys::open_dir(&self.resume, b".")?, |n| n.starts_with(b"large-"))?.iter()
-        {
-            if Some(name) != keep {
-                sys::unlink(&self.resume, name)?;
-            }
-        }
-        Ok(())
+        let large = |name: &[u8]| name.starts_with(LARGE) && Some(name) != keep;
+        let names = Names::read(sys::open_dir(&self.dir, b".")?, large)?;
+        names.iter().try_for_each(|name| sys::unlink(&self.dir, name))
     }
 }
 
@@ -142,13 +178,30 @@ pub(crate) fn remove_contents(dir: &OwnedFd, keep: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Device and inode of something with several names.
+/// Removes a directory and all that is in it, if it is there.
+pub(crate) fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<()> {
+    match sys::open_dir(parent, name) {
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+        Ok(dir) => {
+            remove_contents(&dir, b"")?;
+            sys::remove_dir(parent, name)
+        }
+    }
+}
+
+/// Device and inode.
 pub(crate) type InodeId = (u64, u64);
 
-/// The anchors of a job.
+/// The anchors of a job: what stands for an inode of the source that has several names.
+///
+/// They go by [`Fingerprint`], not by inode: a source may give an inode to another file, or write to it, while a job
+/// runs or is stopped. It is also why no two threads can wait for each other. Whether a file is copied by the walker
+/// in segments or by a worker at once follows from its length, which is in the fingerprint: a worker waits only for
+/// one that is copying, the walker only for segments that it has handed out.
 #[derive(Debug, Default)]
 pub(crate) struct Anchors {
-    states: Mutex<HashMap<InodeId, Anchor>>,
+    states: Mutex<HashMap<Fingerprint, Anchor>>,
     settled: Condvar,
 }
 
@@ -162,14 +215,14 @@ enum Anchor {
 
 impl Anchors {
     /// Takes over the anchors of a stopped job up to `epoch`; later ones may not be durable and are removed.
-    pub(crate) fn resume(stage: &Stage, epoch: u64) -> Result<Self> {
+    pub(crate) fn resume(kept: &Kept, epoch: u64) -> Result<Self> {
         let mut states = HashMap::new();
-        for name in Names::read(&sys::open_dir(stage.kept(), b".")?, |_| true)?.iter() {
+        for name in Names::read(sys::open_dir(&kept.dir, b".")?, |_| true)?.iter() {
             match parse_anchor(name) {
-                Some((inode, made)) if made <= epoch => {
-                    states.insert(inode, Anchor::Made(made));
+                Some((file, made)) if made <= epoch => {
+                    states.insert(file, Anchor::Made(made));
                 }
-                Some(_) => sys::unlink(stage.kept(), name)?,
+                Some(_) => sys::unlink(&kept.dir, name)?,
                 None => {}
             }
         }
@@ -178,15 +231,15 @@ impl Anchors {
 
     /// The anchor's name to link to; `None` when the caller is the first and must [`Anchors::settle`].
     /// Waits while another thread copies the first name.
-    pub(crate) fn claim(&self, inode: InodeId) -> Option<Vec<u8>> {
+    pub(crate) fn claim(&self, file: Fingerprint) -> Option<Vec<u8>> {
         let mut states = lock(&self.states);
         loop {
-            match states.get(&inode) {
+            match states.get(&file) {
                 None => {
-                    states.insert(inode, Anchor::Making);
+                    states.insert(file, Anchor::Making);
                     return None;
                 }
-                Some(Anchor::Made(epoch)) => return Some(anchor_name(inode, *epoch)),
+                Some(Anchor::Made(epoch)) => return Some(anchor_name(file, *epoch)),
                 Some(Anchor::Making) => {
                     states = self.settled.wait(states).unwrap_or_else(PoisonError::into_inner);
                 }
@@ -195,34 +248,79 @@ impl Anchors {
     }
 
     /// Tells those who wait that the anchor was made in `epoch`; or, with `None`, that the next must try.
-    pub(crate) fn settle(&self, inode: InodeId, epoch: Option<u64>) {
+    pub(crate) fn settle(&self, file: Fingerprint, epoch: Option<u64>) {
         let mut states = lock(&self.states);
         match epoch {
-            Some(epoch) => states.insert(inode, Anchor::Made(epoch)),
-            None => states.remove(&inode),
+            Some(epoch) => states.insert(file, Anchor::Made(epoch)),
+            None => states.remove(&file),
         };
         self.settled.notify_all();
     }
 }
 
-pub(crate) fn anchor_name((device, inode): InodeId, epoch: u64) -> Vec<u8> {
-    format!("{device:x}-{inode:x}-{epoch:x}").into_bytes()
+pub(crate) fn anchor_name(file: Fingerprint, epoch: u64) -> Vec<u8> {
+    format!("{}-{epoch:x}", hex::encode(file)).into_bytes()
 }
 
-fn parse_anchor(name: &[u8]) -> Option<(InodeId, u64)> {
-    let mut parts = std::str::from_utf8(name).ok()?.splitn(3, '-');
-    let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
-    Some(((number()?, number()?), number()?))
+fn parse_anchor(name: &[u8]) -> Option<(Fingerprint, u64)> {
+    let (file, epoch) = std::str::from_utf8(name).ok()?.split_once('-')?;
+    let mut fingerprint = Fingerprint::default();
+    hex::decode_to_slice(file, &mut fingerprint).ok()?;
+    Some((fingerprint, u64::from_str_radix(epoch, 16).ok()?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
+    use crate::report::Identity;
 
     #[test]
-    fn an_anchor_s_name_tells_its_inode_and_epoch() {
-        let name = anchor_name((0xfd00, 1234), 7);
-        assert_eq!(parse_anchor(&name), Some(((0xfd00, 1234), 7)));
+    fn an_anchor_s_name_tells_its_file_and_epoch() {
+        let name = anchor_name([0xa5; 16], 7);
+        assert_eq!(parse_anchor(&name), Some(([0xa5; 16], 7)));
         assert_eq!(parse_anchor(b"large-6f1c"), None);
+    }
+
+    /// One that grows between two looks at its names is small under the first and large under the second: a single
+    /// worker that waited for the large one would wait for itself.
+    #[test]
+    fn a_file_that_changed_is_another_one_and_nobody_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "small").unwrap();
+        let open = sys::open_root(dir.path()).unwrap();
+        let fingerprint = || Identity::of(&sys::stat(&open, b"file").unwrap()).fingerprint();
+        let small = fingerprint();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(9_000_000).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
+        let anchors = Anchors::default();
+        assert_eq!(anchors.claim(fingerprint()), None);
+        assert_eq!(anchors.claim(small), None);
+        anchors.settle(small, Some(1));
+        assert_eq!(anchors.claim(small), Some(anchor_name(small, 1)));
+    }
+
+    #[test]
+    fn few_stopped_jobs_keep_their_anchors_and_none_its_large_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage::open(&sys::open_root(dir.path()).unwrap(), b"stage").unwrap();
+        let left = || std::fs::read_dir(dir.path().join("stage/resume")).unwrap().count();
+        for inode in 0..20 {
+            let kept = stage.kept_of((1, inode)).unwrap();
+            stage.begin_anew(&kept).unwrap();
+            assert_eq!(left(), STOPPED_MAX.min(inode as usize) + 1);
+            for name in [kept.fresh(), anchor_name([0; 16], 0)] {
+                sys::create(kept.dir(), &name, 0o600).unwrap();
+            }
+        }
+        let last = stage.kept_of((1, 19)).unwrap();
+        assert_eq!(Names::read(last.dir(), |_| true).unwrap().iter().count(), 2);
+        let before = stage.kept_of((1, 18)).unwrap();
+        assert_eq!(Names::read(before.dir(), |_| true).unwrap().iter().count(), 1);
+        stage.forget(&last).unwrap();
+        assert_eq!(left(), STOPPED_MAX);
     }
 }

@@ -109,7 +109,7 @@ where
     }
 
     fn tidy_up(&self) -> Result<(), Error> {
-        let forgotten = self.copy.stage.forget().doing("tidied up");
+        let forgotten = self.copy.stage.forget(&self.copy.kept).doing("tidied up");
         forgotten.map_err(|fault| fault.at(b"what is in the making"))
     }
 
@@ -226,9 +226,8 @@ where
     ) -> Result<(), Halt> {
         self.flush();
         let copy = self.copy;
-        let inode = (item.stat.st_dev, item.stat.st_ino);
-        let linked = item.stat.st_nlink > 1;
-        if linked && let Some(anchor) = copy.anchors.claim(inode) {
+        let linked = item.linked();
+        if let Some(anchor) = linked.and_then(|file| copy.anchors.claim(file)) {
             if let Err(fault) = copy.link(pair, &item, &anchor) {
                 copy.trouble(pair, &item.raw, fault);
             }
@@ -243,8 +242,8 @@ where
         let (from, to, staged, first) = match opened {
             Ok(opened) => opened,
             Err(fault) => {
-                if linked {
-                    copy.anchors.settle(inode, None);
+                if let Some(file) = linked {
+                    copy.anchors.settle(file, None);
                 }
                 copy.trouble(pair, &item.raw, fault);
                 copy.tally.files_done.fetch_add(1, Ordering::Relaxed);
@@ -272,21 +271,21 @@ where
         len: u64,
         partial: Option<Partial>,
     ) -> Result<(K::File, Vec<u8>, u64), Fault> {
-        let (sink, stage) = (self.copy.sink, self.copy.stage);
+        let (sink, stage, kept) = (self.copy.sink, self.copy.stage, &self.copy.kept);
         if let Some(partial) = partial {
             let staged = partial.staged.into_bytes();
             if partial.source == Identity::of(&item.stat)
-                && let Ok(file) = sys::open_to_write(stage.kept(), &staged)
+                && let Ok(file) = sys::open_to_write(kept.dir(), &staged)
                 && let Ok(file) = sink.resume(file, len, partial.segment)
             {
                 return Ok((file, staged, partial.segment));
             }
             let done = segment(partial.segment, len).start;
             self.copy.tally.bytes_done.fetch_sub(done, Ordering::Relaxed);
-            let _ = sys::unlink(stage.kept(), &staged);
+            let _ = sys::unlink(kept.dir(), &staged);
         }
-        let staged = stage.fresh_kept();
-        let file = stage.create(stage.kept(), &staged, &item.stat).doing("written")?;
+        let staged = kept.fresh();
+        let file = stage.create(kept.dir(), &staged, &item.stat).doing("written")?;
         Ok((sink.begin(file, len)?, staged, 0))
     }
 

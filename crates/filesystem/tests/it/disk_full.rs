@@ -1,13 +1,13 @@
 //! A disk that is full: a clear error, nothing half done, and a way on.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use filesystem::ErrorKind;
 use testkit::tree;
 
-use crate::support::{Home, Watch, assert_equal_trees, done, export, needs_root};
+use crate::support::{Home, Watch, assert_equal_trees, done, export, files_below, needs_root};
 
 /// A small disk of its own, unmounted when dropped.
 struct SmallDisk<'a>(&'a Path);
@@ -52,7 +52,7 @@ fn an_import_that_fills_the_disk_says_so_and_goes_on_when_there_is_room() {
     assert!(error.how_to_mend().contains("make room"), "{error}");
     assert!(error.to_string().starts_with("large"), "it says at what: {error}");
     // Nothing half done, nothing left that takes the room.
-    assert_eq!(fs::read_dir(backing.join("coffer.tmp/resume")).unwrap().count(), 0);
+    assert_eq!(files_below(&backing.join("coffer.tmp/resume")), <[PathBuf; 0]>::default());
     assert!(filesystem.list(Path::new("large")).is_err());
     done(filesystem.verify(false, &Watch::default()).unwrap());
     drop(filesystem);

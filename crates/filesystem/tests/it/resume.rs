@@ -156,6 +156,68 @@ fn a_fresh_import_forgets_what_a_stopped_one_kept() {
     assert_eq!(linked.nlink(), 3);
 }
 
+/// What has several names, the first of them done and the others not when an import was stopped.
+fn stopped_among_links(home: &Home, filesystem: &Filesystem) -> (PathBuf, Checkpoint) {
+    let source = home.path("source");
+    tree::small_files(&source, 40).unwrap();
+    fs::write(source.join("0 first"), "what they shared").unwrap();
+    for name in ["y second", "z third"] {
+        fs::hard_link(source.join("0 first"), source.join(name)).unwrap();
+    }
+    let watch = Watch { stop_at: Some(20), ..Watch::default() };
+    let stopped = filesystem.import(&source, None, &watch).unwrap();
+    assert_eq!(stopped.outcome, Outcome::Stopped);
+    let there = filesystem.list(Path::new("/")).unwrap().entries;
+    assert!(there.iter().any(|entry| entry.name == "0 first"));
+    assert!(!there.iter().any(|entry| entry.name == "y second"));
+    (source, stopped.checkpoint.unwrap())
+}
+
+#[test]
+fn an_inode_that_was_used_again_while_an_import_was_stopped_has_its_own_content() {
+    let home = Home::new();
+    let filesystem = home.create();
+    let (source, checkpoint) = stopped_among_links(&home, &filesystem);
+    let (first, second) = (source.join("0 first"), source.join("y second"));
+    let before = fs::metadata(&second).unwrap();
+    fs::remove_file(first).unwrap();
+    // Inode, length and time of change are what they were, and it still has two names.
+    fs::write(&second, "another content.").unwrap();
+    fs::File::open(&second).unwrap().set_modified(before.modified().unwrap()).unwrap();
+    let after = fs::metadata(&second).unwrap();
+    let identity = |stat: &fs::Metadata| (stat.ino(), stat.len(), stat.mtime(), stat.mtime_nsec());
+    assert_eq!(identity(&before), identity(&after));
+    done(filesystem.import(&source, Some(checkpoint), &Watch::default()).unwrap());
+    let target = home.path("target");
+    export(&filesystem, &target);
+    for name in ["y second", "z third"] {
+        assert_eq!(fs::read(target.join(name)).unwrap(), b"another content.");
+        assert_eq!(fs::metadata(target.join(name)).unwrap().nlink(), 2);
+    }
+    assert_eq!(fs::read(target.join("0 first")).unwrap(), b"what they shared");
+}
+
+#[test]
+fn links_stay_links_when_another_import_ran_while_theirs_was_stopped() {
+    let home = Home::new();
+    let filesystem = home.create();
+    let (source, checkpoint) = stopped_among_links(&home, &filesystem);
+    let other = home.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("x one"), "of the other").unwrap();
+    fs::hard_link(other.join("x one"), other.join("x two")).unwrap();
+    import(&filesystem, &other);
+    done(filesystem.import(&source, Some(checkpoint), &Watch::default()).unwrap());
+    let target = home.path("target");
+    export(&filesystem, &target);
+    for name in ["0 first", "y second", "z third"] {
+        assert_eq!(fs::metadata(target.join(name)).unwrap().nlink(), 3, "{name}");
+    }
+    assert_eq!(fs::metadata(target.join("x one")).unwrap().nlink(), 2);
+    let kept = home.backing().join("coffer.tmp/resume");
+    assert_eq!(fs::read_dir(kept).unwrap().count(), 0, "nothing is kept after the end");
+}
+
 /// Checkpoints that are taken while the job goes on, each good to go on from.
 #[test]
 fn any_checkpoint_of_a_running_import_is_good() {
