@@ -39,6 +39,16 @@ impl HoleMap {
         layout::is_zero(&*self.0)
     }
 
+    /// The map's bytes, as `docs/formats.md` has them.
+    pub const fn as_bytes(&self) -> &[u8; PAGE] {
+        &self.0
+    }
+
+    /// The map with these bytes.
+    pub fn from_bytes(bytes: [u8; PAGE]) -> Self {
+        Self(Box::new(bytes))
+    }
+
     const fn place(group: u64) -> (usize, u8) {
         let in_region = (group % layout::REGION_GROUPS) as usize;
         (in_region / 8, 1 << (in_region % 8))

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Doing, Fault};
-use crate::report::Identity;
+use crate::report::{Holes, Identity};
 use crate::side::{Buffers, Owner, Place, Side, Sink, Source, segment, segments};
 use crate::stage::{InodeId, Stage};
 use crate::sys::{self, Errno, Stat, Xattr};
@@ -205,8 +205,13 @@ impl Sink for PlainSink<'_> {
         Ok(PlainOutput { fd, len, end: AtomicU64::new(0) })
     }
 
-    fn resume(&self, file: OwnedFd, len: u64, _: u64) -> Result<PlainOutput, Fault> {
+    fn resume(&self, file: OwnedFd, len: u64, _: u64, _: &Holes) -> Result<PlainOutput, Fault> {
         self.begin(file, len)
+    }
+
+    fn holes(&self, _: &PlainOutput) -> Holes {
+        // What is absent from a plain file is a hole.
+        Holes::new()
     }
 
     fn write(

@@ -1,5 +1,6 @@
 //! How a job is watched, stopped, resumed and reported.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -40,7 +41,9 @@ pub struct Progress {
     pub failed: u64,
 }
 
-/// Where a job can go on after a stop, a crash or a power cut. Opaque: what is in it may change.
+/// Where a job can go on after a stop, a crash or a power cut. Opaque: what is in it may change. It names files and
+/// says what of one in the making is a hole: keep it as [`Filesystem::seal_note`](crate::Filesystem::seal_note) seals
+/// it, or where nobody but its owner reads and writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// The path of names (hex) to the first entry that is not yet done; everything before it is durable.
@@ -62,9 +65,15 @@ pub(crate) struct Partial {
     pub(crate) staged: String,
     /// The first segment that is not yet done.
     pub(crate) segment: u64,
+    /// What is absent from it because it is a hole.
+    pub(crate) holes: Holes,
     /// What the source looked like; if it no longer does, the file is started anew.
     pub(crate) source: Identity,
 }
+
+/// Hole maps by region, in hex. A sealed file that is not yet whole can't show by itself that what is absent from it is
+/// a hole, and was not removed.
+pub(crate) type Holes = BTreeMap<u64, String>;
 
 /// What tells that a source file is still the same: device, inode, length, modification and change time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

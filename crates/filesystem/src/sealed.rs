@@ -18,7 +18,7 @@ use data_path::{
 
 use crate::error::{Doing, Fault};
 use crate::names::Names;
-use crate::report::lock;
+use crate::report::{Holes, lock};
 use crate::side::{Buffers, Owner, Place, SEGMENT_GROUPS, Side, Sink, Source, segment, segments};
 use crate::stage::Stage;
 use crate::sys::{self, Errno, Stat, Xattr};
@@ -505,7 +505,13 @@ impl Sink for SealedTree {
         Ok(SealedFile { fd, cipher, len, header, holes: Mutex::default() })
     }
 
-    fn resume(&self, fd: OwnedFd, len: u64, first: u64) -> Result<SealedFile, Fault> {
+    fn resume(
+        &self,
+        fd: OwnedFd,
+        len: u64,
+        first: u64,
+        holes: &Holes,
+    ) -> Result<SealedFile, Fault> {
         let mut file = self.open_sealed(fd, layout::backing_len(len))?;
         // What was reserved counts as used, so the rest of the file needs a reservation of its own,
         // durable before it is used; the first groups of all regions may be sealed again.
@@ -519,8 +525,13 @@ impl Sink for SealedTree {
         file.cipher.update_header(file.header.as_mut_slice(), &state).doing("encrypted")?;
         sys::write_at(&file.fd, file.header.as_slice(), 0).doing("written")?;
         sys::sync_file(&file.fd).doing("written")?;
-        file.find_holes(first * SEGMENT_GROUPS)?;
+        file.take_over(holes, first * SEGMENT_GROUPS)?;
         Ok(file)
+    }
+
+    fn holes(&self, file: &SealedFile) -> Holes {
+        let holes = lock(&file.holes);
+        holes.iter().map(|(region, map)| (*region, hex::encode(map.as_bytes()))).collect()
     }
 
     fn write(
@@ -637,15 +648,20 @@ fn written_entries(group: &Range<usize>, data: &[Range<usize>]) -> Entries {
 }
 
 impl SealedFile {
-    /// Finds the holes among the groups below `end` again, which were written before a stop.
-    fn find_holes(&self, end: u64) -> Result<(), Fault> {
+    /// Takes over these holes; all other groups below `end`, which were written before a stop, must be there.
+    fn take_over(&self, holes: &Holes, end: u64) -> Result<(), Fault> {
+        let mut maps = lock(&self.holes);
+        for (region, text) in holes {
+            let mut bytes = [0; PAGE];
+            hex::decode_to_slice(text, &mut bytes)
+                .map_err(|_| Fault::damaged("resumed", "its hole map is none"))?;
+            maps.insert(*region, Arc::new(HoleMap::from_bytes(bytes)));
+        }
         let mut page = [0; PAGE];
-        let mut holes = lock(&self.holes);
-        for group in (0..end).filter(|&group| !layout::is_region_start(group)) {
-            sys::read_at(&self.fd, &mut page, layout::group_position(group)).doing("read")?;
-            if layout::is_zero(&page) {
-                let map = holes.entry(layout::region_of(group)).or_default();
-                Arc::make_mut(map).set_hole(group);
+        for group in 0..end {
+            if !maps.get(&layout::region_of(group)).is_some_and(|map| map.is_hole(group)) {
+                sys::read_at(&self.fd, &mut page, layout::group_position(group)).doing("read")?;
+                self.cipher.open_tag_page(group, &page).doing("resumed")?;
             }
         }
         Ok(())

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::Fault;
+use crate::report::Holes;
 use crate::sys::{Inode, Stat, Xattr};
 
 /// Groups of the sealed form that are read, sealed and written in one piece: a segment, nearly 4 MiB.
@@ -106,8 +107,16 @@ pub(crate) trait Sink: Side {
     fn raw_name(&self, dir: &Place<Self::Dir>, name: &[u8]) -> Result<Vec<u8>, Fault>;
     /// Begins the content of a new file of `len` plain bytes in the empty `file`.
     fn begin(&self, file: OwnedFd, len: u64) -> Result<Self::File, Fault>;
-    /// Goes on with a file that was begun before a stop, and has all segments below `first`.
-    fn resume(&self, file: OwnedFd, len: u64, first: u64) -> Result<Self::File, Fault>;
+    /// Goes on with a file that was begun before a stop, and has all segments below `first` but for these holes.
+    fn resume(
+        &self,
+        file: OwnedFd,
+        len: u64,
+        first: u64,
+        holes: &Holes,
+    ) -> Result<Self::File, Fault>;
+    /// The holes in what was written so far, as [`Sink::resume`] needs them.
+    fn holes(&self, file: &Self::File) -> Holes;
     /// Writes segment `index`; segments come in any order, several at once.
     fn write(
         &self,

@@ -1,7 +1,7 @@
 //! Jobs that are stopped anywhere and taken up again give the same tree.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use filesystem::{
 };
 use testkit::tree;
 
-use crate::support::{Home, Watch, assert_equal_trees, done, export, import};
+use crate::support::{Home, Watch, assert_equal_trees, done, export, files_below, import};
 
 /// Files small and of several segments, sparse, hard-linked over directories, long names, links.
 fn make_source(root: &Path) {
@@ -134,6 +134,35 @@ fn a_large_file_is_taken_up_in_its_middle_only_while_its_source_is_the_same() {
         let segments = watch.asked.load(Ordering::Relaxed);
         assert!(if change { segments >= 8 } else { segments <= 6 }, "{segments}");
         done(report);
+        export(&filesystem, &home.path("target"));
+        assert_equal_trees(&source, &home.path("target"));
+    }
+}
+
+/// Where it lies no page of a file in the making shows what is a hole: somebody who zeroes a part of it makes none.
+#[test]
+fn a_part_of_a_large_file_that_is_lost_while_its_import_is_stopped_does_not_pass_for_a_hole() {
+    for (group, len) in [(5, 256 << 10), (16, 4096), (0, 0)] {
+        let home = Home::new();
+        let source = home.path("source");
+        fs::create_dir(&source).unwrap();
+        let file = fs::File::create(source.join("large")).unwrap();
+        // Of 40 MB all but the groups from 2 to 4 MiB, which are a hole.
+        file.write_all_at(&tree::noise(5, 2 << 20), 0).unwrap();
+        file.write_all_at(&tree::noise(6, 36_000_000), 4 << 20).unwrap();
+        let filesystem = home.create();
+        let watch = Watch { stop_at: Some(5), ..Watch::default() };
+        let checkpoint = filesystem.import(&source, None, &watch).unwrap().checkpoint;
+        let staged = files_below(&home.backing().join("coffer.tmp/resume"));
+        let [staged] = &staged[..] else { panic!("{staged:?}") };
+        let backing = fs::File::options().write(true).open(staged).unwrap();
+        backing.write_all_at(&vec![0; len], group * (256 << 10)).unwrap();
+        let text = serde_json::to_string(&checkpoint).unwrap();
+        let watch = Watch::default();
+        done(filesystem.import(&source, serde_json::from_str(&text).unwrap(), &watch).unwrap());
+        let from_the_start = watch.asked.load(Ordering::Relaxed) >= 10;
+        assert_eq!(from_the_start, len > 0, "{:?}", watch.asked);
+        done(filesystem.verify(false, &Watch::default()).unwrap());
         export(&filesystem, &home.path("target"));
         assert_equal_trees(&source, &home.path("target"));
     }
