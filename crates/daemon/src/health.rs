@@ -1,6 +1,6 @@
 //! The KMS as it was last seen, and the life of our token, which is renewed in time.
 //!
-//! A look takes two requests, so it is taken less often than every other minute; what changes the configuration
+//! A look takes three requests, so it is taken less often than every other minute; what changes the configuration
 //! asks for one at once. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
 //! seen, because how much of its life had passed before is not known.
 

@@ -89,14 +89,14 @@ impl KeyManager {
 
     /// The KMS configuration, what it answers now, and what hangs on it.
     pub async fn kms_overview(&self) -> Result<KmsOverview, Error> {
-        let config = self.current().await?.map(|(_, record)| (record.config, record.set_at));
-        let live = match &config {
-            Some((config, _)) => Some(self.ask(config.id).await),
+        let current = self.current().await?.map(|(_, record)| record);
+        let live = match &current {
+            Some(record) => Some(self.ask(record).await),
             None => None,
         };
         let exposed = self.filesystem_statuses().await?.into_iter().filter(|s| s.exposed);
         Ok(KmsOverview {
-            config,
+            config: current.map(|record| (record.config, record.set_at)),
             live,
             exposed: exposed.map(|s| s.filesystem.name).collect(),
             unfinished_move: self.unfinished_move().await?.map(|job| job.id),
@@ -125,10 +125,21 @@ impl KeyManager {
         Ok(counts.into_iter().filter_map(known).collect())
     }
 
-    async fn ask(&self, id: KmsConfigId) -> Result<LiveKms, Error> {
-        let kms = self.kms(id).await?;
+    /// What keeps the KMS from opening our keys is a finding and no error: the key, the token and its life answered,
+    /// and the filesystems that are open work on. That the key is another one has to be known while their keys are in memory.
+    async fn ask(&self, record: &ConfigRecord) -> Result<LiveKms, Error> {
+        let kms = self.kms(record.config.id).await?;
         let (master_key, credential) = (kms.master_key().await?, kms.credential().await?);
-        let findings = kms.findings(&master_key, &credential);
+        let mut findings = kms.findings(&master_key, &credential);
+        match self.prove_identity(record, kms.as_ref()).await {
+            Ok(()) => {}
+            Err(Error::Kms(error)) if !error.kind().is_transient() => findings.push(Finding {
+                code: error.kind().code().to_owned(),
+                what: format!("what the KMS wrapped can't be opened now, and a node that starts unlocks nothing: {}", error.chain()),
+                cure: error.how_to_mend().unwrap_or_default().to_owned(),
+            }),
+            Err(error) => return Err(error),
+        }
         Ok(LiveKms { master_key, credential, findings })
     }
 

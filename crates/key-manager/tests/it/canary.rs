@@ -136,3 +136,18 @@ async fn a_rewrap_taken_up_again_does_not_trust_another_master_key() {
     let error = node.create("y").await.unwrap_err();
     assert!(refused_as(&error, KmsErrorKind::KeyReplaced), "{error}");
 }
+
+#[tokio::test]
+async fn a_master_key_made_again_is_told_while_the_keys_are_in_memory() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    assert_eq!(node.kms_overview().await.unwrap().live.unwrap().unwrap().findings, []);
+    world.kms.server("http://a").recreate();
+    let [finding] = &node.kms_overview().await.unwrap().live.unwrap().unwrap().findings[..] else {
+        panic!("one finding");
+    };
+    assert_eq!(finding.code, KmsErrorKind::KeyReplaced.code());
+    assert!(finding.cure.contains("set-vault"), "{finding:?}");
+}
