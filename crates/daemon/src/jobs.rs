@@ -151,13 +151,18 @@ impl Jobs {
         self.begin(record).await.map_err(of_keys)
     }
 
-    /// Runs a move of keys that the key manager has recorded.
+    /// Runs a move of keys that the key manager has recorded. One that it took the place of goes no further.
     pub(crate) async fn run_move(self: &Arc<Self>, id: JobId) -> Result<Job, Problem> {
         let of_keys = |e| problem::of_keys("the keys can't be moved", &e);
         let _starting = self.starting.lock().await;
         let mut record = self.manager.job(id).await.map_err(of_keys)?;
         if self.find_live(id).is_some() {
             return Ok(self.show(&record));
+        }
+        for ended in self.manager.jobs().await.map_err(of_keys)? {
+            if ended.kind == JobKind::Move && ended.state.is_final() {
+                self.find_live(ended.id).inspect(|live| live.stop.store(true, Ordering::Release));
+            }
         }
         let stopped = record.state == JobState::Stopped;
         record.state = JobState::Running;

@@ -15,7 +15,7 @@ use crate::manager::key_entry_of;
 use crate::moving::Purpose;
 use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
 use crate::unlock::changed;
-use crate::{Error, JobId, KeyManager};
+use crate::{Error, JobId, JobRecord, KeyManager};
 
 /// A KMS configuration that an administrator gives.
 #[derive(Debug, Clone)]
@@ -54,7 +54,8 @@ impl KeyManager {
     ///
     /// Everything is proved before anything is stored: that the KMS works, and that every filesystem key can go along.
     /// If the new configuration opens the canary and the keys as they lie (the same KMS at a new URL, a new
-    /// token), it takes the place of the old one. Otherwise the keys move, as a job.
+    /// token), it takes the place of the old one. Otherwise the keys move, as a job; one that has not come to its end, because its
+    /// target went away, ends with it.
     ///
     /// # Errors
     /// [`Error::Kms`] with what is missing; [`Error::NotAll`] when a key can't go along. Nothing is changed then.
@@ -86,9 +87,6 @@ impl KeyManager {
         let purpose = if takes_over { Purpose::Renew } else { Purpose::Move };
         let relocated = old.as_ref().is_none_or(|(_, old)| old.config != config);
         let job = (relocated && !keys.is_empty()).then(|| self.new_move(config.id, purpose, None));
-        if job.is_some() {
-            self.refuse_second_move().await?;
-        }
         if !takes_over {
             self.check_all_open(&keys, &unreadable, "the KMS can't be changed").await?;
         }
@@ -111,10 +109,13 @@ impl KeyManager {
             Some((pointer, _)) => commit.unchanged(pointer),
             None => commit.absent(records::CURRENT),
         };
+        let mut superseded = None;
         if let Some(job) = &job {
+            (commit, superseded) = self.supersede_move(commit, &format!("job {}", job.id)).await?;
             commit = put_job(commit, job)?;
         }
         self.store().commit(commit).await.map_err(|e| changed(e, "the KMS configuration"))?;
+        self.audit_superseded(superseded.as_ref());
         self.keep_client(&proof.kms);
         self.audit(
             "kms.configure",
@@ -147,7 +148,6 @@ impl KeyManager {
         let Some((pointer, old)) = self.current().await? else {
             return Err(Error::NotConfigured);
         };
-        self.refuse_second_move().await?;
         let filesystems = self.filesystems().await?;
         let mut commit = Commit::new().unchanged(&pointer).delete(records::CURRENT);
         commit = match &epoch {
@@ -167,7 +167,10 @@ impl KeyManager {
             commit = put_job(commit, &record)?;
             job = Some(record.id);
         }
+        let by = job.map_or("the removal of the KMS".to_owned(), |id| format!("job {id}"));
+        let (commit, superseded) = self.supersede_move(commit, &by).await?;
         self.store().commit(commit).await.map_err(|e| changed(e, "the KMS or a filesystem"))?;
+        self.audit_superseded(superseded.as_ref());
         let how =
             if job.is_some() { "downgrade to local wrapping" } else { "no filesystem exists" };
         self.audit("kms.unset", &old.config.id.to_string(), Outcome::Done, how);
@@ -175,6 +178,12 @@ impl KeyManager {
             self.retire_unused().await?;
         }
         Ok(job)
+    }
+
+    fn audit_superseded(&self, job: Option<&JobRecord>) {
+        if let Some(JobRecord { id, message, .. }) = job {
+            self.audit("kms.superseded", &id.to_string(), Outcome::Failed, message);
+        }
     }
 
     /// Asks the KMS to lengthen the credential's life.
@@ -258,44 +267,59 @@ impl KeyManager {
         unreadable: &[Error],
         act: &'static str,
     ) -> Result<(), Error> {
-        let mut closed: Vec<&KeyEntry> = Vec::new();
-        for entry in keys {
-            if self.unlocked(entry.wrapped.key_id).is_none() {
-                closed.push(entry);
-            }
-        }
-        let mut failures: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        for config in self.configs().await? {
-            let wrapped: Vec<WrappedKey> = closed
-                .iter()
-                .filter(|entry| entry.wrapped.config_id == config.config.id)
-                .map(|entry| entry.wrapped.clone())
-                .collect();
+        let closed: Vec<&WrappedKey> = keys
+            .iter()
+            .map(|entry| &entry.wrapped)
+            .filter(|wrapped| self.unlocked(wrapped.key_id).is_none())
+            .collect();
+        let mut why: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+        let mut failed = unreadable.len();
+        let sites = self.sites_by_key().await?;
+        for ConfigRecord { config, .. } in self.configs().await? {
+            let of_this = closed.iter().filter(|wrapped| wrapped.config_id == config.id);
+            let wrapped: Vec<WrappedKey> = of_this.map(|wrapped| (*wrapped).clone()).collect();
             if wrapped.is_empty() {
                 continue;
             }
-            match self.kms(config.config.id).await?.unwrap_keys(&wrapped).await {
-                Ok(answers) => {
-                    for (wrapped, answer) in wrapped.iter().zip(answers) {
-                        if let Err(error) = answer {
-                            failures.push(format!("{}: {}", wrapped.key_id, error.chain()));
-                        }
+            let mut shut: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+            let errors: Vec<Option<String>> =
+                match self.kms(config.id).await?.unwrap_keys(&wrapped).await {
+                    Ok(answers) => {
+                        answers.iter().map(|a| Some(a.as_ref().err()?.chain())).collect()
                     }
-                }
-                Err(error) => {
-                    let why = error.chain();
-                    failures.extend(wrapped.iter().map(|w| format!("{}: {why}", w.key_id)));
-                }
+                    Err(error) => vec![Some(error.chain()); wrapped.len()],
+                };
+            for (wrapped, error) in wrapped.iter().zip(errors) {
+                let Some(error) = error else { continue };
+                failed += 1;
+                let names = sites.get(&wrapped.key_id).into_iter().flatten();
+                shut.entry(error).or_default().extend(names.map(|site| site.name.as_str()));
             }
+            why.extend(shut.into_iter().map(|(error, names)| {
+                format!("{}, wrapped by {}: {error}", listed(&names), described(&config))
+            }));
         }
-        match failures.first() {
-            None => Ok(()),
-            Some(first) => Err(Error::NotAll {
-                act,
-                failed: failures.len(),
-                total: keys.len() + unreadable.len(),
-                first: first.clone(),
-            }),
+        if failed == 0 {
+            return Ok(());
         }
+        let total = keys.len() + unreadable.len();
+        Err(Error::NotAll { act, failed, total, why: why.join("; ") })
+    }
+}
+
+/// The names, or as many of them as a message should hold.
+fn listed(names: &[&str]) -> String {
+    const SHOWN: usize = 20;
+    let mut text = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    text
+}
+
+fn described(config: &KmsConfig) -> String {
+    match config.address.as_str() {
+        "" => "the local key".to_owned(),
+        address => format!("{:?} at {address}", config.master_key),
     }
 }

@@ -75,7 +75,7 @@ pub enum Error {
     },
     /// Some keys can't be taken along, so nothing was changed.
     #[error(
-        "{act}: {failed} of {total} filesystem keys can't be opened, so nothing was changed; first: {first}"
+        "{act}: {failed} of {total} filesystem keys can't be opened, so nothing was changed: {why}"
     )]
     NotAll {
         /// What was asked.
@@ -84,8 +84,8 @@ pub enum Error {
         failed: usize,
         /// How many there are.
         total: usize,
-        /// The first one and why.
-        first: String,
+        /// Which filesystems, what wraps their keys, and why that does not open them.
+        why: String,
     },
     /// Somebody else changed the same thing at the same time; nothing was done.
     #[error("{what} was changed by somebody else at the same moment, so nothing was done")]
@@ -157,9 +157,9 @@ impl Error {
                 "delete these filesystems first, or re-encrypt their keys locally, where they may be compromised, with --allow-downgrade".into(),
             ),
             Self::Locked { cure, .. } => cure.clone(),
-            Self::Busy { .. } => Some("wait for it (coffer job list), or stop it (coffer job stop)".into()),
+            Self::Busy { .. } => Some("wait for it (coffer job list); where its KMS is gone for good, coffer fs kms set-vault with another one takes its place".into()),
             Self::NotAll { .. } => Some(
-                "see each with coffer fs list; bring its KMS back, or delete it, and try again".into(),
+                "bring the KMS that is named back until their keys have moved, or delete these filesystems (coffer fs delete), and try again".into(),
             ),
             Self::Changed { .. } => Some("look at the new state and try again".into()),
             Self::Store(StoreError::Damaged { .. }) | Self::Record { .. } => Some(

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::records::{self, Stored};
+use crate::unlock::changed;
 use crate::{Error, KeyManager};
 
 const PREFIX: &str = "job/";
@@ -172,15 +173,34 @@ impl Stored for JobRecord {
 
 impl KeyManager {
     /// Records a job: a new one, or the present state of one that is known. Durable on `Ok`.
+    ///
+    /// # Errors
+    /// [`Error::Changed`]: the job is a move that has come to its end, by another that took its place.
     pub async fn save_job(&self, job: &JobRecord) -> Result<(), Error> {
-        self.store().commit(put_job(Commit::new(), job)?).await?;
+        let mut commit = put_job(Commit::new(), job)?;
+        if job.kind == JobKind::Move {
+            let (record, recorded) = self.job_record(job.id).await?;
+            if recorded.state.is_final() {
+                return Err(Error::Changed { what: format!("job {}", job.id) });
+            }
+            commit = commit.unchanged(&record);
+        }
+        let what = format!("job {}", job.id);
+        self.store().commit(commit).await.map_err(|e| changed(e, &what))?;
         Ok(())
     }
 
     /// The job with this id.
     pub async fn job(&self, id: JobId) -> Result<JobRecord, Error> {
+        Ok(self.job_record(id).await?.1)
+    }
+
+    pub(crate) async fn job_record(&self, id: JobId) -> Result<(Record, JobRecord), Error> {
         match self.store().get(&id.key()).await? {
-            Some(record) => records::decode(&record),
+            Some(record) => {
+                let job = records::decode(&record)?;
+                Ok((record, job))
+            }
             None => Err(Error::Unknown { what: format!("job {id}") }),
         }
     }
@@ -203,6 +223,23 @@ impl KeyManager {
             self.store().commit(commit).await?;
         }
         Ok(())
+    }
+
+    /// Ends the move that has not come to its end, if there is one, with `commit`: what is to be done now takes its place.
+    /// A run of it that is under way commits nothing more. Answers the job, for the audit log.
+    pub(crate) async fn supersede_move(
+        &self,
+        commit: Commit,
+        by: &str,
+    ) -> Result<(Commit, Option<JobRecord>), Error> {
+        let Some(JobRecord { id, .. }) = self.unfinished_move().await? else {
+            return Ok((commit, None));
+        };
+        let (record, mut job) = self.job_record(id).await?;
+        job.state = JobState::Failed;
+        job.ended = Some(self.parts().clock.now());
+        job.message = format!("{by} took its place before it had come to its end");
+        Ok((put_job(commit.unchanged(&record), &job)?, Some(job)))
     }
 
     /// The move that has not come to its end, if any: at most one exists at a time.

@@ -123,9 +123,10 @@ impl KeyManager {
     ///
     /// # Errors
     /// What kept it from going on (the KMS is away, the store fails): the job stays unfinished and can be run again.
+    /// [`Error::Changed`]: another move has taken its place.
     pub async fn run_move(&self, id: JobId, control: &dyn JobControl) -> Result<MoveReport, Error> {
         let _move = self.moves.lock().await;
-        let mut job = self.job(id).await?;
+        let (record, mut job) = self.job_record(id).await?;
         if job.state.is_final() {
             return Err(Error::Invalid {
                 what: format!("job {id}"),
@@ -141,6 +142,7 @@ impl KeyManager {
             config: self.config(spec.target).await?,
             target: self.kms(spec.target).await?,
             newest: KeyVersion(0),
+            job: record,
             control,
             progress: Progress::default(),
             report: MoveReport::default(),
@@ -252,6 +254,8 @@ struct Run<'a> {
     config: ConfigRecord,
     target: Arc<dyn Kms>,
     newest: KeyVersion,
+    /// The job as it was when this run began. Once another has taken its place nothing more is committed.
+    job: Record,
     control: &'a dyn JobControl,
     progress: Progress,
     report: MoveReport,
@@ -416,7 +420,8 @@ impl Run<'_> {
         mut changes: Vec<(Record, KeyEntry)>,
     ) -> Result<Vec<KeyEntry>, Error> {
         loop {
-            let commit = changes.iter().fold(Commit::new(), |commit, (record, entry)| {
+            let commit = Commit::new().unchanged(&self.job);
+            let commit = changes.iter().fold(commit, |commit, (record, entry)| {
                 commit.unchanged(record).put(record.key.clone(), records::encode(entry))
             });
             match self.manager.store().commit(commit).await {
@@ -424,7 +429,7 @@ impl Run<'_> {
                 Err(StoreError::Conflict { key }) if changes.iter().any(|(r, _)| r.key == key) => {
                     changes.retain(|(record, _)| record.key != key);
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(changed(error, "the job that moves the keys")),
             }
         }
         self.report.moved += changes.len() as u64;
@@ -448,7 +453,10 @@ impl Run<'_> {
             return Ok(());
         }
         let config = with_new_canary(&config, self.target.as_ref()).await?;
-        let put = Commit::new().unchanged(&record).put(key, records::encode(&config));
+        let put = Commit::new()
+            .unchanged(&self.job)
+            .unchanged(&record)
+            .put(key, records::encode(&config));
         self.manager.store().commit(put).await.map_err(|e| changed(e, "the KMS configuration"))?;
         Ok(())
     }

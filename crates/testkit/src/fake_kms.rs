@@ -12,6 +12,7 @@ use kms_core::{
     Ciphertext, Credential, CredentialStatus, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
     KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, UnixMillis,
 };
+use tokio::sync::oneshot;
 
 /// A provider of fake KMSs: one for each address.
 #[derive(Debug, Default, Clone)]
@@ -39,6 +40,22 @@ struct State {
     down: Option<KmsErrorKind>,
     /// Items asked for, by operation.
     asked: BTreeMap<&'static str, u64>,
+    /// The operation whose next answer is late.
+    late: Option<(&'static str, oneshot::Sender<()>, oneshot::Receiver<()>)>,
+}
+
+/// An answer that is held back until this is dropped.
+#[derive(Debug)]
+pub struct Late {
+    reached: oneshot::Receiver<()>,
+    _go_on: oneshot::Sender<()>,
+}
+
+impl Late {
+    /// Waits until the answer would go out.
+    pub async fn reached(&mut self) {
+        (&mut self.reached).await.unwrap();
+    }
 }
 
 impl FakeProvider {
@@ -114,6 +131,7 @@ impl FakeServer {
             created,
             down: None,
             asked,
+            late: None,
         })))
     }
 
@@ -145,6 +163,22 @@ impl FakeServer {
         state.mark += 1_000_000;
         state.latest = 1;
         state.created = BTreeMap::from([(KeyVersion(1), UnixMillis(state.mark))]);
+    }
+
+    /// Holds the next answer to this operation (`wrap`, `unwrap`, `rewrap`) back.
+    pub fn hold(&self, operation: &'static str) -> Late {
+        let (at, reached) = oneshot::channel();
+        let (go_on, gone_on) = oneshot::channel();
+        self.state().late = Some((operation, at, gone_on));
+        Late { reached, _go_on: go_on }
+    }
+
+    async fn answer_late(&self, operation: &str) {
+        let late = self.state().late.take_if(|(of, ..)| *of == operation);
+        if let Some((_, reached, gone_on)) = late {
+            let _ = reached.send(());
+            let _ = gone_on.await;
+        }
     }
 
     /// Items that this operation (`wrap`, `unwrap`, `rewrap`) was asked for since the server was made.
@@ -242,7 +276,9 @@ impl Kms for FakeKms {
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {
         self.answer("wrap", records.len())?;
-        Ok(records.iter().map(|record| Ok(self.seal(record.expose()))).collect())
+        let answers = records.iter().map(|record| Ok(self.seal(record.expose()))).collect();
+        self.server.answer_late("wrap").await;
+        Ok(answers)
     }
 
     async fn unwrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<KeyRecord>, KmsError> {
@@ -251,11 +287,15 @@ impl Kms for FakeKms {
             KeyRecord::parse(&self.open(ciphertext)?)
                 .map_err(|e| KmsError::new(KmsErrorKind::NotAuthentic, e.to_string()))
         };
-        Ok(ciphertexts.iter().map(record).collect())
+        let answers = ciphertexts.iter().map(record).collect();
+        self.server.answer_late("unwrap").await;
+        Ok(answers)
     }
 
     async fn rewrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<Ciphertext>, KmsError> {
         self.answer("rewrap", ciphertexts.len())?;
-        Ok(ciphertexts.iter().map(|c| Ok(self.seal(&self.open(c)?))).collect())
+        let answers = ciphertexts.iter().map(|c| Ok(self.seal(&self.open(c)?))).collect();
+        self.server.answer_late("rewrap").await;
+        Ok(answers)
     }
 }

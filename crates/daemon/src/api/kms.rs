@@ -47,20 +47,8 @@ pub(crate) async fn set(
         settings,
         credential: Credential::Token(token.expose().to_owned().into()),
     };
-    let configured = match shared.manager.set_kms(new).await {
-        Ok(configured) => configured,
-        Err(error) => {
-            let refused = problem::of_keys(title, &error);
-            return Err(match stopped_move(&shared).await? {
-                Some(stopped) if refused.code == "busy" => refused.cure(format!(
-                    "finish job {} with coffer fs kms rewrap, then give this again",
-                    stopped.id
-                )),
-                _ => refused,
-            }
-            .into());
-        }
-    };
+    let configured = shared.manager.set_kms(new).await;
+    let configured = configured.map_err(|e| problem::of_keys(title, &e))?;
     shared.kms_changed();
     let job = match configured.job {
         Some(id) => Some(shared.jobs.run_move(id).await?),

@@ -115,6 +115,10 @@ fn move_problem(record: &JobRecord) -> Option<Problem> {
             Problem::new(Exit::KmsUnreachable, "waiting", title(), record.message.clone())
                 .cure("the node tries again by itself; see coffer fs kms"),
         ),
+        JobState::Failed => Some(
+            Problem::new(Exit::State, "superseded", title(), record.message.clone())
+                .cure("see coffer fs kms"),
+        ),
         _ => None,
     }
 }

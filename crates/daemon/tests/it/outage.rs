@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use kms_core::KmsErrorKind;
 use serde_json::{Value, json};
 
-use crate::world::World;
+use crate::world::{TOKEN, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_starts_without_its_kms_and_opens_when_it_is_back() {
@@ -115,5 +115,41 @@ async fn a_job_waits_for_its_filesystem_and_says_why() {
     assert_eq!(node.get("/v1/status").await["jobs_running"], 1);
     world.kms().set_down(None);
     assert_eq!(node.ended(&job).await["state"], "done");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_to_a_kms_that_is_gone_for_good_gives_way_to_another() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    let set = |url: &str| json!({"base_url": url, "master_key": "k", "token": TOKEN});
+    let gone = world.kms_at("https://gone.example");
+    let request = set("https://gone.example");
+    let mut canary = gone.hold("wrap");
+    let (moving, mut first_key) = tokio::join!(node.ok("PUT", "/v1/kms", &request), async {
+        canary.reached().await;
+        let first_key = gone.hold("wrap");
+        drop(canary);
+        first_key
+    });
+    first_key.reached().await;
+    gone.set_down(Some(KmsErrorKind::Unreachable));
+    drop(first_key);
+    let stuck = format!("/v1/jobs/{}", moving["job"]["id"].as_str().unwrap());
+    node.until(&stuck, |job| job["state"] == "waiting").await;
+
+    let change = node.ok("PUT", "/v1/kms", &set("https://third.example")).await;
+    assert_eq!(change["change"], "moving", "{change}");
+    let job = node.ended(&change["job"]).await;
+    assert_eq!(job["state"], "done", "{job}");
+    let stuck = node.get(&stuck).await;
+    assert_eq!(
+        (&stuck["state"], &stuck["problem"]["code"]),
+        (&json!("failed"), &json!("superseded"))
+    );
+    node.stop().await;
+    let node = world.start().await;
+    node.until("/v1/filesystems/home", |fs| fs["state"] == "unlocked").await;
     node.stop().await;
 }

@@ -59,7 +59,11 @@ impl World {
     }
 
     pub(crate) fn kms(&self) -> FakeServer {
-        self.provider.server(KMS)
+        self.kms_at(KMS)
+    }
+
+    pub(crate) fn kms_at(&self, url: &str) -> FakeServer {
+        self.provider.server(url)
     }
 
     pub(crate) async fn start(&self) -> Running {

@@ -4,7 +4,7 @@
 use key_manager::{FilesystemState, KeyManager, KeyState};
 use kms_core::{KeyStore as _, KmsErrorKind};
 
-use crate::world::{Acts, World, name};
+use crate::world::{Acts, World, name, vault};
 
 /// Runs `act` with a stop after each possible number of commits and header writes, and `check` on the node
 /// that starts afterwards. Answers how many points there were.
@@ -147,6 +147,31 @@ async fn move_to_another_kms() {
             world.kms.server(other).set_down(Some(KmsErrorKind::Unreachable));
             let again = world.node().await;
             assert!(again.unlock_all().await.unwrap().is_empty(), "all keys hang on {address}");
+        },
+    )
+    .await;
+    assert!(points >= 6, "{points}");
+}
+
+#[tokio::test]
+async fn a_move_that_takes_the_place_of_another() {
+    let points = at_every_stop(
+        async |world| {
+            with_kms_and_two(world).await;
+            let node = world.node().await;
+            node.set_kms(vault("http://b")).await.unwrap().job.unwrap();
+            node.create("c").await.unwrap();
+        },
+        async |node| node.set("http://c").await.is_ok(),
+        async |world, node, done| {
+            let address = node.kms_overview().await.unwrap().config.unwrap().0.address;
+            assert!(!done || address == "http://c");
+            for other in ["http://a", "http://b", "http://c"].iter().filter(|a| **a != address) {
+                world.kms.server(other).set_down(Some(KmsErrorKind::Unreachable));
+            }
+            let again = world.node().await;
+            assert!(again.unlock_all().await.unwrap().is_empty(), "all keys hang on {address}");
+            assert!(again.unfinished_move().await.unwrap().is_none());
         },
     )
     .await;

@@ -1,9 +1,9 @@
 //! Rewrap, takeover, moves between KMSs, from and to local wrapping.
 
-use key_manager::{Error, KeyState};
+use key_manager::{Error, JobState, KeyState};
 use kms_core::{KeyStore as _, KeyVersion, KmsErrorKind};
 
-use crate::world::{Acts, World, name, vault};
+use crate::world::{Acts, NoControl, World, name, vault};
 
 #[tokio::test]
 async fn rewrap_moves_store_and_copies_and_keeps_the_keys() {
@@ -184,4 +184,109 @@ async fn a_copy_that_can_not_be_written_makes_it_partly_done() {
     drop(node);
     let report = world.node().await.rewrap().await.unwrap();
     assert_eq!((report.moved, report.already, report.copies), (0, 1, 1));
+}
+
+/// A node that has just started, with a key on a first KMS and one on a second, to which it was moving when that went away for good.
+async fn stranded(world: &World) -> (key_manager::KeyManager, key_manager::JobId) {
+    let node = world.node().await;
+    node.set("http://first").await.unwrap();
+    node.create("old").await.unwrap();
+    let moving = node.set_kms(vault("http://gone")).await.unwrap().job.unwrap();
+    node.create("new").await.unwrap();
+    world.kms.server("http://gone").set_down(Some(KmsErrorKind::Unreachable));
+    assert!(node.run_move(moving, &NoControl).await.is_err());
+    (node, moving)
+}
+
+#[tokio::test]
+async fn a_move_whose_target_is_gone_gives_way_to_another() {
+    for back in [false, true] {
+        let world = World::new();
+        let (node, stuck) = stranded(&world).await;
+        let before = (node.bytes("old").await, node.bytes("new").await);
+        let target = if back { "http://first" } else { "http://third" };
+        node.set(target).await.unwrap();
+
+        let stuck = node.job(stuck).await.unwrap();
+        assert_eq!(stuck.state, JobState::Failed);
+        assert!(stuck.message.contains("took its place"), "{}", stuck.message);
+        assert!(node.unfinished_move().await.unwrap().is_none());
+        let superseded = |event: &kms_core::AuditEvent| event.action == "kms.superseded";
+        assert_eq!(world.audit.events().iter().filter(|event| superseded(event)).count(), 1);
+        drop(node);
+        let node = world.node().await;
+        assert!(node.unlock_all().await.unwrap().is_empty());
+        assert_eq!((node.bytes("old").await, node.bytes("new").await), before);
+        for fs in node.filesystem_statuses().await.unwrap() {
+            assert_eq!(fs.wrapped_by.unwrap().address, target);
+        }
+        assert_eq!(world.store.list("kms/config/", None, 9).await.unwrap().records.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_move_whose_target_is_gone_gives_way_to_local_wrapping() {
+    let world = World::new();
+    let (node, _) = stranded(&world).await;
+    assert!(matches!(node.unset_kms(false).await, Err(Error::Encrypted { .. })));
+    node.downgrade().await.unwrap();
+    drop(node);
+    assert!(world.node().await.unlock_all().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_unfinished_downgrade_gives_way_to_a_kms() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://first").await.unwrap();
+    node.create("x").await.unwrap();
+    node.unset_kms(true).await.unwrap().unwrap();
+    node.set("http://second").await.unwrap();
+    let fs = node.filesystem_statuses().await.unwrap().remove(0);
+    assert!(!fs.exposed && fs.wrapped_by.unwrap().address == "http://second");
+    assert_eq!(world.local.keys(), 0);
+}
+
+#[tokio::test]
+async fn what_hangs_on_the_gone_kms_alone_is_named() {
+    let world = World::new();
+    drop(stranded(&world).await);
+    let node = world.node().await;
+    assert_eq!(node.unlock_all().await.unwrap().len(), 1);
+    let before = world.store.list("", None, 100).await.unwrap();
+    for error in [
+        node.set_kms(vault("http://third")).await.unwrap_err(),
+        node.unset_kms(true).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::NotAll { failed: 1, total: 2, .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("new, wrapped by \"key\" at http://gone: "), "{text}");
+        assert!(!text.contains("old") && error.cure().unwrap().contains("fs delete"), "{text}");
+    }
+    assert_eq!(world.store.list("", None, 100).await.unwrap(), before);
+    // Its cure: without what can't be opened, all else goes along.
+    node.delete_filesystem(&name("new")).await.unwrap();
+    node.set("http://third").await.unwrap();
+    assert_eq!(node.state("old").await, KeyState::Unlocked);
+}
+
+#[tokio::test]
+async fn a_run_whose_place_was_taken_commits_nothing_more() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://first").await.unwrap();
+    node.create("x").await.unwrap();
+    let slow = node.set_kms(vault("http://slow")).await.unwrap().job.unwrap();
+    let mut late = world.kms.server("http://slow").hold("wrap");
+    let (ran, set) = tokio::join!(node.run_move(slow, &NoControl), async {
+        late.reached().await;
+        let set = node.set_kms(vault("http://third")).await.unwrap();
+        drop(late);
+        set
+    });
+    assert!(matches!(ran, Err(Error::Changed { .. })), "{ran:?}");
+    assert_eq!(node.job(slow).await.unwrap().state, JobState::Failed);
+    let on = node.filesystem_statuses().await.unwrap().remove(0).wrapped_by.unwrap();
+    assert_eq!(on.address, "http://first");
+    node.run(set.job.unwrap()).await.unwrap();
 }
