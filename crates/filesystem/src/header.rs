@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder};
 
 use crate::error::{Doing, Error, Fault};
-use crate::filesystem::HEADER;
+use crate::filesystem::{HEADER, ROOT};
 use crate::sealed::SealedTree;
 use crate::sys;
 
@@ -114,14 +114,17 @@ impl KeyHolder for BackingHeaders {
                 return Err(Fault::Refused { doing: "replaced", why, cure: "check the key store" });
             }
             let dir = sys::open_root(&site.backing).doing("opened")?;
-            // A header that can't be read is mended; one of another key is somebody else's.
+            // A header that can't be read is mended; one of another key is somebody else's. Without header and tree this is
+            // no backing directory, such as the place where one is mounted: nothing may lie there that looks like one.
             match read(&dir) {
                 Ok(there) if there.wrapped.key_id != site.key_id => {
                     let why = format!("the key {} lies there", there.wrapped.key_id);
                     let cure = "check the filesystem's backing directory";
                     Err(Fault::Refused { doing: "replaced", why, cure })
                 }
-                Err(refused @ Fault::Refused { .. }) if sys::stat(&dir, HEADER).is_ok() => {
+                Err(refused @ Fault::Refused { .. })
+                    if sys::stat(&dir, HEADER).is_ok() || sys::stat(&dir, ROOT).is_err() =>
+                {
                     Err(refused)
                 }
                 _ => write(&dir, envelope),

@@ -228,7 +228,16 @@ fn the_holder_lists_replaces_and_refuses() {
     fs::write(&path, "{\"format\": 2}").unwrap();
     assert_eq!(read_envelope(&home.backing()).unwrap_err().kind(), ErrorKind::Invalid);
     ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap_err();
+
+    // One that is gone is put back where the tree is, and not where nothing is mounted.
+    fs::remove_file(&path).unwrap();
+    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap();
+    assert_eq!(read_envelope(&home.backing()).unwrap(), envelope);
     drop(filesystem);
+    fs::rename(home.backing(), home.backing().with_file_name("not mounted")).unwrap();
+    fs::create_dir(home.backing()).unwrap();
+    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap_err();
+    assert_eq!(fs::read_dir(home.backing()).unwrap().count(), 0);
 }
 
 /// The answer of a future that never waits.
