@@ -238,7 +238,8 @@ impl Filesystem {
     /// Copies everything below `source` into the filesystem, as `cp -a` does: what has the same
     /// name is replaced, file by file and each in one step; what is not in `source` stays.
     ///
-    /// It streams in parallel within 128 MiB of memory. What can't be read, changes while it is
+    /// It streams in parallel within 128 MiB of memory, and reads each file to its end, whatever length it is said to
+    /// have (`/proc` and some mounts say 0). What can't be read, changes while it is
     /// read, or meets something of another type under its name is a problem in the report, and the
     /// rest is copied. On return everything is durable. After a stop, an error or a crash, give the
     /// last [`Checkpoint`] as `resume` with the same `source` to go on from there.

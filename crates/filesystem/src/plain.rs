@@ -13,6 +13,9 @@ use crate::sys::{self, Errno, Stat, Xattr};
 /// Holes are kept in units of this many bytes.
 const BLOCK: usize = 4096;
 
+/// The most that is read of a file to find its length: some of the kernel's have no end that anybody would wait for.
+const MEASURED_MAX: u64 = 1 << 30;
+
 /// A plain tree that is imported.
 pub(crate) struct PlainSource {
     root: OwnedFd,
@@ -72,15 +75,14 @@ impl Source for PlainSource {
 
     fn open(&self, dir: &Place<()>, raw: &[u8], stat: &Stat) -> Result<PlainFile, Fault> {
         let fd = sys::open_file(&dir.fd, raw).doing("opened")?;
-        let len = self.estimate(stat);
+        let told = self.estimate(stat);
         let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        Ok(PlainFile {
-            fd,
-            identity: Identity::of(stat),
-            len,
-            // A large file's own metadata may hide a hole in this sum; asking costs it little.
-            sparse: allocated < len || segments(len) > 1,
-        })
+        // What /proc, sysfs and some mounts say of a file's length is not what it has, nor do they know of holes.
+        let is_true = allocated > 0 || ends_at(&fd, told);
+        let len = if is_true { told } else { measure(&fd)? };
+        // A large file's own metadata may hide a hole in this sum; asking costs it little.
+        let sparse = is_true && (allocated < len || segments(len) > 1);
+        Ok(PlainFile { fd, identity: Identity::of(stat), len, sparse })
     }
 
     fn estimate(&self, stat: &Stat) -> u64 {
@@ -99,13 +101,18 @@ impl Source for PlainSource {
     ) -> Result<Vec<Range<usize>>, Fault> {
         let Range { start, end } = segment(index, file.len);
         let len = (end - start) as usize;
-        buffers.plain.resize(len, 0);
+        let is_last = end == file.len;
         let mut data: Vec<Range<usize>> = Vec::new();
         if !file.sparse {
-            read_exact(file, &mut buffers.plain, start)?;
+            // More than there should be, to see the end; and some of the kernel's files put nothing into room that
+            // just suffices.
+            buffers.plain.resize(len + if is_last { BLOCK } else { 0 }, 0);
+            let got = sys::read_at(file, &mut buffers.plain, start).doing("read")?;
+            buffers.plain.truncate(len);
             data.push(0..len);
-            return Ok(data);
+            return if got == len { Ok(data) } else { Err(Fault::Changed) };
         }
+        buffers.plain.resize(len, 0);
         let mut at = start;
         while at < end {
             let found = sys::next_data(file, at).doing("read")?.filter(|(from, _)| *from < end);
@@ -123,6 +130,9 @@ impl Source for PlainSource {
             }
             at = to;
         }
+        if is_last && has_byte(file, end).doing("read")? {
+            return Err(Fault::Changed);
+        }
         Ok(data)
     }
 
@@ -137,6 +147,34 @@ impl Source for PlainSource {
 
     fn plain_xattr(&self, _: &Owner<'_, Self>, raw: Xattr) -> Result<Option<Xattr>, Fault> {
         Ok(Some(raw))
+    }
+}
+
+fn has_byte(file: impl AsFd, at: u64) -> sys::Result<bool> {
+    Ok(sys::read_at(file, &mut [0], at)? == 1)
+}
+
+/// Whether the content ends there. What can't be read there will say so when all of it is.
+fn ends_at(file: &OwnedFd, len: u64) -> bool {
+    has_byte(file, len) == Ok(false) && (len == 0 || has_byte(file, len - 1) == Ok(true))
+}
+
+/// The length of the content, by reading all of it.
+fn measure(file: &OwnedFd) -> Result<u64, Fault> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut len = 0;
+    loop {
+        match sys::read_at(file, &mut buffer, len).doing("read")? as u64 {
+            0 => return Ok(len),
+            _ if len >= MEASURED_MAX => {
+                return Err(Fault::Refused {
+                    doing: "read",
+                    why: "the system tells no length for it, and it goes on after 1 GiB".to_owned(),
+                    cure: "leave it out, or copy it into a plain file first",
+                });
+            }
+            got => len += got,
+        }
     }
 }
 

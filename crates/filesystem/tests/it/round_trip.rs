@@ -114,6 +114,35 @@ fn an_import_merges_and_replaces_as_cp_does() {
     done(filesystem.verify(false, &Watch::default()).unwrap());
 }
 
+/// The kernel's own files, of which `stat` says that they have no bytes, or 4096.
+#[test]
+fn a_file_is_read_to_its_end_whatever_length_it_is_said_to_have() {
+    for dir in ["/proc/sys/net/ipv4/route", "/sys/devices/system/cpu/cpu0/topology"] {
+        let home = Home::new();
+        let (source, target) = (Path::new(dir), home.path("target"));
+        let filesystem = home.create();
+        let watch = Watch::default();
+        let imported = filesystem.import(source, None, &watch).unwrap();
+        export(&filesystem, &target);
+        let (mut equal, mut refused) = (0, Vec::new());
+        for path in files_below(source) {
+            let name = path.strip_prefix(source).unwrap();
+            match fs::read(&path) {
+                Ok(content) => {
+                    assert_eq!(fs::read(target.join(name)).unwrap(), content, "{path:?}");
+                    let told = fs::metadata(&path).unwrap().len();
+                    equal += usize::from(told != content.len() as u64);
+                }
+                Err(_) => refused.push(name.to_owned()),
+            }
+        }
+        assert!(equal >= 3, "{dir} has {equal} files of another length than is said");
+        let named: Vec<_> = imported.problems.iter().map(|problem| problem.path.clone()).collect();
+        assert_eq!(named, refused, "{:?}", imported.problems);
+        assert_eq!(refused.is_empty(), dir.starts_with("/sys"), "/proc has one that none may read");
+    }
+}
+
 #[test]
 fn what_cannot_be_taken_is_named_and_the_rest_goes_on() {
     let home = Home::new();
