@@ -82,6 +82,9 @@ pub enum FormatError {
     /// A symlink's target is malformed or not authentic.
     #[error("the symlink's encrypted target is damaged")]
     Symlink,
+    /// The record of a FIFO or device is malformed or not authentic.
+    #[error("it has the length of the record of a FIFO or device, and is none that is authentic")]
+    Node,
     /// An extended attribute is malformed, not authentic, or another file's.
     #[error("the encrypted extended attribute is damaged, or belongs to another file")]
     Xattr,

@@ -44,6 +44,11 @@ fn make() -> Value {
         "directory": { "id": hex::encode(DIR.as_bytes()), "record": hex::encode(keys.seal_directory(DIR)) },
         "root_directory": hex::encode(keys.root_directory().as_bytes()),
         "targets": [target(&keys, b"../elsewhere"), target(&keys, &[b't'; 800])],
+        "nodes": [
+            node(&keys, NodeKind::Fifo, 0, 0),
+            node(&keys, NodeKind::CharacterDevice, 1, 3),
+            node(&keys, NodeKind::BlockDevice, 259, 0x000a_bcde),
+        ],
         "xattrs": [
             xattr(&keys, "file", XattrOwner::File(FILE)),
             xattr(&keys, "directory", XattrOwner::Directory(DIR)),
@@ -127,6 +132,16 @@ fn name(keys: &FilesystemKeys, plain: &[u8]) -> Value {
 fn target(keys: &FilesystemKeys, plain: &[u8]) -> Value {
     let backing = fixed::run(|| keys.seal_target(plain)).unwrap();
     json!({ "plain": hex::encode(plain), "text": backing.text, "record": backing.record.map(hex::encode) })
+}
+
+fn node(keys: &FilesystemKeys, kind: NodeKind, major: u32, minor: u32) -> Value {
+    let letter = match kind {
+        NodeKind::Fifo => "p",
+        NodeKind::CharacterDevice => "c",
+        NodeKind::BlockDevice => "b",
+    };
+    let record = hex::encode(keys.seal_node(Node { kind, major, minor }));
+    json!({ "kind": letter, "major": major, "minor": minor, "record": record })
 }
 
 fn xattr(keys: &FilesystemKeys, kind: &str, owner: XattrOwner) -> Value {

@@ -31,6 +31,7 @@ pub struct FilesystemKeys {
     pub(crate) notes: SivKey,
     pub(crate) xattr_names: MacKey,
     pub(crate) directories: MacKey,
+    pub(crate) nodes: MacKey,
     pub(crate) root: DirId,
 }
 
@@ -49,6 +50,7 @@ impl FilesystemKeys {
             notes: SivKey::new(fixed(b"coffer v1 notes")?),
             xattr_names: mac(b"coffer v1 xattr names")?,
             directories: mac(b"coffer v1 directories")?,
+            nodes: mac(b"coffer v1 nodes")?,
             root: DirId::from_bytes(*derive(
                 &key,
                 key.id().as_bytes(),

@@ -11,7 +11,7 @@
 //! | `keys` | what is derived from a filesystem key |
 //! | `tag_page` | the slots that open a group's blocks |
 //! | `file`, `group` | [`FileCipher`]: seals and opens blocks, tag pages, groups |
-//! | `names`, [`dir`], [`symlink`], [`xattr`] | names, directory ids, link targets, attributes |
+//! | `names`, [`dir`], [`symlink`], `node`, [`xattr`] | names, directory ids, link targets, FIFOs and devices, attributes |
 //! | `note` | what is kept elsewhere and names files |
 //!
 //! ```
@@ -51,6 +51,7 @@ mod id;
 mod keys;
 pub mod layout;
 mod names;
+mod node;
 mod nonce;
 mod note;
 mod siv;
@@ -68,5 +69,6 @@ pub use group::{HoleMap, OpenedGroup};
 pub use id::{DirId, FileId, LinkId};
 pub use keys::FilesystemKeys;
 pub use names::{BackingEntry, BackingName, NAME_MAX, SideFile};
+pub use node::{Node, NodeKind};
 pub use tag_page::{Entries, Slot, TagPage};
 pub use xattr::XattrOwner;

@@ -14,7 +14,7 @@ use crate::error::{Doing, Error, Fault, shown};
 use crate::report::{
     Checkpoint, Control, Fingerprint, Identity, Problem, ProblemKind, Report, Tally, lock,
 };
-use crate::side::{Buffers, Owner, Place, Sink, Source, segments};
+use crate::side::{Buffers, Kind, Owner, Place, Sink, Source, segments};
 use crate::stage::{Anchors, Kept, Stage, anchor_name};
 use crate::sys::{self, Errno, FileType, Stat};
 use crate::walk::Walker;
@@ -211,9 +211,9 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
     fn content(&self, pair: &Pair<S, K>, item: &Item, buffers: &mut Buffers) -> Result<(), Fault> {
         let name = self.source.plain_name(&pair.from, &item.raw)?;
         let staged = self.stage.fresh();
-        let made = match FileType::from_raw_mode(item.stat.st_mode) {
-            FileType::RegularFile => self.small_file(pair, item, &name, &staged, buffers),
-            FileType::Socket => {
+        let made = match self.source.kind(&item.stat)? {
+            Kind::File => self.small_file(pair, item, &name, &staged, buffers),
+            Kind::Socket => {
                 let (plain, raw) = (join(&pair.plain, &name), join(&pair.raw, &item.raw));
                 let reason = "it is a socket, which means nothing without its process";
                 let ciphertext = S::SEALED.then_some(raw.as_slice());
@@ -257,22 +257,23 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         &self,
         pair: &Pair<S, K>,
         item: &Item,
-        kind: FileType,
+        kind: Kind,
         name: &[u8],
         staged: &[u8],
     ) -> Result<(), Fault> {
         let tmp = self.stage.tmp();
-        if kind == FileType::Symlink {
+        if kind == Kind::Symlink {
             let target = self.source.target(&pair.from, &item.raw)?;
             let target = self.sink.raw_target(&pair.to, &target)?;
             sys::make_link(tmp, staged, &target).doing("written")?;
         } else {
-            sys::make_node(tmp, staged, &item.stat).doing("made (a device needs root)")?;
+            let node = self.source.node(&pair.from, &item.raw, &item.stat)?;
+            self.sink.make_node(tmp, staged, node)?;
         }
         if sys::is_root() && self.stage.needs_owner(&item.stat) {
             sys::set_owner_at(tmp, staged, &item.stat).doing("given its owner")?;
         }
-        if kind != FileType::Symlink {
+        if kind != Kind::Symlink {
             sys::set_mode_at(tmp, staged, sys::permissions(&item.stat)).doing("given its mode")?;
         }
         let from = Owner::Named(pair.from.fd.as_fd(), &item.raw);

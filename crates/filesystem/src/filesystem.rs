@@ -19,7 +19,7 @@ use crate::names::{NameWalk, Names};
 use crate::plain::{PlainSink, PlainSource};
 use crate::report::{Checkpoint, Control, Outcome, Report};
 use crate::sealed::{SealedTree, stage_directory};
-use crate::side::{Place, Source};
+use crate::side::{Kind, Place, Source};
 use crate::stage::{Stage, make_or_open, remove_tree};
 use crate::sys::{self, Errno, FileType, Stat};
 use crate::verify::verify;
@@ -394,16 +394,16 @@ impl Filesystem {
     fn entry(&self, place: &Place<DirId>, raw: &[u8], stat: &Stat) -> Result<Entry, Fault> {
         let name = OsString::from_vec(self.tree.plain_name(place, raw)?);
         let mut target = None;
-        let (kind, size) = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => (EntryKind::File, self.tree.estimate(stat)),
-            FileType::Directory => (EntryKind::Directory, 0),
-            FileType::Symlink => {
+        let (kind, size) = match self.tree.kind(stat)? {
+            Kind::File => (EntryKind::File, self.tree.estimate(stat)),
+            Kind::Directory => (EntryKind::Directory, 0),
+            Kind::Symlink => {
                 let plain = self.tree.target(place, raw)?;
                 let len = plain.len() as u64;
                 target = Some(OsString::from_vec(plain).into());
                 (EntryKind::Symlink, len)
             }
-            _ => (EntryKind::Special, 0),
+            Kind::Node | Kind::Socket => (EntryKind::Special, 0),
         };
         Ok(Entry {
             name,
@@ -442,14 +442,14 @@ impl Filesystem {
                     BackingEntry::classify(raw),
                     BackingEntry::Side { .. } | BackingEntry::DirectoryRecord
                 );
-                match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Directory => {
+                match self.tree.kind(&stat) {
+                    Ok(Kind::Directory) => {
                         usage.directories += 1;
                         let below = open(sys::open_dir(&*dir, raw).doing("read")?)?;
                         stack.push(below);
                     }
-                    FileType::RegularFile if own => {}
-                    FileType::RegularFile => {
+                    _ if own => {}
+                    Ok(Kind::File) => {
                         usage.files += 1;
                         usage.bytes += self.tree.estimate(&stat);
                     }
@@ -612,7 +612,7 @@ pub enum EntryKind {
     Directory,
     /// A symbolic link.
     Symlink,
-    /// A FIFO, a socket or a device.
+    /// A FIFO or a device.
     Special,
 }
 

@@ -12,8 +12,9 @@
 //! | `coffer.tmp/` | things in the making; `resume/` in it is what a stopped job goes on with |
 //! | `coffer.lost/` | what `verify` with repair set aside, each with a note |
 //!
-//! Names, link targets, file contents and `user.*` attributes are encrypted. In the open, on the
-//! backing's own inodes, are types, modes, owners (set as root only), times, sizes, device
+//! Names, link targets, file contents and `user.*` attributes are encrypted. A FIFO or a device is a small file with an
+//! authenticated record, so that no entry is taken for what Coffer did not make it. In the open, on the
+//! backing's own inodes, are modes, owners (set as root only), times, sizes, device
 //! numbers, hard links, ACLs, `security.*` and `trusted.*`: whoever sees the backing directory sees
 //! the shape of the tree. `data-path` has the formats.
 //!

@@ -4,11 +4,13 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use data_path::Node;
+
 use crate::error::{Doing, Fault};
 use crate::report::{Holes, Identity};
-use crate::side::{Buffers, Owner, Place, Side, Sink, Source, segment, segments};
+use crate::side::{Buffers, Kind, Owner, Place, Side, Sink, Source, segment, segments};
 use crate::stage::{InodeId, Stage};
-use crate::sys::{self, Errno, Stat, Xattr};
+use crate::sys::{self, Errno, FileType, Stat, Xattr};
 
 /// Holes are kept in units of this many bytes.
 const BLOCK: usize = 4096;
@@ -54,6 +56,16 @@ impl Source for PlainSource {
 
     fn root(&self) -> Result<Place<()>, Fault> {
         Ok(Place { fd: sys::open_dir(&self.root, b".").doing("opened")?, dir: () })
+    }
+
+    fn kind(&self, stat: &Stat) -> Result<Kind, Fault> {
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Kind::Directory,
+            FileType::RegularFile => Kind::File,
+            FileType::Symlink => Kind::Symlink,
+            FileType::Socket => Kind::Socket,
+            _ => Kind::Node,
+        })
     }
 
     fn is_entry(&self, _: &Place<()>, _: &[u8]) -> bool {
@@ -143,6 +155,14 @@ impl Source for PlainSource {
 
     fn target(&self, dir: &Place<()>, raw: &[u8]) -> Result<Vec<u8>, Fault> {
         sys::read_link(&dir.fd, raw).doing("read")
+    }
+
+    fn node(&self, _: &Place<()>, _: &[u8], stat: &Stat) -> Result<Node, Fault> {
+        sys::node(stat).ok_or_else(|| Fault::Refused {
+            doing: "read",
+            why: "it is of a type that this program does not know".to_owned(),
+            cure: "leave it out",
+        })
     }
 
     fn plain_xattr(&self, _: &Owner<'_, Self>, raw: Xattr) -> Result<Option<Xattr>, Fault> {
@@ -278,6 +298,10 @@ impl Sink for PlainSink<'_> {
 
     fn raw_target(&self, _: &Place<()>, target: &[u8]) -> Result<Vec<u8>, Fault> {
         Ok(target.to_vec())
+    }
+
+    fn make_node(&self, dir: &OwnedFd, name: &[u8], node: Node) -> Result<(), Fault> {
+        sys::make_node(dir, name, node).doing("made (a device needs root)")
     }
 
     fn raw_xattr(&self, _: &Owner<'_, Self>, plain: Xattr) -> Result<Xattr, Fault> {

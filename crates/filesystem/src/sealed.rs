@@ -13,15 +13,17 @@ use data_path::layout::{self, GROUP, PAGE};
 use data_path::xattr::BACKING_PREFIX;
 use data_path::{
     BackingEntry, DirId, Entries, FileCipher, FileState, FilesystemKeys, FormatError, HoleMap,
-    SealBudget, XattrOwner, dir, symlink,
+    Node, SealBudget, XattrOwner, dir, symlink,
 };
 
 use crate::error::{Doing, Fault};
 use crate::names::Names;
 use crate::report::{Holes, lock};
-use crate::side::{Buffers, Owner, Place, SEGMENT_GROUPS, Side, Sink, Source, segment, segments};
+use crate::side::{
+    Buffers, Kind, Owner, Place, SEGMENT_GROUPS, Side, Sink, Source, segment, segments,
+};
 use crate::stage::Stage;
-use crate::sys::{self, Errno, Stat, Xattr};
+use crate::sys::{self, Errno, FileType, Stat, Xattr};
 
 /// The ciphertext tree of an open filesystem.
 #[derive(Debug)]
@@ -184,6 +186,22 @@ impl Source for SealedTree {
         self.open_root()
     }
 
+    fn kind(&self, stat: &Stat) -> Result<Kind, Fault> {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Ok(Kind::Directory),
+            FileType::Symlink => Ok(Kind::Symlink),
+            FileType::RegularFile if Node::is_record(stat.st_size.cast_unsigned()) => {
+                Ok(Kind::Node)
+            }
+            FileType::RegularFile => Ok(Kind::File),
+            // A node of the tree is a record; this one has nothing that shows whose it is.
+            _ => Err(Fault::damaged(
+                "read",
+                "it is a FIFO, a socket or a device, and Coffer puts none there",
+            )),
+        }
+    }
+
     fn is_entry(&self, _: &Place<DirId>, raw: &[u8]) -> bool {
         // What is not ours is taken for an entry, and refused by name.
         !matches!(
@@ -245,6 +263,11 @@ impl Source for SealedTree {
             None => None,
         };
         self.keys.open_target(&text, record.as_deref()).doing("read")
+    }
+
+    fn node(&self, dir: &Place<DirId>, raw: &[u8], _: &Stat) -> Result<Node, Fault> {
+        let record = Self::small_file(&dir.fd, raw)?.unwrap_or_default();
+        self.keys.open_node(&record).doing("read")
     }
 
     fn plain_xattr(&self, of: &Owner<'_, Self>, raw: Xattr) -> Result<Option<Xattr>, Fault> {
@@ -611,6 +634,11 @@ impl Sink for SealedTree {
             self.put_file(&self.links, sealed.text.as_bytes(), &record)?;
         }
         Ok(sealed.text.into_bytes())
+    }
+
+    fn make_node(&self, dir: &OwnedFd, name: &[u8], node: Node) -> Result<(), Fault> {
+        let file = sys::create(dir, name, 0o600).doing("written")?;
+        sys::write_at(file, &self.keys.seal_node(node), 0).doing("written")
     }
 
     /// The record of a long link, unless the link has other names too.

@@ -7,6 +7,8 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use data_path::Node;
+
 use crate::error::Fault;
 use crate::report::Holes;
 use crate::sys::{Inode, Stat, Xattr};
@@ -24,6 +26,17 @@ pub(crate) fn segment(index: u64, len: u64) -> Range<u64> {
 /// How many segments a file of `len` bytes has; an empty one has one.
 pub(crate) const fn segments(len: u64) -> u64 {
     data_path::layout::group_count(len).div_ceil(SEGMENT_GROUPS)
+}
+
+/// What an entry of a tree is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Directory,
+    File,
+    Symlink,
+    /// A FIFO or a device.
+    Node,
+    Socket,
 }
 
 /// An open directory, and what its side knows of it.
@@ -74,6 +87,8 @@ pub(crate) trait Source: Side {
     const ROOT: &[u8];
 
     fn root(&self) -> Result<Place<Self::Dir>, Fault>;
+    /// What the entry with this `stat` is.
+    fn kind(&self, stat: &Stat) -> Result<Kind, Fault>;
     /// Whether a raw name is an entry, not one of the side's own files.
     fn is_entry(&self, dir: &Place<Self::Dir>, raw: &[u8]) -> bool;
     fn plain_name(&self, dir: &Place<Self::Dir>, raw: &[u8]) -> Result<Vec<u8>, Fault>;
@@ -94,6 +109,7 @@ pub(crate) trait Source: Side {
     /// Confirms that what was read is what the file was when it was opened.
     fn confirm(&self, file: &Self::File) -> Result<(), Fault>;
     fn target(&self, dir: &Place<Self::Dir>, raw: &[u8]) -> Result<Vec<u8>, Fault>;
+    fn node(&self, dir: &Place<Self::Dir>, raw: &[u8], stat: &Stat) -> Result<Node, Fault>;
     /// The plain form of an attribute; `None` for one of the side's own.
     fn plain_xattr(&self, of: &Owner<'_, Self>, raw: Xattr) -> Result<Option<Xattr>, Fault>;
 }
@@ -128,6 +144,8 @@ pub(crate) trait Sink: Side {
     /// Ends the content.
     fn end(&self, file: &Self::File) -> Result<(), Fault>;
     fn raw_target(&self, dir: &Place<Self::Dir>, target: &[u8]) -> Result<Vec<u8>, Fault>;
+    /// Makes a FIFO or device under a name in the stage.
+    fn make_node(&self, dir: &OwnedFd, name: &[u8], node: Node) -> Result<(), Fault>;
     /// What an entry that is about to be replaced keeps elsewhere, for [`Sink::forget`].
     fn kept_elsewhere(&self, _: &Place<Self::Dir>, _raw: &[u8]) -> Option<String> {
         None

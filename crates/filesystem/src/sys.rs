@@ -9,6 +9,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use data_path::{Node, NodeKind};
 use rustix::fs::{
     Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RawDir, SeekFrom, Timespec,
     Timestamps, Uid, XattrFlags,
@@ -72,9 +73,26 @@ pub(crate) fn make_link(dir: impl AsFd, name: &[u8], target: &[u8]) -> Result<()
     rustix::fs::symlinkat(target, dir, name)
 }
 
-pub(crate) fn make_node(dir: impl AsFd, name: &[u8], like: &Stat) -> Result<()> {
-    let (kind, mode) = (FileType::from_raw_mode(like.st_mode), Mode::from_raw_mode(0o600));
-    rustix::fs::mknodat(dir, name, kind, mode, like.st_rdev)
+pub(crate) fn make_node(dir: impl AsFd, name: &[u8], node: Node) -> Result<()> {
+    let kind = match node.kind {
+        NodeKind::Fifo => FileType::Fifo,
+        NodeKind::CharacterDevice => FileType::CharacterDevice,
+        NodeKind::BlockDevice => FileType::BlockDevice,
+    };
+    let device = rustix::fs::makedev(node.major, node.minor);
+    rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(0o600), device)
+}
+
+/// The FIFO or device with this `stat`; `None` for anything else.
+pub(crate) fn node(stat: &Stat) -> Option<Node> {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => return Some(Node { kind: NodeKind::Fifo, major: 0, minor: 0 }),
+        FileType::CharacterDevice => NodeKind::CharacterDevice,
+        FileType::BlockDevice => NodeKind::BlockDevice,
+        _ => return None,
+    };
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    Some(Node { kind, major, minor })
 }
 
 pub(crate) fn hard_link(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> Result<()> {

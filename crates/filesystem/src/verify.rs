@@ -18,7 +18,7 @@ use crate::names::{NameWalk, Names};
 use crate::repair::{self, Repair};
 use crate::report::{Control, Problem, ProblemKind, Report, Tally, lock};
 use crate::sealed::{SealedFile, SealedTree};
-use crate::side::{Buffers, Owner, Place, Source, segments};
+use crate::side::{Buffers, Kind, Owner, Place, Source, segments};
 use crate::stage::{InodeId, make_or_open};
 use crate::sys::{self, FileType, Stat};
 use crate::work::{Ended, Queue, watch, workers};
@@ -312,9 +312,9 @@ impl Verify<'_> {
 
     fn entry(&self, dir: &Dir, item: &Item, buffers: &mut Buffers) {
         let (plain, raw) = (join(&dir.plain, &item.name), join(&dir.raw, &item.raw));
-        match FileType::from_raw_mode(item.stat.st_mode) {
-            FileType::RegularFile => self.file(dir, item, buffers),
-            FileType::Symlink => match self.tree.target(&dir.place, &item.raw) {
+        match self.tree.kind(&item.stat) {
+            Ok(Kind::File) => self.file(dir, item, buffers),
+            Ok(Kind::Symlink) => match self.tree.target(&dir.place, &item.raw) {
                 Ok(_) => {
                     let text = sys::read_link(&dir.place.fd, &item.raw);
                     if let Some(name) = text.ok().and_then(|text| symlink::target_record(&text)) {
@@ -323,10 +323,14 @@ impl Verify<'_> {
                 }
                 Err(fault) => self.unreadable(dir, &item.raw, &item.name, &fault),
             },
-            _ => {
+            Ok(_) => {
+                if let Err(fault) = self.tree.node(&dir.place, &item.raw, &item.stat) {
+                    return self.unreadable(dir, &item.raw, &item.name, &fault);
+                }
                 let owner = Owner::Named(dir.place.fd.as_fd(), &item.raw);
                 self.check_xattrs(&plain, &raw, &owner);
             }
+            Err(fault) => self.unreadable(dir, &item.raw, &item.name, &fault),
         }
     }
 

@@ -42,7 +42,7 @@ fn does_the_main_job_and_names_what_it_may_not_read() {
 }
 
 #[test]
-fn names_the_devices_that_only_root_can_make_and_owns_the_rest() {
+fn keeps_the_devices_that_only_root_can_make_and_owns_the_rest() {
     let place = Place::of_ordinary_user();
     let (source, target) = (place.path("source"), place.path("target"));
     tree::small_files(&source, 3).unwrap();
@@ -57,10 +57,11 @@ fn names_the_devices_that_only_root_can_make_and_owns_the_rest() {
 
     let _node = place.start();
     place.ok(&["fs", "create", "home", "--allow-no-kms"]);
-    let partly = place.coffer(&["fs", "import", "home", source.to_str().unwrap()]).expect(8);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done");
+    let partly = place.coffer(&["fs", "export", "home", target.to_str().unwrap()]).expect(8);
     let said = format!("{}{}", partly.stdout, partly.stderr);
     assert!(said.contains("device: can't be made (a device needs root)"), "{said}");
-    place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
     let found = tree::differences(&source, &target).unwrap();
     let [missing, owner] = &found[..] else { panic!("{found:#?}") };
     assert_eq!(missing, "device: missing");

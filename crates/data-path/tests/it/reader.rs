@@ -239,6 +239,22 @@ fn symlinks() {
 }
 
 #[test]
+fn nodes() {
+    let vectors = vectors();
+    let keys = Keys::of(&vectors);
+    for node in vectors["nodes"].as_array().unwrap() {
+        let record = bytes(&node["record"]);
+        assert_eq!(record.len(), 72);
+        assert_eq!(record[..24], [b"COFFNOD\x01", &keys.id[..]].concat());
+        assert_eq!(record[24..25], *node["kind"].as_str().unwrap().as_bytes());
+        assert_eq!(record[25..32], [0; 7]);
+        assert_eq!(little_endian(&record[32..36]), node["major"].as_u64().unwrap());
+        assert_eq!(little_endian(&record[36..40]), node["minor"].as_u64().unwrap());
+        assert_eq!(record[40..], keys.hmac("coffer v1 nodes", &record[..40]));
+    }
+}
+
+#[test]
 fn attributes() {
     let vectors = vectors();
     let keys = Keys::of(&vectors);

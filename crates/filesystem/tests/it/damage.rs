@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data_path::layout::{GROUP, PAGE, backing_len};
-use filesystem::{Backend, ErrorKind, Filesystem, Outcome, Problem, ProblemKind, Report};
+use filesystem::{
+    Backend, EntryKind, ErrorKind, Filesystem, Outcome, Problem, ProblemKind, Report,
+};
 use kms_core::FilesystemKey;
 use testkit::tree;
 
-use crate::support::{Home, Watch, assert_equal_trees, done, files_below, import};
+use crate::support::{Home, Watch, assert_equal_trees, done, files_below, import, needs_root};
 
 /// Three groups, and sizes that tell the files apart.
 const LARGE: u64 = 600_001;
@@ -326,6 +328,65 @@ fn a_missing_directory_record() {
     the_problem(&report, "dir", &dir, &case.home);
     assert!(!dir.exists());
     assert_set_aside(&case.home, &report, &["dir"]);
+}
+
+/// An export as root would make what somebody put in the place of a file: a way to every disk of the machine.
+#[test]
+fn a_fifo_or_device_that_coffer_did_not_make_is_damage_and_no_export_makes_it() {
+    needs_root();
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    let case = Case::new();
+    let path = case.backing(SMALL);
+    let whole = fs::read(&path).unwrap();
+    for (kind, device) in [
+        (FileType::Fifo, 0),
+        (FileType::Socket, 0),
+        (FileType::CharacterDevice, makedev(1, 1)),
+        (FileType::BlockDevice, makedev(8, 0)),
+    ] {
+        fs::remove_file(&path).unwrap();
+        mknodat(CWD, &path, kind, Mode::from_raw_mode(0o666), device).unwrap();
+        let problem = case.finds("dir/small", &path);
+        assert!(problem.reason.contains("Coffer puts none there"), "{problem:?}");
+        let listing = case.home.open().list(Path::new("dir")).unwrap();
+        assert_eq!((listing.entries.len(), listing.unreadable.len()), (2, 1));
+    }
+    let report = case.home.open().verify(true, &Watch::default()).unwrap();
+    assert!(report.problems[0].reason.contains("set aside as"), "{:?}", report.problems);
+    done(case.home.open().verify(false, &Watch::default()).unwrap());
+    // As long as a record, and none.
+    fs::write(&path, &whole[..data_path::Node::RECORD_LEN]).unwrap();
+    case.finds("dir/small", &path);
+}
+
+#[test]
+fn the_record_of_a_node_that_was_altered() {
+    let home = Home::new();
+    let source = home.path("source");
+    fs::create_dir(&source).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o640);
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, source.join("fifo"), fifo, mode, 0).unwrap();
+    import(&home.create(), &source);
+    let root = home.backing().join("root");
+    let mut records = files_below(&root);
+    records.retain(|path| path.file_name().unwrap() != "coffer.dir");
+    let [record] = &records[..] else { panic!("{records:?}") };
+    let filesystem = home.open();
+    assert_eq!(filesystem.usage().unwrap().others, 1);
+    assert_eq!(filesystem.list(Path::new("/")).unwrap().entries[0].kind, EntryKind::Special);
+    // It would be a device instead of a FIFO, with this number.
+    for at in [24, 32, 71] {
+        flip(record, at);
+        let report = filesystem.verify(false, &Watch::default()).unwrap();
+        the_problem(&report, "fifo", record, &home);
+        let target = home.path(&format!("target-{at}"));
+        let report = filesystem.export(&target, None, &Watch::default()).unwrap();
+        the_problem(&report, "fifo", record, &home);
+        assert_eq!(fs::read_dir(target).unwrap().count(), 0);
+        flip(record, at);
+    }
+    done(filesystem.verify(false, &Watch::default()).unwrap());
 }
 
 #[test]
