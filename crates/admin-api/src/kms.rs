@@ -67,7 +67,8 @@ pub struct KmsDetails {
     pub latest_version: Option<u64>,
     /// The version below which the KMS refuses to decrypt, when the KMS told it.
     pub min_decryption_version: Option<u64>,
-    /// The oldest version that something of ours needs: `min_decryption_version` can be raised up to it.
+    /// The oldest version that something of ours needs, copies of wrapped keys included: `min_decryption_version` can be raised up to
+    /// it. `None` while that can't be told; a finding names what is out of reach.
     pub lowest_needed: Option<u64>,
     /// Why the KMS does not answer now; `None` if it does.
     pub problem: Option<Problem>,

@@ -218,7 +218,13 @@ Examples:
     Show(Name),
     /// Delete a filesystem: its data, its record, and the copies of its wrapped key here
     #[command(after_help = "Example:\n  coffer fs delete home --yes")]
-    Delete(Name),
+    Delete {
+        #[command(flatten)]
+        name: Name,
+        /// Remove the record alone if the backing directory is out of reach; what lies there stays
+        #[arg(long)]
+        forget: bool,
+    },
     /// Close a filesystem and forget its key until it is unlocked
     #[command(after_help = "Example:\n  coffer fs lock home")]
     Lock {

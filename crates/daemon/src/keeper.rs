@@ -66,7 +66,7 @@ impl Keeper {
             };
             tokio::select! {
                 () = pause => {}
-                () = self.wake.notified() => away = 0,
+                () = self.wake.notified() => (away, copies_settled) = (0, false),
                 () = self.jobs.move_ended() => (away, copies_settled) = (0, false),
             }
         }

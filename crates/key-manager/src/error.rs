@@ -23,6 +23,14 @@ pub enum Error {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The backing directory can't be reached, and with it the only wrapped key beside the store's.
+    #[error("the backing directory of {name} is out of reach: {why}")]
+    BackingAway {
+        /// The filesystem.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// An input is not valid.
     #[error("{what} is not valid: {why}")]
     Invalid {
@@ -134,7 +142,8 @@ impl Error {
             }
             Self::Invalid { .. } => Class::Usage,
             Self::Unknown { .. } => Class::Unknown,
-            Self::Exists { .. }
+            Self::BackingAway { .. }
+            | Self::Exists { .. }
             | Self::NoKms
             | Self::NotConfigured
             | Self::Encrypted { .. }
@@ -151,6 +160,9 @@ impl Error {
             Self::Kms(e) => e.how_to_mend().map(str::to_owned),
             Self::NoKms => Some(
                 "set a KMS first (coffer fs kms set-vault), or accept local wrapping with --allow-no-kms".into(),
+            ),
+            Self::BackingAway { .. } => Some(
+                "bring it back (is it mounted?) and try again; if it is lost, or what lies there is to stay, --forget removes the record alone".into(),
             ),
             Self::NotConfigured => Some("set one: coffer fs kms set-vault".into()),
             Self::Encrypted { .. } => Some(
@@ -177,6 +189,7 @@ impl Error {
             Self::Store(_) => "store-failed",
             Self::Holder(_) => "key-copy-failed",
             Self::Volume { .. } => "backing-failed",
+            Self::BackingAway { .. } => "backing-away",
             Self::Invalid { .. } => "invalid",
             Self::Exists { .. } => "exists",
             Self::Unknown { .. } => "unknown",

@@ -44,6 +44,15 @@ pub struct Created {
     pub exposed: bool,
 }
 
+/// What became of a deleted filesystem's wrapped key.
+#[derive(Debug, Clone, Default)]
+pub struct Deleted {
+    /// Where copies of it lay that are removed.
+    pub removed: Vec<String>,
+    /// Where copies remain that still open: uploaded snapshots, filesystems that adopted the key, what could not be reached.
+    pub remaining: Vec<String>,
+}
+
 impl KeyManager {
     /// Makes an encrypted filesystem with a new key in `backing`.
     ///
@@ -112,6 +121,7 @@ impl KeyManager {
         if let Err(source) = made {
             self.remove_filesystem(&fs).await?;
             self.audit("fs.create", name.as_str(), Outcome::Failed, &source.to_string());
+            self.retire_or_warn().await;
             return Err(Error::Volume { name: name.to_string(), source });
         }
         fs.state = FilesystemState::Ready;
@@ -123,32 +133,68 @@ impl KeyManager {
     }
 
     /// Removes a filesystem: its data, its record, and the copies of its wrapped key here. Whoever has it open closes it first.
-    /// Answers where copies of its key remain that still open (uploaded snapshots, filesystems that adopted the key).
-    pub async fn delete_filesystem(&self, name: &FilesystemName) -> Result<Vec<String>, Error> {
+    ///
+    /// With its backing directory out of reach the store's is the last wrapped key within reach: it takes `forget`, and what lies in
+    /// the directory stays.
+    ///
+    /// # Errors
+    /// [`Error::BackingAway`] without `forget`. Nothing is changed then.
+    pub async fn delete_filesystem(
+        &self,
+        name: &FilesystemName,
+        forget: bool,
+    ) -> Result<Deleted, Error> {
         let _act = self.begin_act().await;
         let (record, mut fs) = self.filesystem_record(name).await?;
-        let mut remaining = Vec::new();
+        let (mut deleted, mut away) = (Deleted::default(), None);
         for holder in &self.parts().holders {
-            let copies = holder.list(&fs.site()).await?;
-            remaining.extend(copies.into_iter().filter(|c| c.uploaded).map(|c| c.location));
+            for copy in holder.list(&fs.site()).await? {
+                match copy.envelope {
+                    _ if copy.uploaded => deleted.remaining.push(copy.location),
+                    Ok(lies) if lies.wrapped.key_id == fs.key_id => {
+                        deleted.removed.push(copy.location);
+                    }
+                    Ok(_) => away = Some(format!("{} is of another key", copy.location)),
+                    Err(error) => away = Some(error.to_string()),
+                }
+            }
         }
         for other in self.filesystems().await? {
             if other.key_id == fs.key_id && other.name != fs.name {
-                remaining.push(format!("the filesystem {}", other.name));
+                deleted.remaining.push(format!("the filesystem {}", other.name));
             }
         }
-        fs.state = FilesystemState::Deleting;
-        let intent = Commit::new().unchanged(&record).put(record.key.clone(), records::encode(&fs));
-        self.store().commit(intent).await.map_err(|e| changed(e, "the filesystem"))?;
-        self.remove_filesystem(&fs).await?;
-        self.audit("fs.delete", name.as_str(), Outcome::Done, &fs.key_id.to_string());
-        Ok(remaining)
+        match away {
+            Some(why) if !forget => {
+                return Err(Error::BackingAway { name: name.to_string(), why });
+            }
+            Some(_) => {
+                deleted.removed.clear();
+                deleted.remaining.push(format!("{} (out of reach)", fs.backing.display()));
+                self.remove_records(&fs).await?;
+            }
+            None => {
+                fs.state = FilesystemState::Deleting;
+                let intent =
+                    Commit::new().unchanged(&record).put(record.key.clone(), records::encode(&fs));
+                self.store().commit(intent).await.map_err(|e| changed(e, "the filesystem"))?;
+                self.remove_filesystem(&fs).await?;
+            }
+        }
+        let what = format!("{}, left: {}", fs.key_id, deleted.remaining.join(", "));
+        self.audit("fs.delete", name.as_str(), Outcome::Done, &what);
+        self.retire_or_warn().await;
+        Ok(deleted)
     }
 
     /// Removes the backing directory, then the records: found half done, it is done again.
     pub(crate) async fn remove_filesystem(&self, fs: &FilesystemRecord) -> Result<(), Error> {
         let volume = |source| Error::Volume { name: fs.name.to_string(), source };
         self.parts().volumes.remove(&fs.site()).await.map_err(volume)?;
+        self.remove_records(fs).await
+    }
+
+    async fn remove_records(&self, fs: &FilesystemRecord) -> Result<(), Error> {
         let shared = self
             .filesystems()
             .await?

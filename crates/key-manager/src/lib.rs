@@ -36,12 +36,12 @@ mod unlock;
 
 pub use configure::{Configured, NewKms};
 pub use error::{Class, Error};
-pub use filesystems::{Created, Volumes};
+pub use filesystems::{Created, Deleted, Volumes};
 pub use jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress};
 pub use manager::{KeyManager, Parts};
 pub use moving::{MoveReport, MoveSpec, Purpose};
 pub use name::FilesystemName;
 pub use records::{FilesystemRecord, FilesystemState};
 pub use recover::{Recovered, rebuild};
-pub use status::{FilesystemStatus, KmsOverview, LiveKms, VersionCount};
+pub use status::{FilesystemStatus, InUse, KmsOverview, LiveKms, VersionCount};
 pub use unlock::{KeyState, LockReason};

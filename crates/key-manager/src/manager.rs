@@ -1,12 +1,12 @@
 //! The manager itself: its parts, its memory, and the look-ups that every act needs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kms_core::{
-    AuditEvent, AuditSink, Clock, Commit, Credential, FilesystemKey, FilesystemSite, KeyHolder,
-    KeyId, KeyStore, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, Outcome,
-    Record,
+    AuditEvent, AuditSink, Clock, Commit, Credential, FilesystemKey, FilesystemSite, HolderError,
+    KeyHolder, KeyId, KeyStore, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider,
+    Outcome, Record,
 };
 
 use crate::filesystems::Volumes;
@@ -47,6 +47,17 @@ pub struct KeyManager {
     ring: RwLock<HashMap<KeyId, Arc<FilesystemKey>>>,
     /// Why a filesystem whose key is not in the ring is locked.
     locks: RwLock<HashMap<FilesystemName, LockReason>>,
+    /// How the copies of wrapped keys stand to the store.
+    pub(crate) copies: RwLock<Copies>,
+}
+
+/// What is known of the copies of wrapped keys.
+#[derive(Debug, Default)]
+pub(crate) struct Copies {
+    /// Whether they have been compared with the store since the start.
+    pub(crate) compared: bool,
+    /// Filesystems that have a copy that is behind the store or out of reach, and why.
+    pub(crate) behind: BTreeMap<String, String>,
 }
 
 impl KeyManager {
@@ -59,6 +70,7 @@ impl KeyManager {
             clients: RwLock::default(),
             ring: RwLock::default(),
             locks: RwLock::default(),
+            copies: RwLock::default(),
         }
     }
 
@@ -172,7 +184,8 @@ impl KeyManager {
     }
 
     /// Forgets the configurations that wrap nothing any more, after erasing what they left on this machine. One that
-    /// any wrapped key in the store or any copy of one still names stays. The caller holds the acts' lock.
+    /// any wrapped key in the store or any copy of one still names stays; while a copy can't be read, all stay, for it
+    /// may name any. The caller holds the acts' lock.
     pub(crate) async fn retire_unused(&self) -> Result<(), Error> {
         if self.unfinished_move().await?.is_some() {
             return Ok(());
@@ -193,10 +206,12 @@ impl KeyManager {
             return Ok(());
         }
         for site in self.sites_by_key().await?.values().flatten() {
-            for holder in &self.parts.holders {
-                let copies = holder.list(site).await.unwrap_or_default();
-                let envelopes = copies.into_iter().filter_map(|copy| copy.envelope.ok());
-                named.extend(envelopes.map(|envelope| envelope.wrapped.config_id));
+            match self.configs_in_copies(site).await {
+                Ok(configs) => named.extend(configs),
+                Err(error) => {
+                    self.note_copies(site, Err(&error));
+                    return Ok(());
+                }
             }
         }
         for ConfigRecord { config, .. } in configs {
@@ -213,6 +228,35 @@ impl KeyManager {
             self.audit("kms.forget", &config.id.to_string(), Outcome::Done, &config.address);
         }
         Ok(())
+    }
+
+    /// As [`KeyManager::retire_unused`], after an act that is done: what fails here is done at the next settling.
+    pub(crate) async fn retire_or_warn(&self) {
+        if let Err(error) = self.retire_unused().await {
+            tracing::warn!(%error, "a KMS configuration that nothing needs can't be forgotten now");
+        }
+    }
+
+    async fn configs_in_copies(
+        &self,
+        site: &FilesystemSite,
+    ) -> Result<Vec<KmsConfigId>, HolderError> {
+        let mut configs = Vec::new();
+        for holder in &self.parts.holders {
+            for copy in holder.list(site).await? {
+                configs.push(copy.envelope?.wrapped.config_id);
+            }
+        }
+        Ok(configs)
+    }
+
+    /// Notes how the copies of a filesystem's key were found.
+    pub(crate) fn note_copies(&self, site: &FilesystemSite, found: Result<(), &HolderError>) {
+        let behind = &mut write(&self.copies).behind;
+        match found {
+            Ok(()) => drop(behind.remove(&site.name)),
+            Err(error) => drop(behind.insert(site.name.clone(), error.to_string())),
+        }
     }
 
     pub(crate) fn unlocked(&self, id: KeyId) -> Option<Arc<FilesystemKey>> {

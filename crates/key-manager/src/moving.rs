@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::filesystems::{LOCAL, envelope};
 use crate::identity::with_new_canary;
 use crate::jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress, put_job};
-use crate::manager::key_entry_of;
+use crate::manager::{key_entry_of, write};
 use crate::records::{self, ConfigRecord, FilesystemState, KeyEntry};
 use crate::unlock::changed;
 use crate::{Error, FilesystemName, KeyManager};
@@ -159,7 +159,8 @@ impl KeyManager {
     }
 
     /// Brings every copy to what the store says, after a stop or once a backing directory can be reached again, and
-    /// then forgets the configurations that nothing names any more. Answers what can't be brought along. Asks no KMS.
+    /// then forgets the configurations that nothing names any more. Answers what can't be brought along, which keeps them
+    /// all. Asks no KMS.
     pub async fn settle_copies(&self) -> Result<Vec<String>, Error> {
         let _move = self.moves.lock().await;
         let _act = self.begin_act().await;
@@ -174,6 +175,7 @@ impl KeyManager {
                 }
             }
         }
+        write(&self.copies).compared = true;
         self.retire_unused().await?;
         Ok(failed)
     }
@@ -181,6 +183,17 @@ impl KeyManager {
     /// Brings every copy of this key that can be reached, uploaded snapshots aside, to what the store says, and
     /// answers how many were replaced. A copy that is ahead of the store is left: see [`KeyManager::unlock_all`].
     async fn renew_copies(
+        &self,
+        site: &FilesystemSite,
+        entry: &KeyEntry,
+        config: &ConfigRecord,
+    ) -> Result<u64, HolderError> {
+        let renewed = self.replace_copies(site, entry, config).await;
+        self.note_copies(site, renewed.as_ref().map(drop));
+        renewed
+    }
+
+    async fn replace_copies(
         &self,
         site: &FilesystemSite,
         entry: &KeyEntry,

@@ -7,7 +7,7 @@ use kms_core::{
     WrappedKey,
 };
 
-use crate::manager::key_entry_of;
+use crate::manager::{key_entry_of, read};
 use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::KeyState;
 use crate::{Error, FilesystemName, JobId, KeyManager};
@@ -38,6 +38,26 @@ pub struct VersionCount {
     pub keys: u64,
     /// Whether it wraps the canary, which shows that the master key is still the same.
     pub canary: bool,
+}
+
+/// What hangs on master keys.
+#[derive(Debug, Clone, Default)]
+pub struct InUse {
+    /// Each version of each master key that something hangs on.
+    pub versions: Vec<VersionCount>,
+    /// Filesystems that have a copy of their wrapped key that is behind the store or out of reach, and why. It may hang on
+    /// any version of any KMS that was ever set, so none of them is forgotten meanwhile.
+    pub copies_behind: Vec<(FilesystemName, String)>,
+    all_known: bool,
+}
+
+impl InUse {
+    /// The oldest version that something needs under this configuration, the copies included; `None` if that can't be told: a copy is
+    /// behind or has not been looked at yet, a record can't be read, keys are being moved.
+    pub fn lowest_needed(&self, config: KmsConfigId) -> Option<KeyVersion> {
+        let of_this = self.versions.iter().filter(|count| count.config.id == config);
+        of_this.map(|count| count.version).min().filter(|_| self.all_known)
+    }
 }
 
 /// What a KMS answered.
@@ -104,11 +124,10 @@ impl KeyManager {
     }
 
     /// What hangs on which version of which master key. Asks no KMS.
-    pub async fn versions_in_use(&self) -> Result<Vec<VersionCount>, Error> {
+    pub async fn in_use(&self) -> Result<InUse, Error> {
+        let (entries, unreadable) = self.key_entries().await?;
         let mut counts: BTreeMap<(KmsConfigId, KeyVersion), (u64, bool)> = BTreeMap::new();
-        for WrappedKey { config_id, ciphertext, .. } in
-            self.entries_by_id().await?.into_values().map(|entry| entry.wrapped)
-        {
+        for WrappedKey { config_id, ciphertext, .. } in entries.into_iter().map(|e| e.wrapped) {
             counts.entry((config_id, ciphertext.version)).or_default().0 += 1;
         }
         let mut configs = BTreeMap::new();
@@ -122,7 +141,18 @@ impl KeyManager {
             let config = configs.get(&id)?.clone();
             Some(VersionCount { config, version, keys, canary })
         };
-        Ok(counts.into_iter().filter_map(known).collect())
+        let versions = counts.into_iter().filter_map(known).collect();
+        let filesystems = self.filesystems().await?;
+        let moving = self.unfinished_move().await?.is_some();
+        let copies = read(&self.copies);
+        let behind = |fs: FilesystemRecord| {
+            let why = copies.behind.get(fs.name.as_str())?.clone();
+            Some((fs.name, why))
+        };
+        let copies_behind: Vec<_> = filesystems.into_iter().filter_map(behind).collect();
+        let all_known =
+            copies.compared && copies_behind.is_empty() && unreadable.is_empty() && !moving;
+        Ok(InUse { versions, copies_behind, all_known })
     }
 
     /// What keeps the KMS from opening our keys is a finding and no error: the key, the token and its life answered,

@@ -26,7 +26,7 @@ pub(super) async fn run(
             let filesystem: Filesystem = context.client.get(&paths::filesystem(&name)).await?;
             Ok(context.answer(&filesystem, text))
         }
-        FsCommand::Delete(Name { name }) => delete(&name, context).await,
+        FsCommand::Delete { name: Name { name }, forget } => delete(&name, forget, context).await,
         FsCommand::Lock { name: Name { name }, force } => {
             let path = paths::of_filesystem(paths::LOCK, &name);
             let filesystem: Filesystem = context.client.post(&path, &Lock { force }).await?;
@@ -73,7 +73,7 @@ async fn list(context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
     }
 }
 
-async fn delete(name: &str, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
+async fn delete(name: &str, forget: bool, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
     // Nobody is asked about what does not exist.
     let filesystem: Filesystem = context.client.get(&paths::filesystem(name)).await?;
     let consequence = format!(
@@ -81,7 +81,8 @@ async fn delete(name: &str, context: &mut Context<'_, '_>) -> Result<Exit, Probl
         filesystem.backing
     );
     context.confirm(&format!("deleting {name}"), &consequence, name)?;
-    let deleted: Deleted = context.client.delete(&paths::filesystem(name)).await?;
+    let path = format!("{}?forget={forget}", paths::filesystem(name));
+    let deleted: Deleted = context.client.delete(&path).await?;
     Ok(context.answer(&deleted, deleted_text))
 }
 

@@ -151,9 +151,13 @@ fn details_text(details: &KmsDetails) -> String {
     if let Some(lowest) = details.min_decryption_version {
         lines.push(("lowest version", format!("{lowest} (min_decryption_version)")));
     }
-    if let Some(needed) = details.lowest_needed {
-        lines.push(("lowest needed", format!("{needed} (min_decryption_version can go up to it)")));
-    }
+    lines.push((
+        "lowest needed",
+        match details.lowest_needed {
+            Some(needed) => format!("{needed} (min_decryption_version can go up to it)"),
+            None => "not known now".to_owned(),
+        },
+    ));
     lines.push(("transit path", details.transit_path.clone()));
     if let Some(namespace) = &details.namespace {
         lines.push(("namespace", namespace.clone()));

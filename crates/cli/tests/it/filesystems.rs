@@ -124,9 +124,13 @@ fn delete_takes_yes_and_says_which_copies_remain() {
         "name": "home", "key_id": "6f1c", "removed": ["/srv/home"],
         "remaining": ["s3://bucket/home@monday"],
     });
+    let forgotten = json!({
+        "name": "home", "key_id": "6f1c", "removed": [], "remaining": ["/srv/home (out of reach)"],
+    });
     let node = Node::answering([
         ("GET /v1/filesystems/home", 200, filesystem("home", "unlocked")),
-        ("DELETE /v1/filesystems/home", 200, deleted),
+        ("DELETE /v1/filesystems/home?forget=false", 200, deleted),
+        ("DELETE /v1/filesystems/home?forget=true", 200, forgotten),
     ]);
     let ran = node.run(&["fs", "delete", "home"]);
     assert_eq!(ran.code, 2);
@@ -146,6 +150,10 @@ home is deleted
   removed a copy of its wrapped key: /srv/home
   a copy of its key that still opens: s3://bucket/home@monday
 "
+    );
+    assert_eq!(
+        node.run(&["fs", "delete", "home", "--forget", "--yes"]).stdout,
+        "home is deleted\n  a copy of its key that still opens: /srv/home (out of reach)\n"
     );
 }
 

@@ -71,9 +71,16 @@ pub(crate) async fn show(
     Ok(Json(one(&shared, &name(&fs, title)?, title).await?))
 }
 
+#[derive(Debug, Deserialize)]
+pub(crate) struct Delete {
+    #[serde(default)]
+    forget: bool,
+}
+
 pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
+    Query(Delete { forget }): Query<Delete>,
 ) -> Answer<Deleted> {
     let name = name(&fs, "the filesystem can't be deleted")?;
     let title = format!("the filesystem {name} can't be deleted");
@@ -81,12 +88,14 @@ pub(crate) async fn delete(
     let record = shared.manager.filesystem(&name).await.map_err(of_keys)?;
     shared.jobs.clear(&name, false, &title).await?;
     shared.filesystems.close(&name);
-    let remaining = shared.manager.delete_filesystem(&name).await.map_err(of_keys)?;
+    let deleted = shared.manager.delete_filesystem(&name, forget).await.map_err(of_keys)?;
+    // A copy that was out of reach may have kept something else waiting.
+    shared.keeper.wake();
     Ok(Json(Deleted {
         name: name.to_string(),
         key_id: record.key_id.to_string(),
-        removed: vec![record.backing.display().to_string()],
-        remaining,
+        removed: deleted.removed,
+        remaining: deleted.remaining,
     }))
 }
 

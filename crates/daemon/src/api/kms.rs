@@ -9,7 +9,7 @@ use admin_api::{
 };
 use axum::Json;
 use axum::extract::{Query, State};
-use key_manager::{FilesystemStatus, JobRecord, JobState, NewKms};
+use key_manager::{FilesystemStatus, InUse, JobRecord, JobState, NewKms};
 use kms_core::{Credential, CredentialStatus, KmsConfig};
 use serde::Deserialize;
 
@@ -114,7 +114,7 @@ async fn look(shared: &Shared, title: &str) -> Result<Kms, Problem> {
     let of_keys = |e| problem::of_keys(title, &e);
     let seen = shared.health.look().await.map_err(of_keys)?;
     let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
-    let in_use = shared.manager.versions_in_use().await.map_err(of_keys)?;
+    let in_use = shared.manager.in_use().await.map_err(of_keys)?;
     Ok(view(shared, &seen, &statuses, &in_use))
 }
 
@@ -141,7 +141,7 @@ pub(crate) fn view(
     shared: &Shared,
     seen: &Seen,
     statuses: &[FilesystemStatus],
-    in_use: &[key_manager::VersionCount],
+    in_use: &InUse,
 ) -> Kms {
     let answered = seen.live.as_ref().and_then(|live| live.as_ref().ok());
     let mut found = Vec::new();
@@ -151,6 +151,13 @@ pub(crate) fn view(
     if let Some(problem) = shared.health.not_renewed().filter(|_| seen.config.is_some()) {
         let cure = problem.cure.clone().unwrap_or_default();
         found.push(finding("token-not-renewed", &problem.to_string(), &cure));
+    }
+    for (name, why) in &in_use.copies_behind {
+        found.push(finding(
+            "copy-out-of-reach",
+            &format!("{name} has a copy of its wrapped key that is behind the key store, or out of reach, so old versions and old KMSs are still needed: {why}"),
+            "bring the backing directory back (is it mounted?): the node brings the copy up to date by itself within a minute; or delete the filesystem",
+        ));
     }
     let details = seen.config.as_ref().map(|config| KmsDetails {
         id: config.id.to_string(),
@@ -164,11 +171,7 @@ pub(crate) fn view(
         credential: answered.map(|answered| life(&answered.credential())),
         latest_version: answered.map(|answered| answered.kms.master_key.latest_version.0),
         min_decryption_version: answered.map(|a| a.kms.master_key.min_decryption_version.0),
-        lowest_needed: in_use
-            .iter()
-            .filter(|count| count.config.id == config.id)
-            .map(|count| count.version.0)
-            .min(),
+        lowest_needed: in_use.lowest_needed(config.id).map(|version| version.0),
         problem: seen.live.as_ref().and_then(|live| live.as_ref().err().cloned()),
     });
     let exposed: BTreeSet<_> =
@@ -185,7 +188,7 @@ pub(crate) fn view(
     }
     Kms {
         configured: details,
-        keys: in_use.iter().map(counted).collect(),
+        keys: in_use.versions.iter().map(counted).collect(),
         exposed_keys: exposed.len() as u64,
         findings: found,
     }

@@ -29,7 +29,7 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
             None => shared.health.look().await.map_err(of_keys)?,
         },
     };
-    let in_use = shared.manager.versions_in_use().await.map_err(of_keys)?;
+    let in_use = shared.manager.in_use().await.map_err(of_keys)?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),

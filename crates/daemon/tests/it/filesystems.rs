@@ -44,6 +44,48 @@ async fn made_filled_listed_emptied_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_out_of_reach_is_named_and_not_deleted_unasked() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let (backing, elsewhere) = (world.path("backing"), world.path("elsewhere"));
+    node.post("/v1/filesystems", &json!({"name": "home", "backing": backing})).await;
+    node.until("/v1/kms", |kms| kms["configured"]["lowest_needed"] == 1).await;
+    fs::rename(&backing, &elsewhere).unwrap();
+    // The place where it was mounted is there.
+    fs::create_dir(&backing).unwrap();
+    world.kms().rotate();
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    assert_eq!(node.ended(&job).await["state"], "partly");
+    let kms = node.get("/v1/kms").await;
+    assert_eq!(kms["configured"]["lowest_needed"], Value::Null, "{kms}");
+    let found =
+        kms["findings"].as_array().unwrap().iter().find(|f| f["code"] == "copy-out-of-reach");
+    let what = found.unwrap()["what"].as_str().unwrap();
+    assert!(what.starts_with("home ") && what.contains(backing.to_str().unwrap()), "{what}");
+    let refused = node.refused(409, "DELETE", "/v1/filesystems/home", &Value::Null).await;
+    assert_eq!(refused["code"], "backing-away", "{refused}");
+    assert_eq!(fs::read_dir(&backing).unwrap().count(), 0, "nothing is written there");
+
+    // Back again, its copy is brought up to date without being asked; and then it can be deleted.
+    fs::remove_dir(&backing).unwrap();
+    fs::rename(&elsewhere, &backing).unwrap();
+    node.post("/v1/filesystems/home/unlock", &json!({})).await;
+    node.until("/v1/kms", |kms| kms["configured"]["lowest_needed"] == 2).await;
+    assert!(fs::read_to_string(backing.join("coffer.key")).unwrap().contains("\"version\": 2"));
+
+    fs::rename(&backing, &elsewhere).unwrap();
+    let path = "/v1/filesystems/home?forget=true";
+    let deleted = node.ok("DELETE", path, &Value::Null).await;
+    assert_eq!(
+        (&deleted["removed"], deleted["remaining"].as_array().unwrap().len()),
+        (&json!([]), 1)
+    );
+    assert!(elsewhere.join("root").exists(), "what lies there stays");
+    assert_eq!(node.get("/v1/status").await["filesystems"]["total"], 0);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_state_does_not_allow_changes_nothing() {
     let world = World::new();
     let node = world.start().await;

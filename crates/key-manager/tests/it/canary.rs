@@ -8,7 +8,7 @@ use crate::world::{Acts, World, name};
 /// What hangs on each version: filesystem keys, and the canary.
 async fn in_use(node: &key_manager::KeyManager) -> Vec<(u64, u64, bool)> {
     let of = |v: VersionCount| (v.version.0, v.keys, v.canary);
-    node.versions_in_use().await.unwrap().into_iter().map(of).collect()
+    node.in_use().await.unwrap().versions.into_iter().map(of).collect()
 }
 
 fn refused_as(error: &Error, kind: KmsErrorKind) -> bool {

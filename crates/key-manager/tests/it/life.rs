@@ -177,7 +177,7 @@ async fn unset_is_refused_while_a_filesystem_exists() {
     node.create("x").await.unwrap();
     let error = node.unset_kms(false).await.unwrap_err();
     assert!(matches!(error, Error::Encrypted { count: 1, .. }), "{error}");
-    node.delete_filesystem(&name("x")).await.unwrap();
+    node.delete_filesystem(&name("x"), false).await.unwrap();
     assert_eq!(node.unset_kms(false).await.unwrap(), None);
     let left = world.store.list("", None, 100).await.unwrap().records;
     let left: Vec<_> = left.into_iter().map(|r| r.key).filter(|k| !k.starts_with("job/")).collect();
@@ -265,4 +265,55 @@ async fn no_debug_shows_the_token() {
     node.set("http://a").await.unwrap();
     let shown = format!("{node:?} {:?} {:?}", vault("http://a"), world.audit.events());
     assert!(!shown.contains("the-token"));
+}
+
+#[tokio::test]
+async fn what_is_out_of_reach_is_not_deleted_but_forgotten_on_request() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    world.headers.set_away("/backing/x", true);
+    let before = world.store.list("", None, 100).await.unwrap();
+    let error = node.delete_filesystem(&name("x"), false).await.unwrap_err();
+    assert!(matches!(error, Error::BackingAway { .. }), "{error}");
+    assert!(error.to_string().contains("it is away") && error.cure().unwrap().contains("--forget"));
+    assert_eq!(world.store.list("", None, 100).await.unwrap(), before);
+    node.key(&name("x")).await.unwrap();
+
+    let deleted = node.delete_filesystem(&name("x"), true).await.unwrap();
+    assert!(deleted.removed.is_empty());
+    assert_eq!(deleted.remaining, ["/backing/x (out of reach)"]);
+    assert!(node.filesystems().await.unwrap().is_empty());
+    assert!(world.store.list("key/", None, 9).await.unwrap().records.is_empty());
+    assert!(world.headers.files.lock().unwrap().contains_key(std::path::Path::new("/backing/x")));
+    node.unset_kms(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_local_key_goes_with_the_last_filesystem_that_needs_it() {
+    let world = World::new();
+    let node = world.node().await;
+    node.create("x").await.unwrap();
+    node.create("y").await.unwrap();
+    node.delete_filesystem(&name("x"), false).await.unwrap();
+    assert_eq!(world.local.keys(), 1);
+    node.delete_filesystem(&name("y"), false).await.unwrap();
+    assert_eq!(world.local.keys(), 0);
+    node.create("z").await.unwrap();
+    drop(node);
+    assert!(world.node().await.unlock_all().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_create_that_fails_leaves_no_local_key() {
+    let world = World::new();
+    let node = world.node().await;
+    node.create("x").await.unwrap();
+    let of_another = world.headers.at("/backing/x");
+    node.delete_filesystem(&name("x"), false).await.unwrap();
+    world.headers.files.lock().unwrap().insert("/backing/y".into(), of_another.clone());
+    assert!(matches!(node.create("y").await, Err(Error::Volume { .. })));
+    assert_eq!(world.local.keys(), 0);
+    assert_eq!(world.headers.at("/backing/y"), of_another);
 }

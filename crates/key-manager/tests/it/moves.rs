@@ -265,7 +265,7 @@ async fn what_hangs_on_the_gone_kms_alone_is_named() {
     }
     assert_eq!(world.store.list("", None, 100).await.unwrap(), before);
     // Its cure: without what can't be opened, all else goes along.
-    node.delete_filesystem(&name("new")).await.unwrap();
+    node.delete_filesystem(&name("new"), false).await.unwrap();
     node.set("http://third").await.unwrap();
     assert_eq!(node.state("old").await, KeyState::Unlocked);
 }
@@ -289,4 +289,41 @@ async fn a_run_whose_place_was_taken_commits_nothing_more() {
     let on = node.filesystem_statuses().await.unwrap().remove(0).wrapped_by.unwrap();
     assert_eq!(on.address, "http://first");
     node.run(set.job.unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_out_of_reach_keeps_the_old_kms_and_is_named() {
+    let world = World::new();
+    let node = world.node().await;
+    let old = node.set("http://old").await.unwrap().config;
+    for fs in ["here", "away"] {
+        node.create(fs).await.unwrap();
+    }
+    let configs = async || world.store.list("kms/config/", None, 9).await.unwrap().records.len();
+    assert!(node.settle_copies().await.unwrap().is_empty());
+    assert_eq!(node.in_use().await.unwrap().lowest_needed(old.id), Some(KeyVersion(1)));
+
+    world.headers.set_away("/backing/away", true);
+    let new = node.set_kms(vault("http://new")).await.unwrap();
+    let report = node.run(new.job.unwrap()).await.unwrap();
+    assert_eq!((report.moved, report.copies, report.failed.len()), (2, 1, 1));
+    drop(node);
+    // Neither the node that moved nor the next one takes what it can't see for moved.
+    let node = world.node().await;
+    assert_eq!(configs().await, 2);
+    assert_eq!(node.settle_copies().await.unwrap().len(), 1);
+    assert_eq!(configs().await, 2);
+    let in_use = node.in_use().await.unwrap();
+    assert_eq!(in_use.lowest_needed(new.config.id), None);
+    let [(fs, why)] = &in_use.copies_behind[..] else { panic!("{in_use:?}") };
+    assert_eq!(fs.as_str(), "away");
+    assert!(why.contains("/backing/away") && why.contains("it is away"), "{why}");
+
+    world.headers.set_away("/backing/away", false);
+    assert!(node.settle_copies().await.unwrap().is_empty());
+    assert_eq!(configs().await, 1);
+    let in_use = node.in_use().await.unwrap();
+    assert!(in_use.copies_behind.is_empty());
+    assert_eq!(in_use.lowest_needed(new.config.id), Some(KeyVersion(1)));
+    assert_eq!(world.headers.at("/backing/away").kms.address, "http://new");
 }

@@ -1,6 +1,6 @@
 //! A node's surroundings that outlive its crashes: store, KMS, backing headers, local keys.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,6 +17,7 @@ use testkit::audit::CollectingAudit;
 use testkit::clock::ManualClock;
 use testkit::fake_kms::{FakeLocal, FakeProvider};
 use testkit::fake_store::FakeStore;
+use testkit::key_holder::{KeyHolderFixture, key_holder_contract};
 
 pub(crate) struct World {
     pub(crate) store: FakeStore,
@@ -62,18 +63,41 @@ impl World {
 #[derive(Debug)]
 pub(crate) struct Headers {
     pub(crate) files: Mutex<HashMap<PathBuf, KeyEnvelope>>,
+    /// What can't be reached for now.
+    away: Mutex<HashSet<PathBuf>>,
     writes_left: AtomicU64,
 }
 
 impl Default for Headers {
     fn default() -> Self {
-        Self { files: Mutex::default(), writes_left: AtomicU64::new(u64::MAX) }
+        Self {
+            files: Mutex::default(),
+            away: Mutex::default(),
+            writes_left: AtomicU64::new(u64::MAX),
+        }
     }
 }
 
 impl Headers {
     pub(crate) fn at(&self, backing: &str) -> KeyEnvelope {
         self.files.lock().unwrap()[Path::new(backing)].clone()
+    }
+
+    /// Takes a backing directory away, or brings it back.
+    pub(crate) fn set_away(&self, backing: &str, away: bool) {
+        let mut all = self.away.lock().unwrap();
+        if away {
+            all.insert(backing.into())
+        } else {
+            all.remove(Path::new(backing))
+        };
+    }
+
+    fn read(&self, backing: &Path) -> Result<KeyEnvelope, &'static str> {
+        if self.away.lock().unwrap().contains(backing) {
+            return Err("it is away");
+        }
+        self.files.lock().unwrap().get(backing).cloned().ok_or("there is no such file")
     }
 
     fn write(&self) -> Result<(), &'static str> {
@@ -88,13 +112,9 @@ impl Headers {
 #[async_trait]
 impl KeyHolder for Headers {
     async fn list(&self, site: &FilesystemSite) -> Result<Vec<KeyCopy>, HolderError> {
-        let files = self.files.lock().unwrap();
-        let copy = |envelope: &KeyEnvelope| KeyCopy {
-            location: site.backing.display().to_string(),
-            envelope: Ok(envelope.clone()),
-            uploaded: false,
-        };
-        Ok(files.get(&site.backing).map(copy).into_iter().collect())
+        let location = site.backing.display().to_string();
+        let envelope = self.read(&site.backing).map_err(|why| failed(&location, "read", why));
+        Ok(vec![KeyCopy { location, envelope, uploaded: false }])
     }
 
     async fn replace(
@@ -103,14 +123,20 @@ impl KeyHolder for Headers {
         location: &str,
         envelope: &KeyEnvelope,
     ) -> Result<(), HolderError> {
-        self.write().map_err(|why| HolderError {
-            location: location.to_owned(),
-            doing: "replaced",
-            source: why.into(),
-        })?;
+        let replaced = |why| failed(location, "replaced", why);
+        let there = self.read(&site.backing).map_err(replaced)?;
+        let fits = |envelope: &KeyEnvelope| envelope.wrapped.key_id == site.key_id;
+        if Path::new(location) != site.backing || !fits(&there) || !fits(envelope) {
+            return Err(replaced("it is of another filesystem"));
+        }
+        self.write().map_err(replaced)?;
         self.files.lock().unwrap().insert(site.backing.clone(), envelope.clone());
         Ok(())
     }
+}
+
+fn failed(location: &str, doing: &'static str, why: &'static str) -> HolderError {
+    HolderError { location: location.to_owned(), doing, source: why.into() }
 }
 
 #[async_trait]
@@ -121,6 +147,9 @@ impl Volumes for Headers {
         _: Arc<FilesystemKey>,
         envelope: &KeyEnvelope,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if self.files.lock().unwrap().contains_key(&site.backing) {
+            return Err("it is not empty".into());
+        }
         self.write()?;
         self.files.lock().unwrap().insert(site.backing.clone(), envelope.clone());
         Ok(())
@@ -218,4 +247,28 @@ impl Acts for KeyManager {
     async fn bytes(&self, fs: &str) -> [u8; 32] {
         self.key(&name(fs)).await.unwrap().expose(|bytes| *bytes)
     }
+}
+
+/// The stand-in for backing directories is held to what a real one promises.
+#[async_trait]
+impl KeyHolderFixture for World {
+    async fn make(&self, envelope: &KeyEnvelope) -> FilesystemSite {
+        let key_id = envelope.wrapped.key_id;
+        let backing = PathBuf::from(format!("/backing/{key_id}"));
+        self.headers.files.lock().unwrap().insert(backing.clone(), envelope.clone());
+        FilesystemSite { name: "home".to_owned(), key_id, backing }
+    }
+
+    fn holder(&self) -> Arc<dyn KeyHolder> {
+        Arc::clone(&self.headers) as _
+    }
+
+    async fn spoil(&self, _: &FilesystemSite, location: &str) {
+        self.headers.set_away(location, true);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backing_directories_keep_the_promises_of_a_holder() {
+    key_holder_contract(&World::new()).await;
 }
