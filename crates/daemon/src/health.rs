@@ -4,6 +4,7 @@
 //! asks for one at once. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
 //! seen, because how much of its life had passed before is not known.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -92,7 +93,7 @@ impl Health {
     }
 
     /// Looks and renews, for ever.
-    pub(crate) async fn watch(&self) {
+    pub(crate) async fn watch(&self) -> Infallible {
         let mut granted: Option<Duration> = None;
         loop {
             let pause = match self.look().await {

@@ -4,6 +4,7 @@
 //! [`LONGEST`]; what a KMS refuses is tried again now and then, for a permission can be granted there. Nothing is asked while
 //! everything is open.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ impl Keeper {
     }
 
     /// Opens what can be opened and takes up what can go on, for ever.
-    pub(crate) async fn keep(&self) {
+    pub(crate) async fn keep(&self) -> Infallible {
         let mut away = 0;
         let mut copies_settled = false;
         loop {

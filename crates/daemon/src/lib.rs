@@ -39,6 +39,7 @@ mod problem;
 mod socket;
 mod volumes;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -51,6 +52,8 @@ use filesystem::Backend;
 use key_manager::KeyManager;
 use kms_core::{AuditEvent, AuditSink as _, Clock, Outcome, UnixMillis};
 use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 pub use audit::{AuditLog, SYNC_WITHIN};
 pub use hardening::harden;
@@ -192,31 +195,32 @@ impl Node {
         let Self { shared, listener, _socket } = self;
         shared.record("node.start");
         tracing::info!(state_dir = %shared.state_dir.display(), "the node is up");
-        let keeping = tokio::spawn({
-            let keeper = Arc::clone(&shared.keeper);
-            async move { keeper.keep().await }
-        });
-        let watching = tokio::spawn({
-            let health = Arc::clone(&shared.health);
-            async move { health.watch().await }
-        });
+        let mut loops = JoinSet::new();
+        let (keeper, health) = (Arc::clone(&shared.keeper), Arc::clone(&shared.health));
+        loops.spawn(async move { keeper.keep().await });
+        loops.spawn(async move { health.watch().await });
         let service =
             api::router(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
         let jobs = Arc::clone(&shared.jobs);
+        let (failing, mut failed) = oneshot::channel();
         let stop = async move {
-            stop.await;
+            if let Err(problem) = until_stopped(stop, loops).await {
+                tracing::error!(%problem, "the node can't go on");
+                let _ = failing.send(problem);
+            }
             // Requests that wait for a job would hold the node.
             jobs.begin_close();
         };
         let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
 
         tracing::info!("the node ends");
-        keeping.abort();
-        watching.abort();
         shared.jobs.close().await;
         shared.filesystems.close_all();
         shared.manager.forget_keys();
         shared.record("node.stop");
+        if let Ok(problem) = failed.try_recv() {
+            return Err(problem);
+        }
         served.map_err(|e| {
             Problem::new(Exit::Failed, "socket-failed", "the node can't serve", e.to_string())
         })
@@ -229,10 +233,44 @@ impl fmt::Debug for Node {
     }
 }
 
+/// Waits until the node is to stop. Its loops go on for ever; without one of them it would look alive and do nothing.
+async fn until_stopped(
+    stop: impl Future<Output = ()>,
+    mut loops: JoinSet<Infallible>,
+) -> Result<(), Problem> {
+    let ended = tokio::select! {
+        () = stop => return Ok(()),
+        Some(ended) = loops.join_next() => ended,
+    };
+    let why = ended.map_or_else(|e| e.to_string(), |never| match never {});
+    Err(Problem::new(Exit::Failed, "internal", "a part of the node broke", why)
+        .cure("start the node again, and report this with the node's log"))
+}
+
 fn make_private(directory: &Path) -> Result<(), Problem> {
     DirBuilder::new().mode(0o700).recursive(true).create(directory).map_err(|e| {
         let title = format!("the directory {} can't be made", directory.display());
         Problem::new(Exit::State, "state-dir", title, e.to_string())
             .cure("give a state directory that this user may write to with --state-dir DIR")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_loop_that_breaks_ends_the_node() {
+        let mut loops = JoinSet::new();
+        loops.spawn(pending());
+        assert_eq!(until_stopped(ready(()), loops).await, Ok(()));
+
+        let mut loops = JoinSet::new();
+        loops.spawn(pending());
+        loops.spawn(async { panic!("it broke") });
+        let problem = until_stopped(pending(), loops).await.unwrap_err();
+        assert!(problem.detail.contains("panicked") && problem.cure.is_some(), "{problem}");
+    }
 }

@@ -76,7 +76,8 @@ impl Client {
             };
             let Some(at_least) = failure.retry_after else { return Err(failure.error) };
             let pause = full_jitter(self.limits.pause, tries).max(at_least);
-            if tries >= self.limits.tries || Instant::now() + pause >= deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if tries >= self.limits.tries || pause >= left {
                 return Err(failure.error);
             }
             let path = operation.path(&self.config);
