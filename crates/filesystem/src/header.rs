@@ -40,7 +40,9 @@ pub(crate) fn read(backing: &OwnedFd) -> Result<KeyEnvelope, Fault> {
         }
         None => return Err(Fault::damaged("read", "it names no format")),
     }
-    parse(&text)
+    let envelope: KeyEnvelope = parse(&text)?;
+    envelope.check().map_err(|error| Fault::damaged("read", error.to_string()))?;
+    Ok(envelope)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {

@@ -261,6 +261,10 @@ const fn purpose_word(purpose: Purpose) -> &'static str {
     }
 }
 
+fn with_cure(error: &Error) -> String {
+    error.cure().map_or_else(|| error.to_string(), |cure| format!("{error}; then {cure}"))
+}
+
 /// One run of a move.
 struct Run<'a> {
     manager: &'a KeyManager,
@@ -380,9 +384,12 @@ impl Run<'_> {
         for (record, entry) in pending {
             match wrapped.remove(&entry.wrapped.key_id) {
                 Some(Ok(new)) if proved.contains(&new.key_id) => {
-                    let exposed = entry.exposed || self.config.config.kind == LOCAL;
-                    let revision = entry.revision + 1;
-                    changes.push((record, KeyEntry { wrapped: new, exposed, revision }));
+                    match entry.rewrapped(new, self.config.config.kind == LOCAL) {
+                        Ok(entry) => changes.push((record, entry)),
+                        Err(error) => {
+                            self.fail(&entry.wrapped.key_id.to_string(), &with_cure(&error))
+                        }
+                    }
                 }
                 Some(Err(error)) => self.fail(&entry.wrapped.key_id.to_string(), &error.chain()),
                 _ => {}

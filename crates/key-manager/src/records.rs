@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kms_core::{
-    Credential, ExposeSecret, FilesystemSite, KeyId, KeyStore, KeyVersion, KmsConfig, KmsConfigId,
-    Record, UnixMillis, WrappedKey,
+    Credential, ExposeSecret, FilesystemSite, KeyEnvelope, KeyId, KeyStore, KeyVersion, KmsConfig,
+    KmsConfigId, Record, UnixMillis, WrappedKey,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -160,6 +160,24 @@ pub(crate) struct KeyEntry {
     pub(crate) exposed: bool,
     /// Raised with each change; a copy that is ahead shows that an older store was put back.
     pub(crate) revision: u64,
+}
+
+impl KeyEntry {
+    /// This entry with the key wrapped anew.
+    ///
+    /// # Errors
+    /// [`Error::Record`]: its revision can't be raised, so that its copies could not be told from older ones.
+    pub(crate) fn rewrapped(&self, wrapped: WrappedKey, locally: bool) -> Result<Self, Error> {
+        let revision = self.revision.checked_add(1).filter(|r| *r <= KeyEnvelope::MAX_REVISION);
+        let revision = revision.ok_or_else(|| Error::Record {
+            key: wrapped_key(wrapped.key_id),
+            why: format!(
+                "its revision {} is the last one: a copy that somebody forged was recovered. Set \"revision\" to 1 in the file coffer.key in its backing directory first",
+                self.revision
+            ),
+        })?;
+        Ok(Self { wrapped, exposed: self.exposed || locally, revision })
+    }
 }
 
 impl Stored for KeyEntry {

@@ -45,7 +45,7 @@ pub async fn rebuild(
     let mut filesystems: BTreeMap<FilesystemName, FilesystemRecord> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for (backing, envelope) in found {
-        if let Err(error) = envelope.check_format() {
+        if let Err(error) = envelope.check() {
             recovered.left_out.push((backing, error.to_string()));
             continue;
         }
@@ -57,9 +57,10 @@ pub async fn rebuild(
             .entry(envelope.wrapped.config_id)
             .or_insert_with(|| (KmsConfig { id: envelope.wrapped.config_id, ..envelope.kms }, 0));
         config.1 += 1;
+        // The mark is all that tells of the past; that a key lies under local wrapping now shows without it.
         let entry = KeyEntry {
             wrapped: envelope.wrapped,
-            exposed: envelope.exposed,
+            exposed: envelope.exposed || config.0.kind == LOCAL,
             revision: envelope.revision,
         };
         let newest = entries.entry(key_id).or_insert_with(|| entry.clone());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use filesystem::{Backend, BackingHeaders, ErrorKind, Filesystem, read_envelope};
-use kms_core::{FilesystemKey, FilesystemSite, KeyHolder, KeyVersion};
+use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyHolder, KeyVersion};
 
 use crate::support::{Home, Watch, done, envelope, export, files_below, import};
 
@@ -225,6 +225,11 @@ fn the_holder_lists_replaces_and_refuses() {
     assert!(ready(BackingHeaders.list(&site)).unwrap()[0].envelope.is_err());
     assert_eq!(read_envelope(&home.backing()).unwrap_err().kind(), ErrorKind::Damaged);
     ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap();
+    let forged = KeyEnvelope { revision: u64::MAX, ..envelope.clone() };
+    fs::write(&path, serde_json::to_vec(&forged).unwrap()).unwrap();
+    assert_eq!(read_envelope(&home.backing()).unwrap_err().kind(), ErrorKind::Damaged);
+    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap();
+    assert_eq!(read_envelope(&home.backing()).unwrap(), envelope);
     fs::write(&path, "{\"format\": 2}").unwrap();
     assert_eq!(read_envelope(&home.backing()).unwrap_err().kind(), ErrorKind::Invalid);
     ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap_err();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use key_manager::{Error, rebuild};
-use kms_core::KeyEnvelope;
+use kms_core::{KeyEnvelope, KeyStore as _};
 use testkit::clock::ManualClock;
 use testkit::fake_store::FakeStore;
 
@@ -70,4 +70,59 @@ async fn clashes_newer_formats_and_copies_are_named() {
     assert_eq!(recovered.renamed.len(), 2);
     assert_eq!(recovered.left_out.len(), 1);
     assert!(recovered.left_out[0].1.contains("newer"));
+}
+
+#[tokio::test]
+async fn a_key_under_local_wrapping_is_exposed_whatever_its_copies_say() {
+    let world = World::new();
+    let node = world.node().await;
+    node.create("x").await.unwrap();
+    let mut unmarked = world.headers.at("/backing/x");
+    unmarked.exposed = false;
+    let store = FakeStore::default();
+    let found = vec![("/backing/x".into(), unmarked)];
+    rebuild(&store, &ManualClock::default(), found).await.unwrap();
+    let page = store.list("key/", None, 9).await.unwrap();
+    let entry: serde_json::Value = serde_json::from_slice(&page.records[0].value).unwrap();
+    assert_eq!(entry["exposed"], true);
+}
+
+#[tokio::test]
+async fn a_revision_that_no_key_comes_to_is_left_out() {
+    let world = World::new();
+    world.node().await.create("x").await.unwrap();
+    let forged = KeyEnvelope { revision: u64::MAX, ..world.headers.at("/backing/x") };
+    let store = FakeStore::default();
+    let found = vec![("/backing/x".into(), forged)];
+    let recovered = rebuild(&store, &ManualClock::default(), found).await.unwrap();
+    assert!(recovered.filesystems.is_empty());
+    assert!(recovered.left_out[0].1.contains("forged"), "{:?}", recovered.left_out);
+}
+
+#[tokio::test]
+async fn the_last_revision_is_refused_at_a_rewrap_and_the_others_go_on() {
+    let mut world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("forged").await.unwrap();
+    node.create("sound").await.unwrap();
+    drop(node);
+    world
+        .headers
+        .files
+        .lock()
+        .unwrap()
+        .get_mut(std::path::Path::new("/backing/forged"))
+        .unwrap()
+        .revision = KeyEnvelope::MAX_REVISION;
+    world.store = FakeStore::default();
+    rebuild(&world.store, &ManualClock::default(), found(&world)).await.unwrap();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    world.kms.server("http://a").rotate();
+    let report = node.rewrap().await.unwrap();
+    assert_eq!((report.moved, report.failed.len()), (1, 1));
+    assert!(report.failed[0].contains("coffer.key") && report.failed[0].contains("recover"));
+    assert!(node.unlock_all().await.unwrap().is_empty(), "it goes on as it is");
 }
