@@ -16,11 +16,11 @@ use std::time::Duration;
 
 use admin_api::{BytePath, Exit, Job, Problem};
 use key_manager::{
-    FilesystemName, JobControl, JobId, JobKind, JobRecord, JobState, KeyManager, Progress,
+    Class, FilesystemName, JobControl, JobId, JobKind, JobRecord, JobState, KeyManager, Progress,
 };
 use kms_core::Clock;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 pub(crate) use notes::Notes;
@@ -41,8 +41,8 @@ pub(crate) struct Jobs {
     tasks: Mutex<JoinSet<()>>,
     /// Starting is one at a time, so that no filesystem gets two jobs.
     starting: tokio::sync::Mutex<()>,
-    /// Woken when a move of keys ended, which can have unlocked something.
-    moved: Notify,
+    /// How the last run of a move of keys ended.
+    moved: watch::Sender<MoveRun>,
     /// Woken, for all that wait, when a job no longer runs and when the node ends.
     changed: Notify,
     closing: AtomicBool,
@@ -53,6 +53,17 @@ pub(crate) struct Jobs {
 struct Live {
     stop: AtomicBool,
     progress: Mutex<Progress>,
+}
+
+/// How a run of a move of keys ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MoveRun {
+    /// At its end, or where somebody stopped it. It can have unlocked something.
+    Ended,
+    /// It has to be run again: the KMS is away.
+    KmsAway,
+    /// It has to be run again: something refuses, and may not for ever.
+    Refused,
 }
 
 /// What a copy or a verification has to do; the `spec` of its record.
@@ -103,7 +114,7 @@ impl Jobs {
             live: Mutex::default(),
             tasks: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
-            moved: Notify::new(),
+            moved: watch::Sender::new(MoveRun::Ended),
             changed: Notify::new(),
             closing: AtomicBool::new(false),
         }
@@ -194,9 +205,9 @@ impl Jobs {
         Ok(waits)
     }
 
-    /// Waits until a move of keys has ended.
-    pub(crate) async fn move_ended(&self) {
-        self.moved.notified().await;
+    /// Tells each time how a run of a move of keys ended.
+    pub(crate) fn move_runs(&self) -> watch::Receiver<MoveRun> {
+        self.moved.subscribe()
     }
 
     /// How many jobs run or wait.
@@ -315,12 +326,19 @@ impl Jobs {
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             let id = record.id;
-            match record.kind {
-                JobKind::Move => this.move_keys(id, &live).await,
-                _ => this.copy(record, &live).await,
-            }
+            let moved = match record.kind {
+                JobKind::Move => Some(this.move_keys(id, &live).await),
+                _ => {
+                    this.copy(record, &live).await;
+                    None
+                }
+            };
             this.lock_live().remove(&id);
             this.changed.notify_waiters();
+            // Told when it is no longer live, so that it can be begun again.
+            if let Some(run) = moved {
+                this.moved.send_replace(run);
+            }
             if let Err(error) = this.forget_old().await {
                 tracing::warn!(%error, "old jobs can't be removed");
             }
@@ -328,19 +346,24 @@ impl Jobs {
         Ok(job)
     }
 
-    async fn move_keys(&self, id: JobId, live: &Live) {
+    /// A move that can't go on stays recorded as running; the keeper runs it again.
+    async fn move_keys(&self, id: JobId, live: &Live) -> MoveRun {
         match self.manager.run_move(id, live).await {
-            Ok(report) => tracing::info!(
-                job = %id, moved = report.moved, failed = report.failed.len(), stopped = report.stopped,
-                "the move of keys ended"
-            ),
-            // It stays recorded as running, and is taken up again with the next round of unlocking.
+            Ok(report) => {
+                tracing::info!(
+                    job = %id, moved = report.moved, failed = report.failed.len(), stopped = report.stopped,
+                    "the move of keys ended"
+                );
+                MoveRun::Ended
+            }
             Err(error) => {
                 tracing::warn!(job = %id, %error, "the move of keys can't go on now");
-                return;
+                match error.class() {
+                    Class::KmsUnreachable => MoveRun::KmsAway,
+                    _ => MoveRun::Refused,
+                }
             }
         }
-        self.moved.notify_one();
     }
 
     fn find_live(&self, id: JobId) -> Option<Arc<Live>> {

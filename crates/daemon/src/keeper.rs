@@ -12,7 +12,7 @@ use key_manager::KeyManager;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::jobs::Jobs;
+use crate::jobs::{Jobs, MoveRun};
 
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(2);
@@ -44,10 +44,11 @@ impl Keeper {
 
     /// Opens what can be opened and takes up what can go on, for ever.
     pub(crate) async fn keep(&self) -> Infallible {
+        let mut moves = self.jobs.move_runs();
         let mut away = 0;
         let mut copies_settled = false;
+        let mut round = self.round().await;
         loop {
-            let round = self.round().await;
             if !copies_settled && !matches!(round, Round::KmsAway) {
                 copies_settled = self.settle_copies().await;
             }
@@ -65,11 +66,20 @@ impl Keeper {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                () = pause => {}
-                () = self.wake.notified() => (away, copies_settled) = (0, false),
-                () = self.jobs.move_ended() => (away, copies_settled) = (0, false),
-            }
+            let moved = tokio::select! {
+                () = pause => None,
+                () = self.wake.notified() => Some(MoveRun::Ended),
+                Ok(()) = moves.changed() => Some(*moves.borrow_and_update()),
+            };
+            round = match moved {
+                None => self.round().await,
+                Some(MoveRun::Ended) => {
+                    (away, copies_settled) = (0, false);
+                    self.round().await
+                }
+                Some(MoveRun::KmsAway) => Round::KmsAway,
+                Some(MoveRun::Refused) => Round::Refused,
+            };
         }
     }
 

@@ -76,10 +76,8 @@ pub(crate) async fn unset(
     Query(Unset { allow_downgrade }): Query<Unset>,
 ) -> Answer<KmsChange> {
     let title = "the KMS can't be removed";
-    // The very command that was stopped takes it up again.
-    let downgrade = |job: &JobRecord| job.spec.get("purpose").is_some_and(|p| p == "downgrade");
-    let job = match stopped_move(&shared).await?.filter(downgrade) {
-        Some(stopped) if allow_downgrade => Some(stopped.id),
+    let job = match unfinished_move(&shared).await? {
+        Some(begun) if allow_downgrade && is_downgrade(&begun) => Some(begun.id),
         _ => {
             let unset = shared.manager.unset_kms(allow_downgrade).await;
             unset.map_err(|e| problem::of_keys(title, &e))?
@@ -94,20 +92,23 @@ pub(crate) async fn unset(
     Ok(Json(KmsChange { change, kms: look(&shared, title).await?, job }))
 }
 
-/// Rewraps, or takes up a move of keys that was stopped, which ends at the newest version too.
+/// Rewraps, or goes on with the move of keys that is under way, waits or was stopped: it ends at the newest version too.
 pub(crate) async fn rewrap(State(shared): State<Arc<Shared>>) -> Answer<Job> {
     let of_keys = |e| problem::of_keys("the keys can't be rewrapped", &e);
-    let id = match stopped_move(&shared).await? {
-        Some(stopped) => stopped.id,
+    let id = match unfinished_move(&shared).await?.filter(|begun| !is_downgrade(begun)) {
+        Some(begun) => begun.id,
         None => shared.manager.start_rewrap(None).await.map_err(of_keys)?,
     };
     Ok(Json(shared.jobs.run_move(id).await?))
 }
 
-async fn stopped_move(shared: &Shared) -> Result<Option<JobRecord>, Problem> {
+async fn unfinished_move(shared: &Shared) -> Result<Option<JobRecord>, Problem> {
     let unfinished = shared.manager.unfinished_move().await;
-    let unfinished = unfinished.map_err(|e| problem::of_keys("the jobs can't be read", &e))?;
-    Ok(unfinished.filter(|job| job.state == JobState::Stopped))
+    unfinished.map_err(|e| problem::of_keys("the jobs can't be read", &e))
+}
+
+fn is_downgrade(job: &JobRecord) -> bool {
+    job.spec.get("purpose").is_some_and(|purpose| purpose == "downgrade")
 }
 
 async fn look(shared: &Shared, title: &str) -> Result<Kms, Problem> {

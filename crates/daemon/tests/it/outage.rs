@@ -97,6 +97,31 @@ async fn a_rewrap_that_loses_its_kms_goes_on_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rewrap_whose_kms_went_away_goes_on_by_itself_and_by_the_same_command() {
+    for by_itself in [true, false] {
+        let world = World::new();
+        let node = world.start_with_kms().await;
+        node.post("/v1/filesystems", &json!({"name": "a"})).await;
+        world.kms().rotate();
+        let mut first_key = world.kms().hold("rewrap");
+        let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+        first_key.reached().await;
+        world.kms().set_down(Some(KmsErrorKind::Unreachable));
+        drop(first_key);
+        let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+        let waiting = node.until(&path, |job| job["state"] == "waiting").await;
+        assert_eq!(waiting["problem"]["code"], "waiting", "{waiting}");
+        if !by_itself {
+            assert_eq!(node.post("/v1/kms/rewrap", &Value::Null).await["id"], job["id"]);
+        }
+        world.kms().set_down(None);
+        node.until(&path, |job| job["state"] == "done").await;
+        assert_eq!(node.get("/v1/filesystems/a").await["wrapped_by"]["version"], 2);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_waits_for_its_filesystem_and_says_why() {
     let world = World::new();
     let node = world.start_with_kms().await;
