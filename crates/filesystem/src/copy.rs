@@ -270,7 +270,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
             let node = self.source.node(&pair.from, &item.raw, &item.stat)?;
             self.sink.make_node(tmp, staged, node)?;
         }
-        if sys::is_root() && self.stage.needs_owner(&item.stat) {
+        if self.gives_owner(&item.stat) {
             sys::set_owner_at(tmp, staged, &item.stat).doing("given its owner")?;
         }
         if kind != Kind::Symlink {
@@ -291,16 +291,25 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         to: &K::File,
     ) -> Result<(), Fault> {
         // In this order: a change of owner clears the set-id bits and capabilities.
-        let needs_owner = sys::is_root() && self.stage.needs_owner(stat);
-        if needs_owner {
+        let gives_owner = self.gives_owner(stat);
+        if gives_owner {
             sys::set_owner(to, stat).doing("given its owner")?;
         }
-        if needs_owner || self.stage.needs_mode(stat) {
+        if gives_owner || self.stage.needs_mode(stat) {
             sys::set_mode(to, sys::permissions(stat)).doing("given its mode")?;
         }
         let path = || join(dir, name);
         self.dress_with(path, &Owner::File(from), &Owner::File(to))?;
         sys::set_times(to, stat).doing("given its times")
+    }
+
+    /// Whether what was made has to be given its owner. What has to and can't be is counted.
+    fn gives_owner(&self, like: &Stat) -> bool {
+        let needed = self.stage.needs_owner(like);
+        if needed && !sys::is_root() {
+            self.tally.owners_lost.fetch_add(1, Ordering::Relaxed);
+        }
+        needed && sys::is_root()
     }
 
     fn dress(&self, path: &[u8], from: &Owner<'_, S>, to: &Owner<'_, K>) -> Result<(), Fault> {
@@ -447,7 +456,9 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
             return;
         }
         let finish = || {
-            if sys::is_root() {
+            let gives_owner = self.gives_owner(&pair.stat);
+            // It may have been there before, as another's.
+            if gives_owner || sys::is_root() {
                 sys::set_owner(&pair.to.fd, &pair.stat).doing("given its owner")?;
             }
             sys::set_mode(&pair.to.fd, sys::permissions(&pair.stat)).doing("given its mode")?;

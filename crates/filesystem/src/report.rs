@@ -39,6 +39,9 @@ pub struct Progress {
     pub files_done: u64,
     /// Problems met; an entry may have several.
     pub failed: u64,
+    /// Entries that were copied without their owner or group, which only root can give. None is a problem of its own:
+    /// where the process is not root's it may be all of them.
+    pub owners_lost: u64,
 }
 
 /// Where a job can go on after a stop, a crash or a power cut. Opaque: what is in it may change. It names files and
@@ -252,6 +255,7 @@ pub(crate) struct Tally {
     pub(crate) files_total: AtomicU64,
     pub(crate) files_done: AtomicU64,
     failed: AtomicU64,
+    pub(crate) owners_lost: AtomicU64,
     /// Failures and leftovers.
     listed: AtomicU64,
     problems: Mutex<Vec<Problem>>,
@@ -260,11 +264,12 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn resumed(checkpoint: Option<&Checkpoint>) -> Self {
         let Some(checkpoint) = checkpoint else { return Self::default() };
-        let Progress { bytes_done, files_done, failed, .. } = checkpoint.progress;
+        let Progress { bytes_done, files_done, failed, owners_lost, .. } = checkpoint.progress;
         Self {
             bytes_done: bytes_done.into(),
             files_done: files_done.into(),
             failed: failed.into(),
+            owners_lost: owners_lost.into(),
             listed: failed.max(checkpoint.problems.len() as u64).into(),
             problems: Mutex::new(checkpoint.problems.clone()),
             ..Self::default()
@@ -294,6 +299,7 @@ impl Tally {
             bytes_done,
             files_done,
             failed: self.failed.load(Ordering::Relaxed),
+            owners_lost: self.owners_lost.load(Ordering::Relaxed),
         }
     }
 
