@@ -138,7 +138,7 @@ impl fmt::Debug for Console<'_> {
 }
 
 /// Lines without what could upset a terminal: a KMS's own words are in them, and names of files.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let lines: Vec<_> = text.split('\n').map(|line| BytePath::new(line).to_string()).collect();
     lines.join("\n")
 }

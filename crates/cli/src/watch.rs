@@ -4,20 +4,21 @@ use admin_api::{Exit, Job, JobKind, JobState, Problem, paths};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::client::Client;
-use crate::console::Console;
 
 /// How long the node may hold the answer while the job runs: a bar moves about four times a second.
 const BETWEEN_LOOKS_MS: u64 = 250;
 
-/// Waits until `job` ends. Ctrl-C ends the waiting, as a problem, and leaves the job alone.
+/// Waits until `job` ends, and calls `waits` with the reason when it does not run meanwhile and no bar shows so. Ctrl-C ends the
+/// waiting, as a problem, and leaves the job alone.
 pub(crate) async fn watch(
     client: &Client,
     job: Job,
-    console: &Console<'_>,
+    shows_progress: bool,
+    waits: impl FnMut(&str),
 ) -> Result<Job, Problem> {
-    let bar = console.shows_progress().then(|| Bar::new(&job));
+    let bar = shows_progress.then(|| Bar::new(&job));
     tokio::select! {
-        ended = until_ended(client, job.clone(), bar.as_ref()) => ended,
+        ended = until_ended(client, job.clone(), bar.as_ref(), waits) => ended,
         _ = tokio::signal::ctrl_c() => {
             let title = format!("the {} has not ended yet", noun(job.kind));
             Err(Problem::new(Exit::Partly, "left", title, "the command was left, and it goes on in the node")
@@ -26,8 +27,14 @@ pub(crate) async fn watch(
     }
 }
 
-async fn until_ended(client: &Client, mut job: Job, bar: Option<&Bar>) -> Result<Job, Problem> {
+async fn until_ended(
+    client: &Client,
+    mut job: Job,
+    bar: Option<&Bar>,
+    mut waits: impl FnMut(&str),
+) -> Result<Job, Problem> {
     let longest = if bar.is_some() { BETWEEN_LOOKS_MS } else { paths::WAIT_LIMIT_MS };
+    let mut told = String::new();
     while !job.state.is_ended() {
         let id = job.id.clone();
         job = client.get(&paths::job_within(&id, longest)).await.map_err(|problem| {
@@ -40,8 +47,13 @@ async fn until_ended(client: &Client, mut job: Job, bar: Option<&Bar>) -> Result
             );
             problem.cure(cure)
         })?;
-        if let Some(bar) = bar {
-            bar.show(&job);
+        match (bar, &job.problem) {
+            (Some(bar), _) => bar.show(&job),
+            (None, Some(problem)) if job.state == JobState::Waiting && problem.detail != told => {
+                told.clone_from(&problem.detail);
+                waits(&format!("the {} waits: {told}", noun(job.kind)));
+            }
+            _ => {}
         }
     }
     Ok(job)

@@ -61,6 +61,9 @@ fn text(job: &Job) -> String {
     if let Some(ended_at) = job.ended_at {
         lines.push(("ended", moment(ended_at)));
     }
+    if let Some(owners) = owners(job) {
+        lines.push(("owners", owners));
+    }
     if let Some(problem) = &job.problem {
         lines.push(("why", problem.detail.clone()));
         if let Some(cure) = &problem.cure {
@@ -104,7 +107,16 @@ pub(super) fn ended_text(job: &Job) -> String {
         _ if job.progress.failed_items > 0 => format!("; {} failed", job.progress.failed_items),
         _ => String::new(),
     };
-    format!("{}{verb}: {}{ending}\n", damage_text(job), amount(job))
+    let owners = owners(job).map(|text| format!("owners: {text}\n")).unwrap_or_default();
+    format!("{}{owners}{verb}: {}{ending}\n", damage_text(job), amount(job))
+}
+
+/// What became of owners that only root can give.
+fn owners(job: &Job) -> Option<String> {
+    (job.owners_lost > 0).then(|| {
+        let items = count(job.owners_lost, "item");
+        format!("{items} now the node's own: only a node that runs as root keeps owners and groups")
+    })
 }
 
 fn damage_text(job: &Job) -> String {

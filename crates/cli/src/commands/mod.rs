@@ -12,7 +12,7 @@ use admin_api::{Exit, Finding, Job, Problem, paths};
 use clap::CommandFactory as _;
 
 use crate::client::Client;
-use crate::console::{Console, Output};
+use crate::console::{Console, Output, printable};
 use crate::grammar::{Arguments, Command, DevCommand, FsCommand, KmsCommand};
 use crate::watch::watch;
 use crate::{LocalCommand, Outcome, defaults};
@@ -108,9 +108,7 @@ impl Context<'_, '_> {
 
     /// Something that a person should know, and a program has no use for.
     fn note(&mut self, text: &str) {
-        if self.output == Output::Text {
-            self.console.note(&format!("note: {text}\n"));
-        }
+        note(self.console, self.output, text);
     }
 
     /// Waits for a job and shows what became of it. What kept it from doing all of it is a problem, as it is for a command that
@@ -126,7 +124,10 @@ impl Context<'_, '_> {
         if job.resumed {
             self.note("this takes up where an earlier run was stopped");
         }
-        let mut ended = watch(&self.client, job, self.console).await?;
+        let shows_progress = self.console.shows_progress();
+        let (client, output, console) = (&self.client, self.output, &mut *self.console);
+        let waits = |why: &str| note(console, output, why);
+        let mut ended = watch(client, job, shows_progress, waits).await?;
         self.complete(&mut ended).await?;
         Ok(ended)
     }
@@ -139,6 +140,12 @@ impl Context<'_, '_> {
             job.next_damage = more.next_damage;
         }
         Ok(())
+    }
+}
+
+fn note(console: &mut Console<'_>, output: Output, text: &str) {
+    if output == Output::Text {
+        console.note(&printable(&format!("note: {text}\n")));
     }
 }
 

@@ -205,6 +205,26 @@ fn rewrap_is_watched_to_its_end() {
     assert_eq!(node.asked().len(), 3);
 }
 
+#[test]
+fn why_a_job_waits_is_told_once() {
+    let mut waiting = job("waiting", 0);
+    waiting["problem"] = problem(503, "kms-unreachable", None);
+    for (args, told) in [
+        (&["fs", "kms", "rewrap"][..], "note: the downgrade waits: why\n"),
+        (&["fs", "kms", "rewrap", "--json"][..], ""),
+    ] {
+        let node = Node::answering([
+            ("POST /v1/kms/rewrap", 200, job("running", 0)),
+            ("GET /v1/jobs/7?wait_ms=10000", 200, waiting.clone()),
+            ("GET /v1/jobs/7?wait_ms=10000", 200, waiting.clone()),
+            ("GET /v1/jobs/7?wait_ms=10000", 200, job("done", 2)),
+        ]);
+        let ran = node.run(args);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, told));
+        assert_eq!(node.asked().len(), 4);
+    }
+}
+
 fn job(state: &str, items: u64) -> Value {
     json!({
         "id": "7", "kind": "downgrade", "state": state, "resumed": false, "created_at": 0,
