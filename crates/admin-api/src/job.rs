@@ -28,6 +28,10 @@ pub struct Job {
     /// When it ended, in Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<u64>,
+    /// Files, directories, links and nodes that an import or export copied without their owner or group, since the node
+    /// is not root's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub owners_lost: u64,
     /// Why it failed, or did only a part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,
@@ -40,6 +44,11 @@ pub struct Job {
     /// Whether `damage`, or the reason in `problem`, is left out: it names files, and the filesystem is not unlocked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub names_sealed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a job does.

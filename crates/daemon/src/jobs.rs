@@ -86,6 +86,9 @@ struct Standing {
     problem: Option<Problem>,
     /// The problem's detail, sealed, where it can name files.
     detail: Option<String>,
+    /// Entries that were copied without their owner.
+    #[serde(default)]
+    owners_lost: u64,
 }
 
 impl Standing {

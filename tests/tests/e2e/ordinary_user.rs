@@ -57,7 +57,10 @@ fn keeps_the_devices_that_only_root_can_make_and_owns_the_rest() {
 
     let _node = place.start();
     place.ok(&["fs", "create", "home", "--allow-no-kms"]);
-    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    let said = place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    assert!(said.contains("owners: not kept for 2 items; only a node that runs as root"), "{said}");
+    let again = place.json(&["fs", "import", "home", source.to_str().unwrap()]);
+    assert_eq!((&again["state"], &again["owners_lost"]), (&"done".into(), &2.into()), "{again}");
     assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done");
     let partly = place.coffer(&["fs", "export", "home", target.to_str().unwrap()]).expect(8);
     let said = format!("{}{}", partly.stdout, partly.stderr);

@@ -115,7 +115,7 @@ pub(super) fn ended_text(job: &Job) -> String {
 fn owners(job: &Job) -> Option<String> {
     (job.owners_lost > 0).then(|| {
         let items = count(job.owners_lost, "item");
-        format!("{items} now the node's own: only a node that runs as root keeps owners and groups")
+        format!("not kept for {items}; only a node that runs as root keeps them")
     })
 }
 

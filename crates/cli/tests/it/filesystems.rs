@@ -184,6 +184,30 @@ fn import_is_watched_and_a_resumed_one_says_so() {
 }
 
 #[test]
+fn owners_that_could_not_be_kept_are_told_once() {
+    let mut done = job("import", "done");
+    done["owners_lost"] = 2.into();
+    let node = Node::answering([
+        ("POST /v1/filesystems/home/import", 200, done.clone()),
+        ("GET /v1/jobs/7", 200, done),
+    ]);
+    let ran = node.run(&["fs", "import", "home", "/src"]);
+    assert_eq!(
+        ran.stdout,
+        "\
+owners: not kept for 2 items; only a node that runs as root keeps them
+imported into home: 2 items, 1.50 KiB
+"
+    );
+    assert_eq!(ran.code, 0);
+    let shown = node.run(&["job", "show", "7"]).stdout;
+    assert!(shown.contains("owners:      not kept for 2 items; only a node"), "{shown}");
+    let json: Value =
+        serde_json::from_str(&node.run(&["job", "show", "7", "--json"]).stdout).unwrap();
+    assert_eq!(json["owners_lost"], 2);
+}
+
+#[test]
 fn a_stopped_export_is_partly_done() {
     let node = Node::answering([
         ("POST /v1/filesystems/home/export", 200, job("export", "running")),

@@ -50,6 +50,7 @@ impl Jobs {
             Ok(report) => {
                 record.progress = progress(&report.progress);
                 standing.problem = problem_of(kind, &record.filesystem, &report);
+                standing.owners_lost = report.progress.owners_lost;
                 record.state = match report.outcome {
                     // A node that ends leaves it as running: the next one takes it up.
                     Outcome::Stopped if self.closing.load(Ordering::Acquire) => JobState::Running,

@@ -96,6 +96,7 @@ impl Jobs {
             },
             created_at: record.created.0,
             ended_at: record.ended.map(|at| at.0),
+            owners_lost: standing.owners_lost,
             problem: if is_move { move_problem(record) } else { standing.problem },
             damage: Vec::new(),
             next_damage: None,
