@@ -126,6 +126,11 @@ pub struct FilesystemRecord {
 }
 
 impl FilesystemRecord {
+    /// Whether its key may be in memory.
+    pub(crate) fn may_open(&self) -> bool {
+        self.state == FilesystemState::Ready && !self.held
+    }
+
     /// What a [`kms_core::KeyHolder`] needs to know of it.
     pub fn site(&self) -> FilesystemSite {
         FilesystemSite {

@@ -11,7 +11,7 @@ use kms_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::Class;
-use crate::records::{self, FilesystemRecord, FilesystemState, KeyEntry};
+use crate::records::{self, FilesystemRecord, KeyEntry};
 use crate::{Error, FilesystemName, KeyManager};
 
 /// Whether a filesystem's key is in memory.
@@ -76,7 +76,7 @@ impl KeyManager {
             .filesystems()
             .await?
             .into_iter()
-            .filter(|fs| fs.state == FilesystemState::Ready && !fs.held)
+            .filter(FilesystemRecord::may_open)
             .filter(|fs| self.unlocked(fs.key_id).is_none())
             .collect();
         self.unlock_these(wanted).await
@@ -88,10 +88,10 @@ impl KeyManager {
     /// [`Error::Locked`] with the reason.
     pub async fn key(&self, name: &FilesystemName) -> Result<Arc<FilesystemKey>, Error> {
         let fs = self.filesystem(name).await?;
-        self.unlocked(fs.key_id).ok_or_else(|| {
-            let reason = self.reason(&fs);
-            Error::Locked { name: name.to_string(), why: reason.why, cure: reason.cure }
-        })
+        match self.unlocked(fs.key_id) {
+            Some(key) if !fs.held => Ok(key),
+            _ => Err(locked(name, self.reason(&fs))),
+        }
     }
 
     /// Whether a filesystem is unlocked, and if not, why.
@@ -107,8 +107,9 @@ impl KeyManager {
     /// # Errors
     /// What kept the key from opening.
     pub async fn unlock(&self, name: &FilesystemName) -> Result<(), Error> {
-        self.set_held(name, false).await?;
-        let fs = self.filesystem(name).await?;
+        let act = self.begin_act().await;
+        let fs = self.set_held(name, false).await?;
+        drop(act);
         if self.unlocked(fs.key_id).is_some() {
             return Ok(());
         }
@@ -120,18 +121,20 @@ impl KeyManager {
         }
         match self.unlock_these(vec![fs]).await?.pop() {
             None => Ok(()),
-            Some((name, reason)) => {
-                Err(Error::Locked { name: name.to_string(), why: reason.why, cure: reason.cure })
-            }
+            Some((name, reason)) => Err(locked(&name, reason)),
         }
     }
 
-    /// Locks a filesystem: its key leaves memory and stays out, over restarts, until [`KeyManager::unlock`].
+    /// Locks a filesystem: its key leaves memory and stays out, over restarts, until [`KeyManager::unlock`]; also if it
+    /// is being unwrapped at this moment. A key that another filesystem has too stays for that one.
     /// Whoever still holds the key's `Arc` must let it go.
     pub async fn lock(&self, name: &FilesystemName) -> Result<(), Error> {
-        self.set_held(name, true).await?;
-        let fs = self.filesystem(name).await?;
-        self.ring().remove(&fs.key_id);
+        let _act = self.begin_act().await;
+        let fs = self.set_held(name, true).await?;
+        let open = |other: &FilesystemRecord| other.key_id == fs.key_id && other.may_open();
+        if !self.filesystems().await?.iter().any(open) {
+            self.ring().remove(&fs.key_id);
+        }
         self.audit("fs.lock", name.as_str(), Outcome::Done, &fs.key_id.to_string());
         Ok(())
     }
@@ -141,8 +144,8 @@ impl KeyManager {
         self.ring().clear();
     }
 
-    async fn set_held(&self, name: &FilesystemName, held: bool) -> Result<(), Error> {
-        let _act = self.begin_act().await;
+    /// The caller holds the acts' lock.
+    async fn set_held(&self, name: &FilesystemName, held: bool) -> Result<FilesystemRecord, Error> {
         let (record, mut fs) = self.filesystem_record(name).await?;
         if fs.held != held {
             fs.held = held;
@@ -150,7 +153,7 @@ impl KeyManager {
                 Commit::new().unchanged(&record).put(record.key.clone(), records::encode(&fs));
             self.store().commit(commit).await.map_err(|e| changed(e, "the filesystem"))?;
         }
-        Ok(())
+        Ok(fs)
     }
 
     fn reason(&self, fs: &FilesystemRecord) -> LockReason {
@@ -177,24 +180,8 @@ impl KeyManager {
         for (config_id, members) in by_config {
             match self.unwrap_members(config_id, &members).await {
                 Ok(answers) => {
-                    for ((fs, _), answer) in members.into_iter().zip(answers) {
-                        match answer {
-                            Ok(key) => {
-                                self.ring().insert(key.id(), Arc::new(key));
-                                self.lock_reasons().remove(&fs.name);
-                                self.audit(
-                                    "key.unwrap",
-                                    fs.name.as_str(),
-                                    Outcome::Done,
-                                    &fs.key_id.to_string(),
-                                );
-                            }
-                            Err(error) => {
-                                let reason = LockReason::from(&Error::Kms(error));
-                                locked.push((fs.name, reason));
-                            }
-                        }
-                    }
+                    let answers = members.into_iter().map(|(fs, _)| fs.name).zip(answers);
+                    locked.extend(self.keep_unwrapped(answers.collect()).await?);
                 }
                 Err(error) => {
                     let reason = LockReason::from(&error);
@@ -207,6 +194,37 @@ impl KeyManager {
             if reasons.insert(name.clone(), reason.clone()).as_ref() != Some(reason) {
                 tracing::warn!(filesystem = %name, why = %reason.why, "the filesystem stays locked");
                 self.audit("key.unwrap", name.as_str(), Outcome::Failed, &reason.why);
+            }
+        }
+        Ok(locked)
+    }
+
+    /// Takes unwrapped keys into memory, but for those of filesystems that were locked or deleted while the KMS
+    /// was asked: such an act comes before this one and is seen, or after it and takes the key out again.
+    async fn keep_unwrapped(
+        &self,
+        answers: Vec<(FilesystemName, Result<FilesystemKey, KmsError>)>,
+    ) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
+        let _act = self.begin_act().await;
+        let filesystems = self.filesystems().await?.into_iter().map(|fs| (fs.name.clone(), fs));
+        let mut filesystems: HashMap<_, _> = filesystems.collect();
+        let mut locked = Vec::new();
+        for (name, answer) in answers {
+            match (filesystems.remove(&name), answer) {
+                (None, _) => {}
+                (Some(fs), Ok(key)) if fs.may_open() && fs.key_id == key.id() => {
+                    self.ring().insert(key.id(), Arc::new(key));
+                    self.lock_reasons().remove(&name);
+                    let key_id = fs.key_id.to_string();
+                    self.audit("key.unwrap", name.as_str(), Outcome::Done, &key_id);
+                }
+                (Some(_), Ok(_)) => {
+                    let reason = LockReason::held(&name);
+                    locked.push((name, reason));
+                }
+                (Some(_), Err(error)) => {
+                    locked.push((name, LockReason::from(&Error::Kms(error))));
+                }
             }
         }
         Ok(locked)
@@ -262,6 +280,10 @@ impl KeyManager {
         }
         Ok(entry)
     }
+}
+
+fn locked(name: &FilesystemName, reason: LockReason) -> Error {
+    Error::Locked { name: name.to_string(), why: reason.why, cure: reason.cure }
 }
 
 pub(crate) fn changed(error: StoreError, what: &str) -> Error {

@@ -1,6 +1,6 @@
 //! Configure, create, unlock, lock, delete, remove.
 
-use key_manager::{Error, KeyState};
+use key_manager::{Error, KeyManager, KeyState};
 use kms_core::{Commit, KeyStore as _, KmsErrorKind};
 
 use crate::world::{Acts, World, name, vault};
@@ -197,6 +197,62 @@ async fn locked_by_an_admin_stays_locked_over_a_restart() {
     assert!(matches!(node.state("x").await, KeyState::Locked(r) if r.code == "locked-by-admin"));
     node.unlock(&name("x")).await.unwrap();
     assert_eq!(node.state("x").await, KeyState::Unlocked);
+}
+
+/// As the manager's own `Debug` shows them.
+fn keys_in_memory(node: &KeyManager) -> usize {
+    format!("{node:?}").matches("FilesystemKey(").count()
+}
+
+#[tokio::test]
+async fn what_is_locked_or_deleted_while_its_key_is_unwrapped_stays_shut() {
+    for delete in [false, true] {
+        let world = World::new();
+        let node = world.node().await;
+        node.set("http://a").await.unwrap();
+        for fs in ["x", "y"] {
+            node.create(fs).await.unwrap();
+        }
+        drop(node);
+        let node = world.node().await;
+        let mut late = world.kms.server("http://a").hold("unwrap");
+        let (unlocked, ()) = tokio::join!(node.unlock_all(), async {
+            late.reached().await;
+            if delete {
+                node.delete_filesystem(&name("x"), false).await.unwrap();
+            } else {
+                node.lock(&name("x")).await.unwrap();
+            }
+            drop(late);
+        });
+        unlocked.unwrap();
+        assert!(node.key(&name("x")).await.is_err());
+        node.key(&name("y")).await.unwrap();
+        assert_eq!(keys_in_memory(&node), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_unlock_that_is_overtaken_by_a_lock_says_so() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    node.lock(&name("x")).await.unwrap();
+    let server = world.kms.server("http://a");
+    // The first answer shows the KMS's own words, the second is kept.
+    let mut first = server.hold("unwrap");
+    let (unlocked, ()) = tokio::join!(async { node.unlock(&name("x")).await }, async {
+        first.reached().await;
+        let mut second = server.hold("unwrap");
+        drop(first);
+        second.reached().await;
+        node.lock(&name("x")).await.unwrap();
+        drop(second);
+    });
+    assert!(matches!(unlocked, Err(Error::Locked { .. })), "{unlocked:?}");
+    assert!(matches!(node.state("x").await, KeyState::Locked(r) if r.code == "locked-by-admin"));
+    assert_eq!(keys_in_memory(&node), 0);
 }
 
 #[tokio::test]
