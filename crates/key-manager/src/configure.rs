@@ -233,8 +233,8 @@ impl KeyManager {
         Ok((entries, unreadable))
     }
 
-    /// Whether `kms` opens what the old configuration wrapped: the canary, and every key that opens at all. With the same
-    /// address and master key the identity alone decides, so that one damaged record does not keep a new token out.
+    /// Whether `kms` opens what the old configuration wrapped: the canary, and every key that opens at all. What nothing opens,
+    /// damaged as it is, keeps no KMS and no new token out. With the same address and master key the identity alone decides.
     async fn opens_as_it_lies(
         &self,
         old: &ConfigRecord,
@@ -242,22 +242,43 @@ impl KeyManager {
         kms: &dyn Kms,
         keys: &[KeyEntry],
     ) -> Result<bool, Error> {
+        use KmsErrorKind::{KeyReplaced, VersionTooOld};
         let same_place =
             old.config.address == new.address && old.config.master_key == new.master_key;
         if same_place && old.canary.is_some() {
-            use KmsErrorKind::{KeyReplaced, VersionTooOld};
             return match self.prove_identity(old, kms).await {
                 Ok(()) => Ok(true),
                 Err(Error::Kms(e)) if matches!(e.kind(), KeyReplaced | VersionTooOld) => Ok(false),
                 Err(error) => Err(error),
             };
         }
-        let of_old = keys.iter().filter(|k| k.wrapped.config_id == old.config.id);
-        let mut wrapped: Vec<WrappedKey> = of_old.map(|k| k.wrapped.clone()).collect();
-        wrapped.extend(old.canary.iter().cloned());
-        let opened = kms.unwrap_keys(&wrapped).await?;
-        // With nothing to open, another place is another KMS.
-        Ok(opened.iter().all(Result::is_ok) && (same_place || !wrapped.is_empty()))
+        let of_old = keys.iter().map(|entry| &entry.wrapped);
+        let of_old = of_old.filter(|wrapped| wrapped.config_id == old.config.id);
+        let wrapped: Vec<WrappedKey> = of_old.chain(&old.canary).cloned().collect();
+        let answers = kms.unwrap_keys(&wrapped).await?;
+        let (opened, closed): (Vec<_>, Vec<_>) =
+            wrapped.iter().zip(&answers).partition(|(_, answer)| answer.is_ok());
+        if opened.is_empty() {
+            // With nothing to open, another place is another KMS.
+            return Ok(same_place && wrapped.is_empty());
+        }
+        if same_place {
+            return Ok(true);
+        }
+        let closed: Vec<WrappedKey> = closed.into_iter().map(|(w, _)| w.clone()).collect();
+        let is_canary = |w: &WrappedKey| old.canary.as_ref().is_some_and(|c| c.key_id == w.key_id);
+        if closed.iter().any(|w| is_canary(w) || self.unlocked(w.key_id).is_some()) {
+            return Ok(false);
+        }
+        // After a recovery there is no token with which the old place could be asked.
+        let known = self.store().get(&records::credential_key(old.config.id)).await?.is_some();
+        if closed.is_empty() || !known {
+            return Ok(true);
+        }
+        match self.kms(old.config.id).await?.unwrap_keys(&closed).await {
+            Ok(answers) => Ok(answers.iter().all(Result::is_err)),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Requires that every key is in memory or opens under its own configuration.
@@ -282,13 +303,15 @@ impl KeyManager {
                 continue;
             }
             let mut shut: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-            let errors: Vec<Option<String>> =
-                match self.kms(config.id).await?.unwrap_keys(&wrapped).await {
-                    Ok(answers) => {
-                        answers.iter().map(|a| Some(a.as_ref().err()?.chain())).collect()
-                    }
-                    Err(error) => vec![Some(error.chain()); wrapped.len()],
-                };
+            let answers = match self.kms(config.id).await {
+                Ok(kms) => kms.unwrap_keys(&wrapped).await.map_err(Error::from),
+                Err(error) => Err(error),
+            };
+            let errors: Vec<Option<String>> = match answers {
+                Ok(answers) => answers.iter().map(|a| Some(a.as_ref().err()?.chain())).collect(),
+                Err(Error::Kms(error)) => vec![Some(error.chain()); wrapped.len()],
+                Err(error) => return Err(error),
+            };
             for (wrapped, error) in wrapped.iter().zip(errors) {
                 let Some(error) = error else { continue };
                 failed += 1;

@@ -47,8 +47,11 @@ impl VaultProvider {
     fn connect(&self, config: &KmsConfig, credential: &Credential) -> Result<VaultKms, KmsError> {
         let target = VaultConfig::parse(config)?;
         let Credential::Token(token) = credential else {
-            return Err(KmsError::new(KmsErrorKind::Invalid, "a Vault needs a token")
-                .cure("give one: vault token create -role=<role>"));
+            return Err(KmsError::new(
+                KmsErrorKind::Invalid,
+                format!("no token is known for the Vault at {}", target.origin()),
+            )
+            .cure("make one (vault token create -role=<role>) and give it with coffer fs kms set-vault"));
         };
         let client = Client::new(target, token, self.limits)?;
         Ok(VaultKms::new(config.clone(), client, self.limits))

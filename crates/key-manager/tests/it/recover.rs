@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use key_manager::{Error, rebuild};
-use kms_core::{KeyEnvelope, KeyStore as _};
+use kms_core::{KeyEnvelope, KeyStore as _, KmsErrorKind};
 use testkit::clock::ManualClock;
 use testkit::fake_store::FakeStore;
 
@@ -38,6 +38,50 @@ async fn everything_but_the_token_comes_back() {
     let exposed: Vec<_> =
         node.filesystem_statuses().await.unwrap().iter().map(|s| s.exposed).collect();
     assert_eq!(exposed, [true, false], "what was exposed stays so");
+}
+
+#[tokio::test]
+async fn a_damaged_copy_keeps_no_kms_out() {
+    for address in ["http://a", "http://new-name-of-a"] {
+        let mut world = World::new();
+        let node = world.node().await;
+        node.set("http://a").await.unwrap();
+        world.kms.alias("http://new-name-of-a", &world.kms.server("http://a"));
+        for fs in ["x", "y"] {
+            node.create(fs).await.unwrap();
+        }
+        drop(node);
+        let mut found = found(&world);
+        let (_, damaged) = found.iter_mut().find(|(_, e)| e.filesystem == "y").unwrap();
+        let text = &mut damaged.wrapped.ciphertext.text;
+        text.truncate(text.len() - 2);
+        world.store = FakeStore::default();
+        rebuild(&world.store, &ManualClock::default(), found).await.unwrap();
+
+        let node = world.node().await;
+        let set = node.set(address).await.unwrap();
+        assert!(set.updated, "{address}");
+        let locked = node.unlock_all().await.unwrap();
+        assert_eq!(locked.iter().map(|(fs, _)| fs.as_str()).collect::<Vec<_>>(), ["y"]);
+        node.bytes("x").await;
+    }
+}
+
+#[tokio::test]
+async fn another_kms_than_the_one_that_wrapped_is_refused_by_name() {
+    let mut world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    drop(node);
+    let found = found(&world);
+    world.store = FakeStore::default();
+    rebuild(&world.store, &ManualClock::default(), found).await.unwrap();
+    world.kms.server("http://a").set_down(Some(KmsErrorKind::Unreachable));
+    let Error::NotAll { why, .. } = world.node().await.set("http://b").await.unwrap_err() else {
+        panic!("x can't go along");
+    };
+    assert!(why.contains("x, wrapped by") && why.contains("http://a"), "{why}");
 }
 
 #[tokio::test]
