@@ -100,6 +100,8 @@ impl OpenFilesystems {
         title: &str,
     ) -> Result<Arc<Filesystem>, Problem> {
         let of_keys = |e| problem::of_keys(title, &e);
+        // The place comes before the key: a lock that comes after the key then closes this place, opened or not.
+        let place = self.place(name);
         let key = self.manager.key(name).await.map_err(of_keys)?;
         let backing = self.manager.filesystem(name).await.map_err(of_keys)?.backing;
         let cipher = self.cipher;
@@ -110,7 +112,7 @@ impl OpenFilesystems {
                 Err(error) => Err(problem::internal(title, io::Error::from(error))),
             }
         };
-        self.place(name).get_or_try_init(open).await.cloned()
+        place.get_or_try_init(open).await.cloned()
     }
 
     fn place(&self, name: &FilesystemName) -> Place {

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::late::{Gate, Late};
 use async_trait::async_trait;
 use kms_core::{
     Ciphertext, Credential, CredentialStatus, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
     KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, UnixMillis,
 };
-use tokio::sync::oneshot;
 
 /// A provider of fake KMSs: one for each address.
 #[derive(Debug, Default, Clone)]
@@ -41,21 +41,7 @@ struct State {
     /// Items asked for, by operation.
     asked: BTreeMap<&'static str, u64>,
     /// The operation whose next answer is late.
-    late: Option<(&'static str, oneshot::Sender<()>, oneshot::Receiver<()>)>,
-}
-
-/// An answer that is held back until this is dropped.
-#[derive(Debug)]
-pub struct Late {
-    reached: oneshot::Receiver<()>,
-    _go_on: oneshot::Sender<()>,
-}
-
-impl Late {
-    /// Waits until the answer would go out.
-    pub async fn reached(&mut self) {
-        (&mut self.reached).await.unwrap();
-    }
+    late: Option<(&'static str, Gate)>,
 }
 
 impl FakeProvider {
@@ -167,17 +153,15 @@ impl FakeServer {
 
     /// Holds the next answer to this operation (`wrap`, `unwrap`, `rewrap`) back.
     pub fn hold(&self, operation: &'static str) -> Late {
-        let (at, reached) = oneshot::channel();
-        let (go_on, gone_on) = oneshot::channel();
-        self.state().late = Some((operation, at, gone_on));
-        Late { reached, _go_on: go_on }
+        let (gate, late) = Late::new();
+        self.state().late = Some((operation, gate));
+        late
     }
 
     async fn answer_late(&self, operation: &str) {
-        let late = self.state().late.take_if(|(of, ..)| *of == operation);
-        if let Some((_, reached, gone_on)) = late {
-            let _ = reached.send(());
-            let _ = gone_on.await;
+        let late = self.state().late.take_if(|(of, _)| *of == operation);
+        if let Some((_, gate)) = late {
+            gate.pass().await;
         }
     }
 

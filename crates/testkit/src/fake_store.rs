@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use kms_core::{Check, Commit, KeyStore, Page, Record, StoreError, Version};
 
+use crate::late::{Gate, Late};
+
 /// One handle on records that several may share.
 #[derive(Debug)]
 pub struct FakeStore {
@@ -19,6 +21,8 @@ pub struct FakeStore {
 struct State {
     records: BTreeMap<String, Record>,
     version: Version,
+    /// The record whose next reader waits.
+    late: Option<(String, Gate)>,
 }
 
 impl Default for FakeStore {
@@ -34,6 +38,13 @@ impl FakeStore {
         Self { state: Arc::clone(&self.state), commits_left: AtomicU64::new(commits) }
     }
 
+    /// Holds the next reading of this record back.
+    pub fn hold(&self, key: &str) -> Late {
+        let (gate, late) = Late::new();
+        self.state().late = Some((key.to_owned(), gate));
+        late
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -42,7 +53,14 @@ impl FakeStore {
 #[async_trait]
 impl KeyStore for FakeStore {
     async fn get(&self, key: &str) -> Result<Option<Record>, StoreError> {
-        Ok(self.state().records.get(key).cloned())
+        let (record, late) = {
+            let mut state = self.state();
+            (state.records.get(key).cloned(), state.late.take_if(|(of, _)| of == key))
+        };
+        if let Some((_, gate)) = late {
+            gate.pass().await;
+        }
+        Ok(record)
     }
 
     async fn list(

@@ -109,6 +109,8 @@ pub(crate) async fn lock(
     shared.jobs.clear(&name, force, &title).await?;
     shared.manager.lock(&name).await.map_err(|e| problem::of_keys(&title, &e))?;
     shared.filesystems.close(&name);
+    // No job gets at it from here on; one that did in between is stopped.
+    shared.jobs.clear(&name, true, &title).await?;
     Ok(Json(one(&shared, &name, &title).await?))
 }
 

@@ -9,7 +9,7 @@ use admin_api::{
 };
 use axum::Json;
 use axum::extract::{Query, State};
-use key_manager::{FilesystemStatus, InUse, JobRecord, JobState, NewKms};
+use key_manager::{FilesystemStatus, InUse, JobRecord, NewKms};
 use kms_core::{Credential, CredentialStatus, KmsConfig};
 use serde::Deserialize;
 

@@ -86,6 +86,27 @@ async fn what_is_out_of_reach_is_named_and_not_deleted_unasked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lock_is_not_undone_by_what_was_being_opened() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    // The listing has the key and goes on to open the directory.
+    let mut key = world.store().hold("fs/home");
+    let (listed, ()) = tokio::join!(node.ask("GET", "/v1/filesystems/home/ls", ""), async {
+        key.reached().await;
+        let mut place = world.store().hold("fs/home");
+        drop(key);
+        place.reached().await;
+        node.post("/v1/filesystems/home/lock", &json!({})).await;
+        drop(place);
+    });
+    assert_eq!(listed.status, 200, "{listed:?}");
+    let lock = fs::File::open(world.path("state/filesystems/home/coffer.lock")).unwrap();
+    lock.try_lock().unwrap();
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_state_does_not_allow_changes_nothing() {
     let world = World::new();
     let node = world.start().await;

@@ -58,6 +58,10 @@ impl World {
         self.directory.path().join(name)
     }
 
+    pub(crate) fn store(&self) -> &FakeStore {
+        &self.store
+    }
+
     pub(crate) fn kms(&self) -> FakeServer {
         self.kms_at(KMS)
     }
