@@ -5,7 +5,7 @@
 //! running it again after a crash at any point sends nothing twice and ends at the same place. For each batch:
 //!
 //! 1. rewrap in the KMS, or take the keys from memory (or open them under their old configuration) and wrap them;
-//! 2. open every new wrapped key under the target and compare its id;
+//! 2. open every new wrapped key under the target and compare its id, and prove that the target is the one that is meant;
 //! 3. commit the batch, each record on the condition that it is as it was read;
 //! 4. replace the copies in the backing directories.
 //!
@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use kms_core::{
-    Commit, FilesystemKey, FilesystemSite, HolderError, Items, KeyEnvelope, KeyId, KeyVersion, Kms,
+    Commit, FilesystemKey, FilesystemSite, HolderError, KeyEnvelope, KeyId, KeyVersion, Kms,
     KmsConfigId, KmsError, KmsExt, Outcome, Record, StoreError, WrappedKey,
 };
 use serde::{Deserialize, Serialize};
@@ -265,6 +265,9 @@ fn with_cure(error: &Error) -> String {
     error.cure().map_or_else(|| error.to_string(), |cure| format!("{error}; then {cure}"))
 }
 
+/// Keys that were wrapped, or why one was not.
+type Wrapped = Vec<(KeyId, Result<WrappedKey, KmsError>)>;
+
 /// One run of a move.
 struct Run<'a> {
     manager: &'a KeyManager,
@@ -359,7 +362,18 @@ impl Run<'_> {
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             old.into_iter().partition(|w| w.config_id == self.config.config.id);
         let answers = self.target.rewrap_keys(&here).await?;
-        wrapped.extend(here.iter().map(|w| w.key_id).zip(answers));
+        let mut refused = Vec::new();
+        for (old, answer) in here.iter().zip(answers) {
+            // What is too old for the KMS, or damaged, has its key in memory still while the filesystem is open.
+            if answer.is_err()
+                && let Some(key) = self.manager.unlocked(old.key_id)
+            {
+                refused.push(key);
+            } else {
+                wrapped.insert(old.key_id, answer);
+            }
+        }
+        wrapped.extend(self.wrap(&refused).await?);
         wrapped.extend(self.carry_over(elsewhere).await?);
 
         let candidates: Vec<WrappedKey> =
@@ -380,6 +394,8 @@ impl Run<'_> {
             }
         }
 
+        // Another master key takes keys from memory as well as this one does, and opens what it wrapped.
+        self.manager.prove_identity(&self.config, self.target.as_ref()).await?;
         let mut changes: Vec<(Record, KeyEntry)> = Vec::new();
         for (record, entry) in pending {
             match wrapped.remove(&entry.wrapped.key_id) {
@@ -399,10 +415,7 @@ impl Run<'_> {
     }
 
     /// Wraps keys of other configurations under the target, from memory where they are open.
-    async fn carry_over(
-        &self,
-        elsewhere: Vec<WrappedKey>,
-    ) -> Result<Vec<(KeyId, Result<WrappedKey, KmsError>)>, Error> {
+    async fn carry_over(&self, elsewhere: Vec<WrappedKey>) -> Result<Wrapped, Error> {
         let mut answers = Vec::new();
         let mut keys: Vec<Arc<FilesystemKey>> = Vec::new();
         let mut closed: HashMap<KmsConfigId, Vec<WrappedKey>> = HashMap::new();
@@ -421,9 +434,16 @@ impl Run<'_> {
                 }
             }
         }
-        let wrapped: Items<WrappedKey> = self.target.wrap_keys(&keys).await?;
-        answers.extend(keys.iter().map(|key| key.id()).zip(wrapped));
+        answers.extend(self.wrap(&keys).await?);
         Ok(answers)
+    }
+
+    async fn wrap(&self, keys: &[Arc<FilesystemKey>]) -> Result<Wrapped, Error> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wrapped = self.target.wrap_keys(keys).await?;
+        Ok(keys.iter().map(|key| key.id()).zip(wrapped).collect())
     }
 
     /// Compares with the key in use, where it is in memory; its id has been compared already.
@@ -472,11 +492,13 @@ impl Run<'_> {
         if config.canary.is_none() {
             return Ok(());
         }
-        let config = with_new_canary(&config, self.target.as_ref()).await?;
+        let renewed = with_new_canary(&config, self.target.as_ref()).await?;
+        // After the new one is made: the old one still opens, so it is the same master key that made it.
+        self.manager.prove_identity(&config, self.target.as_ref()).await?;
         let put = Commit::new()
             .unchanged(&self.job)
             .unchanged(&record)
-            .put(key, records::encode(&config));
+            .put(key, records::encode(&renewed));
         self.manager.store().commit(put).await.map_err(|e| changed(e, "the KMS configuration"))?;
         Ok(())
     }

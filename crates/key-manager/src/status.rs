@@ -170,7 +170,37 @@ impl KeyManager {
             }),
             Err(error) => return Err(error),
         }
+        findings.extend(self.cut_off(record, &master_key).await?);
         Ok(LiveKms { master_key, credential, findings })
+    }
+
+    /// The filesystems that are open now and that a node that starts could not unlock, because the KMS no longer decrypts
+    /// the version that wrapped their keys.
+    async fn cut_off(
+        &self,
+        record: &ConfigRecord,
+        master_key: &MasterKey,
+    ) -> Result<Option<Finding>, Error> {
+        const NAMED: usize = 5;
+        let minimum = master_key.min_decryption_version;
+        let statuses = self.filesystem_statuses().await?;
+        let names: Vec<_> = statuses
+            .iter()
+            .filter(|s| s.wrapped_by.as_ref().is_some_and(|config| config.id == record.config.id))
+            .filter(|s| s.version < minimum)
+            .map(|s| s.filesystem.name.as_str())
+            .collect();
+        let more = names.len().saturating_sub(NAMED);
+        let named = names[..names.len() - more].join(", ");
+        let named = if more > 0 { format!("{named} and {more} more") } else { named };
+        Ok((!names.is_empty()).then(|| Finding {
+            code: "keys-cut-off".to_owned(),
+            what: format!(
+                "a node that starts can't unlock {named}: min_decryption_version is {}, and older versions wrapped their keys",
+                minimum.0
+            ),
+            cure: "give coffer fs kms rewrap while they are unlocked; for those that are locked, lower min_decryption_version first".to_owned(),
+        }))
     }
 
     /// Unreadable entries are left out: their filesystems show why they are locked.

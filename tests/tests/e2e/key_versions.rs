@@ -41,6 +41,28 @@ fn a_master_key_that_nothing_can_prove_is_refused_with_the_cure() {
     }
 }
 
+#[test]
+fn keys_that_were_cut_off_are_warned_of_and_rewrapped_from_memory() {
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let kms = Kms::start(kind);
+        let place = Place::new();
+        let node = place.start();
+        place.set_vault(&kms);
+        place.ok(&["fs", "create", "old"]);
+        kms.rotate();
+        place.ok(&["fs", "create", "new"]);
+        kms.configure(&json!({ "min_decryption_version": 2 }));
+        let shown = place.ok(&["fs", "kms"]);
+        assert!(shown.contains("warning: a node that starts can't unlock old:"), "{kind:?}: {shown}");
+        place.ok(&["fs", "kms", "rewrap"]);
+        assert!(!place.ok(&["fs", "kms"]).contains("warning: a node that starts"), "{kind:?}");
+        drop(node);
+        let _node = place.start();
+        place.ok(&["fs", "unlock", "old"]);
+        place.ok(&["fs", "ls", "old"]);
+    }
+}
+
 /// Waits until the node knows, and says, that this is the oldest version that anything needs.
 fn until_needed_from(place: &Place, version: u64) {
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -151,3 +151,48 @@ async fn a_master_key_made_again_is_told_while_the_keys_are_in_memory() {
     assert_eq!(finding.code, KmsErrorKind::KeyReplaced.code());
     assert!(finding.cure.contains("set-vault"), "{finding:?}");
 }
+
+#[tokio::test]
+async fn keys_that_the_kms_no_longer_decrypts_are_told_and_rewrapped_from_memory() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("old").await.unwrap();
+    let server = world.kms.server("http://a");
+    server.rotate();
+    node.create("new").await.unwrap();
+    let findings = async || node.kms_overview().await.unwrap().live.unwrap().unwrap().findings;
+    assert_eq!(findings().await, []);
+    server.set_minimum(2);
+    let [finding] = &findings().await[..] else { panic!("one finding") };
+    assert_eq!(finding.code, "keys-cut-off");
+    assert!(finding.what.contains("old: min_decryption_version is 2"), "{finding:?}");
+
+    let before = node.bytes("old").await;
+    let report = node.rewrap().await.unwrap();
+    assert_eq!((report.moved, report.failed.len()), (1, 0), "{report:?}");
+    assert_eq!(findings().await, []);
+    drop(node);
+    let node = world.node().await;
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    assert_eq!(node.bytes("old").await, before);
+}
+
+#[tokio::test]
+async fn a_master_key_made_again_in_the_middle_of_a_rewrap_gets_no_key() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    let server = world.kms.server("http://a");
+    server.rotate();
+    let job = node.start_rewrap(None).await.unwrap();
+    let mut begun = server.hold("rewrap");
+    let (ran, ()) = tokio::join!(node.run(job), async {
+        begun.reached().await;
+        server.recreate();
+        drop(begun);
+    });
+    assert!(refused_as(&ran.unwrap_err(), KmsErrorKind::KeyReplaced));
+    assert_eq!(in_use(&node).await, [(1, 1, true)], "the record is as it was");
+}
