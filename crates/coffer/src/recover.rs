@@ -179,7 +179,10 @@ fn set_aside(state_dir: &Path) -> Result<Option<PathBuf>, Problem> {
     Ok(Some(aside))
 }
 
+/// Whoever could write a backing directory chose the words in its copy: none of them may look like a line of ours, and no command is made
+/// of them.
 fn text(answer: &Answer) -> String {
+    let shown = |text: &str| BytePath::new(text);
     let mut text = String::new();
     if let Some(aside) = &answer.set_aside {
         text.push_str(&format!("the store that was there is now {aside}\n"));
@@ -188,23 +191,52 @@ fn text(answer: &Answer) -> String {
         text.push_str(&format!("recovered {} in {}\n", fs.name, fs.backing));
     }
     for [old, new] in &answer.renamed {
-        text.push_str(&format!("  {} is now called {new}\n", BytePath::new(old.as_bytes())));
+        text.push_str(&format!("  {} is now called {new}\n", shown(old)));
     }
-    for left_out in &answer.left_out {
-        text.push_str(&format!("left out {}: {}\n", left_out.path, left_out.why));
+    for LeftOut { path, why } in &answer.left_out {
+        text.push_str(&format!("left out {path}: {}\n", shown(why)));
     }
-    if let Some(kms) = &answer.kms {
+    if let Some(Kms { base_url, master_key }) = &answer.kms {
         text.push_str(&format!(
-            "their keys are wrapped by {} with the master key {}\n  do:  start the node and give it a token: \
-             coffer fs kms set-vault {} {} --token-file FILE\n",
-            kms.base_url, kms.master_key, kms.base_url, kms.master_key
+            "their keys say that {} wrapped them with the master key {}\n  do:  start the node and, if this is your KMS, \
+             give it a token: coffer fs kms set-vault <base-url> <master-key-name> --token-file FILE\n",
+            shown(base_url),
+            shown(master_key)
         ));
     }
-    for kms in &answer.other_kms {
+    for Kms { base_url, master_key } in &answer.other_kms {
         text.push_str(&format!(
             "some need another KMS too: {} with the master key {}\n",
-            kms.base_url, kms.master_key
+            shown(base_url),
+            shown(master_key)
         ));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_word_of_a_copy_upsets_a_terminal_or_looks_like_ours() {
+        const EVIL: &str = "\x1b[2J\u{202e}\nrecovered nothing";
+        let kms = || Kms { base_url: EVIL.to_owned(), master_key: EVIL.to_owned() };
+        let answer = Answer {
+            filesystems: vec![Found { name: "home".to_owned(), backing: BytePath::new(EVIL) }],
+            renamed: vec![[EVIL.to_owned(), "recovered-1".to_owned()]],
+            kms: Some(kms()),
+            other_kms: vec![kms()],
+            left_out: vec![LeftOut { path: BytePath::new(EVIL), why: EVIL.to_owned() }],
+            set_aside: Some(BytePath::new(EVIL)),
+        };
+        let shown = text(&answer);
+        assert_eq!(
+            shown.matches("\\x1B[2J\\xE2\\x80\\xAE\\x0Arecovered nothing").count(),
+            9,
+            "{shown}"
+        );
+        assert!(shown.lines().all(|line| !line.chars().any(char::is_control)), "{shown}");
+        assert_eq!(shown.lines().count(), 7, "{shown}");
+    }
 }

@@ -112,7 +112,10 @@ fn damaged(name: &str, listing: &Listing) -> Problem {
     let why: Vec<_> = listing
         .unreadable
         .iter()
-        .map(|damage| format!("{}: {}", damage.ciphertext.clone().unwrap_or_default(), damage.what))
+        .map(|damage| {
+            let what = BytePath::new(damage.what.as_str());
+            format!("{}: {what}", damage.ciphertext.clone().unwrap_or_default())
+        })
         .collect();
     let title = format!("some names in {name} can't be read");
     Problem::new(Exit::NotAuthentic, "damaged", title, why.join("\n"))

@@ -1,6 +1,6 @@
 //! `coffer job list|show|stop`, and how an ended job reads.
 
-use admin_api::{Exit, Job, JobKind, JobState, Jobs, Problem, paths};
+use admin_api::{BytePath, Exit, Job, JobKind, JobState, Jobs, Problem, paths};
 
 use super::Context;
 use crate::grammar::JobCommand;
@@ -126,7 +126,9 @@ fn damage_text(job: &Job) -> String {
             [] => "-".to_owned(),
             _ => damage.path.to_string(),
         };
-        text.push_str(&format!("{}: {path}: {}\n", damage.kind, damage.what));
+        // A file's name in it must not look like a line of ours.
+        let what = BytePath::new(damage.what.as_str());
+        text.push_str(&format!("{}: {path}: {what}\n", damage.kind));
         if let Some(ciphertext) = &damage.ciphertext {
             text.push_str(&format!("  ciphertext: {ciphertext}\n"));
         }

@@ -226,7 +226,7 @@ fn a_stopped_export_is_partly_done() {
 fn verify_names_what_is_damaged_and_ends_with_6() {
     let mut damaged = job("verify", "partly");
     damaged["progress"]["failed_items"] = 1.into();
-    damaged["damage"] = json!([{"path": "letters/a%1B", "kind": "damaged", "ciphertext": "root/x", "what": "block 3 was altered"}]);
+    damaged["damage"] = json!([{"path": "letters/a%1B", "kind": "damaged", "ciphertext": "root/x", "what": "block 3 was altered\nverified home: all of it"}]);
     damaged["problem"] = problem(500, "not-authentic", None);
     let node = Node::answering([
         ("POST /v1/filesystems/home/verify", 200, job("verify", "running")),
@@ -236,7 +236,7 @@ fn verify_names_what_is_damaged_and_ends_with_6() {
     assert_eq!(
         ran.stdout,
         "\
-damaged: letters/a\\x1B: block 3 was altered
+damaged: letters/a\\x1B: block 3 was altered\\x0Averified home: all of it
   ciphertext: root/x
 verified home: 2 items, 1.50 KiB; 1 failed
 "
