@@ -41,6 +41,22 @@ fn a_second_node_cannot_open_the_same_backing() {
 }
 
 #[test]
+fn a_local_key_goes_with_the_last_filesystem_that_needs_it() {
+    let place = Place::new();
+    let _node = place.start();
+    let local_keys = || {
+        let names = fs::read_dir(place.state()).unwrap().map(|e| e.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("local-")).count()
+    };
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    place.ok(&["fs", "create", "projects", "--allow-no-kms"]);
+    place.ok(&["fs", "delete", "home", "--yes"]);
+    assert_eq!(local_keys(), 1);
+    place.ok(&["fs", "delete", "projects", "--yes"]);
+    assert_eq!(local_keys(), 0);
+}
+
+#[test]
 fn a_store_that_is_emptied_damaged_or_older_is_refused_and_rebuilt() {
     let kms = Kms::start(Kind::Embedded);
     let place = Place::new();
