@@ -17,6 +17,7 @@ use crate::report::{
 use crate::side::{Buffers, Kind, Owner, Place, Sink, Source, segments};
 use crate::stage::{Anchors, Kept, Stage, anchor_name};
 use crate::sys::{self, Errno, FileType, Stat};
+use crate::trail::Trail;
 use crate::walk::Walker;
 use crate::work::{Ended, Queue, watch, workers};
 
@@ -84,9 +85,7 @@ pub(crate) struct Pair<S: Source, K: Sink> {
     pub(crate) to: Place<K::Dir>,
     /// As it was before its entries were read, which changes its access time.
     pub(crate) stat: Stat,
-    /// The path of raw names, and that of plain ones.
-    pub(crate) raw: Vec<u8>,
-    pub(crate) plain: Vec<u8>,
+    pub(crate) trail: Arc<Trail>,
     /// The walker, and each job on its entries.
     pub(crate) users: AtomicUsize,
 }
@@ -173,21 +172,23 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
     /// Notes what went wrong with the entry `raw` in `pair`.
     pub(crate) fn trouble(&self, pair: &Pair<S, K>, raw: &[u8], fault: Fault) {
         let plain = self.source.plain_name(&pair.from, raw);
-        let plain = join(&pair.plain, plain.as_deref().unwrap_or(b"(a name that can't be read)"));
-        self.trouble_at(&plain, &join(&pair.raw, raw), fault);
+        let plain = plain.as_deref().unwrap_or(b"(a name that can't be read)");
+        self.trouble_at(&pair.trail.entry(raw, plain), fault);
     }
 
-    pub(crate) fn trouble_at(&self, plain: &[u8], raw: &[u8], fault: Fault) {
+    pub(crate) fn trouble_at(&self, at: &Trail, fault: Fault) {
         if fault.is_final() {
-            lock(&self.failure).get_or_insert(fault.at(plain));
+            lock(&self.failure).get_or_insert(fault.at(&at.plain()));
         } else {
-            self.tally.problem(fault.problem(plain, S::SEALED.then_some(raw)), self.control);
+            let raw = S::SEALED.then(|| at.raw());
+            self.tally.problem(fault.problem(&at.plain(), raw.as_deref()), self.control);
         }
     }
 
-    fn lost_attribute(&self, plain: &[u8], what: &[u8], fault: &Fault) {
+    fn lost_attribute(&self, at: &Trail, what: &[u8], fault: &Fault) {
         let reason = format!("its attribute {} is lost: {fault}", shown(what));
-        self.tally.problem(Problem::new(plain, None, ProblemKind::Attribute, reason), self.control);
+        let problem = Problem::new(&at.plain(), None, ProblemKind::Attribute, reason);
+        self.tally.problem(problem, self.control);
     }
 
     /// Copies an entry that is no directory and no large file.
@@ -214,10 +215,9 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         let made = match self.source.kind(&item.stat)? {
             Kind::File => self.small_file(pair, item, &name, &staged, buffers),
             Kind::Socket => {
-                let (plain, raw) = (join(&pair.plain, &name), join(&pair.raw, &item.raw));
+                let path = pair.trail.entry(&item.raw, &name).plain();
                 let reason = "it is a socket, which means nothing without its process";
-                let ciphertext = S::SEALED.then_some(raw.as_slice());
-                let problem = Problem::new(&plain, ciphertext, ProblemKind::Skipped, reason);
+                let problem = Problem::new(&path, None, ProblemKind::Skipped, reason);
                 self.tally.problem(problem, self.control);
                 return Ok(());
             }
@@ -250,7 +250,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         }
         self.source.confirm(&from)?;
         self.sink.end(&to)?;
-        self.dress_file(&pair.plain, name, &item.stat, &from, &to)
+        self.dress_file(&pair.trail.entry(&item.raw, name), &item.stat, &from, &to)
     }
 
     fn link_or_node(
@@ -277,15 +277,15 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
             sys::set_mode_at(tmp, staged, sys::permissions(&item.stat)).doing("given its mode")?;
         }
         let from = Owner::Named(pair.from.fd.as_fd(), &item.raw);
-        self.dress(&join(&pair.plain, name), &from, &Owner::Named(tmp.as_fd(), staged))?;
+        let at = pair.trail.entry(&item.raw, name);
+        self.dress(&at, &from, &Owner::Named(tmp.as_fd(), staged))?;
         sys::set_times_at(tmp, staged, &item.stat).doing("given its times")
     }
 
     /// Gives a file all but its name.
     fn dress_file(
         &self,
-        dir: &[u8],
-        name: &[u8],
+        at: &Trail,
         stat: &Stat,
         from: &S::File,
         to: &K::File,
@@ -298,8 +298,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         if gives_owner || self.stage.needs_mode(stat) {
             sys::set_mode(to, sys::permissions(stat)).doing("given its mode")?;
         }
-        let path = || join(dir, name);
-        self.dress_with(path, &Owner::File(from), &Owner::File(to))?;
+        self.dress(at, &Owner::File(from), &Owner::File(to))?;
         sys::set_times(to, stat).doing("given its times")
     }
 
@@ -312,24 +311,15 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         needed && sys::is_root()
     }
 
-    fn dress(&self, path: &[u8], from: &Owner<'_, S>, to: &Owner<'_, K>) -> Result<(), Fault> {
-        self.dress_with(|| path.to_vec(), from, to)
-    }
-
     /// Copies extended attributes, ACLs among them. One that can't be opened or set is a problem,
     /// not the end of the file.
-    fn dress_with(
-        &self,
-        path: impl Fn() -> Vec<u8>,
-        from: &Owner<'_, S>,
-        to: &Owner<'_, K>,
-    ) -> Result<(), Fault> {
+    fn dress(&self, at: &Trail, from: &Owner<'_, S>, to: &Owner<'_, K>) -> Result<(), Fault> {
         for raw in sys::xattrs(from.inode()).doing("read (its attributes)")? {
             let raw_name = raw.0.clone();
             let plain = match self.source.plain_xattr(from, raw) {
                 Ok(plain) => plain,
                 Err(fault) => {
-                    self.lost_attribute(&path(), &raw_name, &fault);
+                    self.lost_attribute(at, &raw_name, &fault);
                     continue;
                 }
             };
@@ -342,7 +332,7 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
                 Err(fault) if fault.is_final() && !attribute_too_large(&fault) => {
                     return Err(fault);
                 }
-                Err(fault) => self.lost_attribute(&path(), &name, &fault),
+                Err(fault) => self.lost_attribute(at, &name, &fault),
                 Ok(()) => {}
             }
         }
@@ -434,7 +424,8 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
                 self.source.confirm(&large.from)?;
                 self.sink.end(&large.to)?;
                 let name = self.source.plain_name(&pair.from, &item.raw)?;
-                self.dress_file(&pair.plain, &name, &item.stat, &large.from, &large.to)?;
+                let at = pair.trail.entry(&item.raw, &name);
+                self.dress_file(&at, &item.stat, &large.from, &large.to)?;
                 self.publish(pair, item, self.kept.dir(), &name, &large.staged)
             };
             end().map_err(|fault| self.trouble(pair, &item.raw, fault)).is_ok()
@@ -462,11 +453,11 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
                 sys::set_owner(&pair.to.fd, &pair.stat).doing("given its owner")?;
             }
             sys::set_mode(&pair.to.fd, sys::permissions(&pair.stat)).doing("given its mode")?;
-            self.dress(&pair.plain, &Owner::Directory(&pair.from), &Owner::Directory(&pair.to))?;
+            self.dress(&pair.trail, &Owner::Directory(&pair.from), &Owner::Directory(&pair.to))?;
             sys::set_times(&pair.to.fd, &pair.stat).doing("given its times")
         };
         if let Err(fault) = finish() {
-            self.trouble_at(&pair.plain, &pair.raw, fault);
+            self.trouble_at(&pair.trail, fault);
         }
         self.tally.files_done.fetch_add(1, Ordering::Relaxed);
     }
@@ -475,8 +466,4 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
 /// Filesystems answer NOSPC also when one inode's attributes are full, which is no full disk.
 const fn attribute_too_large(fault: &Fault) -> bool {
     matches!(fault, Fault::System { errno: Errno::NOSPC, .. })
-}
-
-pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
 }

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use data_path::dir::RECORD_NAME;
 use data_path::{BackingEntry, DirId, symlink};
 
-use crate::copy::join;
 use crate::error::{Doing, Error, Fault, shown};
 use crate::filesystem::{HEADER, LINKS, LOST, ROOT};
 use crate::header;
@@ -21,6 +20,7 @@ use crate::sealed::{SealedFile, SealedTree};
 use crate::side::{Buffers, Kind, Owner, Place, Source, segments};
 use crate::stage::{InodeId, make_or_open};
 use crate::sys::{self, FileType, Stat};
+use crate::trail::Trail;
 use crate::work::{Ended, Queue, watch, workers};
 
 /// Reasons that a file's problem tells one by one.
@@ -90,8 +90,7 @@ struct Audited {
 
 struct Dir {
     place: Place<DirId>,
-    raw: Vec<u8>,
-    plain: Vec<u8>,
+    trail: Arc<Trail>,
 }
 
 enum Job {
@@ -195,10 +194,10 @@ impl Verify<'_> {
             long: Vec<u8>,
             batch: Vec<Item>,
         }
-        let level = |place: Place<DirId>, raw: Vec<u8>, plain: Vec<u8>| -> Result<Level, Fault> {
+        let level = |place: Place<DirId>, trail: Arc<Trail>| -> Result<Level, Fault> {
             let names = NameWalk::start(&place.fd, |_| true).doing("read")?;
-            let dir = Arc::new(Dir { place, raw, plain });
-            self.check_xattrs(&dir.plain, &dir.raw, &Owner::Directory(&dir.place));
+            self.check_xattrs(&trail, &Owner::Directory(&place));
+            let dir = Arc::new(Dir { place, trail });
             Ok(Level { dir, names, long: Vec::new(), batch: Vec::new() })
         };
         let flush = |level: &mut Level| {
@@ -208,8 +207,9 @@ impl Verify<'_> {
             }
         };
         let root = self.tree.open_root()?;
-        self.check_root_record(&root);
-        let mut stack = vec![level(root, ROOT.to_vec(), Vec::new())?];
+        let trail = Trail::root(ROOT);
+        self.check_root_record(&root, &trail);
+        let mut stack = vec![level(root, trail)?];
         while let Some(top) = stack.last_mut() {
             if self.control.stop_requested() {
                 return Ok(false);
@@ -222,15 +222,17 @@ impl Verify<'_> {
             };
             let dir = Arc::clone(&top.dir);
             if let Err(fault) = top.names.advance(&dir.place.fd, |_| true).doing("read") {
-                self.tally.problem(fault.problem(&dir.plain, Some(&dir.raw)), self.control);
+                let (plain, raw) = (dir.trail.plain(), dir.trail.raw());
+                self.tally.problem(fault.problem(&plain, Some(&raw)), self.control);
             }
             let Some((name, stat)) = self.identify(&dir, &raw, &mut top.long) else { continue };
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => {
                     flush(top);
-                    let entered = self.tree.enter(&dir.place, &raw).and_then(|place| {
-                        level(place, join(&dir.raw, &raw), join(&dir.plain, &name))
-                    });
+                    let entered = self
+                        .tree
+                        .enter(&dir.place, &raw)
+                        .and_then(|place| level(place, Arc::new(dir.trail.entry(&raw, &name))));
                     match entered {
                         Ok(level) => stack.push(level),
                         Err(fault) => self.unreadable(&dir, &raw, &name, &fault),
@@ -251,18 +253,19 @@ impl Verify<'_> {
         Ok(true)
     }
 
-    fn check_root_record(&self, root: &Place<DirId>) {
+    fn check_root_record(&self, root: &Place<DirId>, trail: &Arc<Trail>) {
         let Err(fault) = self.tree.check_root_record() else { return };
-        let (name, path) = (RECORD_NAME.as_bytes(), join(ROOT, RECORD_NAME.as_bytes()));
-        let problem = fault.problem(b"", Some(&path));
+        let name = RECORD_NAME.as_bytes();
+        let at = trail.entry(name, b"");
+        let problem = fault.problem(b"", Some(&at.raw()));
         let mut reason = format!("{fault}; the names in the root can be read without it");
         if self.repair.is_some() && problem.kind == ProblemKind::Damaged {
             if sys::stat(&root.fd, name).is_ok() {
-                reason += &self.set_aside(&root.fd, name, &path, &reason);
+                reason += &self.set_aside(&root.fd, name, &at, &reason);
             }
             reason += &repair::write_root_record(self.tree);
         }
-        self.report(b"", &path, problem.kind, reason);
+        self.report(&at, problem.kind, reason);
     }
 
     /// The plain name and the stat of an entry; `None` when it is none, or can't be told (which is
@@ -311,7 +314,6 @@ impl Verify<'_> {
     }
 
     fn entry(&self, dir: &Dir, item: &Item, buffers: &mut Buffers) {
-        let (plain, raw) = (join(&dir.plain, &item.name), join(&dir.raw, &item.raw));
         match self.tree.kind(&item.stat) {
             Ok(Kind::File) => self.file(dir, item, buffers),
             Ok(Kind::Symlink) => match self.tree.target(&dir.place, &item.raw) {
@@ -328,7 +330,7 @@ impl Verify<'_> {
                     return self.unreadable(dir, &item.raw, &item.name, &fault);
                 }
                 let owner = Owner::Named(dir.place.fd.as_fd(), &item.raw);
-                self.check_xattrs(&plain, &raw, &owner);
+                self.check_xattrs(&dir.trail.entry(&item.raw, &item.name), &owner);
             }
             Err(fault) => self.unreadable(dir, &item.raw, &item.name, &fault),
         }
@@ -376,8 +378,7 @@ impl Verify<'_> {
             }
             finding.add(reason, false);
         }
-        let (plain, raw) = (join(&dir.plain, &item.name), join(&dir.raw, &item.raw));
-        self.check_xattrs(&plain, &raw, &Owner::File(file));
+        self.check_xattrs(&dir.trail.entry(&item.raw, &item.name), &Owner::File(file));
     }
 
     fn conclude(&self, dir: &Dir, item: &Item, finding: &Finding) {
@@ -385,8 +386,8 @@ impl Verify<'_> {
             if finding.unreadable {
                 self.unreadable(dir, &item.raw, &item.name, &Fault::damaged("read", reason));
             } else {
-                let (plain, raw) = (join(&dir.plain, &item.name), join(&dir.raw, &item.raw));
-                self.report(&plain, &raw, ProblemKind::Damaged, reason);
+                let at = dir.trail.entry(&item.raw, &item.name);
+                self.report(&at, ProblemKind::Damaged, reason);
             }
         }
     }
@@ -462,13 +463,13 @@ impl Verify<'_> {
     }
 
     /// Opens every attribute. A damaged one spoils no content.
-    fn check_xattrs(&self, plain: &[u8], raw: &[u8], of: &Owner<'_, SealedTree>) {
+    fn check_xattrs(&self, at: &Trail, of: &Owner<'_, SealedTree>) {
         let found = match sys::xattrs(of.inode()) {
             Ok(found) => found,
             Err(errno) => {
                 let reason =
                     format!("its attributes can't be read: {}", std::io::Error::from(errno));
-                self.report(plain, raw, ProblemKind::Io, reason);
+                self.report(at, ProblemKind::Io, reason);
                 return;
             }
         };
@@ -476,9 +477,9 @@ impl Verify<'_> {
             let Err(fault) = self.tree.plain_xattr(of, xattr.clone()) else { continue };
             let mut reason = format!("its attribute {} can't be read: {fault}", shown(&xattr.0));
             if let Some(repair) = &self.repair {
-                reason += &repair.set_xattr_aside(of.inode(), &xattr, raw, &reason);
+                reason += &repair.set_xattr_aside(of.inode(), &xattr, &at.raw(), &reason);
             }
-            self.report(plain, raw, ProblemKind::Attribute, reason);
+            self.report(at, ProblemKind::Attribute, reason);
         }
     }
 
@@ -491,10 +492,10 @@ impl Verify<'_> {
         let names = read().map_err(|fault: Fault| fault.at(LINKS))?;
         let needed = std::mem::take(&mut *lock(&self.link_records));
         for name in names.iter().filter(|name| !needed.contains(*name)) {
-            let ciphertext = join(LINKS, name);
+            let at = Trail::root(LINKS).entry(name, b"");
             let reason = "it has the target of a link that is not there".to_owned();
-            let aside = self.set_aside(&self.tree.links, name, &ciphertext, &reason);
-            self.report(b"", &ciphertext, ProblemKind::Leftover, reason + &aside);
+            let aside = self.set_aside(&self.tree.links, name, &at, &reason);
+            self.report(&at, ProblemKind::Leftover, reason + &aside);
         }
         Ok(())
     }
@@ -507,33 +508,34 @@ impl Verify<'_> {
         };
         let reason =
             format!("the copy of the wrapped key can't be used: {wrong}; a rewrap renews it");
-        self.report(b"", HEADER, ProblemKind::Damaged, reason);
+        self.report(&Trail::root(HEADER), ProblemKind::Damaged, reason);
     }
 
     fn unreadable(&self, dir: &Dir, raw: &[u8], name: &[u8], fault: &Fault) {
-        let (plain, path) = (join(&dir.plain, name), join(&dir.raw, raw));
-        let mut problem = fault.problem(&plain, Some(&path));
+        let at = dir.trail.entry(raw, name);
+        let mut problem = fault.problem(&at.plain(), Some(&at.raw()));
         problem.reason = fault.to_string();
         // A disk that does not answer now may answer later; what it holds stays where it is.
         if problem.kind == ProblemKind::Damaged {
-            problem.reason += &self.set_aside(&dir.place.fd, raw, &path, &problem.reason);
+            problem.reason += &self.set_aside(&dir.place.fd, raw, &at, &problem.reason);
         }
         self.tally.problem(problem, self.control);
     }
 
     fn leftover(&self, dir: &Dir, raw: &[u8], reason: &str) {
-        let path = join(&dir.raw, raw);
-        let aside = self.set_aside(&dir.place.fd, raw, &path, reason);
-        self.report(&dir.plain, &path, ProblemKind::Leftover, format!("{reason}{aside}"));
+        let at = dir.trail.entry(raw, b"");
+        let aside = self.set_aside(&dir.place.fd, raw, &at, reason);
+        self.report(&at, ProblemKind::Leftover, format!("{reason}{aside}"));
     }
 
-    fn report(&self, plain: &[u8], raw: &[u8], kind: ProblemKind, reason: String) {
-        self.tally.problem(Problem::new(plain, Some(raw), kind, reason), self.control);
+    fn report(&self, at: &Trail, kind: ProblemKind, reason: String) {
+        let problem = Problem::new(&at.plain(), Some(&at.raw()), kind, reason);
+        self.tally.problem(problem, self.control);
     }
 
     /// With `repair`: moves an entry to `coffer.lost`, and says so.
-    fn set_aside(&self, dir: &OwnedFd, raw: &[u8], path: &[u8], reason: &str) -> String {
+    fn set_aside(&self, dir: &OwnedFd, raw: &[u8], at: &Trail, reason: &str) -> String {
         let repair = self.repair.as_ref();
-        repair.map_or_else(String::new, |repair| repair.set_aside(dir, raw, path, reason))
+        repair.map_or_else(String::new, |repair| repair.set_aside(dir, raw, &at.raw(), reason))
     }
 }

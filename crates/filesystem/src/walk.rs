@@ -13,12 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
 
-use crate::copy::{Copy, Item, Job, Large, Pair, join};
+use crate::copy::{Copy, Item, Job, Large, Pair};
 use crate::error::{Doing, Error, Fault};
 use crate::names::NameWalk;
 use crate::report::{Checkpoint, Identity, Partial, lock};
 use crate::side::{Place, Sink, Source, segment, segments};
 use crate::sys::{self, FileType, Stat};
+use crate::trail::Trail;
 
 /// A batch is handed out when it has this many entries, or this many bytes.
 const BATCH_ENTRIES: usize = 32;
@@ -74,7 +75,7 @@ where
             Ok((from, self.copy.sink.root()?, stat))
         });
         let (from, to, stat) = root.map_err(|fault| fault.at(b"the tree's root"))?;
-        let entered = self.descend(from, to, stat, (S::ROOT.to_vec(), Vec::new()), &mut skip);
+        let entered = self.descend(from, to, stat, Trail::root(S::ROOT), &mut skip);
         entered.map_err(|fault| fault.at(b"the tree's root"))?;
         let halt = loop {
             match self.step(&mut skip, &mut partial) {
@@ -157,7 +158,7 @@ where
         let (source, pair) = (self.copy.source, &level.pair);
         let wanted = |raw: &[u8]| source.is_entry(&pair.from, raw);
         if let Err(fault) = level.names.advance(&pair.from.fd, wanted).doing("read") {
-            self.copy.trouble_at(&pair.plain, &pair.raw, fault);
+            self.copy.trouble_at(&pair.trail, fault);
         }
     }
 
@@ -172,8 +173,7 @@ where
         let name = self.copy.source.plain_name(&above.from, raw)?;
         let from = self.copy.source.enter(&above.from, raw)?;
         let to = self.copy.sink.make_dir(&above.to, &name)?;
-        let paths = (join(&above.raw, raw), join(&above.plain, &name));
-        self.descend(from, to, stat, paths, skip)
+        self.descend(from, to, stat, Arc::new(above.trail.entry(raw, &name)), skip)
     }
 
     fn descend(
@@ -181,7 +181,7 @@ where
         from: Place<S::Dir>,
         to: Place<K::Dir>,
         stat: Stat,
-        (raw, plain): (Vec<u8>, Vec<u8>),
+        trail: Arc<Trail>,
         skip: &mut VecDeque<Vec<u8>>,
     ) -> Result<(), Fault> {
         let source = self.copy.source;
@@ -192,7 +192,7 @@ where
             // It is gone; what came below it too.
             skip.clear();
         }
-        let pair = Arc::new(Pair { from, to, stat, raw, plain, users: AtomicUsize::new(1) });
+        let pair = Arc::new(Pair { from, to, stat, trail, users: AtomicUsize::new(1) });
         self.stack.push(Level { pair, names });
         Ok(())
     }

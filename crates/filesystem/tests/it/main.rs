@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod damage;
+mod deep;
 mod disk_full;
 mod key_holder;
 mod life;

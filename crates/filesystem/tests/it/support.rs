@@ -5,8 +5,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
-use filesystem::{Backend, Checkpoint, Control, Filesystem, Outcome, Problem, Progress, Report};
+use filesystem::{
+    Backend, Checkpoint, Control, Error, ErrorKind, Filesystem, Outcome, Problem, Progress, Report,
+};
 use kms_core::{
     Ciphertext, FilesystemKey, KeyEnvelope, KeyId, KeyVersion, KmsConfig, KmsConfigId, WrappedKey,
 };
@@ -43,8 +47,18 @@ impl Home {
             .unwrap()
     }
 
+    /// Another test may be starting a process, which has a copy of the closed filesystem's lock until it runs its
+    /// program.
     pub(crate) fn open(&self) -> Filesystem {
-        Filesystem::open(&self.backing(), Arc::clone(&self.key), Backend::default()).unwrap()
+        let open = || Filesystem::open(&self.backing(), Arc::clone(&self.key), Backend::default());
+        let is_locked = |error: &Error| error.kind() == ErrorKind::InUse;
+        for _ in 0..100 {
+            match open() {
+                Err(error) if is_locked(&error) => thread::sleep(Duration::from_millis(10)),
+                opened => return opened.unwrap(),
+            }
+        }
+        open().unwrap()
     }
 
     /// The backing file of the only regular file of this plain size.
