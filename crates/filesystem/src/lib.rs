@@ -45,6 +45,7 @@
 //! | `plain`, `sealed` | those two sides: a plain tree, an encrypted one |
 //! | `stage` | things in the making, hard-link anchors |
 //! | `verify`, `repair` | finds all damage; sets it aside, or writes again what has a second source |
+//! | `listing` | what lies in a directory, and how much in all |
 //! | `header` | `coffer.key` |
 //! | `report`, `error` | what a job tells, and how things fail |
 //! | `note` | what is kept elsewhere and names files, sealed |
@@ -89,6 +90,7 @@ mod copy;
 mod error;
 mod filesystem;
 mod header;
+mod listing;
 mod names;
 mod note;
 mod plain;
@@ -105,6 +107,7 @@ mod work;
 
 pub use data_path::Backend;
 pub use error::{Error, ErrorKind};
-pub use filesystem::{Entry, EntryKind, Filesystem, Listing, Usage, real_place};
+pub use filesystem::{Filesystem, real_place};
 pub use header::{BackingHeaders, read_envelope};
+pub use listing::{Entry, EntryKind, Listing, Usage};
 pub use report::{Checkpoint, Control, Outcome, Problem, ProblemKind, Progress, Report};
