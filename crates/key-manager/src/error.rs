@@ -162,7 +162,7 @@ impl Error {
                 "set a KMS first (coffer fs kms set-vault), or accept local wrapping with --allow-no-kms".into(),
             ),
             Self::BackingAway { .. } => Some(
-                "bring it back (is it mounted?) and try again; if it is lost, or what lies there is to stay, --forget removes the record alone".into(),
+                "bring it back (is it mounted?) and try again: a copy that is damaged is mended meanwhile; if it is lost, or what lies there is to stay, --forget removes the record alone".into(),
             ),
             Self::NotConfigured => Some("set one: coffer fs kms set-vault".into()),
             Self::Encrypted { .. } => Some(

@@ -88,9 +88,10 @@ pub(crate) async fn delete(
     let record = shared.manager.filesystem(&name).await.map_err(of_keys)?;
     shared.jobs.clear(&name, false, &title).await?;
     shared.filesystems.close(&name);
-    let deleted = shared.manager.delete_filesystem(&name, forget).await.map_err(of_keys)?;
-    // A copy that was out of reach may have kept something else waiting.
+    let deleted = shared.manager.delete_filesystem(&name, forget).await;
+    // A copy that is out of reach keeps other things waiting, until it is gone; one that is damaged is mended.
     shared.keeper.wake();
+    let deleted = deleted.map_err(of_keys)?;
     Ok(Json(Deleted {
         name: name.to_string(),
         key_id: record.key_id.to_string(),

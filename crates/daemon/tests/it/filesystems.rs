@@ -86,6 +86,21 @@ async fn what_is_out_of_reach_is_named_and_not_deleted_unasked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_filesystem_with_a_damaged_header_can_be_deleted_once_that_is_mended() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    let header = world.path("state/filesystems/home/coffer.key");
+    let sound = fs::read(&header).unwrap();
+    fs::write(&header, "rubbish").unwrap();
+    let refused = node.refused(409, "DELETE", "/v1/filesystems/home", &Value::Null).await;
+    assert_eq!(refused["code"], "backing-away", "{refused}");
+    node.until("/v1/status", |_| fs::read(&header).unwrap() == sound).await;
+    node.ok("DELETE", "/v1/filesystems/home", &Value::Null).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lock_is_not_undone_by_what_was_being_opened() {
     let world = World::new();
     let node = world.start_with_kms().await;
