@@ -24,7 +24,7 @@ use crate::verify::verify;
 pub(crate) const HEADER: &[u8] = b"coffer.key";
 /// Whoever has the filesystem open has this locked. It has the key id as text, so that what is half made or half
 /// removed, and has no header, is known to be whose it is.
-const LOCK: &[u8] = b"coffer.lock";
+pub(crate) const LOCK: &[u8] = b"coffer.lock";
 /// Things in the making.
 const STAGE: &[u8] = b"coffer.tmp";
 /// What `verify --repair` set aside.

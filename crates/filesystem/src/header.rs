@@ -7,10 +7,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use async_trait::async_trait;
-use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder};
+use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId};
 
 use crate::error::{Doing, Error, Fault};
-use crate::filesystem::{HEADER, ROOT};
+use crate::filesystem::{HEADER, LOCK, ROOT};
 use crate::sealed::SealedTree;
 use crate::sys;
 
@@ -18,10 +18,29 @@ use crate::sys;
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when there is none or it is of a newer format,
-/// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when it can't be understood.
+/// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when it can't be understood, or the data beside it has another key.
 pub fn read_envelope(backing: &Path) -> Result<KeyEnvelope, Error> {
     let dir = sys::open_root(backing).doing("opened").map_err(|fault| fault.at_path(backing))?;
-    read(&dir).map_err(|fault| fault.at_path(&header_path(backing)))
+    let checked = || {
+        let envelope = read(&dir)?;
+        match owner(&dir)? {
+            Some(owner) if owner != envelope.wrapped.key_id => {
+                let key = envelope.wrapped.key_id;
+                let why = format!(
+                    "it is the wrapped key {key}, and the data beside it has the key {owner}"
+                );
+                Err(Fault::damaged("read", why))
+            }
+            _ => Ok(envelope),
+        }
+    };
+    checked().map_err(|fault| fault.at_path(&header_path(backing)))
+}
+
+/// The key that the lock file names; `None` when it can't be told.
+fn owner(backing: &OwnedFd) -> Result<Option<KeyId>, Fault> {
+    let text = SealedTree::small_file(backing, LOCK)?;
+    Ok(text.and_then(|text| std::str::from_utf8(&text).ok()?.trim_end().parse().ok()))
 }
 
 pub(crate) fn read(backing: &OwnedFd) -> Result<KeyEnvelope, Fault> {
@@ -140,9 +159,7 @@ impl KeyHolder for BackingHeaders {
 mod tests {
     use std::collections::BTreeSet;
 
-    use kms_core::{
-        Ciphertext, ENVELOPE_FORMAT, KeyId, KeyVersion, KmsConfig, KmsConfigId, WrappedKey,
-    };
+    use kms_core::{Ciphertext, ENVELOPE_FORMAT, KeyVersion, KmsConfig, KmsConfigId, WrappedKey};
     use serde_json::Value;
 
     use super::*;

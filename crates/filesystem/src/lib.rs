@@ -43,6 +43,7 @@
 //! | `filesystem` | [`Filesystem`]: the life of one, and the entrance to everything |
 //! | `copy`, `walk` | the engine of import and export, between a `Source` and a `Sink` (`side`): what the workers do, and the thread that walks |
 //! | `plain`, `sealed` | those two sides: a plain tree, an encrypted one |
+//! | `sealed_file` | one encrypted file, in segments |
 //! | `stage` | things in the making, hard-link anchors |
 //! | `verify`, `repair` | finds all damage; sets it aside, or writes again what has a second source |
 //! | `listing` | what lies in a directory, and how much in all |
@@ -97,6 +98,7 @@ mod plain;
 mod repair;
 mod report;
 mod sealed;
+mod sealed_file;
 mod side;
 mod stage;
 mod sys;

@@ -9,7 +9,8 @@ use data_path::BackingEntry;
 
 use crate::error::{Doing, Fault, shown};
 use crate::filesystem::LOST;
-use crate::sealed::{SealedFile, SealedTree};
+use crate::sealed::SealedTree;
+use crate::sealed_file::SealedFile;
 use crate::sys::{self, Inode, Stat, Xattr};
 
 /// Where things are set aside: `coffer.lost`.

@@ -53,6 +53,20 @@ fn another_key_does_not_open_it() {
 }
 
 #[test]
+fn a_header_that_lies_by_the_data_of_another_key_is_damage() {
+    let (home, other) = (Home::new(), Home::new());
+    drop((home.create(), other.create()));
+    read_envelope(&home.backing()).unwrap();
+    fs::copy(other.backing().join("coffer.key"), home.backing().join("coffer.key")).unwrap();
+    let damage = read_envelope(&home.backing()).unwrap_err();
+    assert_eq!(damage.kind(), ErrorKind::Damaged);
+    assert!(damage.to_string().contains(&home.key.id().to_string()), "{damage}");
+    // Without the lock file nobody can tell, but by the key.
+    fs::remove_file(home.backing().join("coffer.lock")).unwrap();
+    read_envelope(&home.backing()).unwrap();
+}
+
+#[test]
 fn create_takes_only_what_is_empty() {
     let home = Home::new();
     let create = |backing: &Path| {
