@@ -333,6 +333,9 @@ impl SealedFile {
             let mut buffer = vec![0; layout::group_len(group, self.len)];
             sys::read_at(&self.fd, &mut buffer, position).doing("read")?;
             let opened = self.cipher.open_group(group, &mut buffer).doing("read")?;
+            let mut damage = Damage::default();
+            opened.damage().for_each(|error| damage.add(&error));
+            damage.into_result()?;
             self.cipher
                 .seal_group(group, &mut buffer, opened.written, Some(map))
                 .doing("encrypted")?;

@@ -168,6 +168,30 @@ fn a_part_of_a_large_file_that_is_lost_while_its_import_is_stopped_does_not_pass
     }
 }
 
+/// The group with the hole map is sealed again at the end, and what it has must be authentic until then.
+#[test]
+fn a_block_that_is_altered_while_its_import_is_stopped_is_not_sealed_as_zeros() {
+    let home = Home::new();
+    let source = home.path("source");
+    fs::create_dir(&source).unwrap();
+    let file = fs::File::create(source.join("large")).unwrap();
+    file.write_all_at(&tree::noise(5, 1 << 20), 0).unwrap();
+    file.write_all_at(&tree::noise(6, 36_000_000), 4 << 20).unwrap();
+    let filesystem = home.create();
+    let watch = Watch { stop_at: Some(5), ..Watch::default() };
+    let checkpoint = filesystem.import(&source, None, &watch).unwrap().checkpoint;
+    let staged = files_below(&home.backing().join("coffer.tmp/resume")).remove(0);
+    let backing = fs::File::options().write(true).open(staged).unwrap();
+    backing.write_all_at(b"altered", 5 * 4096).unwrap();
+    let report = filesystem.import(&source, checkpoint, &Watch::default()).unwrap();
+    assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
+    assert_eq!(report.problems[0].kind, ProblemKind::Damaged);
+    assert!(filesystem.list(Path::new("large")).is_err());
+    import(&filesystem, &source);
+    export(&filesystem, &home.path("target"));
+    assert_equal_trees(&source, &home.path("target"));
+}
+
 #[test]
 fn a_fresh_import_forgets_what_a_stopped_one_kept() {
     let home = Home::new();
