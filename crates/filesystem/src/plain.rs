@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use data_path::Node;
 
 use crate::error::{Doing, Fault};
-use crate::report::{Holes, Identity};
+use crate::report::{Identity, Unfinished};
 use crate::side::{Buffers, Kind, Owner, Place, Side, Sink, Source, segment, segments};
 use crate::stage::{InodeId, Stage};
 use crate::sys::{self, Errno, FileType, Stat, Xattr};
@@ -263,13 +263,18 @@ impl Sink for PlainSink<'_> {
         Ok(PlainOutput { fd, len, end: AtomicU64::new(0) })
     }
 
-    fn resume(&self, file: OwnedFd, len: u64, _: u64, _: &Holes) -> Result<PlainOutput, Fault> {
+    fn resume(
+        &self,
+        file: OwnedFd,
+        len: u64,
+        _: u64,
+        _: &Unfinished,
+    ) -> Result<PlainOutput, Fault> {
         self.begin(file, len)
     }
 
-    fn holes(&self, _: &PlainOutput) -> Holes {
-        // What is absent from a plain file is a hole.
-        Holes::new()
+    fn unfinished(&self, _: &PlainOutput) -> Unfinished {
+        Unfinished::default()
     }
 
     fn write(

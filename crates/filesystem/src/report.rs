@@ -68,15 +68,21 @@ pub(crate) struct Partial {
     pub(crate) staged: String,
     /// The first segment that is not yet done.
     pub(crate) segment: u64,
-    /// What is absent from it because it is a hole.
-    pub(crate) holes: Holes,
+    /// What it can't show by itself.
+    pub(crate) unfinished: Unfinished,
     /// What the source looked like; if it no longer does, the file is started anew.
     pub(crate) source: Identity,
 }
 
-/// Hole maps by region, in hex. A sealed file that is not yet whole can't show by itself that what is absent from it is
-/// a hole, and was not removed.
-pub(crate) type Holes = BTreeMap<u64, String>;
+/// What a sealed file that is not yet whole can't show by itself: that it is the one that was begun, and that what is
+/// absent from it is a hole and was not removed. Empty for a plain one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unfinished {
+    /// The file's id in hex.
+    pub(crate) file: String,
+    /// Hole maps by region, in hex.
+    pub(crate) holes: BTreeMap<u64, String>,
+}
 
 /// What tells that a source file is still the same: device, inode, length, modification and change time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use data_path::{BackingEntry, DirId, FilesystemKeys, Node, XattrOwner, dir, syml
 
 use crate::error::{Doing, Fault};
 use crate::names::Names;
-use crate::report::Holes;
+use crate::report::Unfinished;
 use crate::sealed_file::SealedFile;
 use crate::side::{Buffers, Kind, Owner, Place, Side, Sink, Source};
 use crate::stage::Stage;
@@ -289,13 +289,13 @@ impl Sink for SealedTree {
         fd: OwnedFd,
         len: u64,
         first: u64,
-        holes: &Holes,
+        unfinished: &Unfinished,
     ) -> Result<SealedFile, Fault> {
-        SealedFile::resume(&self.keys, fd, len, first, holes)
+        SealedFile::resume(&self.keys, fd, len, first, unfinished)
     }
 
-    fn holes(&self, file: &SealedFile) -> Holes {
-        file.holes()
+    fn unfinished(&self, file: &SealedFile) -> Unfinished {
+        file.unfinished()
     }
 
     fn write(

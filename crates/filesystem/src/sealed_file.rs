@@ -9,7 +9,7 @@ use data_path::layout::{self, GROUP, PAGE};
 use data_path::{Entries, FileCipher, FileState, FilesystemKeys, FormatError, HoleMap, SealBudget};
 
 use crate::error::{Doing, Fault};
-use crate::report::{Holes, lock};
+use crate::report::{Unfinished, lock};
 use crate::side::{Buffers, SEGMENT_GROUPS, segment, segments};
 use crate::sys;
 
@@ -241,15 +241,18 @@ impl SealedFile {
         Ok(Self { fd, cipher, len, header, holes: Mutex::default() })
     }
 
-    /// Goes on with a file that has all segments below `first` but for these holes.
+    /// Goes on with a file that has all segments below `first`.
     pub(crate) fn resume(
         keys: &FilesystemKeys,
         fd: OwnedFd,
         len: u64,
         first: u64,
-        holes: &Holes,
+        unfinished: &Unfinished,
     ) -> Result<Self, Fault> {
         let mut file = Self::open(keys, fd, layout::backing_len(len))?;
+        if file.id() != unfinished.file {
+            return Err(Fault::damaged("resumed", "another file lies in its place"));
+        }
         // What was reserved counts as used, so the rest of the file needs a reservation of its own,
         // durable before it is used; the first groups of all regions may be sealed again.
         let rest = seals_for(len - segment(first, len).start) + seals_for(0);
@@ -262,14 +265,19 @@ impl SealedFile {
         file.cipher.update_header(file.header.as_mut_slice(), &state).doing("encrypted")?;
         sys::write_at(&file.fd, file.header.as_slice(), 0).doing("written")?;
         sys::sync_file(&file.fd).doing("written")?;
-        file.take_over(holes, first * SEGMENT_GROUPS)?;
+        file.take_over(&unfinished.holes, first * SEGMENT_GROUPS)?;
         Ok(file)
     }
 
-    /// The holes in what was written so far.
-    pub(crate) fn holes(&self) -> Holes {
-        let holes = lock(&self.holes);
-        holes.iter().map(|(region, map)| (*region, hex::encode(map.as_bytes()))).collect()
+    /// What [`Self::resume`] has to be told of what was written so far.
+    pub(crate) fn unfinished(&self) -> Unfinished {
+        let maps = lock(&self.holes);
+        let holes = maps.iter().map(|(region, map)| (*region, hex::encode(map.as_bytes())));
+        Unfinished { file: self.id(), holes: holes.collect() }
+    }
+
+    fn id(&self) -> String {
+        hex::encode(self.cipher.id().as_bytes())
     }
 
     /// Seals and writes segment `index`, of which `data` is data and the rest holes. Segments come in any order, several
@@ -349,7 +357,7 @@ impl SealedFile {
     }
 
     /// Takes over these holes; all other groups below `end`, which were written before a stop, must be there.
-    fn take_over(&self, holes: &Holes, end: u64) -> Result<(), Fault> {
+    fn take_over(&self, holes: &BTreeMap<u64, String>, end: u64) -> Result<(), Fault> {
         let mut maps = lock(&self.holes);
         for (region, text) in holes {
             let mut bytes = [0; PAGE];

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use data_path::Node;
 
 use crate::error::Fault;
-use crate::report::Holes;
+use crate::report::Unfinished;
 use crate::sys::{Inode, Stat, Xattr};
 
 /// Groups of the sealed form that are read, sealed and written in one piece: a segment, nearly 4 MiB.
@@ -123,16 +123,16 @@ pub(crate) trait Sink: Side {
     fn raw_name(&self, dir: &Place<Self::Dir>, name: &[u8]) -> Result<Vec<u8>, Fault>;
     /// Begins the content of a new file of `len` plain bytes in the empty `file`.
     fn begin(&self, file: OwnedFd, len: u64) -> Result<Self::File, Fault>;
-    /// Goes on with a file that was begun before a stop, and has all segments below `first` but for these holes.
+    /// Goes on with a file that was begun before a stop, and has all segments below `first`.
     fn resume(
         &self,
         file: OwnedFd,
         len: u64,
         first: u64,
-        holes: &Holes,
+        unfinished: &Unfinished,
     ) -> Result<Self::File, Fault>;
-    /// The holes in what was written so far, as [`Sink::resume`] needs them.
-    fn holes(&self, file: &Self::File) -> Holes;
+    /// What [`Sink::resume`] has to be told of the file, as far as it is written.
+    fn unfinished(&self, file: &Self::File) -> Unfinished;
     /// Writes segment `index`; segments come in any order, several at once.
     fn write(
         &self,

@@ -276,7 +276,7 @@ where
             let staged = partial.staged.into_bytes();
             if partial.source == Identity::of(&item.stat)
                 && let Ok(file) = sys::open_to_write(kept.dir(), &staged)
-                && let Ok(file) = sink.resume(file, len, partial.segment, &partial.holes)
+                && let Ok(file) = sink.resume(file, len, partial.segment, &partial.unfinished)
             {
                 return Ok((file, staged, partial.segment));
             }
@@ -306,7 +306,7 @@ where
         let partial = unfailed.map(|(large, segment)| Partial {
             staged: String::from_utf8_lossy(&large.staged).into_owned(),
             segment,
-            holes: copy.sink.holes(&large.to),
+            unfinished: copy.sink.unfinished(&large.to),
             source: Identity::of(&large.item.stat),
         });
         if stop {

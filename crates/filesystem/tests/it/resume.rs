@@ -168,6 +168,28 @@ fn a_part_of_a_large_file_that_is_lost_while_its_import_is_stopped_does_not_pass
     }
 }
 
+/// All of it is authentic, and it is not the file that was begun.
+#[test]
+fn a_half_imported_file_is_not_gone_on_with_in_another_one() {
+    let home = Home::new();
+    let source = home.path("source");
+    fs::create_dir(&source).unwrap();
+    for (name, seed) in [("0 other", 1), ("1 large", 2)] {
+        fs::write(source.join(name), tree::noise(seed, 20_000_000)).unwrap();
+    }
+    let filesystem = home.create();
+    let watch = Watch { stop_at: Some(9), ..Watch::default() };
+    let checkpoint = filesystem.import(&source, None, &watch).unwrap().checkpoint;
+    let staged = files_below(&home.backing().join("coffer.tmp/resume")).remove(0);
+    fs::copy(home.backing_file(20_000_000), staged).unwrap();
+    done(filesystem.import(&source, checkpoint, &Watch::default()).unwrap());
+    export(&filesystem, &home.path("target"));
+    for name in ["0 other", "1 large"] {
+        let [is, was] = [home.path("target"), source.clone()].map(|dir| fs::read(dir.join(name)));
+        assert!(is.unwrap() == was.unwrap(), "{name}");
+    }
+}
+
 /// The group with the hole map is sealed again at the end, and what it has must be authentic until then.
 #[test]
 fn a_block_that_is_altered_while_its_import_is_stopped_is_not_sealed_as_zeros() {
