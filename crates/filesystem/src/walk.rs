@@ -43,7 +43,7 @@ struct Level<S: Source, K: Sink> {
 
 /// Why the walk did not go to the end.
 enum Halt {
-    Stop(Option<Partial>),
+    Stop(Option<Box<Partial>>),
     /// The failure is noted already.
     Failure,
 }
@@ -92,7 +92,7 @@ where
         match halt {
             Some(Halt::Failure) => Ok(None),
             Some(Halt::Stop(partial)) => {
-                let checkpoint = self.checkpoint(partial);
+                let checkpoint = self.checkpoint(partial.map(|partial| *partial));
                 save(self.copy, &checkpoint)?;
                 Ok(Some(checkpoint))
             }
@@ -310,7 +310,7 @@ where
             source: Identity::of(&large.item.stat),
         });
         if stop {
-            return Err(Halt::Stop(partial));
+            return Err(Halt::Stop(partial.map(Box::new)));
         }
         if lock(&copy.failure).is_some() {
             return Err(Halt::Failure);
