@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! <state-dir>/store/          the key store
+//! <state-dir>/store.new/      a store that `recover` is rebuilding
+//! <state-dir>/store.set-aside-<time>/  one that `recover` replaced
 //! <state-dir>/generation      how far the store was known to be
 //! <state-dir>/local-*.key     keys of local wrapping, while there is any
 //! <state-dir>/filesystems/    backing directories that were given no other place

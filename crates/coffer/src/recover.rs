@@ -1,6 +1,7 @@
 //! `coffer recover`
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -65,8 +66,7 @@ pub(crate) fn run(
         return Err(nothing_found(&left_out));
     }
     parts::make_state_dir(&state_dir)?;
-    let set_aside = set_aside(&state_dir)?;
-    let recovered = crate::runtime()?.block_on(rebuild(&state_dir, found))?;
+    let (recovered, set_aside) = crate::runtime()?.block_on(replace_store(&state_dir, found))?;
     left_out.extend(
         recovered.left_out.into_iter().map(|(path, why)| LeftOut { path: path.into(), why }),
     );
@@ -99,14 +99,43 @@ fn not_all(left_out: usize) -> Problem {
         .cure("mend what is named above, or leave it out of --from, and give the command again")
 }
 
-async fn rebuild(
+/// Rebuilds a store beside the one that is there, which it then replaces: at no moment does an empty one lie in its place. Answers
+/// also where the one from before lies now.
+async fn replace_store(
     state_dir: &Path,
     found: Vec<(PathBuf, KeyEnvelope)>,
-) -> Result<Recovered, Problem> {
+) -> Result<(Recovered, Option<PathBuf>), Problem> {
     let of_keys = |e| daemon::of_keys(TITLE, &e);
-    let store = SledStore::open(&parts::store_dir(state_dir))
-        .map_err(|e| of_keys(key_manager::Error::from(e)))?;
-    key_manager::rebuild(&store, &SystemClock, found).await.map_err(of_keys)
+    let failed = |e: std::io::Error| Problem::new(Exit::Failed, "set-aside", TITLE, e.to_string());
+    let store = parts::store_dir(state_dir);
+    // Sound or not it is set aside, unless a node has it open.
+    let there = store.exists();
+    if there && let Err(in_use @ StoreError::InUse { .. }) = SledStore::open(&store) {
+        return Err(
+            of_keys(key_manager::Error::from(in_use)).cure("stop the node that has it open first")
+        );
+    }
+    let new = state_dir.join("store.new");
+    match fs::remove_dir_all(&new) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    let rebuilt = SledStore::open(&new).map_err(|e| of_keys(key_manager::Error::from(e)))?;
+    let recovered = key_manager::rebuild(&rebuilt, &SystemClock, found).await.map_err(of_keys)?;
+    drop(rebuilt);
+
+    let put_in_place = || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let aside = there.then(|| state_dir.join(format!("store.set-aside-{now}")));
+        if let Some(aside) = &aside {
+            fs::rename(&store, aside)?;
+        }
+        Generation::of(state_dir).forget()?;
+        fs::rename(&new, &store)?;
+        fs::File::open(state_dir)?.sync_all()?;
+        Ok(aside)
+    };
+    Ok((recovered, put_in_place().map_err(failed)?))
 }
 
 /// Copies of wrapped keys.
@@ -158,25 +187,6 @@ fn nothing_found(left_out: &[LeftOut]) -> Problem {
     Problem::new(Exit::State, "nothing-found", TITLE, why).cure(
         "name the backing directories, each of which holds a file coffer.key, with --from DIR",
     )
-}
-
-/// Renames the store that is there. A node that has it open keeps it.
-fn set_aside(state_dir: &Path) -> Result<Option<PathBuf>, Problem> {
-    let store = parts::store_dir(state_dir);
-    if !store.exists() {
-        return Ok(None);
-    }
-    // Otherwise, sound or not, it is set aside and can be put back.
-    if let Err(in_use @ StoreError::InUse { .. }) = SledStore::open(&store) {
-        return Err(daemon::of_keys(TITLE, &key_manager::Error::from(in_use))
-            .cure("stop the node that has it open first"));
-    }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let aside = state_dir.join(format!("store.set-aside-{now}"));
-    let failed = |e: std::io::Error| Problem::new(Exit::Failed, "set-aside", TITLE, e.to_string());
-    fs::rename(&store, &aside).map_err(failed)?;
-    Generation::of(state_dir).forget().map_err(failed)?;
-    Ok(Some(aside))
 }
 
 /// Whoever could write a backing directory chose the words in its copy: none of them may look like a line of ours, and no command is made

@@ -74,30 +74,33 @@ fn note(generation: &Generation, store: &SledStore) {
     }
 }
 
-/// Filesystems in the state directory and no store: it was lost, and an empty one must not take its place.
+/// What an earlier node left and no store: it was lost, and an empty one must not take its place.
 fn refuse_lost_store(store_dir: &Path, state_dir: &Path) -> Result<(), Problem> {
-    let filesystems = state_dir.join("filesystems");
-    let orphaned = || {
-        let entries = std::fs::read_dir(&filesystems).ok()?;
-        entries.filter_map(Result::ok).map(|e| e.path()).find(|path| read_envelope(path).is_ok())
-    };
-    match orphaned() {
-        Some(found) if !store_dir.exists() => Err(Problem::new(
-            Exit::NotAuthentic,
-            "store-lost",
-            "the node can't start",
-            format!(
-                "the key store {} is gone, and there is a filesystem in {}",
-                store_dir.display(),
-                found.display()
-            ),
-        )
-        .cure(format!(
-            "put a backup of it back, or rebuild it: coffer recover --from {} (and the backing directories elsewhere)",
-            filesystems.display()
-        ))),
-        _ => Ok(()),
+    if store_dir.exists() {
+        return Ok(());
     }
+    let filesystems = state_dir.join("filesystems");
+    let orphan = std::fs::read_dir(&filesystems).ok().and_then(|entries| {
+        entries.filter_map(Result::ok).map(|e| e.path()).find(|path| read_envelope(path).is_ok())
+    });
+    let left = match orphan {
+        Some(found) => format!("there is a filesystem in {}", found.display()),
+        None if state_dir.join("audit.jsonl").exists() => {
+            "the audit log tells that a node had its state here".to_owned()
+        }
+        None => return Ok(()),
+    };
+    Err(Problem::new(
+        Exit::NotAuthentic,
+        "store-lost",
+        "the node can't start",
+        format!("the key store {} is gone, and {left}", store_dir.display()),
+    )
+    .cure(format!(
+        "put a backup of it back, or rebuild it: coffer recover --from {} (and the backing directories elsewhere); a node that \
+         begins anew takes an empty directory (--state-dir DIR)",
+        filesystems.display()
+    )))
 }
 
 fn cannot_start(what: &str, error: &std::io::Error) -> Problem {
@@ -110,5 +113,22 @@ fn log_to_stderr(format: LogFormat) {
     match format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_gone_is_not_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        refuse_lost_store(&store, dir.path()).unwrap();
+        std::fs::write(dir.path().join("audit.jsonl"), "").unwrap();
+        let refused = refuse_lost_store(&store, dir.path()).unwrap_err();
+        assert!(refused.detail.contains("audit log") && refused.cure.is_some(), "{refused}");
+        std::fs::create_dir(&store).unwrap();
+        refuse_lost_store(&store, dir.path()).unwrap();
     }
 }

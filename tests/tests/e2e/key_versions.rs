@@ -53,7 +53,10 @@ fn keys_that_were_cut_off_are_warned_of_and_rewrapped_from_memory() {
         place.ok(&["fs", "create", "new"]);
         kms.configure(&json!({ "min_decryption_version": 2 }));
         let shown = place.ok(&["fs", "kms"]);
-        assert!(shown.contains("warning: a node that starts can't unlock old:"), "{kind:?}: {shown}");
+        assert!(
+            shown.contains("warning: a node that starts can't unlock old:"),
+            "{kind:?}: {shown}"
+        );
         place.ok(&["fs", "kms", "rewrap"]);
         assert!(!place.ok(&["fs", "kms"]).contains("warning: a node that starts"), "{kind:?}");
         drop(node);

@@ -75,7 +75,7 @@ fn a_store_that_is_emptied_damaged_or_older_is_refused_and_rebuilt() {
     node.stop();
 
     type Damage<'a> = &'a dyn Fn(&Path);
-    let damages: [(&str, Damage<'_>); 4] = [
+    let damages: [(&str, Damage<'_>); 5] = [
         ("emptied", &|store| {
             for file in files(store) {
                 fs::write(file, b"").unwrap();
@@ -87,6 +87,7 @@ fn a_store_that_is_emptied_damaged_or_older_is_refused_and_rebuilt() {
             fs::File::options().write(true).open(file).unwrap().set_len(len / 50).unwrap();
         }),
         ("removed", &|store| fs::remove_file(largest(store)).unwrap()),
+        ("gone", &|store| fs::remove_dir_all(store).unwrap()),
         ("older", &|store| {
             // sled's files alone: what was acknowledged since is missing, and the file beside them knows.
             let sled = store.join("sled");

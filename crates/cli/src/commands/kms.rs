@@ -107,7 +107,10 @@ fn change_text(change: &KmsChange) -> String {
     };
     let mut text = match change.change {
         Change::Added => format!("the KMS is {}\n", place()),
-        Change::Updated => format!("the KMS is now {}; it has the same master key, under which the keys stay\n", place()),
+        Change::Updated => format!(
+            "the KMS is now {}; it has the same master key, under which the keys stay\n",
+            place()
+        ),
         Change::Moving => format!("the KMS is now {}; every key moves to it\n", place()),
         Change::Removed => format!("the KMS is removed\n{REVOKE}"),
         Change::Downgrading => format!("every key moves under local wrapping\n{REVOKE}"),
