@@ -4,6 +4,7 @@
 //! their defaults without reading anything.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use admin_api::{Exit, Problem};
@@ -61,13 +62,16 @@ impl Settings {
 }
 
 fn read(path: &Path) -> Result<File, Problem> {
+    const LIMIT: u64 = 64 * 1024;
     let problem = |why: String| {
         let title = format!("the configuration file {} can't be used", path.display());
         Problem::new(Exit::Usage, "config", title, why).cure(
             "its settings are state_dir, socket and log_format (\"text\" or \"json\"), in TOML",
         )
     };
-    let text = fs::read_to_string(path).map_err(|e| problem(e.to_string()))?;
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(|e| problem(e.to_string()))?;
+    file.take(LIMIT).read_to_string(&mut text).map_err(|e| problem(e.to_string()))?;
     toml::from_str(&text).map_err(|e| problem(e.to_string()))
 }
 

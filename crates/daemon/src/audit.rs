@@ -19,6 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kms_core::{AuditEvent, AuditSink};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -66,10 +67,16 @@ impl AuditLog {
     /// out; a broken chain is kept, reported by [`AuditLog::trouble`] and in the log, and continued.
     ///
     /// # Errors
-    /// The file can't be read or written.
+    /// The file can't be read or written, or is no regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        // Neither through a link, nor into a pipe, which would hold the start.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600);
+        let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
         let found = check(&file)?;
         if let Some(torn_at) = found.torn_at {
             tracing::warn!(log = %path.display(), "the last line of the audit log was half written and is taken out");
@@ -244,6 +251,22 @@ mod tests {
         assert_eq!(lines.iter().map(|l| l.line.seq).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!(lines[0].line.prev, NO_HASH);
         assert_eq!(lines[2].line.prev, lines[1].hash);
+    }
+
+    #[test]
+    fn only_a_file_of_its_own_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, "no line of a log").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        AuditLog::open(&path).unwrap_err();
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "no line of a log");
+
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .unwrap();
+        assert!(AuditLog::open(&path).unwrap_err().to_string().contains("regular"));
     }
 
     #[test]
