@@ -141,6 +141,7 @@ impl Fault {
                     "raise the limit on open files (LimitNOFILE in the unit, or ulimit -n)"
                 }
                 Errno::ROFS => "mount it for writing",
+                Errno::XDEV => "unmount what is mounted below it",
                 Errno::ACCESS | Errno::PERM => {
                     "give the node's user the right to it, or run the node as root"
                 }

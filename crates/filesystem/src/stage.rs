@@ -135,7 +135,7 @@ pub(crate) fn make_or_open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
     }
 }
 
-/// Removes everything in `dir`, however deep, but what is called `keep` at its top.
+/// Removes everything in `dir`, however deep, but what is called `keep` at its top. Stops at what is mounted below (`XDEV`).
 pub(crate) fn remove_contents(dir: &OwnedFd, keep: &[u8]) -> Result<()> {
     struct Level<'a> {
         dir: OwnedFd,
@@ -144,7 +144,7 @@ pub(crate) fn remove_contents(dir: &OwnedFd, keep: &[u8]) -> Result<()> {
     }
     impl<'a> Level<'a> {
         fn open(parent: &OwnedFd, name: &[u8], keep: &'a [u8]) -> Result<Self> {
-            let dir = sys::open_dir(parent, name)?;
+            let dir = sys::open_to_empty(parent, name)?;
             let names = NameWalk::start(&dir, |name| name != keep)?;
             Ok(Self { dir, names, keep })
         }
@@ -180,7 +180,7 @@ pub(crate) fn remove_contents(dir: &OwnedFd, keep: &[u8]) -> Result<()> {
 
 /// Removes a directory and all that is in it, if it is there.
 pub(crate) fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<()> {
-    match sys::open_dir(parent, name) {
+    match sys::open_to_empty(parent, name) {
         Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
         Ok(dir) => {

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use data_path::{Node, NodeKind};
 use rustix::fs::{
-    Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RawDir, SeekFrom, Timespec,
-    Timestamps, Uid, XattrFlags,
+    Advice, AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RawDir, ResolveFlags, SeekFrom,
+    Timespec, Timestamps, Uid, XattrFlags,
 };
 pub(crate) use rustix::fs::{FileType, Stat};
 pub(crate) use rustix::io::Errno;
@@ -30,6 +30,23 @@ pub(crate) fn open_root(path: &Path) -> Result<OwnedFd> {
 
 pub(crate) fn open_dir(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     open_quietly(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// Opens a directory to remove what is in it: never one that is mounted there, be it of the same filesystem; `XDEV` then.
+pub(crate) fn open_to_empty(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(&dir, name, flags, Mode::empty(), resolve) {
+        // Linux before 5.6, and old sandboxes, which answer EPERM: what is of another filesystem is told apart at least.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let opened = open_dir(&dir, name)?;
+            match stat_open(&opened)?.st_dev == stat_open(&dir)?.st_dev {
+                true => Ok(opened),
+                false => Err(Errno::XDEV),
+            }
+        }
+        other => other,
+    }
 }
 
 /// Opens a file to read it; a FIFO in its place does not block.

@@ -153,3 +153,43 @@ fn all_files(dir: &Path) -> Vec<PathBuf> {
     }
     found
 }
+
+#[test]
+fn what_is_mounted_in_a_backing_directory_is_not_emptied_with_it() {
+    let place = Place::new();
+    let (source, elsewhere) = (place.path("source"), place.path("elsewhere"));
+    for directory in [&source.join("inside"), &elsewhere] {
+        fs::create_dir_all(directory).unwrap();
+        fs::write(directory.join("file"), "content").unwrap();
+    }
+    let backing = place.path("backing");
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms", "--backing", backing.to_str().unwrap()]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    let entries = fs::read_dir(backing.join("root")).unwrap().map(|entry| entry.unwrap().path());
+    let sealed = entries.into_iter().find(|path| path.is_dir()).unwrap();
+    // Of the same filesystem, so that the device's number does not tell.
+    let mounted = Bind::mount(&elsewhere, &sealed);
+    let refused = place.fails(1, &["fs", "delete", "home", "--yes"]);
+    assert!(refused.contains("unmount what is mounted below it"), "{refused}");
+    assert_eq!(fs::read_to_string(elsewhere.join("file")).unwrap(), "content");
+    drop(mounted);
+}
+
+/// A directory that is mounted in another place too; no longer when this is dropped.
+struct Bind(PathBuf);
+
+impl Bind {
+    fn mount(directory: &Path, at: &Path) -> Self {
+        let flags = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(directory), at, None::<&str>, flags, None::<&str>)
+            .expect("this test mounts a directory, so it runs as root");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Bind {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
