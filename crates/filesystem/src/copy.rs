@@ -38,7 +38,7 @@ pub(crate) fn copy<S: Source, K: Sink>(
         let kept = stage.kept_of((root.st_dev, root.st_ino)).doing("prepared")?;
         let Some(checkpoint) = &resume else {
             stage.begin_anew(&kept).doing("prepared")?;
-            return Ok((kept, Anchors::default(), 0));
+            return Ok((kept, Anchors::default(), Checkpoint::default().epoch + 1));
         };
         let keep = checkpoint.partial.as_ref().map(|partial| partial.staged.as_bytes());
         kept.drop_large(keep).doing("prepared")?;

@@ -186,21 +186,21 @@ impl Filesystem {
 
     /// Removes the filesystem with the key `key` in `backing`: the copy of its wrapped key first and durably, then
     /// everything else of Coffer's there, and the directory when that leaves it empty. What an interrupted creation or
-    /// removal left is removed too.
+    /// removal left is removed too. Answers whether anything of it was there.
     ///
     /// # Errors
     /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) while it is open;
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a filesystem with another key, or data of one whose key
     /// can't be told: nothing is removed then.
-    pub fn remove(backing: &Path, key: KeyId) -> Result<(), Error> {
-        let remove = || -> Result<(), Fault> {
+    pub fn remove(backing: &Path, key: KeyId) -> Result<bool, Error> {
+        let remove = || -> Result<bool, Fault> {
             let dir = match sys::open_root(backing) {
-                Err(Errno::NOENT) => return Ok(()),
+                Err(Errno::NOENT) => return Ok(false),
                 other => other.doing("removed")?,
             };
             let names = Names::read(&dir, |_| true).doing("removed")?;
             if !names.contains(LOCK) && !names.contains(HEADER) {
-                return Ok(());
+                return Ok(false);
             }
             let lock = lock(&dir)?;
             check_owner(&dir, &lock, key)?;
@@ -212,12 +212,13 @@ impl Filesystem {
                 remove_tree(&dir, name).doing("removed")?;
             }
             sys::unlink(&dir, LOCK).doing("removed")?;
-            sys::sync_file(&dir).doing("removed")
+            sys::sync_file(&dir).doing("removed")?;
+            Ok(true)
         };
-        remove().map_err(|fault| fault.at_path(backing))?;
+        let was_there = remove().map_err(|fault| fault.at_path(backing))?;
         // What somebody else put there stays, and the directory with it.
         let _ = std::fs::remove_dir(backing);
-        Ok(())
+        Ok(was_there)
     }
 
     /// Changes how often a job takes a [`Checkpoint`]: the most work that a crash can cost. It is
@@ -302,6 +303,10 @@ impl Filesystem {
             sys::set_times(root, &before).doing("given its times")?;
             sys::sync_all(root).doing("made durable")
         };
+        if resume.is_none() {
+            // From now on the target is not empty, and it is this export that fills it.
+            control.checkpoint(&Checkpoint::default());
+        }
         let handle = sys::open_dir(&root, b".").doing("opened").map_err(|f| f.at_path(target))?;
         let sink = PlainSink::new(root, &stage);
         let report = copy(&self.tree, &sink, &stage, resume, self.checkpoint_every, control)?;

@@ -46,8 +46,8 @@ pub struct Progress {
 
 /// Where a job can go on after a stop, a crash or a power cut. Opaque: what is in it may change. It names files and
 /// says what of one in the making is a hole: keep it as [`Filesystem::seal_note`](crate::Filesystem::seal_note) seals
-/// it, or where nobody but its owner reads and writes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// it, or where nobody but its owner reads and writes. The default one is the beginning.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// The path of names (hex) to the first entry that is not yet done; everything before it is durable.
     pub(crate) next: Vec<String>,

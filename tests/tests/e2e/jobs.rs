@@ -31,6 +31,31 @@ fn an_import_that_was_killed_is_taken_up_again() {
 }
 
 #[test]
+fn an_export_that_was_killed_at_its_beginning_is_taken_up_again() {
+    let place = Place::new();
+    let (source, target) = (place.path("source"), place.path("target"));
+    tree::small_files(&source, 4000).unwrap();
+    fs::write(source.join("large"), tree::noise(7, 200 << 20)).unwrap();
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    let export = ["fs", "export", "home", target.to_str().unwrap()];
+    std::thread::scope(|scope| {
+        let exporting = scope.spawn(|| place.coffer(&export));
+        while fs::read_dir(&target).map_or(0, Iterator::count) < 2 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        node.kill();
+        assert_ne!(exporting.join().unwrap().code, 0, "the export was over before the kill");
+    });
+    let _node = place.start();
+    place.wait_for_state("home", "unlocked");
+    let job = place.json(&export);
+    assert_eq!(job["state"], "done", "{job}");
+    assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
+#[test]
 fn a_job_can_be_stopped_and_gone_on_with() {
     let place = Place::new();
     let (source, target) = (place.path("source"), place.path("target"));
