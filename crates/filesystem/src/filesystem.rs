@@ -131,7 +131,8 @@ impl Filesystem {
         Ok(Self::new(path.to_owned(), opened, tree, lock))
     }
 
-    /// Opens the filesystem in `backing`, and removes what an interrupted act left half done.
+    /// Opens the filesystem in `backing`, and removes what an interrupted act left half done. Where nothing can be written,
+    /// on a disk that was remounted after an error or on a backup, all of it can be read.
     ///
     /// # Errors
     /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) when it is open elsewhere,
@@ -164,16 +165,16 @@ impl Filesystem {
             Err(_) => owned,
         };
         let keys = FilesystemKeys::new(key, cipher).doing("opened")?;
-        let stage = Stage::open(&backing, STAGE).doing("opened")?;
+        let stage = Stage::open_if_writable(&backing, STAGE).doing("opened")?;
         let links = make_or_open(&backing, LINKS).doing("opened")?;
         let half_written = |name: &[u8]| name.starts_with(HEADER) && name.len() > HEADER.len();
         for name in Names::read(&backing, half_written).doing("opened")?.iter() {
-            sys::unlink(&backing, name).doing("opened")?;
+            if_writable(sys::unlink(&backing, name)).doing("opened")?;
         }
         let tree = SealedTree { keys, root, links, stage };
         tree.prove_key(named)?;
         if !owned {
-            put_owner(&lock, tree.keys.key_id()).doing("locked")?;
+            if_writable(put_owner(&lock, tree.keys.key_id())).doing("locked")?;
         }
         let path = path.to_owned();
         Ok(Self::new(path, backing, tree, lock))
@@ -397,6 +398,14 @@ fn owner(lock: &OwnedFd) -> sys::Result<Option<KeyId>> {
     let len = sys::read_at(lock, &mut text, 0)?;
     let text = std::str::from_utf8(&text[..len]).ok();
     Ok(text.and_then(|text| text.strip_suffix('\n')?.parse().ok()))
+}
+
+/// What needs not be done where nothing can be written.
+fn if_writable(done: sys::Result<()>) -> sys::Result<()> {
+    match done {
+        Err(Errno::ROFS) => Ok(()),
+        other => other,
+    }
 }
 
 fn put_owner(lock: &OwnedFd, key: KeyId) -> sys::Result<()> {

@@ -45,6 +45,18 @@ impl Stage {
         Ok(Self { tmp, resume, next: AtomicU64::new(0), defaults })
     }
 
+    /// As [`Stage::open`]; where nothing can be written, one in which nothing can be made (`ROFS`).
+    pub(crate) fn open_if_writable(parent: &OwnedFd, name: &[u8]) -> Result<Self> {
+        match Self::open(parent, name) {
+            Err(Errno::ROFS) => {
+                let (tmp, resume) = (sys::open_dir(parent, b".")?, sys::open_dir(parent, b".")?);
+                let defaults = sys::stat_open(&tmp)?;
+                Ok(Self { tmp, resume, next: AtomicU64::new(0), defaults })
+            }
+            other => other,
+        }
+    }
+
     /// Where things are made; each under a [`Stage::fresh`] name.
     pub(crate) const fn tmp(&self) -> &OwnedFd {
         &self.tmp
@@ -131,6 +143,7 @@ impl Kept {
 pub(crate) fn make_or_open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
     match sys::make_dir(parent, name) {
         Ok(()) | Err(Errno::EXIST) => sys::open_dir(parent, name),
+        Err(Errno::ROFS) => sys::open_dir(parent, name).map_err(|_| Errno::ROFS),
         Err(e) => Err(e),
     }
 }

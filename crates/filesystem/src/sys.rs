@@ -74,10 +74,14 @@ pub(crate) fn create(dir: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd> 
     rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))
 }
 
-/// Opens the lock file, made if missing, and takes its lock; `WOULDBLOCK` when another has it.
+/// Opens the lock file, made if missing, and takes its lock; `WOULDBLOCK` when another has it. Where nothing can be written
+/// it is locked as it is.
 pub(crate) fn lock(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?;
+    let file = match rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o600)) {
+        Err(Errno::ROFS) => open_file(dir, name)?,
+        other => other?,
+    };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     Ok(file)
 }

@@ -173,6 +173,29 @@ fn a_full_disk_ends_an_import_and_hurts_nothing() {
 }
 
 #[test]
+fn what_can_only_be_read_is_listed_verified_and_exported() {
+    let place = Place::new();
+    let (source, disk, target) = (place.path("source"), place.path("disk"), place.path("target"));
+    tree::small_files(&source, 30).unwrap();
+    fs::create_dir(&disk).unwrap();
+    let mounted = Tmpfs::mount(&disk, "16m");
+    let node = place.start();
+    let backing = disk.join("home");
+    place.ok(&["fs", "create", "home", "--allow-no-kms", "--backing", backing.to_str().unwrap()]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    node.stop();
+    mounted.make_read_only();
+    let node = place.start();
+    place.ok(&["fs", "ls", "home"]);
+    place.ok(&["fs", "verify", "home"]);
+    place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+    assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+    let refused = place.fails(1, &["fs", "import", "home", source.to_str().unwrap()]);
+    assert!(refused.contains("mount it for writing"), "{refused}");
+    node.stop();
+}
+
+#[test]
 fn an_export_never_writes_where_ciphertext_or_keys_lie() {
     let place = Place::new();
     let source = place.path("source");
@@ -249,6 +272,11 @@ impl<'a> Tmpfs<'a> {
         nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))
             .expect("this test mounts a small filesystem, so it runs as root");
         Self(path)
+    }
+
+    fn make_read_only(&self) {
+        let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_RDONLY;
+        nix::mount::mount(None::<&str>, self.0, None::<&str>, flags, None::<&str>).unwrap();
     }
 
     fn resize(&self, size: &str) {
