@@ -29,7 +29,7 @@ pub struct Filesystem {
     pub backing: BytePath,
     /// Whether it is open.
     pub state: FilesystemState,
-    /// Why it is locked, if something keeps it so.
+    /// Why it is not open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,
     /// Its key's id.
@@ -61,6 +61,8 @@ pub enum FilesystemState {
     Unlocking,
     /// Its key is not in memory.
     Locked,
+    /// It is being deleted; if `problem` has a cure, that failed and is tried again.
+    Deleting,
 }
 
 /// A page of filesystems, by name.

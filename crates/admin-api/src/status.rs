@@ -34,6 +34,9 @@ pub struct FilesystemCounts {
     pub unlocked: u64,
     /// Those that are not.
     pub locked: u64,
+    /// Those whose deletion has not come to its end.
+    #[serde(default)]
+    pub deleting: u64,
     /// Those whose key has lain under local wrapping.
     pub exposed: u64,
 }

@@ -46,14 +46,15 @@ impl Keeper {
     pub(crate) async fn keep(&self) -> Infallible {
         let mut moves = self.jobs.move_runs();
         let mut away = 0;
-        let mut copies_settled = false;
+        let mut settled = false;
         let mut round = self.round().await;
         loop {
-            if !copies_settled && !matches!(round, Round::KmsAway) {
-                copies_settled = self.settle_copies().await;
+            if !settled && !matches!(round, Round::KmsAway) {
+                let (removed, renewed) = (self.finish_removals().await, self.settle_copies().await);
+                settled = removed && renewed;
             }
             let pause = match round {
-                Round::AllOpen if copies_settled => None,
+                Round::AllOpen if settled => None,
                 Round::AllOpen | Round::Refused => Some(jittered(REFUSED)),
                 Round::KmsAway => {
                     away += 1;
@@ -74,7 +75,7 @@ impl Keeper {
             round = match moved {
                 None => self.round().await,
                 Some(MoveRun::Ended) => {
-                    (away, copies_settled) = (0, false);
+                    (away, settled) = (0, false);
                     self.round().await
                 }
                 Some(MoveRun::KmsAway) => Round::KmsAway,
@@ -105,6 +106,15 @@ impl Keeper {
         } else {
             Round::Refused
         }
+    }
+
+    /// Goes on with deletions that failed; whether none is left.
+    async fn finish_removals(&self) -> bool {
+        let finished = self.manager.finish_removals().await;
+        finished.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is half deleted can't be looked for");
+            false
+        })
     }
 
     /// Brings the copies of wrapped keys to what the store says; whether all of them are there.

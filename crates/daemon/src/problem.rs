@@ -44,10 +44,10 @@ pub(crate) fn of_filesystem(title: impl Into<String>, error: &filesystem::Error)
     Problem::new(exit, code, title, error.to_string()).cure(error.how_to_mend())
 }
 
-/// Why a filesystem is locked.
-pub(crate) fn of_lock(name: &str, reason: &LockReason) -> Problem {
+/// Why a filesystem is not open.
+pub(crate) fn of_lock(title: impl Into<String>, reason: &LockReason) -> Problem {
     let exit = if reason.transient { Exit::KmsUnreachable } else { Exit::State };
-    let problem = Problem::new(exit, &reason.code, format!("{name} is locked"), reason.why.clone());
+    let problem = Problem::new(exit, &reason.code, title, reason.why.clone());
     match &reason.cure {
         Some(cure) => problem.cure(cure.clone()),
         None => problem,

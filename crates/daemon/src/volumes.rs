@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use admin_api::Problem;
 use async_trait::async_trait;
 use filesystem::{Backend, ErrorKind, Filesystem};
-use key_manager::{FilesystemName, KeyManager, Volumes};
+use key_manager::{FilesystemName, KeyManager, Removal, Volumes};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyId};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
@@ -54,22 +54,21 @@ impl Volumes for BackingVolumes {
         made.map(drop).map_err(Failure::from)
     }
 
-    async fn remove(&self, site: &FilesystemSite) -> Result<(), Failure> {
+    async fn remove(&self, site: &FilesystemSite) -> Result<Removal, Failure> {
         // What refused to become ours is somebody else's: it stays as it is.
         if self.never_made().remove(&site.key_id) {
-            return Ok(());
+            return Ok(Removal::NothingThere);
         }
         let (backing, key_id) = (site.backing.clone(), site.key_id);
         spawn_blocking(move || match Filesystem::remove(&backing, key_id) {
-            // Somebody else's, so nothing of this filesystem's lies there (any more).
+            Ok(true) => Ok(Removal::Removed),
+            Ok(false) => Ok(Removal::NothingThere),
             Err(error) if error.kind() == ErrorKind::Invalid => {
-                tracing::warn!(%error, "the backing directory is left as it is");
-                Ok(())
+                Ok(Removal::NotOurs { why: error.to_string() })
             }
-            other => other,
+            Err(error) => Err(error.into()),
         })
         .await?
-        .map_err(Failure::from)
     }
 }
 

@@ -224,7 +224,7 @@ impl KeyManager {
     /// Every wrapped key, and what can't be read of them.
     pub(crate) async fn key_entries(&self) -> Result<(Vec<KeyEntry>, Vec<Error>), Error> {
         let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
-        for record in records::all(self.store(), records::KEYS).await? {
+        for record in self.key_records().await? {
             match key_entry_of(&record) {
                 Ok(entry) => entries.push(entry),
                 Err(error) => unreadable.push(error),

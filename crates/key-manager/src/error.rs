@@ -75,6 +75,16 @@ pub enum Error {
         /// What to do, if that is known.
         cure: Option<String>,
     },
+    /// The filesystem is being deleted, and that has not come to its end.
+    #[error("the filesystem {name} is being deleted: {why}")]
+    Deleting {
+        /// The filesystem.
+        name: String,
+        /// How that stands.
+        why: String,
+        /// What to do, if that is known.
+        cure: Option<String>,
+    },
     /// Something else is under way.
     #[error("{what} is under way")]
     Busy {
@@ -148,6 +158,7 @@ impl Error {
             | Self::NotConfigured
             | Self::Encrypted { .. }
             | Self::Locked { .. }
+            | Self::Deleting { .. }
             | Self::Busy { .. }
             | Self::NotAll { .. }
             | Self::Changed { .. } => Class::State,
@@ -168,7 +179,7 @@ impl Error {
             Self::Encrypted { .. } => Some(
                 "delete these filesystems first, or re-encrypt their keys locally, where they may be compromised, with --allow-downgrade".into(),
             ),
-            Self::Locked { cure, .. } => cure.clone(),
+            Self::Locked { cure, .. } | Self::Deleting { cure, .. } => cure.clone(),
             Self::Busy { .. } => Some("wait for it (coffer job list); where its KMS is gone for good, coffer fs kms set-vault with another one takes its place".into()),
             Self::NotAll { .. } => Some(
                 "bring the KMS that is named back until their keys have moved, or delete these filesystems (coffer fs delete), and try again".into(),
@@ -196,6 +207,7 @@ impl Error {
             Self::NoKms | Self::NotConfigured => "no-kms",
             Self::Encrypted { .. } => "encrypted-filesystems-exist",
             Self::Locked { .. } => "locked",
+            Self::Deleting { .. } => "deleting",
             Self::Busy { .. } => "busy",
             Self::NotAll { .. } => "keys-cannot-be-opened",
             Self::Changed { .. } => "changed",

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kms_core::{
-    Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KmsConfigId, Outcome,
-    WrappedKey,
+    Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KeyId, KmsConfigId,
+    Outcome, WrappedKey,
 };
 
 use crate::identity::{with_new_canary, wrap_and_open};
 use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
-use crate::unlock::changed;
+use crate::unlock::{LockReason, changed};
 use crate::{Error, FilesystemName, KeyManager};
 
 /// Makes and removes backing directories. What it fails at says why in words for an administrator.
@@ -28,11 +28,25 @@ pub trait Volumes: fmt::Debug + Send + Sync {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
     /// Removes all that [`Volumes::create`] made and all that came into it. It touches nothing that is not a Coffer
-    /// filesystem with this key, or an unfinished one; a directory that is not there is no error. Doing it twice does no harm.
+    /// filesystem with this key, or an unfinished one. Doing it twice does no harm.
     async fn remove(
         &self,
         site: &FilesystemSite,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    ) -> Result<Removal, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// What [`Volumes::remove`] found.
+#[derive(Debug)]
+pub enum Removal {
+    /// The filesystem, or a part of it. It is gone.
+    Removed,
+    /// Nothing of it.
+    NothingThere,
+    /// Something that is not known to be this filesystem's. It was left.
+    NotOurs {
+        /// What it is.
+        why: String,
+    },
 }
 
 /// A filesystem that has just been made.
@@ -45,8 +59,10 @@ pub struct Created {
 }
 
 /// What became of a deleted filesystem's wrapped key.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Deleted {
+    /// The key.
+    pub key_id: KeyId,
     /// Where copies of it lay that are removed.
     pub removed: Vec<String>,
     /// Where copies remain that still open: uploaded snapshots, filesystems that adopted the key, what could not be reached.
@@ -70,6 +86,9 @@ impl KeyManager {
         let _act = self.begin_act().await;
         let fs_key = records::fs_key(&name);
         if self.store().get(&fs_key).await?.is_some() {
+            if let Err(deleting @ Error::Deleting { .. }) = self.filesystem(&name).await {
+                return Err(deleting);
+            }
             return Err(Error::Exists { what: format!("the filesystem {name}") });
         }
         self.check_backing(&backing).await?;
@@ -119,7 +138,7 @@ impl KeyManager {
         let envelope = envelope(&fs.site(), &entry, &config);
         let made = self.parts().volumes.create(&fs.site(), Arc::clone(&key), &envelope).await;
         if let Err(source) = made {
-            self.remove_filesystem(&fs).await?;
+            self.remove_filesystem(fs).await?;
             self.audit("fs.create", name.as_str(), Outcome::Failed, &source.to_string());
             self.retire_or_warn().await;
             return Err(Error::Volume { name: name.to_string(), source });
@@ -135,18 +154,24 @@ impl KeyManager {
     /// Removes a filesystem: its data, its record, and the copies of its wrapped key here. Whoever has it open closes it first.
     ///
     /// With its backing directory out of reach the store's is the last wrapped key within reach: it takes `forget`, and what lies in
-    /// the directory stays.
+    /// the directory stays. One whose deletion failed is gone on with.
     ///
     /// # Errors
-    /// [`Error::BackingAway`] without `forget`. Nothing is changed then.
+    /// [`Error::BackingAway`] without `forget`: nothing is changed then, unless it had begun before. Another one: it has begun, and goes on at
+    /// the next call or [`KeyManager::finish_removals`].
     pub async fn delete_filesystem(
         &self,
         name: &FilesystemName,
         forget: bool,
     ) -> Result<Deleted, Error> {
         let _act = self.begin_act().await;
-        let (record, mut fs) = self.filesystem_record(name).await?;
-        let (mut deleted, mut away) = (Deleted::default(), None);
+        let record = self.store().get(&records::fs_key(name)).await?;
+        let unknown = || Error::Unknown { what: format!("filesystem {name}") };
+        let record = record.ok_or_else(unknown)?;
+        let mut fs: FilesystemRecord = records::decode(&record)?;
+        let begun = fs.state != FilesystemState::Ready;
+        let mut deleted = Deleted { key_id: fs.key_id, removed: Vec::new(), remaining: Vec::new() };
+        let mut away = None;
         for holder in &self.parts().holders {
             for copy in holder.list(&fs.site()).await? {
                 match copy.envelope {
@@ -164,22 +189,31 @@ impl KeyManager {
                 deleted.remaining.push(format!("the filesystem {}", other.name));
             }
         }
-        match away {
-            Some(why) if !forget => {
-                return Err(Error::BackingAway { name: name.to_string(), why });
+        let left = match away {
+            // What was begun has lost its copy first of all.
+            Some(why) if !begun && forget => Some(why),
+            Some(why) if !begun => return Err(Error::BackingAway { name: name.to_string(), why }),
+            _ => {
+                if !begun {
+                    fs.state = FilesystemState::Deleting;
+                    let intent = Commit::new()
+                        .unchanged(&record)
+                        .put(record.key.clone(), records::encode(&fs));
+                    self.store().commit(intent).await.map_err(|e| changed(e, "the filesystem"))?;
+                    self.lock_reasons().remove(&fs.name);
+                    self.drop_unshared_key(&fs).await?;
+                }
+                match self.remove_filesystem(fs.clone()).await {
+                    Ok(()) => None,
+                    Err(error) if forget => Some(error.to_string()),
+                    Err(error) => return Err(error),
+                }
             }
-            Some(_) => {
-                deleted.removed.clear();
-                deleted.remaining.push(format!("{} (out of reach)", fs.backing.display()));
-                self.remove_records(&fs).await?;
-            }
-            None => {
-                fs.state = FilesystemState::Deleting;
-                let intent =
-                    Commit::new().unchanged(&record).put(record.key.clone(), records::encode(&fs));
-                self.store().commit(intent).await.map_err(|e| changed(e, "the filesystem"))?;
-                self.remove_filesystem(&fs).await?;
-            }
+        };
+        if let Some(why) = left {
+            deleted.removed.clear();
+            deleted.remaining.push(format!("{} ({why})", fs.backing.display()));
+            self.remove_records(&fs).await?;
         }
         let what = format!("{}, left: {}", fs.key_id, deleted.remaining.join(", "));
         self.audit("fs.delete", name.as_str(), Outcome::Done, &what);
@@ -187,27 +221,95 @@ impl KeyManager {
         Ok(deleted)
     }
 
-    /// Removes the backing directory, then the records: found half done, it is done again.
-    pub(crate) async fn remove_filesystem(&self, fs: &FilesystemRecord) -> Result<(), Error> {
-        let volume = |source| Error::Volume { name: fs.name.to_string(), source };
-        self.parts().volumes.remove(&fs.site()).await.map_err(volume)?;
-        self.remove_records(fs).await
+    /// Tries again to remove what is half deleted. Answers whether nothing of the sort is left.
+    pub async fn finish_removals(&self) -> Result<bool, Error> {
+        let _act = self.begin_act().await;
+        self.remove_half_done().await
+    }
+
+    /// Removes what is half made or half deleted, as far as it can be; whether that was all. The caller holds the acts' lock.
+    pub(crate) async fn remove_half_done(&self) -> Result<bool, Error> {
+        let (mut found, mut left) = (false, false);
+        for fs in self.filesystems().await? {
+            if fs.state == FilesystemState::Ready {
+                continue;
+            }
+            found = true;
+            let (name, key_id) = (fs.name.clone(), fs.key_id.to_string());
+            match self.remove_filesystem(fs).await {
+                Ok(()) => self.audit("fs.delete", name.as_str(), Outcome::Done, &key_id),
+                Err(_) => left = true,
+            }
+        }
+        if found {
+            self.retire_or_warn().await;
+        }
+        Ok(!left)
+    }
+
+    /// Removes the backing directory, then the records: found half done, it is done again. That it failed is recorded, and from then
+    /// on a directory with nothing of it counts as one that is away; before, it may be what a removal left that came to its end.
+    async fn remove_filesystem(&self, mut fs: FilesystemRecord) -> Result<(), Error> {
+        use FilesystemState::{Creating, Deleting, HalfDeleted};
+        let away = |why| Error::BackingAway { name: fs.name.to_string(), why };
+        let removed = match self.parts().volumes.remove(&fs.site()).await {
+            Err(source) => Err(Error::Volume { name: fs.name.to_string(), source }),
+            Ok(Removal::NotOurs { why }) if fs.state != Creating => Err(away(why)),
+            Ok(Removal::NothingThere) if fs.state == HalfDeleted => {
+                Err(away(format!("nothing of it is in {}", fs.backing.display())))
+            }
+            Ok(_) => Ok(()),
+        };
+        match removed {
+            Ok(()) => self.remove_records(&fs).await,
+            Err(error) => {
+                if fs.state == Deleting {
+                    fs.state = HalfDeleted;
+                    let put = Commit::new().put(records::fs_key(&fs.name), records::encode(&fs));
+                    if let Err(error) = self.store().commit(put).await {
+                        tracing::warn!(filesystem = %fs.name, %error, "that it is half deleted can't be recorded");
+                    }
+                }
+                self.note_half_deleted(&fs.name, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn note_half_deleted(&self, name: &FilesystemName, error: &Error) {
+        let reason = LockReason {
+            code: "half-deleted".into(),
+            why: error.to_string(),
+            cure: Some(format!(
+                "mend that: the node goes on with it within a minute, and coffer fs delete {name} at once; with --forget that removes the record alone"
+            )),
+            transient: false,
+        };
+        let before = self.lock_reasons().insert(name.clone(), reason.clone());
+        if before.as_ref() != Some(&reason) {
+            tracing::warn!(filesystem = %name, why = %reason.why, "the filesystem is half deleted");
+        }
     }
 
     async fn remove_records(&self, fs: &FilesystemRecord) -> Result<(), Error> {
-        let shared = self
-            .filesystems()
-            .await?
-            .iter()
-            .any(|other| other.key_id == fs.key_id && other.name != fs.name);
         let mut commit = Commit::new().delete(records::fs_key(&fs.name));
-        if !shared {
+        if self.drop_unshared_key(fs).await? {
             commit = commit.delete(records::wrapped_key(fs.key_id));
-            self.ring().remove(&fs.key_id);
         }
         self.store().commit(self.raise_epoch(commit).await?).await?;
         self.lock_reasons().remove(&fs.name);
+        self.note_copies(&fs.site(), Ok(()));
         Ok(())
+    }
+
+    /// Puts its key out of memory unless another filesystem has it too; whether it did.
+    async fn drop_unshared_key(&self, fs: &FilesystemRecord) -> Result<bool, Error> {
+        let shares = |other: &FilesystemRecord| other.key_id == fs.key_id && other.name != fs.name;
+        let unshared = !self.filesystems().await?.iter().any(shares);
+        if unshared {
+            self.ring().remove(&fs.key_id);
+        }
+        Ok(unshared)
     }
 
     /// Adds to a commit that the set of filesystems changes, so that an unset at the same moment conflicts.

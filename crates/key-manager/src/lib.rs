@@ -36,7 +36,7 @@ mod unlock;
 
 pub use configure::{Configured, NewKms};
 pub use error::{Class, Error};
-pub use filesystems::{Created, Deleted, Volumes};
+pub use filesystems::{Created, Deleted, Removal, Volumes};
 pub use jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress};
 pub use manager::{KeyManager, Parts};
 pub use moving::{MoveReport, MoveSpec, Purpose};

@@ -77,13 +77,8 @@ impl KeyManager {
     /// Finishes or undoes what was under way when the last manager on this store ended: filesystems half made or half
     /// removed, configurations that nothing names. Asks no KMS. Moves are left to [`KeyManager::run_move`].
     pub async fn settle(&self) -> Result<(), Error> {
-        let _act = self.acts.lock().await;
-        for fs in self.filesystems().await? {
-            if fs.state != FilesystemState::Ready {
-                tracing::warn!(filesystem = %fs.name, state = ?fs.state, "removing a filesystem that was half made or half deleted");
-                self.remove_filesystem(&fs).await?;
-            }
-        }
+        let _act = self.begin_act().await;
+        self.remove_half_done().await?;
         self.retire_unused().await
     }
 
@@ -105,7 +100,14 @@ impl KeyManager {
         let unknown = || Error::Unknown { what: format!("filesystem {name}") };
         let record = self.store().get(&records::fs_key(name)).await?.ok_or_else(unknown)?;
         let fs: FilesystemRecord = records::decode(&record)?;
-        if fs.state == FilesystemState::Ready { Ok((record, fs)) } else { Err(unknown()) }
+        match fs.state {
+            FilesystemState::Ready => Ok((record, fs)),
+            FilesystemState::Creating if !self.is_stuck(&fs) => Err(unknown()),
+            _ => {
+                let LockReason { why, cure, .. } = self.reason(&fs);
+                Err(Error::Deleting { name: name.to_string(), why, cure })
+            }
+        }
     }
 
     pub(crate) fn store(&self) -> &dyn KeyStore {
@@ -149,6 +151,19 @@ impl KeyManager {
     pub(crate) async fn configs(&self) -> Result<Vec<ConfigRecord>, Error> {
         let records = records::all(self.store(), records::CONFIGS).await?;
         records.iter().map(records::decode).collect()
+    }
+
+    /// The record of every wrapped key that something needs: those of filesystems that are being deleted are left out.
+    pub(crate) async fn key_records(&self) -> Result<Vec<Record>, Error> {
+        let filesystems = self.filesystems().await?;
+        let keys = |going: bool| {
+            let these = filesystems.iter().filter(move |fs| fs.state.is_going() == going);
+            these.map(|fs| records::wrapped_key(fs.key_id)).collect::<HashSet<_>>()
+        };
+        let (going, needed) = (keys(true), keys(false));
+        let mut found = records::all(self.store(), records::KEYS).await?;
+        found.retain(|record| needed.contains(&record.key) || !going.contains(&record.key));
+        Ok(found)
     }
 
     pub(crate) async fn key_entry(&self, id: KeyId) -> Result<(Record, KeyEntry), Error> {

@@ -290,9 +290,8 @@ impl Run<'_> {
         // A job that is taken up again can meet another master key than the one that it began with.
         self.manager.prove_identity(&self.config, self.target.as_ref()).await?;
         self.newest = self.target.master_key().await?.latest_version;
-        let store = self.manager.store();
-        let keys: Vec<String> = records::all(store, records::KEYS)
-            .await?
+        let records = self.manager.key_records().await?;
+        let keys: Vec<String> = records
             .into_iter()
             .map(|record| record.key)
             .filter(|key| only.is_none_or(|id| *key == records::wrapped_key(id)))

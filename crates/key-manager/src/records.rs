@@ -155,6 +155,15 @@ pub enum FilesystemState {
     Ready,
     /// It is being removed. Found at start: that is finished.
     Deleting,
+    /// Removing it failed. It is tried again until nothing is left, or it is forgotten on request.
+    HalfDeleted,
+}
+
+impl FilesystemState {
+    /// Whether nobody gets at it any more.
+    pub(crate) const fn is_going(self) -> bool {
+        matches!(self, Self::Deleting | Self::HalfDeleted)
+    }
 }
 
 /// A wrapped key as it is recorded.

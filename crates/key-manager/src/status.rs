@@ -92,7 +92,7 @@ impl KeyManager {
         let entries = self.entries_by_id().await?;
         let mut statuses = Vec::new();
         for filesystem in self.filesystems().await? {
-            if filesystem.state != FilesystemState::Ready {
+            if filesystem.state == FilesystemState::Creating && !self.is_stuck(&filesystem) {
                 continue;
             }
             let entry = entries.get(&filesystem.key_id);
@@ -146,6 +146,9 @@ impl KeyManager {
         let moving = self.unfinished_move().await?.is_some();
         let copies = read(&self.copies);
         let behind = |fs: FilesystemRecord| {
+            if fs.state != FilesystemState::Ready {
+                return None;
+            }
             let why = copies.behind.get(fs.name.as_str())?.clone();
             Some((fs.name, why))
         };
@@ -187,7 +190,7 @@ impl KeyManager {
         let names: Vec<_> = statuses
             .iter()
             .filter(|s| s.wrapped_by.as_ref().is_some_and(|config| config.id == record.config.id))
-            .filter(|s| s.version < minimum)
+            .filter(|s| s.version < minimum && !matches!(s.key, KeyState::Deleting(_)))
             .map(|s| s.filesystem.name.as_str())
             .collect();
         let more = names.len().saturating_sub(NAMED);

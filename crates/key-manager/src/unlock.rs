@@ -11,7 +11,7 @@ use kms_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::Class;
-use crate::records::{self, FilesystemRecord, KeyEntry};
+use crate::records::{self, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::{Error, FilesystemName, KeyManager};
 
 /// Whether a filesystem's key is in memory.
@@ -22,6 +22,8 @@ pub enum KeyState {
     Unlocked,
     /// It is not.
     Locked(LockReason),
+    /// It is not, and never will be: the filesystem is being deleted.
+    Deleting(LockReason),
 }
 
 /// Why a filesystem is locked.
@@ -42,6 +44,15 @@ impl LockReason {
         Self {
             code: "not-tried".into(),
             why: "its key has not been asked for yet".into(),
+            cure: None,
+            transient: true,
+        }
+    }
+
+    fn deleting() -> Self {
+        Self {
+            code: "deleting".into(),
+            why: "what lies in its backing directory is being removed".into(),
             cure: None,
             transient: true,
         }
@@ -97,6 +108,7 @@ impl KeyManager {
     /// Whether a filesystem is unlocked, and if not, why.
     pub fn state_of(&self, fs: &FilesystemRecord) -> KeyState {
         match self.unlocked(fs.key_id) {
+            _ if fs.state != FilesystemState::Ready => KeyState::Deleting(self.reason(fs)),
             Some(_) if !fs.held => KeyState::Unlocked,
             _ => KeyState::Locked(self.reason(fs)),
         }
@@ -156,11 +168,18 @@ impl KeyManager {
         Ok(fs)
     }
 
-    fn reason(&self, fs: &FilesystemRecord) -> LockReason {
-        if fs.held {
+    /// Whether it could not be removed at the last try.
+    pub(crate) fn is_stuck(&self, fs: &FilesystemRecord) -> bool {
+        fs.state != FilesystemState::Ready && self.lock_reasons().contains_key(&fs.name)
+    }
+
+    pub(crate) fn reason(&self, fs: &FilesystemRecord) -> LockReason {
+        let going = fs.state != FilesystemState::Ready;
+        if fs.held && !going {
             return LockReason::held(&fs.name);
         }
-        self.lock_reasons().get(&fs.name).cloned().unwrap_or_else(LockReason::not_tried)
+        let unknown = if going { LockReason::deleting } else { LockReason::not_tried };
+        self.lock_reasons().get(&fs.name).cloned().unwrap_or_else(unknown)
     }
 
     async fn unlock_these(

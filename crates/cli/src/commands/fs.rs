@@ -168,7 +168,7 @@ fn list_text(filesystems: &[Filesystem]) -> String {
     let mut text = table(["NAME", "STATE", "KEY WRAPPED BY", "EXPOSED", "BACKING"], &rows);
     for fs in filesystems {
         if let Some(problem) = &fs.problem {
-            text.push_str(&format!("{} is locked: {}\n", fs.name, problem.detail));
+            text.push_str(&format!("{}: {}\n", problem.title, problem.detail));
             if let Some(cure) = &problem.cure {
                 text.push_str(&format!("  do:  {cure}\n"));
             }
@@ -257,5 +257,6 @@ const fn state(state: FilesystemState) -> &'static str {
         FilesystemState::Unlocked => "unlocked",
         FilesystemState::Unlocking => "unlocking",
         FilesystemState::Locked => "locked",
+        FilesystemState::Deleting => "deleting",
     }
 }

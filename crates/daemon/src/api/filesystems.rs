@@ -84,17 +84,15 @@ pub(crate) async fn delete(
 ) -> Answer<Deleted> {
     let name = name(&fs, "the filesystem can't be deleted")?;
     let title = format!("the filesystem {name} can't be deleted");
-    let of_keys = |e| problem::of_keys(&title, &e);
-    let record = shared.manager.filesystem(&name).await.map_err(of_keys)?;
     shared.jobs.clear(&name, false, &title).await?;
     shared.filesystems.close(&name);
     let deleted = shared.manager.delete_filesystem(&name, forget).await;
     // A copy that is out of reach keeps other things waiting, until it is gone; one that is damaged is mended.
     shared.keeper.wake();
-    let deleted = deleted.map_err(of_keys)?;
+    let deleted = deleted.map_err(|e| problem::of_keys(&title, &e))?;
     Ok(Json(Deleted {
         name: name.to_string(),
-        key_id: record.key_id.to_string(),
+        key_id: deleted.key_id.to_string(),
         removed: deleted.removed,
         remaining: deleted.remaining,
     }))
@@ -263,15 +261,11 @@ fn entry(entry: filesystem::Entry) -> Entry {
 }
 
 async fn one(shared: &Shared, name: &FilesystemName, title: &str) -> Result<Filesystem, Problem> {
-    let of_keys = |e| problem::of_keys(title, &e);
-    // Says that there is none, if there is none.
-    shared.manager.filesystem(name).await.map_err(of_keys)?;
-    let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
+    let statuses = shared.manager.filesystem_statuses().await;
+    let statuses = statuses.map_err(|e| problem::of_keys(title, &e))?;
     let found = statuses.iter().find(|fs| fs.filesystem.name == *name);
-    found.map(view).ok_or_else(|| {
-        Problem::new(Exit::State, "unknown", title, format!("the filesystem {name} has just gone"))
-            .with_status(404)
-    })
+    let unknown = || key_manager::Error::Unknown { what: format!("filesystem {name}") };
+    found.map(view).ok_or_else(|| problem::of_keys(title, &unknown()))
 }
 
 fn view(status: &FilesystemStatus) -> Filesystem {
@@ -284,7 +278,11 @@ fn view(status: &FilesystemStatus) -> Filesystem {
             } else {
                 FilesystemState::Locked
             };
-            (state, Some(problem::of_lock(fs.name.as_str(), reason)))
+            (state, Some(problem::of_lock(format!("{} is locked", fs.name), reason)))
+        }
+        KeyState::Deleting(reason) => {
+            let title = format!("{} is being deleted", fs.name);
+            (FilesystemState::Deleting, Some(problem::of_lock(title, reason)))
         }
     };
     let wrapped_by = match &status.wrapped_by {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use admin_api::{FilesystemCounts, Finding, Status};
 use axum::Json;
 use axum::extract::State;
-use key_manager::KeyState;
+use key_manager::{FilesystemStatus, KeyState, LockReason};
 
 use super::{Answer, kms};
 use crate::{Shared, problem};
@@ -14,11 +14,12 @@ use crate::{Shared, problem};
 pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
     let of_keys = |e| problem::of_keys("the node's state can't be read", &e);
     let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
-    let unlocked = statuses.iter().filter(|fs| fs.key == KeyState::Unlocked).count() as u64;
+    let count = |is: fn(&KeyState) -> bool| statuses.iter().filter(|fs| is(&fs.key)).count() as u64;
     let filesystems = FilesystemCounts {
         total: statuses.len() as u64,
-        unlocked,
-        locked: statuses.len() as u64 - unlocked,
+        unlocked: count(|key| matches!(key, KeyState::Unlocked)),
+        locked: count(|key| matches!(key, KeyState::Locked(_))),
+        deleting: count(|key| matches!(key, KeyState::Deleting(_))),
         exposed: statuses.iter().filter(|fs| fs.exposed).count() as u64,
     };
     let seen = match shared.health.seen() {
@@ -38,11 +39,11 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
         filesystems,
         jobs_running: shared.jobs.unfinished().await.map_err(of_keys)?,
         kms: kms::view(&shared, &seen, &statuses, &in_use),
-        findings: findings(&shared),
+        findings: findings(&shared, &statuses),
     }))
 }
 
-fn findings(shared: &Shared) -> Vec<Finding> {
+fn findings(shared: &Shared, statuses: &[FilesystemStatus]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |code: &str, what: String, cure: &str| {
         findings.push(Finding { code: code.to_owned(), what, cure: cure.to_owned() });
@@ -59,6 +60,12 @@ fn findings(shared: &Shared) -> Vec<Finding> {
     }
     if let Some(trouble) = shared.settling_failed() {
         add("half-done", trouble, "mend what it names and start the node again");
+    }
+    for fs in statuses {
+        if let KeyState::Deleting(LockReason { code, why, cure: Some(cure), .. }) = &fs.key {
+            let what = format!("{} is half deleted: {why}", fs.filesystem.name);
+            add(code, what, cure);
+        }
     }
     findings
 }

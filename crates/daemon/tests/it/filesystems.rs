@@ -90,6 +90,7 @@ async fn a_filesystem_with_a_damaged_header_can_be_deleted_once_that_is_mended()
     let world = World::new();
     let node = world.start_with_kms().await;
     node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    node.until("/v1/kms", |kms| kms["configured"]["lowest_needed"] == 1).await;
     let header = world.path("state/filesystems/home/coffer.key");
     let sound = fs::read(&header).unwrap();
     fs::write(&header, "rubbish").unwrap();
@@ -97,6 +98,73 @@ async fn a_filesystem_with_a_damaged_header_can_be_deleted_once_that_is_mended()
     assert_eq!(refused["code"], "backing-away", "{refused}");
     node.until("/v1/status", |_| fs::read(&header).unwrap() == sound).await;
     node.ok("DELETE", "/v1/filesystems/home", &Value::Null).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_another_key_is_not_deleted_and_not_said_to_be() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let headers =
+        ["a", "b"].map(|name| world.path("state/filesystems").join(name).join("coffer.key"));
+    for name in ["a", "b"] {
+        node.post("/v1/filesystems", &json!({"name": name})).await;
+    }
+    let [a, b] = headers.each_ref().map(|header| fs::read(header).unwrap());
+    fs::write(&headers[0], b).unwrap();
+    fs::write(&headers[1], a).unwrap();
+    let refused = node.refused(409, "DELETE", "/v1/filesystems/a", &Value::Null).await;
+    assert_eq!((&refused["code"], &refused["exit"]), (&json!("backing-away"), &json!("state")));
+    let forgotten = node.ok("DELETE", "/v1/filesystems/b?forget=true", &Value::Null).await;
+    assert_eq!(forgotten["removed"], json!([]), "{forgotten}");
+    let left = forgotten["remaining"][0].as_str().unwrap();
+    assert!(left.contains("filesystems/b") && left.contains("the data beside it"), "{left}");
+    assert!(headers.iter().all(|header| header.with_file_name("root").exists()));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_half_deleted_is_shown_and_can_be_deleted_again_or_forgotten() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for name in ["home", "work"] {
+        node.post("/v1/filesystems", &json!({"name": name})).await;
+        // No directory, so nothing that could be emptied.
+        let links = world.path("state/filesystems").join(name).join("coffer.links");
+        fs::remove_dir(&links).unwrap();
+        fs::write(&links, "").unwrap();
+        let path = format!("/v1/filesystems/{name}");
+        node.refused(500, "DELETE", &path, &Value::Null).await;
+        let shown = node.get(&path).await;
+        assert_eq!(shown["state"], "deleting", "{shown}");
+        let cure = shown["problem"]["cure"].as_str().unwrap();
+        assert!(cure.contains(&format!("coffer fs delete {name}")), "{cure}");
+        let refused = node.refused(409, "GET", &format!("{path}/ls"), &Value::Null).await;
+        assert_eq!(refused["code"], "deleting", "{refused}");
+    }
+    node.stop().await;
+
+    let node = world.start().await;
+    let status = node.get("/v1/status").await;
+    assert_eq!(
+        status["filesystems"],
+        json!({"total": 2, "unlocked": 0, "locked": 0, "deleting": 2, "exposed": 0})
+    );
+    assert_eq!(node.get("/v1/filesystems").await["filesystems"].as_array().unwrap().len(), 2);
+    let found: Vec<_> = status["findings"].as_array().unwrap().iter().map(|f| &f["code"]).collect();
+    assert_eq!(found.iter().filter(|code| **code == "half-deleted").count(), 2, "{status}");
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    let job = node.ended(&job).await;
+    assert_eq!((&job["state"], &job["progress"]["items"]), (&json!("done"), &json!(0)), "{job}");
+
+    fs::remove_file(world.path("state/filesystems/home/coffer.links")).unwrap();
+    node.ok("DELETE", "/v1/filesystems/home", &Value::Null).await;
+    assert!(!world.path("state/filesystems/home").exists());
+    let forgotten = node.ok("DELETE", "/v1/filesystems/work?forget=true", &Value::Null).await;
+    let left = forgotten["remaining"][0].as_str().unwrap();
+    assert!(left.contains("filesystems/work") && left.contains("removed"), "{forgotten}");
+    assert!(world.path("state/filesystems/work").exists());
+    assert_eq!(node.get("/v1/status").await["filesystems"]["total"], 0);
     node.stop().await;
 }
 

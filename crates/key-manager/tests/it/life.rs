@@ -339,11 +339,103 @@ async fn what_is_out_of_reach_is_not_deleted_but_forgotten_on_request() {
 
     let deleted = node.delete_filesystem(&name("x"), true).await.unwrap();
     assert!(deleted.removed.is_empty());
-    assert_eq!(deleted.remaining, ["/backing/x (out of reach)"]);
+    assert!(deleted.remaining[0].starts_with("/backing/x (") && deleted.remaining.len() == 1);
+    assert!(deleted.remaining[0].contains("it is away"), "{deleted:?}");
     assert!(node.filesystems().await.unwrap().is_empty());
     assert!(world.store.list("key/", None, 9).await.unwrap().records.is_empty());
     assert!(world.headers.files.lock().unwrap().contains_key(std::path::Path::new("/backing/x")));
     node.unset_kms(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deletion_that_failed_is_shown_and_gone_on_with() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    for fs in ["x", "y", "z"] {
+        node.create(fs).await.unwrap();
+    }
+    world.headers.allow_writes(0);
+    for fs in ["x", "y"] {
+        let failed = node.delete_filesystem(&name(fs), false).await.unwrap_err();
+        assert!(matches!(failed, Error::Volume { .. }), "{failed}");
+    }
+    let statuses = node.filesystem_statuses().await.unwrap();
+    assert_eq!(statuses.len(), 3);
+    let KeyState::Deleting(reason) = &statuses[0].key else { panic!("{statuses:?}") };
+    assert!(reason.why.contains("it stopped here"), "{reason:?}");
+    assert!(reason.cure.as_ref().unwrap().contains("coffer fs delete x"), "{reason:?}");
+    for refused in [node.key(&name("x")).await.err(), node.create("x").await.err()] {
+        assert!(matches!(refused, Some(Error::Deleting { .. })), "{refused:?}");
+    }
+
+    // Its key holds nothing up.
+    world.headers.allow_writes(u64::MAX);
+    world.kms.server("http://a").rotate();
+    let report = node.rewrap().await.unwrap();
+    assert_eq!((report.moved, report.failed.len()), (1, 0));
+    let current = node.in_use().await.unwrap().versions;
+    assert!(current.iter().all(|count| count.version.0 == 2), "{current:?}");
+
+    // One that is away keeps no other from going, and does not count as removed, after a restart neither.
+    world.headers.set_away("/backing/x", true);
+    drop(node);
+    let node = world.node().await;
+    assert!(!node.finish_removals().await.unwrap());
+    let left = node.filesystems().await.unwrap();
+    assert_eq!(left.iter().map(|fs| fs.name.as_str()).collect::<Vec<_>>(), ["x", "z"]);
+    let away = node.delete_filesystem(&name("x"), false).await.unwrap_err();
+    assert!(matches!(away, Error::BackingAway { .. }), "{away}");
+
+    world.headers.set_away("/backing/x", false);
+    assert!(node.finish_removals().await.unwrap());
+    assert_eq!(node.filesystems().await.unwrap().len(), 1);
+    assert_eq!(world.headers.files.lock().unwrap().len(), 1);
+    node.create("x").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_creation_that_could_not_be_undone_is_shown_until_it_is() {
+    let world = World::new();
+    let node = world.node().await;
+    world.headers.allow_writes(0);
+    node.create("x").await.unwrap_err();
+    let shown = node.filesystem_statuses().await.unwrap();
+    assert!(matches!(shown[0].key, KeyState::Deleting(_)), "{shown:?}");
+    assert!(matches!(node.create("x").await, Err(Error::Deleting { .. })));
+    world.headers.allow_writes(u64::MAX);
+    assert!(node.finish_removals().await.unwrap());
+    assert!(node.filesystem_statuses().await.unwrap().is_empty());
+    node.create("x").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_half_deleted_can_be_forgotten() {
+    let world = World::new();
+    let node = world.node().await;
+    node.create("x").await.unwrap();
+    world.headers.allow_writes(0);
+    node.delete_filesystem(&name("x"), false).await.unwrap_err();
+    let deleted = node.delete_filesystem(&name("x"), true).await.unwrap();
+    assert!(deleted.removed.is_empty());
+    assert!(deleted.remaining[0].contains("it stopped here"), "{deleted:?}");
+    assert!(node.filesystem_statuses().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn another_filesystem_in_the_place_of_a_half_deleted_one_is_left_and_not_called_deleted() {
+    let world = World::new();
+    let node = world.node().await;
+    node.create("x").await.unwrap();
+    node.create("y").await.unwrap();
+    world.headers.allow_writes(0);
+    node.delete_filesystem(&name("x"), false).await.unwrap_err();
+    world.headers.allow_writes(u64::MAX);
+    let of_another = world.headers.at("/backing/y");
+    world.headers.files.lock().unwrap().insert("/backing/x".into(), of_another.clone());
+    let refused = node.delete_filesystem(&name("x"), false).await.unwrap_err();
+    assert!(matches!(refused, Error::BackingAway { .. }), "{refused}");
+    assert_eq!(world.headers.at("/backing/x"), of_another);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use key_manager::{
     Configured, Error, FilesystemName, JobControl, JobId, JobState, KeyManager, KeyState,
-    MoveReport, NewKms, Parts, Progress, Volumes,
+    MoveReport, NewKms, Parts, Progress, Removal, Volumes,
 };
 use kms_core::{
     Credential, FilesystemKey, FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId,
@@ -47,7 +47,7 @@ impl World {
 
     /// A manager whose store stops after `commits` and whose headers stop after `writes`.
     pub(crate) fn manager(&self, commits: u64, writes: u64) -> KeyManager {
-        self.headers.writes_left.store(writes, Ordering::SeqCst);
+        self.headers.allow_writes(writes);
         KeyManager::new(Parts {
             store: Arc::new(self.store.stopping_after(commits)),
             providers: vec![Arc::new(self.kms.clone()), Arc::new(self.local.clone())],
@@ -98,6 +98,11 @@ impl Headers {
             return Err("it is away");
         }
         self.files.lock().unwrap().get(backing).cloned().ok_or("there is no such file")
+    }
+
+    /// Lets so many more writes through.
+    pub(crate) fn allow_writes(&self, writes: u64) {
+        self.writes_left.store(writes, Ordering::SeqCst);
     }
 
     fn write(&self) -> Result<(), &'static str> {
@@ -158,13 +163,20 @@ impl Volumes for Headers {
     async fn remove(
         &self,
         site: &FilesystemSite,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<Removal, Box<dyn std::error::Error + Send + Sync>> {
+        if self.away.lock().unwrap().contains(&site.backing) {
+            return Ok(Removal::NothingThere);
+        }
         self.write()?;
         let mut files = self.files.lock().unwrap();
-        if files.get(&site.backing).is_some_and(|e| e.wrapped.key_id == site.key_id) {
-            files.remove(&site.backing);
-        }
-        Ok(())
+        Ok(match files.get(&site.backing).map(|there| there.wrapped.key_id) {
+            None => Removal::NothingThere,
+            Some(key) if key != site.key_id => Removal::NotOurs { why: format!("{key} is there") },
+            Some(_) => {
+                files.remove(&site.backing);
+                Removal::Removed
+            }
+        })
     }
 }
 
