@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin_api::{BytePath, Exit, Problem};
 use cli::{Console, Output};
-use filesystem::read_envelope;
+use filesystem::{is_open, read_envelope};
 use key_manager::Recovered;
 use key_store::SledStore;
 use kms_core::{KeyEnvelope, StoreError, SystemClock};
@@ -156,8 +156,8 @@ impl Copies {
                     .cure("name backing directories with --from DIR")
             };
             let directory = directory.canonicalize().map_err(unreadable)?;
-            if let Ok(envelope) = read_envelope(&directory) {
-                copies.found.push((directory, envelope));
+            if read_envelope(&directory).is_ok() {
+                copies.read(directory);
                 continue;
             }
             let mut below: Vec<PathBuf> = fs::read_dir(&directory)
@@ -166,16 +166,21 @@ impl Copies {
                 .filter(|path| path.is_dir())
                 .collect();
             below.sort();
-            for path in below {
-                match read_envelope(&path) {
-                    Ok(envelope) => copies.found.push((path, envelope)),
-                    Err(error) => {
-                        copies.left_out.push(LeftOut { path: path.into(), why: error.to_string() })
-                    }
-                }
-            }
+            below.into_iter().for_each(|path| copies.read(path));
         }
         Ok(copies)
+    }
+
+    fn read(&mut self, path: PathBuf) {
+        let why = match read_envelope(&path) {
+            // Two nodes that renew the wrapped key in its copy would lock each other out.
+            Ok(_) if is_open(&path) => {
+                "a node has it open, so its records are not lost; stop that one first".to_owned()
+            }
+            Ok(envelope) => return self.found.push((path, envelope)),
+            Err(error) => error.to_string(),
+        };
+        self.left_out.push(LeftOut { path: path.into(), why });
     }
 }
 

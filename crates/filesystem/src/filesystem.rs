@@ -368,6 +368,11 @@ impl Filesystem {
     }
 }
 
+/// Whether a process has the filesystem in `backing` open at this moment.
+pub fn is_open(backing: &Path) -> bool {
+    sys::open_root(backing).is_ok_and(|dir| sys::is_locked(&dir, LOCK))
+}
+
 /// Where a path leads once every symbolic link is followed, whether it exists already or would be made.
 pub fn real_place(path: &Path) -> PathBuf {
     for ancestor in path.ancestors() {

@@ -109,7 +109,7 @@ mod work;
 
 pub use data_path::Backend;
 pub use error::{Error, ErrorKind};
-pub use filesystem::{Filesystem, real_place};
+pub use filesystem::{Filesystem, is_open, real_place};
 pub use header::{BackingHeaders, read_envelope};
 pub use listing::{Entry, EntryKind, Listing, Usage};
 pub use report::{Checkpoint, Control, Outcome, Problem, ProblemKind, Progress, Report};

@@ -86,6 +86,13 @@ pub(crate) fn lock(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     Ok(file)
 }
 
+/// Whether somebody has this lock now. Takes it for a moment, shared with others who look.
+pub(crate) fn is_locked(dir: impl AsFd, name: &[u8]) -> bool {
+    let file = open_file(dir, name);
+    let taken = file.and_then(|f| rustix::fs::flock(&f, FlockOperation::NonBlockingLockShared));
+    taken == Err(Errno::WOULDBLOCK)
+}
+
 pub(crate) fn make_dir(dir: impl AsFd, name: &[u8]) -> Result<()> {
     rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700))
 }

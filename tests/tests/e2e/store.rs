@@ -20,19 +20,20 @@ fn two_nodes_on_one_state_directory() {
 fn a_second_node_cannot_open_the_same_backing() {
     let kms = Kms::start(Kind::Embedded);
     let (place, other) = (Place::new(), Place::new());
-    let _node = place.start();
+    let node = place.start();
     place.set_vault(&kms);
     place.ok(&["fs", "create", "home"]);
     place.ok(&["fs", "ls", "home"]);
     let backing = place.state().join("filesystems/home");
     let state = other.state();
-    other.ok(&[
-        "recover",
-        "--from",
-        backing.to_str().unwrap(),
-        "--state-dir",
-        state.to_str().unwrap(),
-    ]);
+    let recover = ["recover", "--from", text(&backing), "--state-dir", text(&state)];
+    let refused = other.fails(5, &recover);
+    assert!(refused.contains("a node has it open"), "{refused}");
+    node.stop();
+    other.ok(&recover);
+    let _node = place.start();
+    place.wait_for_state("home", "unlocked");
+    place.ok(&["fs", "ls", "home"]);
     let _other_node = other.start();
     other.set_vault(&kms);
     let refused = other.coffer(&["fs", "ls", "home"]);
@@ -164,4 +165,8 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 
 fn largest(dir: &Path) -> PathBuf {
     files(dir).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use filesystem::{Backend, BackingHeaders, ErrorKind, Filesystem, read_envelope};
+use filesystem::{Backend, BackingHeaders, ErrorKind, Filesystem, is_open, read_envelope};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyHolder, KeyVersion};
 
 use crate::support::{Home, Watch, done, envelope, export, files_below, import};
@@ -20,11 +20,13 @@ fn a_second_opening_is_refused_until_the_first_is_closed() {
     let refused = again().unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InUse);
     assert!(refused.to_string().contains("another process or node"), "{refused}");
+    assert!(is_open(&home.backing()));
     assert_eq!(
         Filesystem::remove(&home.backing(), home.key.id()).unwrap_err().kind(),
         ErrorKind::InUse
     );
     drop(first);
+    assert!(!is_open(&home.backing()));
     again().unwrap();
 }
 
