@@ -144,6 +144,7 @@ impl Filesystem {
     }
 
     fn try_open(path: &Path, key: Arc<FilesystemKey>, cipher: Backend) -> Result<Self, Fault> {
+        sys::raise_file_limit();
         let backing = sys::open_root(path).doing("opened")?;
         let root = match sys::open_dir(&backing, ROOT) {
             Err(Errno::NOENT) => {

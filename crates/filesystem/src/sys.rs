@@ -360,8 +360,8 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Raises the limit on open files to what this process may have: a walk holds two for each level
-/// of a tree, and the usual limit of 1,024 is a tree of 500 levels.
+/// Raises the limit on open files to what this process may have: a walk holds two for each level of a tree and an open
+/// filesystem six, and the usual limit of 1,024 is a tree of 500 levels, or 168 filesystems.
 pub(crate) fn raise_file_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

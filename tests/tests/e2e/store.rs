@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use coffer_tests::kms::{Kind, Kms};
 use coffer_tests::node::Place;
@@ -94,7 +95,7 @@ fn a_store_that_is_emptied_damaged_or_older_is_refused_and_rebuilt() {
             let sled = store.join("sled");
             fs::remove_dir_all(&sled).unwrap();
             let from = older.state().join("store/sled");
-            let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(sled).status();
+            let copied = Command::new("cp").arg("-a").arg(from).arg(sled).status();
             assert!(copied.unwrap().success());
         }),
     ];
@@ -140,8 +141,7 @@ fn a_whole_older_state_directory_is_noticed() {
     place.ok(&["fs", "kms", "rewrap"]);
     node.stop();
     fs::remove_dir_all(place.state()).unwrap();
-    let copied =
-        std::process::Command::new("cp").arg("-a").arg(older.state()).arg(place.state()).status();
+    let copied = Command::new("cp").arg("-a").arg(older.state()).arg(place.state()).status();
     assert!(copied.unwrap().success());
     let _node = place.start();
     let shown = place.wait_for_state("home", "locked");
@@ -165,6 +165,23 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 
 fn largest(dir: &Path) -> PathBuf {
     files(dir).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+}
+
+#[test]
+fn the_usual_limit_of_open_files_is_no_limit_of_filesystems() {
+    let place = Place::new();
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    node.stop();
+    let node = place.start();
+    place.wait_for_state("home", "unlocked");
+    let pid = node.pid().to_string();
+    // Enough for a request, and for no filesystem.
+    let few = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() + 4;
+    let limited =
+        Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={few}:")]).status();
+    assert!(limited.unwrap().success());
+    place.ok(&["fs", "ls", "home"]);
 }
 
 fn text(path: &Path) -> &str {
