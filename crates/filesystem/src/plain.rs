@@ -116,8 +116,7 @@ impl Source for PlainSource {
         let is_last = end == file.len;
         let mut data: Vec<Range<usize>> = Vec::new();
         if !file.sparse {
-            // More than there should be, to see the end; and some of the kernel's files put nothing into room that
-            // just suffices.
+            // Room for more than there should be, to see the end.
             buffers.plain.resize(len + if is_last { BLOCK } else { 0 }, 0);
             let got = sys::read_at(file, &mut buffers.plain, start).doing("read")?;
             buffers.plain.truncate(len);
@@ -142,7 +141,7 @@ impl Source for PlainSource {
             }
             at = to;
         }
-        if is_last && has_byte(file, end).doing("read")? {
+        if is_last && has_bytes(file, end).doing("read")? {
             return Err(Fault::Changed);
         }
         Ok(data)
@@ -170,13 +169,14 @@ impl Source for PlainSource {
     }
 }
 
-fn has_byte(file: impl AsFd, at: u64) -> sys::Result<bool> {
-    Ok(sys::read_at(file, &mut [0], at)? == 1)
+/// Whether anything can be read there. Some of the kernel's files put nothing into little room.
+fn has_bytes(file: impl AsFd, at: u64) -> sys::Result<bool> {
+    Ok(sys::read_at(file, &mut [0; BLOCK], at)? > 0)
 }
 
 /// Whether the content ends there. What can't be read there will say so when all of it is.
 fn ends_at(file: &OwnedFd, len: u64) -> bool {
-    has_byte(file, len) == Ok(false) && (len == 0 || has_byte(file, len - 1) == Ok(true))
+    has_bytes(file, len) == Ok(false) && (len == 0 || has_bytes(file, len - 1) == Ok(true))
 }
 
 /// The length of the content, by reading all of it.
