@@ -89,6 +89,18 @@ pub(crate) fn write(backing: &OwnedFd, envelope: &KeyEnvelope) -> Result<(), Fau
     })
 }
 
+/// Requires that the ciphertext tree is there.
+fn find_data(backing: &OwnedFd, doing: &'static str) -> Result<(), Fault> {
+    match sys::stat(backing, ROOT) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Fault::Refused {
+            doing,
+            why: "there is no data of an encrypted filesystem beside it".to_owned(),
+            cure: "check the filesystem's backing directory",
+        }),
+    }
+}
+
 fn header_path(backing: &Path) -> std::path::PathBuf {
     use std::os::unix::ffi::OsStrExt;
     backing.join(std::ffi::OsStr::from_bytes(HEADER))
@@ -109,7 +121,13 @@ impl BackingHeaders {
 #[async_trait]
 impl KeyHolder for BackingHeaders {
     async fn list(&self, site: &FilesystemSite) -> Result<Vec<KeyCopy>, HolderError> {
-        let envelope = read_envelope(&site.backing).map_err(|e| Self::error(site, "read", e));
+        let with_data = || {
+            let envelope = read_envelope(&site.backing)?;
+            let dir = sys::open_root(&site.backing).doing("opened");
+            let data = dir.and_then(|dir| find_data(&dir, "read"));
+            data.map(|()| envelope).map_err(|fault| fault.at_path(&header_path(&site.backing)))
+        };
+        let envelope = with_data().map_err(|e| Self::error(site, "read", e));
         let location = header_path(&site.backing).display().to_string();
         Ok(vec![KeyCopy { location, envelope, uploaded: false }])
     }
@@ -135,17 +153,16 @@ impl KeyHolder for BackingHeaders {
                 return Err(Fault::Refused { doing: "replaced", why, cure: "check the key store" });
             }
             let dir = sys::open_root(&site.backing).doing("opened")?;
-            // A header that can't be read is mended; one of another key is somebody else's. Without header and tree this is
-            // no backing directory, such as the place where one is mounted: nothing may lie there that looks like one.
+            // Without its tree this is no backing directory, such as the place where one is mounted: nothing may lie there
+            // that looks like one. A header that can't be read is mended; one of another key is somebody else's.
+            find_data(&dir, "replaced")?;
             match read(&dir) {
                 Ok(there) if there.wrapped.key_id != site.key_id => {
                     let why = format!("the key {} lies there", there.wrapped.key_id);
                     let cure = "check the filesystem's backing directory";
                     Err(Fault::Refused { doing: "replaced", why, cure })
                 }
-                Err(refused @ Fault::Refused { .. })
-                    if sys::stat(&dir, HEADER).is_ok() || sys::stat(&dir, ROOT).is_err() =>
-                {
+                Err(refused @ Fault::Refused { .. }) if sys::stat(&dir, HEADER).is_ok() => {
                     Err(refused)
                 }
                 _ => write(&dir, envelope),
