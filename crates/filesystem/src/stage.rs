@@ -49,7 +49,8 @@ impl Stage {
     pub(crate) fn open_if_writable(parent: &OwnedFd, name: &[u8]) -> Result<Self> {
         match Self::open(parent, name) {
             Err(Errno::ROFS) => {
-                let (tmp, resume) = (sys::open_dir(parent, b".")?, sys::open_dir(parent, b".")?);
+                let tmp = sys::open_dir(parent, name).or_else(|_| sys::open_dir(parent, b"."))?;
+                let resume = sys::open_dir(&tmp, RESUME).or_else(|_| sys::open_dir(&tmp, b"."))?;
                 let defaults = sys::stat_open(&tmp)?;
                 Ok(Self { tmp, resume, next: AtomicU64::new(0), defaults })
             }
@@ -93,12 +94,10 @@ impl Stage {
         remove_contents(&kept.dir, b"")?;
         let mut others = Vec::new();
         let resume = sys::open_dir(&self.resume, b".")?;
-        for name in Names::read(&resume, |name| name != kept.name)?.iter() {
-            let Ok(dir) = sys::open_dir(&resume, name) else {
-                sys::unlink(&resume, name)?;
-                continue;
-            };
-            let other = Kept { dir, name: name.to_vec() };
+        // Where a stage could not be made (see `open_if_writable`) other things may lie beside.
+        let is_other = |name: &[u8]| name != kept.name && is_kept(name);
+        for name in Names::read(&resume, is_other)?.iter() {
+            let other = Kept { dir: sys::open_dir(&resume, name)?, name: name.to_vec() };
             other.drop_large(None)?;
             let stat = sys::stat_open(&other.dir)?;
             others.push(((stat.st_mtime, stat.st_mtime_nsec), other.name));
@@ -138,6 +137,13 @@ impl Kept {
         let names = Names::read(sys::open_dir(&self.dir, b".")?, large)?;
         names.iter().try_for_each(|name| sys::unlink(&self.dir, name))
     }
+}
+
+/// Whether it is a name of [`Stage::kept_of`].
+fn is_kept(name: &[u8]) -> bool {
+    let hex = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_hexdigit);
+    let mut parts = name.split(|byte| *byte == b'-');
+    matches!((parts.next(), parts.next(), parts.next()), (Some(a), Some(b), None) if hex(a) && hex(b))
 }
 
 pub(crate) fn make_or_open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
@@ -287,6 +293,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::filesystem::{HEADER, LOCK, ROOT};
     use crate::report::Identity;
 
     #[test]
@@ -335,5 +342,12 @@ mod tests {
         assert_eq!(Names::read(before.dir(), |_| true).unwrap().iter().count(), 1);
         stage.forget(&last).unwrap();
         assert_eq!(left(), STOPPED_MAX);
+        let others = [HEADER, LOCK, ROOT];
+        for name in others {
+            sys::create(&stage.resume, name, 0o600).unwrap();
+        }
+        stage.begin_anew(&stage.kept_of((1, 20)).unwrap()).unwrap();
+        let there = Names::read(&stage.resume, |name| others.contains(&name)).unwrap();
+        assert_eq!(there.iter().count(), 3, "what is not a job's stays");
     }
 }
