@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BytePath, Damage, Problem};
+use crate::{BytePath, Damage, Finding, Problem};
 
 /// Makes a filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,9 @@ pub struct Filesystem {
     pub wrapped_by: WrappedBy,
     /// Whether its key has lain under local wrapping, and may be compromised.
     pub exposed: bool,
+    /// What of it should be looked at though it is open: its backing directory was not found as it should be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
 }
 
 /// What wraps a key.

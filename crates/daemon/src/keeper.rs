@@ -1,22 +1,24 @@
 //! Keeps filesystems open: one loop for all of them, so that many do not make a stampede on a KMS that comes back.
 //!
 //! While the KMS is away it tries again after a random part (full jitter) of a pause that doubles up to
-//! [`LONGEST`]; what a KMS refuses is tried again now and then, for a permission can be granted there. Nothing is asked while
-//! everything is open.
+//! [`LONGEST`]; what a KMS refuses is tried again now and then, for a permission can be granted there. No KMS is asked while
+//! everything is open; what lies in the backing directories is compared with the store all the while.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use key_manager::KeyManager;
+use key_manager::{Error, KeyManager};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 use crate::jobs::{Jobs, MoveRun};
 
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(2);
 const REFUSED: Duration = Duration::from_secs(60);
+/// Between two comparisons of the copies of wrapped keys, by which a backing directory that went away is noticed.
+const COMPARE_EVERY: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -46,36 +48,31 @@ impl Keeper {
     pub(crate) async fn keep(&self) -> Infallible {
         let mut moves = self.jobs.move_runs();
         let mut away = 0;
-        let mut settled = false;
         let mut round = self.round().await;
+        let mut settle_at = Instant::now();
         loop {
-            if !settled && !matches!(round, Round::KmsAway) {
+            if settle_at <= Instant::now() {
                 let (removed, renewed) = (self.finish_removals().await, self.settle_copies().await);
-                settled = removed && renewed;
+                let pause = if removed && renewed { COMPARE_EVERY } else { REFUSED };
+                settle_at = Instant::now() + jittered(pause);
             }
-            let pause = match round {
-                Round::AllOpen if settled => None,
-                Round::AllOpen | Round::Refused => Some(jittered(REFUSED)),
+            let until = match round {
+                Round::AllOpen => settle_at,
+                Round::Refused => settle_at.min(Instant::now() + jittered(REFUSED)),
                 Round::KmsAway => {
                     away += 1;
-                    Some(jittered((FIRST * 2_u32.saturating_pow(away)).min(LONGEST)))
-                }
-            };
-            let pause = async {
-                match pause {
-                    Some(pause) => sleep(pause).await,
-                    None => std::future::pending().await,
+                    Instant::now() + jittered((FIRST * 2_u32.saturating_pow(away)).min(LONGEST))
                 }
             };
             let moved = tokio::select! {
-                () = pause => None,
+                () = sleep_until(until) => None,
                 () = self.wake.notified() => Some(MoveRun::Ended),
                 Ok(()) = moves.changed() => Some(*moves.borrow_and_update()),
             };
             round = match moved {
                 None => self.round().await,
                 Some(MoveRun::Ended) => {
-                    (away, settled) = (0, false);
+                    (away, settle_at) = (0, Instant::now());
                     self.round().await
                 }
                 Some(MoveRun::KmsAway) => Round::KmsAway,
@@ -126,6 +123,8 @@ impl Keeper {
                 }
                 failed.is_empty()
             }
+            // Its end wakes this loop.
+            Err(Error::Busy { .. }) => true,
             Err(error) => {
                 tracing::warn!(%error, "the copies of the wrapped keys can't be compared");
                 false

@@ -161,8 +161,12 @@ impl KeyManager {
     /// Brings every copy to what the store says, after a stop or once a backing directory can be reached again, and
     /// then forgets the configurations that nothing names any more. Answers what can't be brought along, which keeps them
     /// all. Asks no KMS.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while a move runs, which brings them along itself.
     pub async fn settle_copies(&self) -> Result<Vec<String>, Error> {
-        let _move = self.moves.lock().await;
+        let moves = self.moves.try_lock();
+        let _move = moves.map_err(|_| Error::Busy { what: "a move of keys".to_owned() })?;
         let _act = self.begin_act().await;
         let mut failed = Vec::new();
         for (key_id, sites) in self.sites_by_key().await? {
@@ -200,7 +204,9 @@ impl KeyManager {
         config: &ConfigRecord,
     ) -> Result<u64, HolderError> {
         let wanted = envelope(site, entry, config);
-        let ahead = |copy: &KeyEnvelope| copy.revision > wanted.revision;
+        let ahead = |copy: &KeyEnvelope| {
+            copy.wrapped.key_id == site.key_id && copy.revision > wanted.revision
+        };
         let (mut replaced, mut failed) = (0, None);
         for holder in &self.parts().holders {
             for copy in holder.list(site).await? {

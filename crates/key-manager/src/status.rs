@@ -25,6 +25,9 @@ pub struct FilesystemStatus {
     pub version: KeyVersion,
     /// Whether its key has ever lain under local wrapping.
     pub exposed: bool,
+    /// Why a copy of its wrapped key, and with it perhaps its data, is out of reach or not what it should be, as it was last
+    /// found by [`KeyManager::settle_copies`].
+    pub copies_behind: Option<String>,
 }
 
 /// What hangs on one version of one master key.
@@ -101,6 +104,7 @@ impl KeyManager {
                 wrapped_by: entry.and_then(|e| configs.get(&e.wrapped.config_id)).cloned(),
                 version: entry.map(|e| e.wrapped.ciphertext.version).unwrap_or_default(),
                 exposed: entry.is_some_and(|e| e.exposed),
+                copies_behind: self.copies_behind(&filesystem),
                 filesystem,
             });
         }
@@ -144,18 +148,18 @@ impl KeyManager {
         let versions = counts.into_iter().filter_map(known).collect();
         let filesystems = self.filesystems().await?;
         let moving = self.unfinished_move().await?.is_some();
-        let copies = read(&self.copies);
-        let behind = |fs: FilesystemRecord| {
-            if fs.state != FilesystemState::Ready {
-                return None;
-            }
-            let why = copies.behind.get(fs.name.as_str())?.clone();
-            Some((fs.name, why))
-        };
+        let behind = |fs: FilesystemRecord| self.copies_behind(&fs).map(|why| (fs.name, why));
         let copies_behind: Vec<_> = filesystems.into_iter().filter_map(behind).collect();
-        let all_known =
-            copies.compared && copies_behind.is_empty() && unreadable.is_empty() && !moving;
+        let all_known = read(&self.copies).compared
+            && copies_behind.is_empty()
+            && unreadable.is_empty()
+            && !moving;
         Ok(InUse { versions, copies_behind, all_known })
+    }
+
+    fn copies_behind(&self, fs: &FilesystemRecord) -> Option<String> {
+        let ready = fs.state == FilesystemState::Ready;
+        read(&self.copies).behind.get(fs.name.as_str()).filter(|_| ready).cloned()
     }
 
     /// What keeps the KMS from opening our keys is a finding and no error: the key, the token and its life answered,

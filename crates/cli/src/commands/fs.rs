@@ -6,7 +6,7 @@ use admin_api::{
 };
 use url::form_urlencoded;
 
-use super::{Context, absolute};
+use super::{Context, absolute, findings_text};
 use crate::grammar::{FsCommand, Name};
 use crate::show::{fields, moment, table};
 
@@ -168,11 +168,16 @@ fn list_text(filesystems: &[Filesystem]) -> String {
     let mut text = table(["NAME", "STATE", "KEY WRAPPED BY", "EXPOSED", "BACKING"], &rows);
     for fs in filesystems {
         if let Some(problem) = &fs.problem {
-            text.push_str(&format!("{}: {}\n", problem.title, problem.detail));
+            let stands = match fs.state {
+                FilesystemState::Deleting => "is being deleted",
+                _ => "is locked",
+            };
+            text.push_str(&format!("{} {stands}: {}\n", fs.name, problem.detail));
             if let Some(cure) = &problem.cure {
                 text.push_str(&format!("  do:  {cure}\n"));
             }
         }
+        text.push_str(&findings_text(&fs.findings));
     }
     text
 }
@@ -197,7 +202,7 @@ fn text(fs: &Filesystem) -> String {
         ("exposed", exposed.to_owned()),
         ("made", moment(fs.created_at)),
     ]);
-    fields(&lines)
+    fields(&lines) + &findings_text(&fs.findings)
 }
 
 fn deleted_text(deleted: &Deleted) -> String {

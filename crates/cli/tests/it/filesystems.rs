@@ -78,12 +78,10 @@ fn names_go_to_the_node_as_they_are() {
 fn list_reads_every_page_and_says_why_one_is_locked() {
     let mut locked = filesystem("work", "locked");
     locked["problem"] = problem(503, "kms-unreachable", Some("bring it back"));
+    let mut home = filesystem("home", "unlocked");
+    home["findings"] = json!([{"code": "c", "what": "home is not there", "cure": "look"}]);
     let node = Node::answering([
-        (
-            "GET /v1/filesystems?",
-            200,
-            json!({"filesystems": [filesystem("home", "unlocked")], "next": "home"}),
-        ),
+        ("GET /v1/filesystems?", 200, json!({"filesystems": [home], "next": "home"})),
         ("GET /v1/filesystems?after=home", 200, json!({"filesystems": [locked]})),
     ]);
     let ran = node.run(&["fs", "list"]);
@@ -93,6 +91,8 @@ fn list_reads_every_page_and_says_why_one_is_locked() {
 NAME  STATE     KEY WRAPPED BY  EXPOSED  BACKING
 home  unlocked  coffer-key v2   no       /srv/home
 work  locked    coffer-key v2   no       /srv/work
+warning: home is not there
+  do:  look
 work is locked: why
   do:  bring it back
 "

@@ -302,5 +302,10 @@ fn view(status: &FilesystemStatus) -> Filesystem {
         key_id: fs.key_id.to_string(),
         wrapped_by,
         exposed: status.exposed,
+        findings: status
+            .copies_behind
+            .iter()
+            .map(|why| super::kms::copy_out_of_reach(&fs.name, why))
+            .collect(),
     }
 }

@@ -9,7 +9,7 @@ use admin_api::{
 };
 use axum::Json;
 use axum::extract::{Query, State};
-use key_manager::{FilesystemStatus, InUse, JobRecord, NewKms};
+use key_manager::{FilesystemName, FilesystemStatus, InUse, JobRecord, NewKms};
 use kms_core::{Credential, CredentialStatus, KmsConfig};
 use serde::Deserialize;
 
@@ -153,13 +153,7 @@ pub(crate) fn view(
         let cure = problem.cure.clone().unwrap_or_default();
         found.push(finding("token-not-renewed", &problem.to_string(), &cure));
     }
-    for (name, why) in &in_use.copies_behind {
-        found.push(finding(
-            "copy-out-of-reach",
-            &format!("{name} has a copy of its wrapped key that is behind the key store, or out of reach, so old versions and old KMSs are still needed: {why}"),
-            "bring the backing directory back (is it mounted?): the node brings the copy up to date by itself within a minute; or delete the filesystem",
-        ));
-    }
+    found.extend(in_use.copies_behind.iter().map(|(name, why)| copy_out_of_reach(name, why)));
     let details = seen.config.as_ref().map(|config| KmsDetails {
         id: config.id.to_string(),
         kind: config.kind.clone(),
@@ -193,6 +187,17 @@ pub(crate) fn view(
         exposed_keys: exposed.len() as u64,
         findings: found,
     }
+}
+
+/// What an administrator has to know of a filesystem whose backing directory was not found as it should be.
+pub(crate) fn copy_out_of_reach(name: &FilesystemName, why: &str) -> Finding {
+    finding(
+        "copy-out-of-reach",
+        &format!(
+            "{name} has its backing directory out of reach or changed, so that its data may not be readable, and old versions and old KMSs are still needed: {why}"
+        ),
+        "bring the backing directory back (is it mounted?): the node brings the copy of the wrapped key up to date by itself within a minute; or delete the filesystem",
+    )
 }
 
 fn counted(count: &key_manager::VersionCount) -> VersionCount {

@@ -1,6 +1,7 @@
 //! A filesystem's life over the API.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::tree;
@@ -98,6 +99,56 @@ async fn a_filesystem_with_a_damaged_header_can_be_deleted_once_that_is_mended()
     assert_eq!(refused["code"], "backing-away", "{refused}");
     node.until("/v1/status", |_| fs::read(&header).unwrap() == sound).await;
     node.ok("DELETE", "/v1/filesystems/home", &Value::Null).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backing_directory_that_is_not_as_it_should_be_is_warned_of() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let place = |name| world.path("state/filesystems").join(name);
+    let names = ["away", "bare", "emptied", "of-another", "sound"];
+    for name in names {
+        node.post("/v1/filesystems", &json!({"name": name})).await;
+    }
+    node.stop().await;
+    fs::rename(place("away"), world.path("elsewhere")).unwrap();
+    fs::remove_dir_all(place("bare").join("root")).unwrap();
+    fs::remove_dir_all(place("emptied")).unwrap();
+    fs::create_dir(place("emptied")).unwrap();
+    fs::copy(place("sound").join("coffer.key"), place("of-another").join("coffer.key")).unwrap();
+
+    let node = world.start().await;
+    let warned = |status: &Value| -> Vec<String> {
+        let all = status["kms"]["findings"].as_array().unwrap().iter();
+        let out_of_reach = all.filter(|f| f["code"] == "copy-out-of-reach");
+        let names = out_of_reach.map(|f| f["what"].as_str().unwrap().split(' ').next().unwrap());
+        names.map(str::to_owned).collect()
+    };
+    node.until("/v1/status", |status| warned(status) == names[..4]).await;
+    let listed = node.get("/v1/filesystems").await;
+    for filesystem in listed["filesystems"].as_array().unwrap() {
+        let sound = filesystem["name"] == "sound";
+        assert_eq!(filesystem["findings"].is_null(), sound, "{filesystem}");
+    }
+    assert_eq!(fs::read_dir(place("emptied")).unwrap().count(), 0, "nothing is written there");
+    fs::rename(world.path("elsewhere"), place("away")).unwrap();
+    node.post("/v1/filesystems/away/unlock", &json!({})).await;
+    node.until("/v1/status", |status| warned(status) == names[1..4]).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_backing_directory_that_goes_away_later_is_noticed() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    node.until("/v1/kms", |kms| kms["configured"]["lowest_needed"] == 1).await;
+    fs::rename(world.path("state/filesystems/home"), world.path("elsewhere")).unwrap();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(121)).await;
+    tokio::time::resume();
+    node.until("/v1/filesystems/home", |home| !home["findings"].is_null()).await;
     node.stop().await;
 }
 
