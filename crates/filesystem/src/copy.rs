@@ -133,13 +133,13 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
             ended.set();
             walked
         });
+        self.control.progress(&self.tally.progress());
         if let Some(error) = lock(&self.failure).take() {
             // Room for the next try; what is in the tree is whole. Anchors take no room.
             let _ = self.kept.drop_large(None);
             return Err(error);
         }
         let checkpoint = checkpoint?;
-        self.control.progress(&self.tally.progress());
         Ok(self.tally.report(checkpoint.is_some(), checkpoint))
     }
 

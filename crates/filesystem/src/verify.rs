@@ -59,6 +59,7 @@ pub(crate) fn verify(
         ended.set();
         walked
     });
+    control.progress(&verify.tally.progress());
     let complete = walked.map_err(|fault| fault.at(ROOT))?;
     if complete {
         verify.check_links()?;

@@ -1,6 +1,7 @@
 //! Import and export as jobs: stopped, killed and taken up again; a full disk; memory.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -164,12 +165,32 @@ fn a_full_disk_ends_an_import_and_hurts_nothing() {
     let full = place.coffer(&["fs", "import", "home", source.to_str().unwrap()]);
     assert_ne!(full.code, 0, "{full:?}");
     assert!(full.stderr.contains("space") || full.stderr.contains("full"), "{full:?}");
+    let failed = &place.json(&["job", "list"])["jobs"][0];
+    let done = failed["progress"]["items"].as_u64().unwrap();
+    let told = format!("the import of home failed; done before: {done} items, ");
+    assert!(failed["state"] == "failed" && done > 10, "{failed}");
+    assert!(full.stdout.starts_with(&told), "{full:?}");
     let verified = place.json(&["fs", "verify", "home"]);
     assert_eq!(verified["state"], "done", "what is there is whole: {verified}");
     mounted.resize("64m");
     place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
     place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
     assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_state_directory_whose_disk_is_full_is_warned_of() {
+    let place = Place::new();
+    let state = place.state();
+    fs::create_dir(&state).unwrap();
+    let mounted = Tmpfs::mount(&state, "64m");
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    let _node = place.start();
+    assert!(!place.ok(&["status"]).contains("warning: the disk"));
+    mounted.resize("12m");
+    let status = place.ok(&["status"]);
+    assert!(status.contains("warning: the disk of") && status.contains(state.to_str().unwrap()));
+    assert!(status.contains("make room"), "{status}");
 }
 
 #[test]

@@ -101,14 +101,20 @@ pub(super) fn ended_text(job: &Job) -> String {
         JobKind::Renew => "renewed the copies of the keys".to_owned(),
         JobKind::Downgrade => "put the keys under local wrapping".to_owned(),
     };
-    let ending = match job.state {
-        JobState::Stopped => "; stopped before its end".to_owned(),
-        JobState::Failed => "; failed before its end".to_owned(),
-        _ if job.progress.failed_items > 0 => format!("; {} failed", job.progress.failed_items),
-        _ => String::new(),
+    let failed = match job.progress.failed_items {
+        0 => String::new(),
+        failed => format!("; {failed} failed"),
+    };
+    let (amount, noun) = (amount(job), noun(job.kind));
+    let line = match job.state {
+        JobState::Failed => format!("the {noun} of {name} failed; done before: {amount}{failed}"),
+        JobState::Stopped => {
+            format!("the {noun} of {name} was stopped; done before: {amount}{failed}")
+        }
+        _ => format!("{verb}: {amount}{failed}"),
     };
     let owners = owners(job).map(|text| format!("owners: {text}\n")).unwrap_or_default();
-    format!("{}{owners}{verb}: {}{ending}\n", damage_text(job), amount(job))
+    format!("{}{owners}{line}\n", damage_text(job))
 }
 
 /// What became of owners that only root can give.

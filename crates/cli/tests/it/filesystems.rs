@@ -215,7 +215,10 @@ fn a_stopped_export_is_partly_done() {
     ]);
     let ran = node.run(&["fs", "export", "home", "/target"]);
     assert_eq!(ran.code, 8);
-    assert_eq!(ran.stdout, "exported from home: 2 items, 1.50 KiB; stopped before its end\n");
+    assert_eq!(
+        ran.stdout,
+        "the export of home was stopped; done before: 2 items, 1.50 KiB\n"
+    );
     assert_eq!(
         ran.stderr,
         "error: the export is not complete\n  why: it was stopped\n  do:  give the same command again: it goes on from there\n"

@@ -1,14 +1,19 @@
 //! `/v1/status`
 
+use std::path::Path;
 use std::sync::Arc;
 
 use admin_api::{FilesystemCounts, Finding, Status};
 use axum::Json;
 use axum::extract::State;
 use key_manager::{FilesystemStatus, KeyState, LockReason};
+use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use super::{Answer, kms};
 use crate::{Shared, problem};
+
+/// With less room on its disk the node soon can't record what it does.
+const LITTLE_ROOM: u64 = 16 << 20;
 
 /// Answers from what is known here; asks no KMS.
 pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
@@ -58,6 +63,13 @@ fn findings(shared: &Shared, statuses: &[FilesystemStatus]) -> Vec<Finding> {
     if let Some(trouble) = shared.audit.trouble() {
         add("audit-trouble", trouble, "find out who changed the log or why it can't be written");
     }
+    if let Some(trouble) = no_room(&shared.state_dir) {
+        add(
+            "state-disk-full",
+            format!("{trouble}: keys, jobs and the audit log can't be recorded without room"),
+            "make room there, or mount it for writing",
+        );
+    }
     if let Some(trouble) = shared.settling_failed() {
         add("half-done", trouble, "mend what it names and start the node again");
     }
@@ -68,4 +80,24 @@ fn findings(shared: &Shared, statuses: &[FilesystemStatus]) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// What keeps the disk of the state directory from taking much more.
+fn no_room(state_dir: &Path) -> Option<String> {
+    let disk = statvfs(state_dir).ok()?;
+    let room = disk.f_bavail.saturating_mul(disk.f_frsize);
+    // Some filesystems count no files.
+    let no_files = disk.f_files > 0 && disk.f_favail == 0;
+    if disk.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        Some(format!("the disk of {} is mounted read-only", state_dir.display()))
+    } else if room < LITTLE_ROOM || no_files {
+        let left = if no_files {
+            "for no more files".to_owned()
+        } else {
+            format!("for {} KiB", room >> 10)
+        };
+        Some(format!("the disk of {} has room {left}", state_dir.display()))
+    } else {
+        None
+    }
 }
