@@ -11,7 +11,7 @@ use data_path::layout;
 use data_path::xattr::BACKING_PREFIX;
 use data_path::{BackingEntry, DirId, FilesystemKeys, Node, XattrOwner, dir, symlink};
 
-use crate::error::{Doing, Fault};
+use crate::error::{Doing, Fault, shown};
 use crate::names::Names;
 use crate::report::Unfinished;
 use crate::sealed_file::SealedFile;
@@ -86,13 +86,9 @@ impl SealedTree {
     fn directory_id(&self, fd: &OwnedFd) -> Result<DirId, Fault> {
         // One byte more than a record has, to see one that was extended.
         let mut record = [0; dir::RECORD_LEN + 1];
-        let len = match sys::open_file(fd, dir::RECORD_NAME.as_bytes()) {
-            Ok(file) => sys::read_at(file, &mut record, 0).doing("read")?,
-            Err(Errno::NOENT) => {
-                return Err(Fault::damaged("opened", "its record coffer.dir is missing"));
-            }
-            Err(errno) => return Err(errno).doing("opened"),
-        };
+        let file = Self::own_file(fd, dir::RECORD_NAME.as_bytes())?
+            .ok_or_else(|| Fault::damaged("opened", "its record coffer.dir is missing"))?;
+        let len = sys::read_at(file, &mut record, 0).doing("read")?;
         self.keys.open_directory(&record[..len]).doing("opened")
     }
 
@@ -111,15 +107,27 @@ impl SealedTree {
     /// All of a small file; `None` when there is none.
     pub(crate) fn small_file(dir: &OwnedFd, name: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         const MAX: usize = 64 * 1024;
-        let file = match sys::open_file(dir, name) {
-            Ok(file) => file,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(errno).doing("opened"),
-        };
+        let Some(file) = Self::own_file(dir, name)? else { return Ok(None) };
         let mut content = vec![0; MAX];
         let len = sys::read_at(file, &mut content, 0).doing("read")?;
         content.truncate(len);
         Ok(Some(content))
+    }
+
+    /// Opens one of Coffer's own files; `None` when there is none. A device that somebody put in its place is not even
+    /// opened, which for some has effects.
+    fn own_file(dir: &OwnedFd, name: &[u8]) -> Result<Option<OwnedFd>, Fault> {
+        match sys::stat(dir, name) {
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno).doing("opened"),
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                sys::open_file(dir, name).map(Some).doing("opened")
+            }
+            Ok(_) => {
+                let name = shown(name);
+                Err(Fault::damaged("opened", format!("{name} is no regular file")))
+            }
+        }
     }
 
     fn xattr_owner(of: &Owner<'_, Self>) -> Option<XattrOwner> {

@@ -398,6 +398,40 @@ fn a_directory_record_of_another_directory() {
     assert_eq!(report.problems.len(), 3, "its names belong to another id: {:?}", report.problems);
 }
 
+/// Opening a device can do something by itself.
+#[test]
+fn what_is_no_file_in_the_place_of_a_record_is_not_opened() {
+    needs_root();
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    let case = Case::new();
+    let dir = case.backing(LARGE).parent().unwrap().to_owned();
+    let record = dir.join("coffer.dir");
+    let kept = fs::read(&record).unwrap();
+    let put: [&dyn Fn(); 3] = [
+        &|| std::os::unix::fs::symlink("/dev/null", &record).unwrap(),
+        &|| fs::create_dir(&record).unwrap(),
+        // /dev/zero: one that could be opened would have as many bytes as asked for.
+        &|| {
+            let mode = Mode::from_raw_mode(0o600);
+            mknodat(CWD, &record, FileType::CharacterDevice, mode, makedev(1, 5)).unwrap();
+        },
+    ];
+    for put in put {
+        let _ = fs::remove_file(&record).or_else(|_| fs::remove_dir(&record));
+        put();
+        let report = case.home.open().verify(false, &Watch::default()).unwrap();
+        let problem = the_problem(&report, "dir", &dir, &case.home);
+        assert!(problem.reason.contains("coffer.dir is no regular file"), "{problem:?}");
+        let target = case.home.path("target");
+        let report = case.home.open().export(&target, None, &Watch::default()).unwrap();
+        the_problem(&report, "dir", &dir, &case.home);
+        fs::remove_dir_all(target).unwrap();
+    }
+    fs::remove_file(&record).unwrap();
+    fs::write(&record, kept).unwrap();
+    done(case.home.open().verify(false, &Watch::default()).unwrap());
+}
+
 #[test]
 fn the_root_s_record_is_lost_and_written_again() {
     let case = Case::new();
