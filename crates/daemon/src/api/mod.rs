@@ -80,6 +80,16 @@ async fn admit(
         )
         .into_response();
     }
+    if request.method() == Method::GET {
+        return answer(&shared, &peer, request, next).await;
+    }
+    // A client that goes away takes its connection along, and with it would go an act that is half done.
+    let act = tokio::spawn(async move { answer(&shared, &peer, request, next).await });
+    act.await
+        .unwrap_or_else(|e| Refusal(problem::internal("the request failed", e)).into_response())
+}
+
+async fn answer(shared: &Shared, peer: &Peer, request: Request, next: Next) -> Response {
     let what = format!("{} {}", request.method(), request.uri().path());
     let changes = request.method() != Method::GET;
     let response = next.run(request).await;

@@ -1,6 +1,7 @@
 //! Requests that are wrong, and what is written down about those that are right.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -29,6 +30,30 @@ async fn what_is_wrong_is_a_problem() {
         let code = problem["code"].as_str().unwrap();
         assert_eq!(problem["type"], format!("urn:coffer:problem:{code}"));
     }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_act_whose_client_goes_away_is_done_to_its_end() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let mut asked = world.kms().hold("wrap");
+    let client = node.send("POST", "/v1/filesystems", r#"{"name": "home"}"#).await;
+    asked.reached().await;
+    drop(client);
+    // Time for the node to see it, which must change nothing.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop(asked);
+    node.until("/v1/filesystems", |answer| answer["filesystems"][0]["state"] == "unlocked").await;
+
+    world.kms().rotate();
+    let mut asked = world.kms().hold("unwrap");
+    let client = node.send("POST", "/v1/kms/rewrap", "").await;
+    asked.reached().await;
+    drop(client);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop(asked);
+    node.until("/v1/filesystems/home", |fs| fs["wrapped_by"]["version"] == 2).await;
     node.stop().await;
 }
 

@@ -152,14 +152,21 @@ impl Running {
         answer.body
     }
 
-    /// One HTTP/1.1 exchange, spelled out so that nothing stands between the test and the wire.
-    pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+    /// Sends a request, spelled out so that nothing stands between the test and the wire. The answer can be read, or
+    /// the connection dropped.
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &str) -> UnixStream {
         let mut stream = UnixStream::connect(&self.socket).await.unwrap();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: coffer\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// One HTTP/1.1 exchange.
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        let mut stream = self.send(method, path, body).await;
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
         assert!(!text.contains(TOKEN), "{text}");
