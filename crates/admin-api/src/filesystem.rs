@@ -171,6 +171,10 @@ pub enum EntryKind {
     Directory,
     /// A symbolic link.
     Symlink,
-    /// A pipe, a socket or a device.
-    Special,
+    /// A FIFO (named pipe).
+    Fifo,
+    /// A character device.
+    CharacterDevice,
+    /// A block device.
+    BlockDevice,
 }

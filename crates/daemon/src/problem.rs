@@ -39,9 +39,11 @@ pub(crate) fn of_filesystem(title: impl Into<String>, error: &filesystem::Error)
         ErrorKind::Damaged => (Exit::NotAuthentic, "filesystem-damaged"),
         ErrorKind::Full => (Exit::Failed, "disk-full"),
         ErrorKind::Invalid => (Exit::State, "filesystem-unfit"),
+        ErrorKind::NotFound => (Exit::State, "unknown"),
         _ => (Exit::Failed, "filesystem-io"),
     };
-    Problem::new(exit, code, title, error.to_string()).cure(error.how_to_mend())
+    let problem = Problem::new(exit, code, title, error.to_string()).cure(error.how_to_mend());
+    if error.kind() == ErrorKind::NotFound { problem.with_status(404) } else { problem }
 }
 
 /// Why a filesystem is not open.

@@ -26,6 +26,8 @@ pub enum ErrorKind {
     Damaged,
     /// The disk or the quota is full.
     Full,
+    /// There is no such entry in the filesystem.
+    NotFound,
     /// The operating system refused, for another reason.
     Io,
     /// The request makes no sense: not a filesystem, not empty, another key, a newer format.
@@ -44,6 +46,7 @@ impl Error {
             Fault::InUse(_) => ErrorKind::InUse,
             Fault::Damaged { .. } => ErrorKind::Damaged,
             Fault::System { errno: Errno::NOSPC | Errno::DQUOT, .. } => ErrorKind::Full,
+            Fault::NotFound => ErrorKind::NotFound,
             Fault::System { .. } | Fault::Changed | Fault::NoRandom => ErrorKind::Io,
             Fault::Conflict(_) | Fault::Refused { .. } => ErrorKind::Invalid,
         }
@@ -57,6 +60,8 @@ pub(crate) enum Fault {
     System { doing: &'static str, errno: Errno },
     #[error("{why}")]
     Damaged { doing: &'static str, why: String },
+    #[error("there is no such entry")]
+    NotFound,
     #[error("it changed while it was being read")]
     Changed,
     #[error("{0}")]
@@ -124,6 +129,7 @@ impl Fault {
             Self::System { doing, .. }
             | Self::Damaged { doing, .. }
             | Self::Refused { doing, .. } => doing,
+            Self::NotFound => "found",
             Self::Changed => "copied",
             Self::Conflict(_) => "replaced",
             Self::InUse(_) => "used",
@@ -151,6 +157,7 @@ impl Fault {
             Self::Damaged { .. } => {
                 "bring it back from a copy; `fs verify` lists all that is damaged"
             }
+            Self::NotFound => "check the path; it begins at the filesystem's root",
             Self::Changed => "copy it again when nothing writes to it",
             Self::Conflict(_) => "remove or rename one of the two",
             Self::InUse(_) => "wait for the other, or stop it first",

@@ -1,18 +1,18 @@
-//! What a filesystem holds, looked at without opening a file.
+//! What a filesystem holds, looked at without opening a file's data.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use data_path::{BackingEntry, DirId};
+use data_path::{BackingEntry, DirId, NodeKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Fault};
 use crate::filesystem::Filesystem;
 use crate::names::{NameWalk, Names};
 use crate::side::{Kind, Place, Source};
-use crate::sys::{self, FileType, Stat};
+use crate::sys::{self, Errno, FileType, Stat};
 
 /// What lies in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +54,12 @@ pub enum EntryKind {
     Directory,
     /// A symbolic link.
     Symlink,
-    /// A FIFO or a device.
-    Special,
+    /// A FIFO (named pipe).
+    Fifo,
+    /// A character device.
+    CharacterDevice,
+    /// A block device.
+    BlockDevice,
 }
 
 /// How much a filesystem holds.
@@ -75,10 +79,10 @@ pub struct Usage {
 
 impl Filesystem {
     /// What lies at `path` (relative to the root; `/` or empty is the root): a directory's
-    /// entries sorted by name, or the one entry that is no directory. No file is opened.
+    /// entries sorted by name, or the one entry that is no directory. No file's data is opened.
     ///
     /// # Errors
-    /// When there is no such entry, or the way to it is damaged.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) when there is no such entry; or the way to it is damaged.
     pub fn list(&self, path: &Path) -> Result<Listing, Error> {
         let list = || {
             let mut place = self.tree.open_root()?;
@@ -90,9 +94,15 @@ impl Filesystem {
                 .peekable();
             while let Some(name) = components.next() {
                 let raw = self.tree.keys.seal_name(place.dir, name).doing("found")?.name;
-                let stat = sys::stat(&place.fd, raw.as_bytes()).doing("found")?;
+                let stat = match sys::stat(&place.fd, raw.as_bytes()) {
+                    Err(Errno::NOENT) => return Err(Fault::NotFound),
+                    other => other.doing("found")?,
+                };
                 let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-                if !is_dir && components.peek().is_none() {
+                if !is_dir {
+                    if components.peek().is_some() {
+                        return Err(Fault::NotFound);
+                    }
                     let entry = self.entry(&place, raw.as_bytes(), &stat)?;
                     return Ok(Listing { entries: vec![entry], unreadable: Vec::new() });
                 }
@@ -132,7 +142,11 @@ impl Filesystem {
                 target = Some(OsString::from_vec(plain).into());
                 (EntryKind::Symlink, len)
             }
-            Kind::Node | Kind::Socket => (EntryKind::Special, 0),
+            Kind::Node | Kind::Socket => match self.tree.node(place, raw, stat)?.kind {
+                NodeKind::Fifo => (EntryKind::Fifo, 0),
+                NodeKind::CharacterDevice => (EntryKind::CharacterDevice, 0),
+                NodeKind::BlockDevice => (EntryKind::BlockDevice, 0),
+            },
         };
         Ok(Entry {
             name,

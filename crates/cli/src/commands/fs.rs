@@ -242,7 +242,9 @@ fn permissions(entry: &Entry) -> String {
         EntryKind::File => '-',
         EntryKind::Directory => 'd',
         EntryKind::Symlink => 'l',
-        EntryKind::Special => 'p',
+        EntryKind::Fifo => 'p',
+        EntryKind::CharacterDevice => 'c',
+        EntryKind::BlockDevice => 'b',
     };
     let bits = (0..9)
         .rev()

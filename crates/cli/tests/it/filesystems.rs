@@ -215,10 +215,7 @@ fn a_stopped_export_is_partly_done() {
     ]);
     let ran = node.run(&["fs", "export", "home", "/target"]);
     assert_eq!(ran.code, 8);
-    assert_eq!(
-        ran.stdout,
-        "the export of home was stopped; done before: 2 items, 1.50 KiB\n"
-    );
+    assert_eq!(ran.stdout, "the export of home was stopped; done before: 2 items, 1.50 KiB\n");
     assert_eq!(
         ran.stderr,
         "error: the export is not complete\n  why: it was stopped\n  do:  give the same command again: it goes on from there\n"
@@ -328,7 +325,8 @@ fn ls_shows_bytes_that_are_no_text_and_upsets_no_terminal() {
         (
             "GET /v1/filesystems/home/ls?path=x%2Fy&after=a%25FF%250A",
             200,
-            json!({"entries": [link]}),
+            json!({"entries": [link, entry("n", "character-device"), entry("o", "block-device"),
+                               entry("p", "fifo")]}),
         ),
     ]);
     let ran = node.run(&["fs", "ls", "home", "x/y"]);
@@ -337,6 +335,9 @@ fn ls_shows_bytes_that_are_no_text_and_upsets_no_terminal() {
         "\
 -rwxr-xr--  5  1970-01-01T00:00:00Z  a\\xFF\\x0A
 lrwxr-xr--  5  1970-01-01T00:00:00Z  l -> a b
+crwxr-xr--  5  1970-01-01T00:00:00Z  n
+brwxr-xr--  5  1970-01-01T00:00:00Z  o
+prwxr-xr--  5  1970-01-01T00:00:00Z  p
 "
     );
 }

@@ -214,6 +214,12 @@ pub(crate) async fn ls(
 ) -> Answer<Listing> {
     let name = name(&fs, "the directory can't be listed")?;
     let title = format!("{path} in {name} can't be listed");
+    if path.as_bytes().split(|b| *b == b'/').any(|part| matches!(part, b"." | b"..")) {
+        let why = "a path in a filesystem begins at its root and has no . or .. in it";
+        return Err(Problem::new(Exit::Usage, "invalid", title, why)
+            .cure("name the directory from the root on")
+            .into());
+    }
     let filesystem = shared.filesystems.get(&name, &title).await?;
     let asked = path.as_path().to_owned();
     let listing = spawn_blocking(move || filesystem.list(&asked))
@@ -249,7 +255,9 @@ fn entry(entry: filesystem::Entry) -> Entry {
             filesystem::EntryKind::File => EntryKind::File,
             filesystem::EntryKind::Directory => EntryKind::Directory,
             filesystem::EntryKind::Symlink => EntryKind::Symlink,
-            filesystem::EntryKind::Special => EntryKind::Special,
+            filesystem::EntryKind::Fifo => EntryKind::Fifo,
+            filesystem::EntryKind::CharacterDevice => EntryKind::CharacterDevice,
+            filesystem::EntryKind::BlockDevice => EntryKind::BlockDevice,
         },
         size: entry.size,
         mode: entry.mode,

@@ -374,7 +374,7 @@ fn the_record_of_a_node_that_was_altered() {
     let [record] = &records[..] else { panic!("{records:?}") };
     let filesystem = home.open();
     assert_eq!(filesystem.usage().unwrap().others, 1);
-    assert_eq!(filesystem.list(Path::new("/")).unwrap().entries[0].kind, EntryKind::Special);
+    assert_eq!(filesystem.list(Path::new("/")).unwrap().entries[0].kind, EntryKind::Fifo);
     // It would be a device instead of a FIFO, with this number.
     for at in [24, 32, 71] {
         flip(record, at);

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use filesystem::{Backend, EntryKind, Filesystem, Outcome, ProblemKind};
+use filesystem::{Backend, EntryKind, ErrorKind, Filesystem, Outcome, ProblemKind};
 use testkit::tree;
 
 use crate::support::{
@@ -25,6 +25,13 @@ fn one_of_everything_comes_back_equal() {
     drop(filesystem);
 
     let filesystem = home.open();
+    for (name, kind) in [
+        ("fifo", EntryKind::Fifo),
+        ("null device", EntryKind::CharacterDevice),
+        ("block device", EntryKind::BlockDevice),
+    ] {
+        assert_eq!(filesystem.list(Path::new(name)).unwrap().entries[0].kind, kind);
+    }
     let report = export(&filesystem, &target);
     assert_eq!(report.progress.bytes_done, report.progress.bytes_total);
     assert_equal_trees(&source, &target);
@@ -241,8 +248,11 @@ fn a_listing_tells_sizes_targets_and_times() {
     assert_eq!(link.target.as_deref(), Some(Path::new("there")));
     let one = filesystem.list(&Path::new(&long).join("file")).unwrap();
     assert_eq!(one.entries, std::slice::from_ref(file));
-    let missing = filesystem.list(Path::new("/no/such")).unwrap_err().to_string();
-    assert!(missing.contains("/no/such") && missing.contains("No such file"), "{missing}");
+    for path in [Path::new("/no/such"), &Path::new(&long).join("file/such")] {
+        let missing = filesystem.list(path).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+        assert!(missing.to_string().contains(path.to_str().unwrap()), "{missing}");
+    }
 
     let usage = filesystem.usage().unwrap();
     assert_eq!((usage.files, usage.directories, usage.others), (1, 1, 1));
