@@ -340,9 +340,13 @@ fn listed(names: &[&str]) -> String {
     text
 }
 
+/// What wraps a key now. A new token for the same address is not the one that it is asked with.
 fn described(config: &KmsConfig) -> String {
     match config.address.as_str() {
         "" => "the local key".to_owned(),
-        address => format!("{:?} at {address}", config.master_key),
+        address => format!(
+            "{:?} at {address}, which was asked as it was set before, with the token of then",
+            config.master_key
+        ),
     }
 }

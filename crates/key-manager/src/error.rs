@@ -182,7 +182,7 @@ impl Error {
             Self::Locked { cure, .. } | Self::Deleting { cure, .. } => cure.clone(),
             Self::Busy { .. } => Some("wait for it (coffer job list); where its KMS is gone for good, coffer fs kms set-vault with another one takes its place".into()),
             Self::NotAll { .. } => Some(
-                "bring the KMS that is named back until their keys have moved, or delete these filesystems (coffer fs delete), and try again".into(),
+                "bring the KMS that is named back, with its master key, until their keys have moved (a new KMS at its address does not open them), or delete these filesystems (coffer fs delete), and try again".into(),
             ),
             Self::Changed { .. } => Some("look at the new state and try again".into()),
             Self::Store(StoreError::Damaged { .. }) | Self::Record { .. } => Some(

@@ -75,7 +75,14 @@ async fn list(context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
 
 async fn delete(name: &str, forget: bool, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
     // Nobody is asked about what does not exist.
-    let filesystem: Filesystem = context.client.get(&paths::filesystem(name)).await?;
+    let filesystem: Filesystem =
+        context.client.get(&paths::filesystem(name)).await.map_err(|problem: Problem| {
+            if problem.exit == Exit::State {
+                Problem { title: format!("the filesystem {name} can't be deleted"), ..problem }
+            } else {
+                problem
+            }
+        })?;
     let consequence = format!(
         "all data in {} and every copy of its wrapped key here are lost",
         filesystem.backing

@@ -119,6 +119,14 @@ made:        2023-11-14T22:13:20Z
 }
 
 #[test]
+fn what_does_not_exist_can_not_be_deleted() {
+    let node = Node::answering([("GET /v1/filesystems/nope", 404, problem(404, "state", None))]);
+    let ran = node.run(&["fs", "delete", "nope", "--yes"]);
+    assert_eq!(ran.code, 5);
+    assert!(ran.stderr.starts_with("error: the filesystem nope can't be deleted\n"), "{ran:?}");
+}
+
+#[test]
 fn delete_takes_yes_and_says_which_copies_remain() {
     let deleted = json!({
         "name": "home", "key_id": "6f1c", "removed": ["/srv/home"],

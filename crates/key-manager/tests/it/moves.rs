@@ -260,7 +260,10 @@ async fn what_hangs_on_the_gone_kms_alone_is_named() {
     ] {
         assert!(matches!(error, Error::NotAll { failed: 1, total: 2, .. }), "{error}");
         let text = error.to_string();
-        assert!(text.contains("new, wrapped by \"key\" at http://gone: "), "{text}");
+        assert!(
+            text.contains("new, wrapped by \"key\" at http://gone, which was asked "),
+            "{text}"
+        );
         assert!(!text.contains("old") && error.cure().unwrap().contains("fs delete"), "{text}");
     }
     assert_eq!(world.store.list("", None, 100).await.unwrap(), before);
