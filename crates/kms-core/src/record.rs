@@ -24,8 +24,9 @@ const ID_AT: usize = 8;
 const KEY_AT: usize = 24;
 const LEN: usize = KEY_AT + KEY_LEN;
 
-/// A filesystem key in the form in which it is wrapped. Wiped on drop, redacted in `Debug`.
-pub struct KeyRecord(Zeroizing<[u8; LEN]>);
+/// A filesystem key in the form in which it is wrapped. Wiped on drop, redacted in `Debug`. It lies in one place from its
+/// start to its end: what is moved would leave a copy behind that nobody wipes.
+pub struct KeyRecord(Box<Zeroizing<[u8; LEN]>>);
 
 /// Why plaintext that came out of a KMS is not a key record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +45,7 @@ impl KeyRecord {
 
     /// The record of this key.
     pub fn of(key: &FilesystemKey) -> Self {
-        let mut bytes = Zeroizing::new([0; LEN]);
+        let mut bytes = Box::new(Zeroizing::new([0; LEN]));
         bytes[..4].copy_from_slice(MAGIC);
         bytes[4] = FORMAT;
         bytes[ID_AT..KEY_AT].copy_from_slice(key.id().as_bytes());
@@ -65,7 +66,7 @@ impl KeyRecord {
             [newer, ..] if newer > FORMAT => return Err(RecordError::Newer(newer)),
             _ => return Err(RecordError::NotARecord),
         }
-        let mut bytes = Zeroizing::new([0; LEN]);
+        let mut bytes = Box::new(Zeroizing::new([0; LEN]));
         bytes.copy_from_slice(plaintext);
         Ok(Self(bytes))
     }

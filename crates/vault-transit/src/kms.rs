@@ -200,10 +200,7 @@ impl VaultKms {
         if !answer.error.is_empty() {
             return Err(refusal::item(self.target(), Some(asked), &printable(&answer.error)));
         }
-        let record = wire::decode_plaintext(&answer.plaintext)
-            .ok_or(RecordError::NotARecord)
-            .and_then(|bytes| KeyRecord::parse(bytes.as_slice()));
-        record.map_err(|e| match e {
+        wire::decode_record(&answer.plaintext).map_err(|e| match e {
             RecordError::Newer(_) => KmsError::new(KmsErrorKind::Invalid, e.to_string()),
             RecordError::NotARecord => KmsError::new(KmsErrorKind::NotAuthentic, e.to_string())
                 .cure("restore the wrapped key from one of its copies"),

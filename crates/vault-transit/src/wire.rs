@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use kms_core::{Ciphertext, KeyRecord, KeyVersion};
+use kms_core::{Ciphertext, KeyRecord, KeyVersion, RecordError};
 use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -103,14 +103,13 @@ pub(crate) fn parse_ciphertext(text: &str) -> Option<Ciphertext> {
     Some(Ciphertext { text: text.to_owned(), version: KeyVersion(version) })
 }
 
-/// The bytes of a plaintext; `None` if it is not base64 of a record's length.
-pub(crate) fn decode_plaintext(text: &str) -> Option<Zeroizing<[u8; KeyRecord::LEN]>> {
+/// The record in a plaintext. Its bytes pass one buffer, which is wiped and not moved.
+pub(crate) fn decode_record(text: &str) -> Result<KeyRecord, RecordError> {
     // base64 asks for room for whole groups of three.
     let mut decoded = Zeroizing::new([0; KeyRecord::LEN.div_ceil(3) * 3]);
-    let len = BASE64.decode_slice(text, decoded.as_mut_slice()).ok()?;
-    let mut bytes = Zeroizing::new([0; KeyRecord::LEN]);
-    bytes.copy_from_slice(decoded.get(..len).filter(|d| d.len() == KeyRecord::LEN)?);
-    Some(bytes)
+    let len = BASE64.decode_slice(text, decoded.as_mut_slice());
+    let len = len.map_err(|_| RecordError::NotARecord)?;
+    KeyRecord::parse(decoded.get(..len).unwrap_or_default())
 }
 
 /// `keys/<name>`, as far as Coffer looks.
@@ -188,7 +187,7 @@ mod tests {
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["type"], "ecdsa-p256");
         let plaintext = body["batch_input"][0]["plaintext"].as_str().unwrap();
-        assert_eq!(decode_plaintext(plaintext).unwrap().as_slice(), record.expose());
+        assert_eq!(decode_record(plaintext).unwrap().expose(), record.expose());
     }
 
     #[test]
@@ -213,7 +212,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC*") {
-            prop_assert!(decode_plaintext(&text).is_none());
+            prop_assert!(decode_record(&text).is_err());
             prop_assert!(parse_ciphertext(&text).is_none());
         }
 

@@ -1,12 +1,16 @@
 //! Canaries: what is secret appears nowhere that it was not put.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use coffer_tests::kms::{KEY, Kind, Kms};
 use coffer_tests::node::Place;
+use serde_json::{Value, json};
+use testkit::tree;
 
 const TEXT: &str = "canary-in-the-content-of-a-file";
 const NAME: &str = "canary-in-the-name-of-a-file";
@@ -99,6 +103,55 @@ fn the_node_leaves_no_core_dump_and_its_socket_is_its_owner_s() {
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
     let mode = fs::metadata(place.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_locked_filesystem_s_key_is_nowhere_in_memory() {
+    let kms = Kms::start(Kind::Newest);
+    let place = Place::new();
+    let source = place.path("source");
+    tree::small_files(&source, 20).unwrap();
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "home"]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    kms.rotate();
+    place.ok(&["fs", "kms", "rewrap"]);
+    place.ok(&["fs", "lock", "home"]);
+    place.ok(&["fs", "unlock", "home"]);
+    let key = key_of(&place, &kms);
+    assert!(lies_in_memory(node.pid(), &key) >= 1, "this test finds a key that is in use");
+    place.ok(&["fs", "lock", "home"]);
+    assert_eq!(lies_in_memory(node.pid(), &key), 0);
+}
+
+/// The filesystem key of `home`, as its KMS opens it: the end of the record that is encrypted.
+fn key_of(place: &Place, kms: &Kms) -> Vec<u8> {
+    let header = fs::read(place.state().join("filesystems/home/coffer.key")).unwrap();
+    let header: Value = serde_json::from_slice(&header).unwrap();
+    let wrapped = &header["wrapped"]["ciphertext"]["text"];
+    let opened =
+        kms.admin().write(&format!("transit/decrypt/{KEY}"), &json!({"ciphertext": wrapped}));
+    let record = STANDARD.decode(opened["data"]["plaintext"].as_str().unwrap()).unwrap();
+    record[record.len() - 32..].to_vec()
+}
+
+/// How often `secret` lies in what a process may write.
+fn lies_in_memory(pid: u32, secret: &[u8]) -> usize {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("this test runs as root");
+    let mut found = 0;
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let at = |text| u64::from_str_radix(text, 16).unwrap();
+        let mut bytes = vec![0; (at(end) - at(start)) as usize];
+        // Some, like what a device shows, can't be read.
+        if memory.read_exact_at(&mut bytes, at(start)).is_ok() {
+            let alike = |window: &&[u8]| window[0] == secret[0] && *window == secret;
+            found += bytes.windows(secret.len()).filter(alike).count();
+        }
+    }
+    found
 }
 
 /// Alters a byte of the first block of a file.
