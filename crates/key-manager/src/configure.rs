@@ -54,7 +54,8 @@ impl KeyManager {
     ///
     /// Everything is proved before anything is stored: that the KMS works, and that every filesystem key can go along.
     /// If the new configuration opens the canary and the keys as they lie (the same KMS at a new URL, a new
-    /// token), it takes the place of the old one. Otherwise the keys move, as a job; one that has not come to its end, because its
+    /// token), it takes the place of the old one. Otherwise the keys move, as a job, and so do keys that yet another configuration
+    /// wraps; one that has not come to its end, because its
     /// target went away, ends with it.
     ///
     /// # Errors
@@ -84,9 +85,12 @@ impl KeyManager {
             config.id = KmsConfigId::random();
             proof.kms = provider.open(&config, &new.credential)?;
         }
-        let purpose = if takes_over { Purpose::Renew } else { Purpose::Move };
+        // Keys of yet other configurations go along, such as one under local wrapping.
+        let others = keys.iter().any(|key| key.wrapped.config_id != config.id);
+        let purpose = if takes_over && !others { Purpose::Renew } else { Purpose::Move };
         let relocated = old.as_ref().is_none_or(|(_, old)| old.config != config);
-        let job = (relocated && !keys.is_empty()).then(|| self.new_move(config.id, purpose, None));
+        let job = ((relocated || others) && !keys.is_empty())
+            .then(|| self.new_move(config.id, purpose, None));
         if !takes_over {
             self.check_all_open(&keys, &unreadable, "the KMS can't be changed").await?;
         }

@@ -41,6 +41,26 @@ async fn everything_but_the_token_comes_back() {
 }
 
 #[tokio::test]
+async fn what_lay_under_local_wrapping_moves_to_the_kms_that_is_set() {
+    let mut world = World::new();
+    world.node().await.create("local").await.unwrap();
+    world.store = FakeStore::default();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    drop(node);
+    world.store = FakeStore::default();
+    rebuild(&world.store, &ManualClock::default(), found(&world)).await.unwrap();
+
+    let node = world.node().await;
+    assert!(node.set("http://a").await.unwrap().job.is_some());
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    let statuses = node.filesystem_statuses().await.unwrap();
+    assert!(statuses.iter().all(|s| s.wrapped_by.as_ref().unwrap().address == "http://a"));
+    assert_eq!(world.local.keys(), 0);
+}
+
+#[tokio::test]
 async fn a_damaged_copy_keeps_no_kms_out() {
     for address in ["http://a", "http://new-name-of-a"] {
         let mut world = World::new();
