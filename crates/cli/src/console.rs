@@ -6,6 +6,8 @@ use std::io::{self, BufRead, IsTerminal as _, Write};
 use admin_api::{BytePath, Exit, Problem};
 use serde::Serialize;
 
+use crate::show::under;
+
 /// How answers are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
@@ -144,8 +146,7 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 fn problem_text(problem: &Problem) -> String {
-    // Continuation lines stand under the first.
-    let under = |text: &str| text.trim_end().replace('\n', "\n       ");
+    let under = |text: &str| under(text, 7);
     let mut text = format!("error: {}\n  why: {}\n", under(&problem.title), under(&problem.detail));
     if let Some(cure) = &problem.cure {
         text.push_str(&format!("  do:  {}\n", under(cure)));

@@ -159,6 +159,9 @@ pub struct DevVault {
     /// Where it listens; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8200")]
     pub listen: SocketAddr,
+    /// Listen where other machines reach it too: whoever does can take every key that it holds
+    #[arg(long)]
+    pub allow_remote: bool,
     /// The token that may do everything [default: a random one, printed]
     #[arg(long, value_name = "TOKEN", value_parser = token())]
     pub root_token: Option<Token>,

@@ -26,7 +26,15 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> St
 /// Name and value, a line each, the values under each other.
 pub(crate) fn fields(fields: &[(&str, String)]) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 1;
-    fields.iter().map(|(name, value)| format!("{:width$}  {value}\n", format!("{name}:"))).collect()
+    let line = |(name, value): &(&str, String)| {
+        format!("{:width$}  {}\n", format!("{name}:"), under(value, width + 2))
+    };
+    fields.iter().map(line).collect()
+}
+
+/// A text whose further lines stand so far to the right, so that none looks like a line of ours.
+pub(crate) fn under(text: &str, columns: usize) -> String {
+    text.trim_end().replace('\n', &format!("\n{:columns$}", ""))
 }
 
 /// Bytes with a binary unit: `512 B`, `1.5 MiB`.
@@ -67,6 +75,12 @@ mod tests {
     fn a_table_stands_in_columns_and_no_line_ends_in_spaces() {
         let rows = [["home".into(), "unlocked".into()], ["a".into(), String::new()]];
         assert_eq!(table(["NAME", "STATE"], &rows), "NAME  STATE\nhome  unlocked\na\n");
+    }
+
+    #[test]
+    fn what_has_lines_looks_like_one_field() {
+        let text = fields(&[("do", "this\nand that\n".into()), ("state", "locked".into())]);
+        assert_eq!(text, "do:     this\n        and that\nstate:  locked\n");
     }
 
     #[test]

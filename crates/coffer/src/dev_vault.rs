@@ -8,7 +8,14 @@ use cli::Console;
 pub(crate) fn run(arguments: cli::DevVault, console: &mut Console<'_>) -> Result<Exit, Problem> {
     /// The key that is there from the start, so that the first `set-vault` works.
     const KEY: &str = "coffer-key";
-    let cli::DevVault { listen, root_token, state } = arguments;
+    let cli::DevVault { listen, allow_remote, root_token, state } = arguments;
+    if !listen.ip().is_loopback() && !allow_remote {
+        let title = format!("the development KMS does not listen on {listen}");
+        let why = "other machines would reach it, and it is for trying on this one";
+        return Err(Problem::new(Exit::Usage, "invalid", title, why).cure(
+            "name a loopback address, such as 127.0.0.1:8200, or accept it with --allow-remote",
+        ));
+    }
     crate::runtime()?.block_on(async {
         let mut builder = dev_vault::DevVault::builder().listen(listen).transit_key(KEY);
         if let Some(token) = &root_token {

@@ -82,3 +82,12 @@ fn no_node_answers() {
 fn wrong_usage(answer: &Answer) -> bool {
     answer.code == 2 && answer.stderr.contains("error: ")
 }
+
+#[test]
+fn the_development_kms_is_for_this_machine() {
+    let place = Place::new();
+    for listen in ["0.0.0.0:0", "[::]:0"] {
+        let refused = place.fails(2, &["dev", "vault", "--listen", listen]);
+        assert!(refused.contains("--allow-remote"), "{refused}");
+    }
+}

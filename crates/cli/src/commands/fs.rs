@@ -8,7 +8,7 @@ use url::form_urlencoded;
 
 use super::{Context, absolute, findings_text};
 use crate::grammar::{FsCommand, Name};
-use crate::show::{fields, moment, table};
+use crate::show::{fields, moment, table, under};
 
 pub(super) async fn run(
     command: FsCommand,
@@ -179,9 +179,9 @@ fn list_text(filesystems: &[Filesystem]) -> String {
                 FilesystemState::Deleting => "is being deleted",
                 _ => "is locked",
             };
-            text.push_str(&format!("{} {stands}: {}\n", fs.name, problem.detail));
+            text.push_str(&format!("{} {stands}: {}\n", fs.name, under(&problem.detail, 7)));
             if let Some(cure) = &problem.cure {
-                text.push_str(&format!("  do:  {cure}\n"));
+                text.push_str(&format!("  do:  {}\n", under(cure, 7)));
             }
         }
         text.push_str(&findings_text(&fs.findings));
@@ -214,13 +214,15 @@ fn text(fs: &Filesystem) -> String {
 
 fn deleted_text(deleted: &Deleted) -> String {
     let mut text = format!("{} is deleted\n", deleted.name);
-    for place in &deleted.removed {
+    // A path in it must not look like a line of ours.
+    let shown = |place: &String| BytePath::new(place.as_str());
+    for place in deleted.removed.iter().map(shown) {
         text.push_str(&format!("  removed a copy of its wrapped key: {place}\n"));
     }
     if deleted.remaining.is_empty() {
         text.push_str("  no copy of its wrapped key that this node knows of is left\n");
     }
-    for place in &deleted.remaining {
+    for place in deleted.remaining.iter().map(shown) {
         text.push_str(&format!("  a copy of its key that still opens: {place}\n"));
     }
     text

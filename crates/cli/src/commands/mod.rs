@@ -14,6 +14,7 @@ use clap::CommandFactory as _;
 use crate::client::Client;
 use crate::console::{Console, Output, printable};
 use crate::grammar::{Arguments, Command, DevCommand, FsCommand, KmsCommand};
+use crate::show::under;
 use crate::watch::watch;
 use crate::{LocalCommand, Outcome, defaults};
 
@@ -145,7 +146,7 @@ impl Context<'_, '_> {
 
 fn note(console: &mut Console<'_>, output: Output, text: &str) {
     if output == Output::Text {
-        console.note(&printable(&format!("note: {text}\n")));
+        console.note(&printable(&format!("note: {}\n", under(text, 6))));
     }
 }
 
@@ -158,5 +159,7 @@ fn absolute(path: &Path) -> Result<PathBuf, Problem> {
 
 /// Warnings, each with its cure.
 fn findings_text(findings: &[Finding]) -> String {
-    findings.iter().map(|f| format!("warning: {}\n  do:  {}\n", f.what, f.cure)).collect()
+    let text =
+        |f: &Finding| format!("warning: {}\n  do:  {}\n", under(&f.what, 9), under(&f.cure, 7));
+    findings.iter().map(text).collect()
 }

@@ -3,7 +3,7 @@
 use admin_api::{Exit, Kms, Problem, Status, paths};
 
 use super::{Context, findings_text};
-use crate::show::{count, fields, moment};
+use crate::show::{count, fields, moment, under};
 
 pub(super) async fn show(context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
     let status: Status = context.client.get(paths::STATUS).await?;
@@ -35,9 +35,9 @@ fn text(status: &Status) -> String {
         ("running jobs", jobs),
     ]);
     if let Some(problem) = status.kms.configured.as_ref().and_then(|kms| kms.problem.as_ref()) {
-        text.push_str(&format!("warning: {}: {}\n", problem.title, problem.detail));
+        text.push_str(&format!("warning: {}: {}\n", problem.title, under(&problem.detail, 9)));
         if let Some(cure) = &problem.cure {
-            text.push_str(&format!("  do:  {cure}\n"));
+            text.push_str(&format!("  do:  {}\n", under(cure, 7)));
         }
     }
     text.push_str(&findings_text(&status.kms.findings));

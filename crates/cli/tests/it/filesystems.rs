@@ -129,7 +129,7 @@ fn what_does_not_exist_can_not_be_deleted() {
 #[test]
 fn delete_takes_yes_and_says_which_copies_remain() {
     let deleted = json!({
-        "name": "home", "key_id": "6f1c", "removed": ["/srv/home"],
+        "name": "home", "key_id": "6f1c", "removed": ["/srv/ho\nme"],
         "remaining": ["s3://bucket/home@monday"],
     });
     let forgotten = json!({
@@ -155,7 +155,7 @@ error: deleting home was not confirmed
         node.run(&["fs", "delete", "home", "--yes"]).stdout,
         "\
 home is deleted
-  removed a copy of its wrapped key: /srv/home
+  removed a copy of its wrapped key: /srv/ho\\x0Ame
   a copy of its key that still opens: s3://bucket/home@monday
 "
     );
