@@ -12,7 +12,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use kms_core::{KEY_LEN, KmsConfigId, KmsError, KmsErrorKind, UnixMillis};
@@ -93,12 +93,15 @@ fn unfinished(path: &Path) -> PathBuf {
     path.with_extension("key.new")
 }
 
-/// Reads the key of a configuration.
+/// Reads the key of a configuration. One that others may read is refused, as ssh does, so that it does not stay so.
 pub(crate) fn read(dir: &Path, id: KmsConfigId) -> Result<LocalKey, KmsError> {
     let path = path(dir, id);
     let damaged = || {
         internal(format!("the local key {} is damaged", path.display()))
             .cure("put it back from a backup of the state directory; without it, what it wraps can't be opened")
+    };
+    let unreadable = |e: io::Error| {
+        internal(format!("the local key {} can't be read", path.display())).because(e)
     };
     let mut bytes = Bytes::new([0; LEN]);
     let mut file = File::open(&path).map_err(|e| match e.kind() {
@@ -106,16 +109,22 @@ pub(crate) fn read(dir: &Path, id: KmsConfigId) -> Result<LocalKey, KmsError> {
             KmsError::new(KmsErrorKind::KeyMissing, format!("there is no local key {}", path.display()))
                 .cure("put the file back from a backup of the state directory; without it, what it wraps can't be opened")
         }
-        _ => internal(format!("the local key {} can't be read", path.display())).because(e),
+        _ => unreadable(e),
     })?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(internal(format!(
+            "the local key {} may be read by others than its owner (mode {mode:04o})",
+            path.display()
+        ))
+        .cure(format!(
+            "chmod 600 {}; whoever read it meanwhile can read what it wraps, until that is copied to new filesystems",
+            path.display()
+        )));
+    }
     match file.read_exact(bytes.as_mut_slice()) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(damaged()),
-        Err(e) => {
-            return Err(
-                internal(format!("the local key {} can't be read", path.display())).because(e)
-            );
-        }
-        Ok(()) => {}
+        other => other.map_err(unreadable)?,
     }
     let longer = file.read(&mut [0]).map_or(true, |more| more > 0);
     if longer || bytes[CHECK_AT..] != Sha256::digest(&bytes[..CHECK_AT])[..] || &bytes[..4] != MAGIC
@@ -177,8 +186,6 @@ fn internal(what: impl Into<String>) -> KmsError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     const NOW: UnixMillis = UnixMillis(1_767_225_600_123);
@@ -199,6 +206,20 @@ mod tests {
         let mode = fs::metadata(path(dir.path(), id)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused_until_they_may_not() {
+        let (dir, id) = made();
+        let path = path(dir.path(), id);
+        for mode in [0o640, 0o604, 0o622] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = read(dir.path(), id).map(|_| ()).unwrap_err();
+            assert!(error.to_string().contains(&format!("{mode:04o}")), "{error}");
+            assert!(error.how_to_mend().unwrap().contains("chmod 600"), "{error}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        read(dir.path(), id).unwrap();
     }
 
     #[test]
