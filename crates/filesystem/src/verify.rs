@@ -116,21 +116,41 @@ struct Large {
     finding: Mutex<Finding>,
 }
 
+/// How bad it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Grade {
+    /// Not as it should be, and all of it can be read.
+    #[default]
+    Blemished,
+    /// Something of it is damaged.
+    Damaged,
+    /// Something of it can't be read now: the disk, or the system, does not answer. Later it may.
+    Unanswered,
+}
+
+impl Grade {
+    const fn of(fault: &Fault) -> Self {
+        match fault {
+            Fault::Damaged { .. } => Self::Damaged,
+            _ => Self::Unanswered,
+        }
+    }
+}
+
 /// What is wrong with a file.
 #[derive(Debug, Clone, Default)]
 struct Finding {
     reasons: Vec<String>,
     more: usize,
-    /// Something of it can't be read; else it is only not as it should be.
-    unreadable: bool,
+    grade: Grade,
     /// The bytes of the file that can't be read, and whether there are more than these.
     lost: Vec<Range<u64>>,
     more_lost: bool,
 }
 
 impl Finding {
-    fn add(&mut self, reason: String, unreadable: bool) {
-        self.unreadable |= unreadable;
+    fn add(&mut self, reason: String, grade: Grade) {
+        self.grade = self.grade.max(grade);
         if self.reasons.len() < REASONS {
             self.reasons.push(reason);
         } else {
@@ -141,7 +161,7 @@ impl Finding {
     fn merge(&mut self, other: Self) {
         self.more += other.more;
         for reason in other.reasons {
-            self.add(reason, other.unreadable);
+            self.add(reason, other.grade);
         }
         self.more_lost |= other.more_lost;
         other.lost.into_iter().for_each(|range| self.add_lost(range));
@@ -350,7 +370,7 @@ impl Verify<'_> {
                 }
                 self.check_whole(dir, item, &file, &mut finding);
             }
-            Err(fault) => finding.add(fault.to_string(), true),
+            Err(fault) => finding.add(fault.to_string(), Grade::of(&fault)),
         }
         self.keep(&item.stat, &finding);
         self.conclude(dir, item, &finding);
@@ -358,14 +378,14 @@ impl Verify<'_> {
 
     fn audit(&self, file: &SealedFile, index: u64, buffers: &mut Buffers, finding: &mut Finding) {
         let mut damaged = |error: data_path::FormatError| {
-            finding.add(error.to_string(), true);
+            finding.add(error.to_string(), Grade::Damaged);
             file.lost_bytes(&error).into_iter().for_each(|range| finding.add_lost(range));
         };
         match file.read_segment(index, buffers, &mut damaged) {
             Ok(_) => {
                 self.tally.bytes_done.fetch_add(buffers.plain.len() as u64, Ordering::Relaxed);
             }
-            Err(fault) => finding.add(fault.to_string(), true),
+            Err(fault) => finding.add(fault.to_string(), Grade::of(&fault)),
         }
     }
 
@@ -373,24 +393,25 @@ impl Verify<'_> {
     fn check_whole(&self, dir: &Dir, item: &Item, file: &SealedFile, finding: &mut Finding) {
         if let Some(error) = file.cipher.header_damage() {
             let mut reason = error.to_string();
-            // What can't be read is set aside as it is.
-            if self.repair.is_some() && !finding.unreadable {
+            // What can't be read stays as it is.
+            if self.repair.is_some() && finding.grade == Grade::Blemished {
                 let (dir, stat) = (&dir.place.fd, &item.stat);
                 reason += &repair::mend_header(self.tree, dir, &item.raw, stat, file);
             }
-            finding.add(reason, false);
+            finding.add(reason, Grade::Blemished);
         }
         self.check_xattrs(&dir.trail.entry(&item.raw, &item.name), &Owner::File(file));
     }
 
     fn conclude(&self, dir: &Dir, item: &Item, finding: &Finding) {
-        if let Some(reason) = finding.told() {
-            if finding.unreadable {
+        let Some(reason) = finding.told() else { return };
+        let at = dir.trail.entry(&item.raw, &item.name);
+        match finding.grade {
+            Grade::Blemished => self.report(&at, ProblemKind::Damaged, reason),
+            Grade::Damaged => {
                 self.unreadable(dir, &item.raw, &item.name, &Fault::damaged("read", reason));
-            } else {
-                let at = dir.trail.entry(&item.raw, &item.name);
-                self.report(&at, ProblemKind::Damaged, reason);
             }
+            Grade::Unanswered => self.report(&at, ProblemKind::Io, reason),
         }
     }
 
@@ -539,5 +560,95 @@ impl Verify<'_> {
     fn set_aside(&self, dir: &OwnedFd, raw: &[u8], at: &Trail, reason: &str) -> String {
         let repair = self.repair.as_ref();
         repair.map_or_else(String::new, |repair| repair.set_aside(dir, raw, &at.raw(), reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Filesystem;
+    use crate::report::Progress;
+    use kms_core::{
+        Ciphertext, ENVELOPE_FORMAT, FilesystemKey, KeyEnvelope, KeyVersion, KmsConfig,
+        KmsConfigId, WrappedKey,
+    };
+
+    struct Unattended;
+
+    impl Control for Unattended {
+        fn stop_requested(&self) -> bool {
+            false
+        }
+        fn progress(&self, _: &Progress) {}
+        fn checkpoint(&self, _: &crate::Checkpoint) {}
+        fn problem(&self, _: &Problem) {}
+    }
+
+    fn envelope(key: &FilesystemKey) -> KeyEnvelope {
+        let kms = KmsConfig {
+            id: KmsConfigId::random(),
+            kind: String::new(),
+            address: String::new(),
+            master_key: String::new(),
+            settings: Default::default(),
+        };
+        let ciphertext = Ciphertext { text: String::new(), version: KeyVersion(1) };
+        KeyEnvelope {
+            format: ENVELOPE_FORMAT,
+            filesystem: "test".to_owned(),
+            revision: 1,
+            wrapped: WrappedKey { key_id: key.id(), config_id: kms.id, ciphertext },
+            kms,
+            exposed: false,
+        }
+    }
+
+    /// The system says no here because the file is gone; with no descriptors left, or a disk that does not answer, it
+    /// says no in the same way.
+    #[test]
+    fn what_the_system_does_not_open_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let (backing, source) = (dir.path().join("backing"), dir.path().join("source"));
+        let key = Arc::new(FilesystemKey::generate().unwrap());
+        let envelope = envelope(&key);
+        let home = Filesystem::create(&backing, key, &envelope, crate::Backend::default()).unwrap();
+        std::fs::create_dir(&source).unwrap();
+        std::fs::write(source.join("file"), "content").unwrap();
+        home.import(&source, None, &Unattended).unwrap();
+        let root = home.tree.open_root().unwrap();
+        let raw = home.tree.keys.seal_name(root.dir, b"file").unwrap().name.into_bytes();
+        let item = || Item {
+            stat: sys::stat(&root.fd, &raw).unwrap(),
+            raw: raw.clone(),
+            name: b"file".to_vec(),
+        };
+        let (there, gone) = (item(), item());
+        let root = Dir { place: home.tree.open_root().unwrap(), trail: Trail::root(ROOT) };
+        let lost = make_or_open(&sys::open_root(&backing).unwrap(), LOST).unwrap();
+        let verify = Verify {
+            tree: &home.tree,
+            control: &Unattended,
+            repair: Some(Repair::new(lost)),
+            tally: Tally::default(),
+            queue: Queue::default(),
+            audited: Mutex::default(),
+            link_records: Mutex::default(),
+        };
+        verify.file(&root, &there, &mut Buffers::default());
+        assert_eq!(verify.tally.problems(), []);
+        sys::unlink(&root.place.fd, &raw).unwrap();
+        verify.file(&root, &gone, &mut Buffers::default());
+        let [problem] = &verify.tally.problems()[..] else { panic!("one problem") };
+        assert_eq!(problem.kind, ProblemKind::Io, "{problem:?}");
+        assert!(!problem.reason.contains("aside"), "{problem:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_where_the_disk_does_not_answer_stays_where_it_is() {
+        let mut finding = Finding::default();
+        for grade in [Grade::Blemished, Grade::Unanswered, Grade::Damaged] {
+            finding.add(String::new(), grade);
+        }
+        assert_eq!(finding.grade, Grade::Unanswered);
     }
 }
