@@ -144,6 +144,7 @@ impl KeyManager {
             return Err(Error::Volume { name: name.to_string(), source });
         }
         fs.state = FilesystemState::Ready;
+        let _memory = self.change_memory().await;
         self.store().commit(Commit::new().put(&fs_key, records::encode(&fs))).await?;
         self.ring().insert(key.id(), key);
         self.lock_reasons().remove(&name);
@@ -304,6 +305,7 @@ impl KeyManager {
 
     /// Puts its key out of memory unless another filesystem has it too; whether it did.
     async fn drop_unshared_key(&self, fs: &FilesystemRecord) -> Result<bool, Error> {
+        let _memory = self.change_memory().await;
         let shares = |other: &FilesystemRecord| other.key_id == fs.key_id && other.name != fs.name;
         let unshared = !self.filesystems().await?.iter().any(shares);
         if unshared {

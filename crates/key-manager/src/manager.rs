@@ -39,6 +39,8 @@ pub struct KeyManager {
     parts: Parts,
     /// Serialises the acts that change records.
     acts: tokio::sync::Mutex<()>,
+    /// Serialises what takes keys into memory and out of it. Never held while a KMS is asked, so that a lock waits for none.
+    memory: tokio::sync::Mutex<()>,
     /// Lets one move run at a time; other acts go on beside it.
     pub(crate) moves: tokio::sync::Mutex<()>,
     /// Opened KMS clients, by configuration.
@@ -66,6 +68,7 @@ impl KeyManager {
         Self {
             parts,
             acts: tokio::sync::Mutex::default(),
+            memory: tokio::sync::Mutex::default(),
             moves: tokio::sync::Mutex::default(),
             clients: RwLock::default(),
             ring: RwLock::default(),
@@ -120,6 +123,11 @@ impl KeyManager {
 
     pub(crate) async fn begin_act(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.acts.lock().await
+    }
+
+    /// Whoever holds the acts' lock too has taken that one first.
+    pub(crate) async fn change_memory(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.memory.lock().await
     }
 
     pub(crate) fn provider(&self, kind: &str) -> Result<&Arc<dyn KmsProvider>, Error> {

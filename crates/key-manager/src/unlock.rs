@@ -119,9 +119,9 @@ impl KeyManager {
     /// # Errors
     /// What kept the key from opening.
     pub async fn unlock(&self, name: &FilesystemName) -> Result<(), Error> {
-        let act = self.begin_act().await;
+        let memory = self.change_memory().await;
         let fs = self.set_held(name, false).await?;
-        drop(act);
+        drop(memory);
         if self.unlocked(fs.key_id).is_some() {
             return Ok(());
         }
@@ -141,7 +141,7 @@ impl KeyManager {
     /// is being unwrapped at this moment. A key that another filesystem has too stays for that one.
     /// Whoever still holds the key's `Arc` must let it go.
     pub async fn lock(&self, name: &FilesystemName) -> Result<(), Error> {
-        let _act = self.begin_act().await;
+        let _memory = self.change_memory().await;
         let fs = self.set_held(name, true).await?;
         let open = |other: &FilesystemRecord| other.key_id == fs.key_id && other.may_open();
         if !self.filesystems().await?.iter().any(open) {
@@ -156,7 +156,7 @@ impl KeyManager {
         self.ring().clear();
     }
 
-    /// The caller holds the acts' lock.
+    /// The caller changes the memory.
     async fn set_held(&self, name: &FilesystemName, held: bool) -> Result<FilesystemRecord, Error> {
         let (record, mut fs) = self.filesystem_record(name).await?;
         if fs.held != held {
@@ -224,7 +224,7 @@ impl KeyManager {
         &self,
         answers: Vec<(FilesystemName, Result<FilesystemKey, KmsError>)>,
     ) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
-        let _act = self.begin_act().await;
+        let _memory = self.change_memory().await;
         let filesystems = self.filesystems().await?.into_iter().map(|fs| (fs.name.clone(), fs));
         let mut filesystems: HashMap<_, _> = filesystems.collect();
         let mut locked = Vec::new();

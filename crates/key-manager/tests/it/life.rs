@@ -199,6 +199,23 @@ async fn locked_by_an_admin_stays_locked_over_a_restart() {
     assert_eq!(node.state("x").await, KeyState::Unlocked);
 }
 
+#[tokio::test]
+async fn a_lock_waits_for_no_kms() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    let mut asked = world.kms.server("http://a").hold("wrap");
+    let (made, ()) = tokio::join!(node.create("slow"), async {
+        asked.reached().await;
+        node.lock(&name("x")).await.unwrap();
+        assert_eq!(keys_in_memory(&node), 0);
+        drop(asked);
+    });
+    made.unwrap();
+    assert_eq!(keys_in_memory(&node), 1);
+}
+
 /// As the manager's own `Debug` shows them.
 fn keys_in_memory(node: &KeyManager) -> usize {
     format!("{node:?}").matches("FilesystemKey(").count()
