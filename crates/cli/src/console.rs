@@ -19,13 +19,16 @@ pub enum Output {
 
 /// Where a command reads and writes.
 ///
-/// What can't be written (a closed pipe) is dropped: a reader that went away wants nothing more.
+/// What a closed pipe does not take is dropped: a reader that went away wants nothing more. Another failure ([`Console::end`])
+/// is one of the command.
 pub struct Console<'a> {
     stdin: &'a mut dyn BufRead,
     stdout: &'a mut dyn Write,
     stderr: &'a mut dyn Write,
     can_ask: bool,
     shows_progress: bool,
+    /// What kept an answer from being written.
+    unwritten: Option<io::Error>,
 }
 
 impl<'a> Console<'a> {
@@ -35,7 +38,7 @@ impl<'a> Console<'a> {
         stdout: &'a mut dyn Write,
         stderr: &'a mut dyn Write,
     ) -> Self {
-        Self { stdin, stdout, stderr, can_ask: false, shows_progress: false }
+        Self { stdin, stdout, stderr, can_ask: false, shows_progress: false, unwritten: None }
     }
 
     /// Asks and shows progress as far as the process's own stdin and stderr are terminals.
@@ -80,7 +83,19 @@ impl<'a> Console<'a> {
 
     /// Writes to stdout.
     pub fn show(&mut self, text: &str) {
-        let _ = self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush());
+        let shown = self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush());
+        if let Err(error) = shown
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            self.unwritten.get_or_insert(error);
+        }
+    }
+
+    /// How the command ends, with all of its answer written or not.
+    pub fn end(&mut self, exit: Exit) -> Exit {
+        let Some(error) = self.unwritten.take() else { return exit };
+        self.note(&format!("error: the answer can't be written\n  why: {error}\n"));
+        if exit == Exit::Done { Exit::Failed } else { exit }
     }
 
     /// Writes to stderr.
@@ -164,6 +179,30 @@ mod tests {
         console.can_ask = can_ask;
         let result = console.confirm("deleting home", "its data is lost", "home");
         (result, String::from_utf8(stderr).unwrap())
+    }
+
+    struct Full(io::ErrorKind);
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_lost_is_a_failure_unless_nobody_wants_it() {
+        for (kind, exit) in
+            [(io::ErrorKind::StorageFull, Exit::Failed), (io::ErrorKind::BrokenPipe, Exit::Done)]
+        {
+            let (mut stdin, mut stdout, mut stderr) = (&b""[..], Full(kind), Vec::new());
+            let mut console = Console::new(&mut stdin, &mut stdout, &mut stderr);
+            console.show("an answer");
+            assert_eq!(console.end(Exit::Done), exit);
+            assert_eq!(stderr.is_empty(), exit == Exit::Done);
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
             })
         }
     };
-    ExitCode::from(exit.code())
+    ExitCode::from(console.end(exit).code())
 }
 
 fn run(command: LocalCommand, console: &mut Console<'_>, output: Output) -> Result<Exit, Problem> {
