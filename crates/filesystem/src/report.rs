@@ -37,7 +37,7 @@ pub struct Progress {
     pub files_total: u64,
     /// Entries dealt with, those with problems too.
     pub files_done: u64,
-    /// Problems met; an entry may have several.
+    /// Problems met; an entry may have several. What was skipped or is left over is none.
     pub failed: u64,
     /// Entries that were copied without their owner or group, which only root can give. None is a problem of its own:
     /// where the process is not root's it may be all of them.
@@ -262,7 +262,7 @@ pub(crate) struct Tally {
     pub(crate) files_done: AtomicU64,
     failed: AtomicU64,
     pub(crate) owners_lost: AtomicU64,
-    /// Failures and leftovers.
+    /// Failures, leftovers and what was skipped.
     listed: AtomicU64,
     problems: Mutex<Vec<Problem>>,
 }
@@ -285,8 +285,8 @@ impl Tally {
     pub(crate) fn problem(&self, problem: Problem, control: &dyn Control) {
         control.problem(&problem);
         self.listed.fetch_add(1, Ordering::Relaxed);
-        // What lies about unused is worth telling, and nothing failed.
-        if problem.kind != ProblemKind::Leftover {
+        // What lies about unused or can be no file in any copy is worth telling, and nothing failed.
+        if !matches!(problem.kind, ProblemKind::Leftover | ProblemKind::Skipped) {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
         let mut problems = lock(&self.problems);

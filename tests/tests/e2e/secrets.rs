@@ -31,8 +31,8 @@ fn nothing_readable_lies_in_the_state_directory() {
     // What jobs could not do, and why they failed, names files too.
     let _socket = UnixListener::bind(source.join(format!("{NAME}-socket"))).unwrap();
     let source = source.to_str().unwrap();
-    let skipped = place.coffer(&["fs", "import", "home", source]).expect(8);
-    assert!(skipped.stdout.contains(&format!("{NAME}-socket")), "{skipped:?}");
+    let skipped = place.ok(&["fs", "import", "home", source]);
+    assert!(skipped.contains(&format!("{NAME}-socket")), "{skipped}");
     damage_one(&place.state().join("filesystems/home/root"));
     let damaged = place.coffer(&["fs", "verify", "home"]).expect(6);
     assert!(damaged.stdout.contains(NAME), "{damaged:?}");

@@ -141,9 +141,12 @@ fn damage_text(job: &Job) -> String {
     }
     if job.names_sealed {
         let name = job.filesystem.as_deref().unwrap_or_default();
+        let what = match job.progress.failed_items {
+            0 => "what there is to know of single files".to_owned(),
+            failed => count(failed, "problem"),
+        };
         text.push_str(&format!(
-            "{}, named while {name} is unlocked: coffer job show {}\n",
-            count(job.progress.failed_items, "problem"),
+            "{what}, named while {name} is unlocked: coffer job show {}\n",
             job.id
         ));
     }
