@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use filesystem::{Backend, ErrorKind, Filesystem};
 use key_manager::{FilesystemName, KeyManager, Removal, Volumes};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyId};
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 
@@ -72,8 +73,12 @@ impl Volumes for BackingVolumes {
     }
 }
 
-/// How many filesystems stay open that nobody uses. Each takes a handful of file descriptors.
-const IDLE_OPEN: usize = 256;
+/// How many filesystems stay open that nobody uses, where the limit on open files does not allow for fewer.
+const IDLE_OPEN: u64 = 256;
+
+/// Of the open files that a process may have, an idle filesystem gets no more than its part of so many. It has six, and what is in
+/// use, the store and the connections need theirs.
+const FILES_EACH: u64 = 16;
 
 /// The filesystems that are open here. One is opened when it is first used and stays open until it is locked, so that a
 /// second node meets its lock; only beyond [`IDLE_OPEN`] the idle ones are closed.
@@ -116,7 +121,8 @@ impl OpenFilesystems {
 
     fn place(&self, name: &FilesystemName) -> Place {
         let mut open = self.lock();
-        if open.len() >= IDLE_OPEN {
+        let files = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+        if open.len() as u64 >= IDLE_OPEN.min(files / FILES_EACH) {
             open.retain(|_, place| {
                 let used = |filesystem| Arc::strong_count(filesystem) > 1;
                 Arc::strong_count(place) > 1 || place.get().is_some_and(used)

@@ -187,3 +187,19 @@ fn the_usual_limit_of_open_files_is_no_limit_of_filesystems() {
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
+#[test]
+fn more_filesystems_than_open_files_are_used_one_after_the_other() {
+    let place = Place::new();
+    let node = place.start();
+    let limit = ["--pid", &node.pid().to_string(), "--nofile=96"];
+    assert!(Command::new("prlimit").args(limit).status().unwrap().success());
+    // Each has six files while it is open.
+    let names: Vec<String> = (0..20).map(|n| format!("fs-{n}")).collect();
+    for name in &names {
+        place.ok(&["fs", "create", name, "--allow-no-kms"]);
+    }
+    for name in &names {
+        place.ok(&["fs", "ls", name]);
+    }
+}
