@@ -21,7 +21,7 @@ use crate::problem;
 #[derive(Debug)]
 pub struct BackingVolumes {
     cipher: Backend,
-    /// Keys whose directory could not be made, so that nothing of theirs lies there.
+    /// Keys whose directory refused to become theirs, so that nothing of theirs lies there.
     never_made: Mutex<HashSet<KeyId>>,
 }
 
@@ -49,7 +49,11 @@ impl Volumes for BackingVolumes {
         let (backing, envelope, cipher) = (site.backing.clone(), envelope.clone(), self.cipher);
         let made =
             spawn_blocking(move || Filesystem::create(&backing, key, &envelope, cipher)).await?;
-        if made.is_err() {
+        // What failed in another way may have left something that is ours.
+        let refused = |error: &filesystem::Error| {
+            matches!(error.kind(), ErrorKind::Invalid | ErrorKind::InUse)
+        };
+        if made.as_ref().is_err_and(refused) {
             self.never_made().insert(site.key_id);
         }
         made.map(drop).map_err(Failure::from)

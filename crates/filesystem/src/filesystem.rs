@@ -122,11 +122,11 @@ impl Filesystem {
             Ok((opened, SealedTree { keys, root: root.fd, links, stage }))
         };
         let (opened, tree) = build().inspect_err(|_| {
-            // Nothing of value is here: the header comes last.
-            for name in [ROOT, STAGE, LINKS, LOST] {
-                let _ = remove_tree(&backing, name);
+            // Nothing of value is here: the header comes last. What can't be removed now stays known as ours.
+            let gone = |name: &&[u8]| remove_tree(&backing, name).is_ok();
+            if [ROOT, STAGE, LINKS, LOST].iter().all(gone) {
+                let _ = sys::unlink(&backing, LOCK);
             }
-            let _ = sys::unlink(&backing, LOCK);
         })?;
         Ok(Self::new(path.to_owned(), opened, tree, lock))
     }

@@ -203,3 +203,28 @@ fn more_filesystems_than_open_files_are_used_one_after_the_other() {
         place.ok(&["fs", "ls", name]);
     }
 }
+
+#[test]
+fn a_creation_that_runs_out_of_open_files_leaves_nothing() {
+    let place = Place::new();
+    let node = place.start();
+    let pid = node.pid().to_string();
+    let limit = |files: usize| {
+        let limit = ["--pid", &pid, &format!("--nofile={files}:")];
+        assert!(Command::new("prlimit").args(limit).status().unwrap().success());
+    };
+    let filesystems = place.state().join("filesystems");
+    let mut failed = 0;
+    for more in 2..12 {
+        limit(fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() + more);
+        let made = place.coffer(&["fs", "create", "home", "--allow-no-kms"]);
+        limit(1024);
+        failed += usize::from(made.code != 0);
+        let listed = place.json(&["fs", "list"]);
+        if listed["filesystems"] != serde_json::json!([]) {
+            place.ok(&["fs", "delete", "home", "--yes"]);
+        }
+        assert_eq!(fs::read_dir(&filesystems).unwrap().count(), 0, "{more}: {made:?}");
+    }
+    assert!(failed > 2, "{failed}");
+}
