@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use admin_api::{Exit, Problem};
-use daemon::{AuditLog, BackingVolumes, Node};
+use daemon::{AuditLog, BackingVolumes, Node, Patience};
 use filesystem::{Backend, BackingHeaders, read_envelope};
 use key_manager::KeyManager;
 use key_store::SledStore;
@@ -55,7 +55,7 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
             Arc::new(VaultProvider::default()),
             Arc::new(LocalProvider::new(&state_dir)),
         ],
-        holders: vec![Arc::new(BackingHeaders)],
+        holders: vec![Arc::new(Patience::new(BackingHeaders))],
         volumes: Arc::new(BackingVolumes::new(cipher)),
         clock: Arc::clone(&clock),
         audit: Arc::clone(&audit) as _,

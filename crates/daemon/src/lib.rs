@@ -11,6 +11,7 @@
 //! | `keeper` | the loop that opens filesystems and lets jobs go on |
 //! | `health` | the KMS as last seen; the token, renewed in time |
 //! | `jobs` | long work, and what it could not do |
+//! | `patience` | places of copies of wrapped keys that may not answer |
 //! | `volumes` | backing directories: made, removed, opened once |
 //! | `audit` | the chained log of acts on keys and of requests |
 //! | `hardening` | no core dumps, private files |
@@ -35,6 +36,7 @@ mod hardening;
 mod health;
 mod jobs;
 mod keeper;
+mod patience;
 mod problem;
 mod socket;
 mod volumes;
@@ -57,6 +59,7 @@ use tokio::task::JoinSet;
 
 pub use audit::{AuditLog, SYNC_WITHIN};
 pub use hardening::harden;
+pub use patience::Patience;
 pub use problem::of_keys;
 pub use volumes::BackingVolumes;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use daemon::{AuditLog, BackingVolumes, Node, Parts};
+use daemon::{AuditLog, BackingVolumes, Node, Parts, Patience};
 use filesystem::{Backend, BackingHeaders};
 use key_manager::KeyManager;
 use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Proof, SystemClock};
@@ -78,7 +78,7 @@ impl World {
         let manager = KeyManager::new(key_manager::Parts {
             store: Arc::clone(&self.store) as _,
             providers: vec![kind("vault"), kind("local")],
-            holders: vec![Arc::new(BackingHeaders)],
+            holders: vec![Arc::new(Patience::new(BackingHeaders))],
             volumes: Arc::new(BackingVolumes::new(Backend::default())),
             clock: Arc::new(SystemClock),
             audit: Arc::clone(&audit) as _,
