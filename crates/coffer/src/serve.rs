@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use admin_api::{Exit, Problem};
 use daemon::{AuditLog, BackingVolumes, Node, Patience};
@@ -16,6 +17,9 @@ use vault_transit::VaultProvider;
 use crate::config::{LogFormat, Settings};
 use crate::parts::{self, Generation};
 
+/// How long an ended node waits for what still reads or writes. Its jobs have ended before.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
+
 /// Is the node, until it is asked to end.
 pub(crate) fn run(arguments: cli::Serve) -> Result<Exit, Problem> {
     let cli::Serve { config, state_dir, socket } = arguments;
@@ -23,7 +27,11 @@ pub(crate) fn run(arguments: cli::Serve) -> Result<Exit, Problem> {
     daemon::harden().map_err(|e| cannot_start("core dumps can't be turned off", &e))?;
     log_to_stderr(settings.log_format);
     parts::make_state_dir(&settings.state_dir)?;
-    crate::runtime()?.block_on(serve(settings))
+    let runtime = crate::runtime()?;
+    let ended = runtime.block_on(serve(settings));
+    // A disk that does not answer holds its thread, and the process would wait for it.
+    runtime.shutdown_timeout(SHUTDOWN_WITHIN);
+    ended
 }
 
 async fn serve(settings: Settings) -> Result<Exit, Problem> {
