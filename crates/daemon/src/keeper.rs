@@ -117,12 +117,7 @@ impl Keeper {
     /// Brings the copies of wrapped keys to what the store says; whether all of them are there.
     async fn settle_copies(&self) -> bool {
         match self.manager.settle_copies().await {
-            Ok(failed) => {
-                for failure in &failed {
-                    tracing::warn!("the copy of a wrapped key is behind the store: {failure}");
-                }
-                failed.is_empty()
-            }
+            Ok(failed) => failed.is_empty(),
             // Its end wakes this loop.
             Err(Error::Busy { .. }) => true,
             Err(error) => {

@@ -278,7 +278,17 @@ impl KeyManager {
         let behind = &mut write(&self.copies).behind;
         match found {
             Ok(()) => drop(behind.remove(&site.name)),
-            Err(error) => drop(behind.insert(site.name.clone(), error.to_string())),
+            Err(error) => {
+                let why = error.to_string();
+                if behind.get(&site.name) != Some(&why) {
+                    tracing::warn!(
+                        filesystem = site.name,
+                        why,
+                        "a copy of its wrapped key is behind the store"
+                    );
+                    behind.insert(site.name.clone(), why);
+                }
+            }
         }
     }
 

@@ -223,7 +223,7 @@ fn deleted_text(deleted: &Deleted) -> String {
         text.push_str("  no copy of its wrapped key that this node knows of is left\n");
     }
     for place in deleted.remaining.iter().map(shown) {
-        text.push_str(&format!("  a copy of its key that still opens: {place}\n"));
+        text.push_str(&format!("  left, with a copy of its key that may open: {place}\n"));
     }
     text
 }

@@ -156,12 +156,12 @@ error: deleting home was not confirmed
         "\
 home is deleted
   removed a copy of its wrapped key: /srv/ho\\x0Ame
-  a copy of its key that still opens: s3://bucket/home@monday
+  left, with a copy of its key that may open: s3://bucket/home@monday
 "
     );
     assert_eq!(
         node.run(&["fs", "delete", "home", "--forget", "--yes"]).stdout,
-        "home is deleted\n  a copy of its key that still opens: /srv/home (out of reach)\n"
+        "home is deleted\n  left, with a copy of its key that may open: /srv/home (out of reach)\n"
     );
 }
 
