@@ -121,8 +121,7 @@ pub struct Deleted {
     pub key_id: String,
     /// Copies of its wrapped key that were removed.
     pub removed: Vec<String>,
-    /// Copies that still open with the KMS: uploaded snapshots, filesystems that adopted the key,
-    /// and what could not be reached.
+    /// Copies that still open: uploaded snapshots, filesystems that adopted the key, a backing directory that was left.
     pub remaining: Vec<String>,
 }
 

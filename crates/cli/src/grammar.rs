@@ -224,7 +224,7 @@ Examples:
     Delete {
         #[command(flatten)]
         name: Name,
-        /// Remove the record alone if the backing directory is out of reach; what lies there stays
+        /// Remove the record alone; what lies in the backing directory stays, in reach or not
         #[arg(long)]
         forget: bool,
     },

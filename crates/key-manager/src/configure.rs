@@ -101,6 +101,7 @@ impl KeyManager {
             canary: Some(canary),
             versions: proof.master_key.created.clone(),
             set_at: self.parts().clock.now(),
+            kept: false,
         };
         let mut commit = Commit::new()
             .put(records::CURRENT, records::encode(&CurrentKms { config_id: config.id }))
@@ -209,6 +210,7 @@ impl KeyManager {
                     canary: None,
                     versions: BTreeMap::new(),
                     set_at: self.parts().clock.now(),
+                    kept: false,
                 };
                 // The record first: a key file that nothing names would never be erased.
                 let put = Commit::new()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kms_core::{
     Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KeyId, KmsConfigId,
-    Outcome, WrappedKey,
+    Outcome, Record, WrappedKey,
 };
 
 use crate::identity::{with_new_canary, wrap_and_open};
@@ -65,7 +65,7 @@ pub struct Deleted {
     pub key_id: KeyId,
     /// Where copies of it lay that are removed.
     pub removed: Vec<String>,
-    /// Where copies remain that still open: uploaded snapshots, filesystems that adopted the key, what could not be reached.
+    /// Where copies remain that still open: uploaded snapshots, filesystems that adopted the key, a backing directory that was left.
     pub remaining: Vec<String>,
 }
 
@@ -152,74 +152,112 @@ impl KeyManager {
         Ok(Created { filesystem: fs, exposed })
     }
 
-    /// Removes a filesystem: its data, its record, and the copies of its wrapped key here. Whoever has it open closes it first.
-    ///
-    /// With its backing directory out of reach the store's is the last wrapped key within reach: it takes `forget`, and what lies in
-    /// the directory stays. One whose deletion failed is gone on with.
+    /// Removes a filesystem: its data, its record, and the copies of its wrapped key here. Whoever has it open closes it first. One
+    /// whose deletion failed is gone on with.
     ///
     /// # Errors
-    /// [`Error::BackingAway`] without `forget`: nothing is changed then, unless it had begun before. Another one: it has begun, and goes on at
-    /// the next call or [`KeyManager::finish_removals`].
-    pub async fn delete_filesystem(
-        &self,
-        name: &FilesystemName,
-        forget: bool,
-    ) -> Result<Deleted, Error> {
+    /// [`Error::BackingAway`]: with its backing directory out of reach the store's is the last wrapped key within reach; nothing is
+    /// changed then, unless it had begun before. Another one: it has begun, and goes on at the next call or
+    /// [`KeyManager::finish_removals`].
+    pub async fn delete_filesystem(&self, name: &FilesystemName) -> Result<Deleted, Error> {
         let _act = self.begin_act().await;
+        let (record, mut fs) = self.recorded(name).await?;
+        let begun = fs.state != FilesystemState::Ready;
+        let (removed, away) = self.copies_here(&fs).await?;
+        let remaining = self.copies_elsewhere(&fs).await?;
+        // What was begun has lost its copy first of all.
+        if let Some(why) = away.filter(|_| !begun) {
+            return Err(Error::BackingAway { name: name.to_string(), why });
+        }
+        if !begun {
+            fs.state = FilesystemState::Deleting;
+            let intent =
+                Commit::new().unchanged(&record).put(record.key.clone(), records::encode(&fs));
+            self.store().commit(intent).await.map_err(|e| changed(e, "the filesystem"))?;
+            self.lock_reasons().remove(&fs.name);
+            self.drop_unshared_key(&fs).await?;
+        }
+        let key_id = fs.key_id;
+        self.remove_filesystem(fs).await?;
+        let what = format!("{key_id}, left: {}", remaining.join(", "));
+        self.audit("fs.delete", name.as_str(), Outcome::Done, &what);
+        self.retire_or_warn().await;
+        Ok(Deleted { key_id, removed, remaining })
+    }
+
+    /// Removes the record of a filesystem, and nothing else: what lies in its backing directory stays as it is, in reach or not, and with
+    /// it the local key if that is what opens it.
+    pub async fn forget_filesystem(&self, name: &FilesystemName) -> Result<Deleted, Error> {
+        let _act = self.begin_act().await;
+        let (_, fs) = self.recorded(name).await?;
+        let mut remaining = self.copies_elsewhere(&fs).await?;
+        let mut left = format!("{}, as it is", fs.backing.display());
+        // What is half deleted has lost the copy of its key.
+        if fs.state == FilesystemState::Ready && self.keep_local_key(&fs).await? {
+            left.push_str(", which opens under the local key of this node; that stays for it");
+        }
+        remaining.push(left);
+        self.remove_records(&fs).await?;
+        let what = format!("{}, left: {}", fs.key_id, remaining.join(", "));
+        self.audit("fs.forget", name.as_str(), Outcome::Done, &what);
+        self.retire_or_warn().await;
+        Ok(Deleted { key_id: fs.key_id, removed: Vec::new(), remaining })
+    }
+
+    /// The record of a filesystem in any state.
+    async fn recorded(&self, name: &FilesystemName) -> Result<(Record, FilesystemRecord), Error> {
         let record = self.store().get(&records::fs_key(name)).await?;
         let unknown = || Error::Unknown { what: format!("filesystem {name}") };
         let record = record.ok_or_else(unknown)?;
-        let mut fs: FilesystemRecord = records::decode(&record)?;
-        let begun = fs.state != FilesystemState::Ready;
-        let mut deleted = Deleted { key_id: fs.key_id, removed: Vec::new(), remaining: Vec::new() };
-        let mut away = None;
+        let fs = records::decode(&record)?;
+        Ok((record, fs))
+    }
+
+    /// Where copies of its wrapped key lie that are removed with it, and why one can't be.
+    async fn copies_here(
+        &self,
+        fs: &FilesystemRecord,
+    ) -> Result<(Vec<String>, Option<String>), Error> {
+        let (mut here, mut away) = (Vec::new(), None);
         for holder in &self.parts().holders {
-            for copy in holder.list(&fs.site()).await? {
+            for copy in holder.list(&fs.site()).await?.into_iter().filter(|copy| !copy.uploaded) {
                 match copy.envelope {
-                    _ if copy.uploaded => deleted.remaining.push(copy.location),
-                    Ok(lies) if lies.wrapped.key_id == fs.key_id => {
-                        deleted.removed.push(copy.location);
-                    }
+                    Ok(lies) if lies.wrapped.key_id == fs.key_id => here.push(copy.location),
                     Ok(_) => away = Some(format!("{} is of another key", copy.location)),
                     Err(error) => away = Some(error.to_string()),
                 }
             }
         }
+        Ok((here, away))
+    }
+
+    /// Where copies of its key are that have nothing to do with its backing directory.
+    async fn copies_elsewhere(&self, fs: &FilesystemRecord) -> Result<Vec<String>, Error> {
+        let mut elsewhere = Vec::new();
+        for holder in &self.parts().holders {
+            let copies = holder.list(&fs.site()).await?.into_iter().filter(|copy| copy.uploaded);
+            elsewhere.extend(copies.map(|copy| copy.location));
+        }
         for other in self.filesystems().await? {
             if other.key_id == fs.key_id && other.name != fs.name {
-                deleted.remaining.push(format!("the filesystem {}", other.name));
+                elsewhere.push(format!("the filesystem {}", other.name));
             }
         }
-        let left = match away {
-            // What was begun has lost its copy first of all.
-            Some(why) if !begun && forget => Some(why),
-            Some(why) if !begun => return Err(Error::BackingAway { name: name.to_string(), why }),
-            _ => {
-                if !begun {
-                    fs.state = FilesystemState::Deleting;
-                    let intent = Commit::new()
-                        .unchanged(&record)
-                        .put(record.key.clone(), records::encode(&fs));
-                    self.store().commit(intent).await.map_err(|e| changed(e, "the filesystem"))?;
-                    self.lock_reasons().remove(&fs.name);
-                    self.drop_unshared_key(&fs).await?;
-                }
-                match self.remove_filesystem(fs.clone()).await {
-                    Ok(()) => None,
-                    Err(error) if forget => Some(error.to_string()),
-                    Err(error) => return Err(error),
-                }
-            }
-        };
-        if let Some(why) = left {
-            deleted.removed.clear();
-            deleted.remaining.push(format!("{} ({why})", fs.backing.display()));
-            self.remove_records(&fs).await?;
+        Ok(elsewhere)
+    }
+
+    /// Sees to it that the local key is never erased, if it is what opens this filesystem; whether it is.
+    async fn keep_local_key(&self, fs: &FilesystemRecord) -> Result<bool, Error> {
+        // A wrapped key that can't be read opens under nothing.
+        let Ok((_, entry)) = self.key_entry(fs.key_id).await else { return Ok(false) };
+        let config = self.config(entry.wrapped.config_id).await?;
+        if config.config.kind != LOCAL {
+            return Ok(false);
         }
-        let what = format!("{}, left: {}", fs.key_id, deleted.remaining.join(", "));
-        self.audit("fs.delete", name.as_str(), Outcome::Done, &what);
-        self.retire_or_warn().await;
-        Ok(deleted)
+        let key = records::config_key(config.config.id);
+        let kept = ConfigRecord { kept: true, ..config };
+        self.store().commit(Commit::new().put(key, records::encode(&kept))).await?;
+        Ok(true)
     }
 
     /// Tries again to remove what is half deleted. Answers whether nothing of the sort is left.

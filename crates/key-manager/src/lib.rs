@@ -42,6 +42,6 @@ pub use manager::{KeyManager, Parts};
 pub use moving::{MoveReport, MoveSpec, Purpose};
 pub use name::FilesystemName;
 pub use records::{FilesystemRecord, FilesystemState};
-pub use recover::{Recovered, rebuild};
+pub use recover::{Recovered, rebuild, recorded_filesystems};
 pub use status::{FilesystemStatus, InUse, KmsOverview, LiveKms, VersionCount};
 pub use unlock::{KeyState, LockReason};

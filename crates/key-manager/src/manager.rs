@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kms_core::{
     AuditEvent, AuditSink, Clock, Commit, Credential, FilesystemKey, FilesystemSite, HolderError,
-    KeyHolder, KeyId, KeyStore, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider,
-    Outcome, Record,
+    KeyHolder, KeyId, KeyStore, Kms, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, Outcome,
+    Record,
 };
 
 use crate::filesystems::Volumes;
@@ -214,8 +214,9 @@ impl KeyManager {
             return Ok(());
         }
         let current = self.current().await?.map(|(_, record)| record.config.id);
-        let unused = |config: &KmsConfig, named: &HashSet<KmsConfigId>| {
-            Some(config.id) != current && !named.contains(&config.id)
+        let unused = |record: &ConfigRecord, named: &HashSet<KmsConfigId>| {
+            let id = record.config.id;
+            Some(id) != current && !record.kept && !named.contains(&id)
         };
         let (keys, unreadable) = self.key_entries().await?;
         if !unreadable.is_empty() {
@@ -225,7 +226,7 @@ impl KeyManager {
         let mut named: HashSet<KmsConfigId> =
             keys.iter().map(|entry| entry.wrapped.config_id).collect();
         let configs = self.configs().await?;
-        if !configs.iter().any(|c| unused(&c.config, &named)) {
+        if !configs.iter().any(|record| unused(record, &named)) {
             return Ok(());
         }
         for site in self.sites_by_key().await?.values().flatten() {
@@ -237,10 +238,7 @@ impl KeyManager {
                 }
             }
         }
-        for ConfigRecord { config, .. } in configs {
-            if !unused(&config, &named) {
-                continue;
-            }
+        for ConfigRecord { config, .. } in configs.into_iter().filter(|c| unused(c, &named)) {
             // The record goes last: while it is there, a stop in between is made good at the next start.
             self.provider(&config.kind)?.retire(&config).await?;
             let forget = Commit::new()

@@ -76,6 +76,9 @@ pub(crate) struct ConfigRecord {
     pub(crate) versions: BTreeMap<KeyVersion, UnixMillis>,
     /// When the configuration was given.
     pub(crate) set_at: UnixMillis,
+    /// A filesystem that was forgotten opens under it: what it has on this machine is not erased.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) kept: bool,
 }
 
 impl Stored for ConfigRecord {

@@ -91,6 +91,7 @@ pub async fn rebuild(
             canary: None,
             versions: BTreeMap::new(),
             set_at: clock.now(),
+            kept: false,
         };
         commit = commit.put(records::config_key(config.id), records::encode(&record));
     }
@@ -111,6 +112,18 @@ pub async fn rebuild(
     commit = commit.put(records::FS_EPOCH, b"0".to_vec());
     store.commit(commit).await?;
     Ok(recovered)
+}
+
+/// The filesystems that a store has, and where they lie. Records that can't be read are passed over.
+///
+/// # Errors
+/// [`Error::Store`].
+pub async fn recorded_filesystems(
+    store: &dyn KeyStore,
+) -> Result<Vec<(FilesystemName, PathBuf)>, Error> {
+    let records = records::all(store, records::FILESYSTEMS).await?;
+    let read = records.iter().filter_map(|r| records::decode::<FilesystemRecord>(r).ok());
+    Ok(read.map(|fs| (fs.name, fs.backing)).collect())
 }
 
 /// The name itself, or with the key's id behind it when it is taken or not valid.

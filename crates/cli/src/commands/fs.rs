@@ -83,14 +83,23 @@ async fn delete(name: &str, forget: bool, context: &mut Context<'_, '_>) -> Resu
                 problem
             }
         })?;
-    let consequence = format!(
-        "all data in {} and every copy of its wrapped key here are lost",
-        filesystem.backing
-    );
-    context.confirm(&format!("deleting {name}"), &consequence, name)?;
+    let backing = &filesystem.backing;
+    let (what, consequence) = if forget {
+        (
+            "forgetting",
+            format!("its record and the wrapped key in it go; what lies in {backing} stays"),
+        )
+    } else {
+        (
+            "deleting",
+            format!("all data in {backing} and every copy of its wrapped key here are lost"),
+        )
+    };
+    context.confirm(&format!("{what} {name}"), &consequence, name)?;
     let path = format!("{}?forget={forget}", paths::filesystem(name));
     let deleted: Deleted = context.client.delete(&path).await?;
-    Ok(context.answer(&deleted, deleted_text))
+    let done = if forget { "forgotten" } else { "deleted" };
+    Ok(context.answer(&deleted, |deleted| deleted_text(deleted, done)))
 }
 
 async fn ls(name: &str, path: BytePath, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
@@ -212,8 +221,8 @@ fn text(fs: &Filesystem) -> String {
     fields(&lines) + &findings_text(&fs.findings)
 }
 
-fn deleted_text(deleted: &Deleted) -> String {
-    let mut text = format!("{} is deleted\n", deleted.name);
+fn deleted_text(deleted: &Deleted, done: &str) -> String {
+    let mut text = format!("{} is {done}\n", deleted.name);
     // A path in it must not look like a line of ours.
     let shown = |place: &String| BytePath::new(place.as_str());
     for place in deleted.removed.iter().map(shown) {

@@ -133,7 +133,7 @@ fn delete_takes_yes_and_says_which_copies_remain() {
         "remaining": ["s3://bucket/home@monday"],
     });
     let forgotten = json!({
-        "name": "home", "key_id": "6f1c", "removed": [], "remaining": ["/srv/home (out of reach)"],
+        "name": "home", "key_id": "6f1c", "removed": [], "remaining": ["/srv/home, as it is"],
     });
     let node = Node::answering([
         ("GET /v1/filesystems/home", 200, filesystem("home", "unlocked")),
@@ -161,7 +161,7 @@ home is deleted
     );
     assert_eq!(
         node.run(&["fs", "delete", "home", "--forget", "--yes"]).stdout,
-        "home is deleted\n  left, with a copy of its key that may open: /srv/home (out of reach)\n"
+        "home is forgotten\n  left, with a copy of its key that may open: /srv/home, as it is\n"
     );
 }
 

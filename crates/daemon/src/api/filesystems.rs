@@ -86,7 +86,10 @@ pub(crate) async fn delete(
     let title = format!("the filesystem {name} can't be deleted");
     shared.jobs.clear(&name, false, &title).await?;
     shared.filesystems.close(&name);
-    let deleted = shared.manager.delete_filesystem(&name, forget).await;
+    let deleted = match forget {
+        false => shared.manager.delete_filesystem(&name).await,
+        true => shared.manager.forget_filesystem(&name).await,
+    };
     // A copy that is out of reach keeps other things waiting, until it is gone; one that is damaged is mended.
     shared.keeper.wake();
     let deleted = deleted.map_err(|e| problem::of_keys(&title, &e))?;

@@ -77,7 +77,7 @@ async fn create() {
 async fn delete() {
     let points = at_every_stop(
         with_kms_and_two,
-        async |node| node.delete_filesystem(&name("a"), false).await.is_ok(),
+        async |node| node.delete_filesystem(&name("a")).await.is_ok(),
         async |world, node, done| {
             let there = node.filesystem(&name("a")).await.is_ok();
             assert!(!(there && done), "a deleted filesystem is back");

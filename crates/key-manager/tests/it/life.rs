@@ -1,7 +1,9 @@
 //! Configure, create, unlock, lock, delete, remove.
 
-use key_manager::{Error, KeyManager, KeyState};
+use key_manager::{Error, KeyManager, KeyState, rebuild};
 use kms_core::{Commit, KeyStore as _, KmsErrorKind};
+use testkit::clock::ManualClock;
+use testkit::fake_store::FakeStore;
 
 use crate::world::{Acts, World, name, vault};
 
@@ -177,7 +179,7 @@ async fn unset_is_refused_while_a_filesystem_exists() {
     node.create("x").await.unwrap();
     let error = node.unset_kms(false).await.unwrap_err();
     assert!(matches!(error, Error::Encrypted { count: 1, .. }), "{error}");
-    node.delete_filesystem(&name("x"), false).await.unwrap();
+    node.delete_filesystem(&name("x")).await.unwrap();
     assert_eq!(node.unset_kms(false).await.unwrap(), None);
     let left = world.store.list("", None, 100).await.unwrap().records;
     let left: Vec<_> = left.into_iter().map(|r| r.key).filter(|k| !k.starts_with("job/")).collect();
@@ -236,7 +238,7 @@ async fn what_is_locked_or_deleted_while_its_key_is_unwrapped_stays_shut() {
         let (unlocked, ()) = tokio::join!(node.unlock_all(), async {
             late.reached().await;
             if delete {
-                node.delete_filesystem(&name("x"), false).await.unwrap();
+                node.delete_filesystem(&name("x")).await.unwrap();
             } else {
                 node.lock(&name("x")).await.unwrap();
             }
@@ -348,16 +350,15 @@ async fn what_is_out_of_reach_is_not_deleted_but_forgotten_on_request() {
     node.create("x").await.unwrap();
     world.headers.set_away("/backing/x", true);
     let before = world.store.list("", None, 100).await.unwrap();
-    let error = node.delete_filesystem(&name("x"), false).await.unwrap_err();
+    let error = node.delete_filesystem(&name("x")).await.unwrap_err();
     assert!(matches!(error, Error::BackingAway { .. }), "{error}");
     assert!(error.to_string().contains("it is away") && error.cure().unwrap().contains("--forget"));
     assert_eq!(world.store.list("", None, 100).await.unwrap(), before);
     node.key(&name("x")).await.unwrap();
 
-    let deleted = node.delete_filesystem(&name("x"), true).await.unwrap();
+    let deleted = node.forget_filesystem(&name("x")).await.unwrap();
     assert!(deleted.removed.is_empty());
-    assert!(deleted.remaining[0].starts_with("/backing/x (") && deleted.remaining.len() == 1);
-    assert!(deleted.remaining[0].contains("it is away"), "{deleted:?}");
+    assert_eq!(deleted.remaining, ["/backing/x, as it is"]);
     assert!(node.filesystems().await.unwrap().is_empty());
     assert!(world.store.list("key/", None, 9).await.unwrap().records.is_empty());
     assert!(world.headers.files.lock().unwrap().contains_key(std::path::Path::new("/backing/x")));
@@ -374,7 +375,7 @@ async fn a_deletion_that_failed_is_shown_and_gone_on_with() {
     }
     world.headers.allow_writes(0);
     for fs in ["x", "y"] {
-        let failed = node.delete_filesystem(&name(fs), false).await.unwrap_err();
+        let failed = node.delete_filesystem(&name(fs)).await.unwrap_err();
         assert!(matches!(failed, Error::Volume { .. }), "{failed}");
     }
     let statuses = node.filesystem_statuses().await.unwrap();
@@ -401,7 +402,7 @@ async fn a_deletion_that_failed_is_shown_and_gone_on_with() {
     assert!(!node.finish_removals().await.unwrap());
     let left = node.filesystems().await.unwrap();
     assert_eq!(left.iter().map(|fs| fs.name.as_str()).collect::<Vec<_>>(), ["x", "z"]);
-    let away = node.delete_filesystem(&name("x"), false).await.unwrap_err();
+    let away = node.delete_filesystem(&name("x")).await.unwrap_err();
     assert!(matches!(away, Error::BackingAway { .. }), "{away}");
 
     world.headers.set_away("/backing/x", false);
@@ -432,11 +433,45 @@ async fn what_is_half_deleted_can_be_forgotten() {
     let node = world.node().await;
     node.create("x").await.unwrap();
     world.headers.allow_writes(0);
-    node.delete_filesystem(&name("x"), false).await.unwrap_err();
-    let deleted = node.delete_filesystem(&name("x"), true).await.unwrap();
+    node.delete_filesystem(&name("x")).await.unwrap_err();
+    let deleted = node.forget_filesystem(&name("x")).await.unwrap();
     assert!(deleted.removed.is_empty());
-    assert!(deleted.remaining[0].contains("it stopped here"), "{deleted:?}");
+    assert_eq!(deleted.remaining, ["/backing/x, as it is"]);
     assert!(node.filesystem_statuses().await.unwrap().is_empty());
+    assert_eq!(world.local.keys(), 0);
+}
+
+#[tokio::test]
+async fn what_is_forgotten_in_reach_lies_as_it_did_and_can_be_recovered() {
+    for kms in [false, true] {
+        let mut world = World::new();
+        let node = world.node().await;
+        if kms {
+            node.set("http://a").await.unwrap();
+        }
+        node.create("x").await.unwrap();
+        let (key, before) = (node.bytes("x").await, world.headers.at("/backing/x"));
+        let forgotten = node.forget_filesystem(&name("x")).await.unwrap();
+        assert_eq!(forgotten.remaining[0].contains("local key"), !kms, "{forgotten:?}");
+        assert_eq!(world.headers.at("/backing/x"), before);
+        assert!(node.key(&name("x")).await.is_err());
+        // Nothing that comes later takes the local key along.
+        node.create("y").await.unwrap();
+        node.set("http://b").await.unwrap();
+        node.delete_filesystem(&name("y")).await.unwrap();
+        node.unset_kms(false).await.unwrap();
+        drop(node);
+
+        world.store = FakeStore::default();
+        let found = vec![("/backing/x".into(), before)];
+        rebuild(&world.store, &ManualClock::default(), found).await.unwrap();
+        let node = world.node().await;
+        if kms {
+            node.set("http://a").await.unwrap();
+        }
+        node.unlock_all().await.unwrap();
+        assert_eq!(node.bytes("x").await, key);
+    }
 }
 
 #[tokio::test]
@@ -446,11 +481,11 @@ async fn another_filesystem_in_the_place_of_a_half_deleted_one_is_left_and_not_c
     node.create("x").await.unwrap();
     node.create("y").await.unwrap();
     world.headers.allow_writes(0);
-    node.delete_filesystem(&name("x"), false).await.unwrap_err();
+    node.delete_filesystem(&name("x")).await.unwrap_err();
     world.headers.allow_writes(u64::MAX);
     let of_another = world.headers.at("/backing/y");
     world.headers.files.lock().unwrap().insert("/backing/x".into(), of_another.clone());
-    let refused = node.delete_filesystem(&name("x"), false).await.unwrap_err();
+    let refused = node.delete_filesystem(&name("x")).await.unwrap_err();
     assert!(matches!(refused, Error::BackingAway { .. }), "{refused}");
     assert_eq!(world.headers.at("/backing/x"), of_another);
 }
@@ -461,9 +496,9 @@ async fn the_local_key_goes_with_the_last_filesystem_that_needs_it() {
     let node = world.node().await;
     node.create("x").await.unwrap();
     node.create("y").await.unwrap();
-    node.delete_filesystem(&name("x"), false).await.unwrap();
+    node.delete_filesystem(&name("x")).await.unwrap();
     assert_eq!(world.local.keys(), 1);
-    node.delete_filesystem(&name("y"), false).await.unwrap();
+    node.delete_filesystem(&name("y")).await.unwrap();
     assert_eq!(world.local.keys(), 0);
     node.create("z").await.unwrap();
     drop(node);
@@ -476,7 +511,7 @@ async fn a_create_that_fails_leaves_no_local_key() {
     let node = world.node().await;
     node.create("x").await.unwrap();
     let of_another = world.headers.at("/backing/x");
-    node.delete_filesystem(&name("x"), false).await.unwrap();
+    node.delete_filesystem(&name("x")).await.unwrap();
     world.headers.files.lock().unwrap().insert("/backing/y".into(), of_another.clone());
     assert!(matches!(node.create("y").await, Err(Error::Volume { .. })));
     assert_eq!(world.local.keys(), 0);

@@ -268,7 +268,7 @@ async fn what_hangs_on_the_gone_kms_alone_is_named() {
     }
     assert_eq!(world.store.list("", None, 100).await.unwrap(), before);
     // Its cure: without what can't be opened, all else goes along.
-    node.delete_filesystem(&name("new"), false).await.unwrap();
+    node.delete_filesystem(&name("new")).await.unwrap();
     node.set("http://third").await.unwrap();
     assert_eq!(node.state("old").await, KeyState::Unlocked);
 }
