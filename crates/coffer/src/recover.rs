@@ -1,5 +1,6 @@
 //! `coffer recover`
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use admin_api::{BytePath, Exit, Problem};
 use cli::{Console, Output};
 use filesystem::{is_open, read_envelope};
-use key_manager::Recovered;
+use key_manager::{FilesystemName, Recovered, recorded_filesystems};
 use key_store::SledStore;
 use kms_core::{KeyEnvelope, StoreError, SystemClock};
 use serde::Serialize;
@@ -17,6 +18,7 @@ use crate::config::Settings;
 use crate::parts::{self, Generation};
 
 const TITLE: &str = "the key store can't be rebuilt";
+const MISSED: &str = "which the store had that was there, is not among what --from names";
 
 /// What was rebuilt, as it is answered.
 #[derive(Debug, Serialize)]
@@ -66,10 +68,23 @@ pub(crate) fn run(
         return Err(nothing_found(&left_out));
     }
     parts::make_state_dir(&state_dir)?;
-    let (recovered, set_aside) = crate::runtime()?.block_on(replace_store(&state_dir, found))?;
+    let replaced = crate::runtime()?.block_on(replace_store(&state_dir, found))?;
+    let Replaced { recovered, set_aside, before } = replaced;
     left_out.extend(
         recovered.left_out.into_iter().map(|(path, why)| LeftOut { path: path.into(), why }),
     );
+    let known: HashSet<&Path> = recovered
+        .filesystems
+        .iter()
+        .map(|(_, backing)| backing.as_path())
+        .chain(left_out.iter().map(|left_out| left_out.path.as_path()))
+        .collect();
+    let missed: Vec<LeftOut> = before
+        .into_iter()
+        .filter(|(_, backing)| !known.contains(backing.as_path()))
+        .map(|(name, backing)| LeftOut { path: backing.into(), why: format!("{name}, {MISSED}") })
+        .collect();
+    left_out.extend(missed);
     let kms = |config: kms_core::KmsConfig| Kms {
         base_url: config.address,
         master_key: config.master_key,
@@ -99,22 +114,33 @@ fn not_all(left_out: usize) -> Problem {
         .cure("mend what is named above, or leave it out of --from, and give the command again")
 }
 
-/// Rebuilds a store beside the one that is there, which it then replaces: at no moment does an empty one lie in its place. Answers
-/// also where the one from before lies now.
+/// What became of the store.
+struct Replaced {
+    recovered: Recovered,
+    /// Where the one from before lies now.
+    set_aside: Option<PathBuf>,
+    /// The filesystems that it had, as far as it can be read.
+    before: Vec<(FilesystemName, PathBuf)>,
+}
+
+/// Rebuilds a store beside the one that is there, which it then replaces: at no moment does an empty one lie in its place.
 async fn replace_store(
     state_dir: &Path,
     found: Vec<(PathBuf, KeyEnvelope)>,
-) -> Result<(Recovered, Option<PathBuf>), Problem> {
+) -> Result<Replaced, Problem> {
     let of_keys = |e| daemon::of_keys(TITLE, &e);
     let failed = |e: std::io::Error| Problem::new(Exit::Failed, "set-aside", TITLE, e.to_string());
     let store = parts::store_dir(state_dir);
     // Sound or not it is set aside, unless a node has it open.
     let there = store.exists();
-    if there && let Err(in_use @ StoreError::InUse { .. }) = SledStore::open(&store) {
-        return Err(
-            of_keys(key_manager::Error::from(in_use)).cure("stop the node that has it open first")
-        );
-    }
+    let before = match there.then(|| SledStore::open(&store)) {
+        Some(Ok(sound)) => recorded_filesystems(&sound).await.unwrap_or_default(),
+        Some(Err(in_use @ StoreError::InUse { .. })) => {
+            return Err(of_keys(key_manager::Error::from(in_use))
+                .cure("stop the node that has it open first"));
+        }
+        Some(Err(_)) | None => Vec::new(),
+    };
     let new = state_dir.join("store.new");
     match fs::remove_dir_all(&new) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
@@ -135,7 +161,7 @@ async fn replace_store(
         fs::File::open(state_dir)?.sync_all()?;
         Ok(aside)
     };
-    Ok((recovered, put_in_place().map_err(failed)?))
+    Ok(Replaced { recovered, set_aside: put_in_place().map_err(failed)?, before })
 }
 
 /// Copies of wrapped keys.

@@ -168,6 +168,23 @@ fn largest(dir: &Path) -> PathBuf {
 }
 
 #[test]
+fn recover_says_what_of_a_sound_store_it_does_not_find_again() {
+    let place = Place::new();
+    let node = place.start();
+    for name in ["home", "projects"] {
+        place.ok(&["fs", "create", name, "--allow-no-kms"]);
+    }
+    node.stop();
+    let (state, home) = (place.state(), place.state().join("filesystems/home"));
+    let partly =
+        place.coffer(&["recover", "--from", text(&home), "--state-dir", text(&state)]).expect(8);
+    assert!(partly.stdout.contains("recovered home in"), "{partly:?}");
+    assert!(partly.stdout.contains("projects, which the store had"), "{partly:?}");
+    let both = state.join("filesystems");
+    place.ok(&["recover", "--from", text(&both), "--state-dir", text(&state)]);
+}
+
+#[test]
 fn the_usual_limit_of_open_files_is_no_limit_of_filesystems() {
     let place = Place::new();
     let node = place.start();
