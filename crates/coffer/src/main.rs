@@ -49,23 +49,24 @@ fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
     )
 }
 
-/// Completes when the process is asked to end; a second time ends it at once.
+/// Completes when the process is asked to end, also by a terminal that goes away; asked a second time, it ends at once.
 async fn asked_to_end() {
-    use tokio::signal::unix::{Signal, SignalKind, signal};
-    async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
+        // Then the signals end the process by themselves, as they do without a handler.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-    }
-    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-        // Then the signals end the process by themselves, as they do without a handler.
-        return std::future::pending().await;
-    };
-    either(&mut terminate, &mut interrupt).await;
-    tokio::spawn(async move {
-        either(&mut terminate, &mut interrupt).await;
         std::process::exit(i32::from(Exit::Failed.code()));
     });
 }

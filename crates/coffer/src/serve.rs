@@ -117,7 +117,9 @@ fn cannot_start(what: &str, error: &std::io::Error) -> Problem {
 
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    // A line that can't be written is lost; told to stderr, which takes nothing, it would be a panic of whoever writes it.
+    let log = tracing_subscriber::fmt().log_internal_errors(false);
+    let log = log.with_writer(std::io::stderr).with_env_filter(filter);
     match format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),

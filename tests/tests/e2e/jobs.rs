@@ -57,6 +57,23 @@ fn an_export_that_was_killed_at_its_beginning_is_taken_up_again() {
 }
 
 #[test]
+fn a_log_that_takes_no_line_stops_nothing_and_a_terminal_that_goes_ends_in_order() {
+    let place = Place::new();
+    let source = place.path("source");
+    tree::small_files(&source, 30).unwrap();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut node = place.serve().stderr(full).spawn().unwrap();
+    assert!(place.wait_for_socket());
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    place.ok(&["fs", "verify", "home"]);
+    let pid = nix::unistd::Pid::from_raw(node.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+    assert!(node.wait().unwrap().success());
+    assert!(!place.socket().exists());
+}
+
+#[test]
 fn a_job_can_be_stopped_and_gone_on_with() {
     let place = Place::new();
     let (source, target) = (place.path("source"), place.path("target"));
