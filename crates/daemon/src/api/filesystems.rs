@@ -140,7 +140,9 @@ pub(crate) async fn import(
     Segment(fs): Segment<String>,
     Body(Import { source }): Body<Import>,
 ) -> Answer<Job> {
-    let spec = Spec { path: Some(absolute(source)?), repair: false };
+    let source = absolute(source)?;
+    refuse_no_directory(source.clone()).await?;
+    let spec = Spec { path: Some(source), repair: false };
     start(&shared, JobKind::Import, &fs, spec).await
 }
 
@@ -200,6 +202,22 @@ fn absolute(path: BytePath) -> Result<BytePath, Problem> {
     let why = format!("{path} is relative, and the node has another working directory");
     Err(Problem::new(Exit::Usage, "invalid", "the job can't start", why)
         .cure("give an absolute path"))
+}
+
+/// Refuses at once what can be no source. What else keeps it from being read is the job's to tell.
+async fn refuse_no_directory(source: BytePath) -> Result<(), Problem> {
+    let title = "the import can't start";
+    let asked = source.clone();
+    let found = spawn_blocking(move || std::fs::metadata(asked.as_path())).await;
+    let found = found.map_err(|e| problem::internal(title, io::Error::from(e)))?;
+    let why = match found {
+        Ok(found) if !found.is_dir() => format!("{source} is no directory"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            format!("{source} does not exist where the node runs")
+        }
+        _ => return Ok(()),
+    };
+    Err(Problem::new(Exit::Usage, "invalid", title, why).cure("name a directory"))
 }
 
 #[derive(Debug, Deserialize)]

@@ -266,6 +266,14 @@ async fn what_the_state_does_not_allow_changes_nothing() {
     }
     let relative = json!({"source": "somewhere"});
     node.refused(400, "POST", "/v1/filesystems/home/import", &relative).await;
+    let file = world.path("file");
+    fs::write(&file, "x").unwrap();
+    for (source, why) in [(file, "is no directory"), (world.path("none"), "does not exist")] {
+        let source = json!({"source": source});
+        let refused = node.refused(400, "POST", "/v1/filesystems/home/import", &source).await;
+        assert!(refused["detail"].to_string().contains(why), "{refused}");
+    }
+    assert_eq!(node.get("/v1/jobs").await["jobs"], json!([]));
     // A directory that holds something else is not taken, and stays as it is.
     let other = world.path("other");
     fs::create_dir(&other).unwrap();
