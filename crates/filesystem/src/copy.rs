@@ -21,7 +21,8 @@ use crate::trail::Trail;
 use crate::walk::Walker;
 use crate::work::{Ended, Queue, watch, workers};
 
-/// Copies all of `source` to `sink`, from `resume` on when a former run was stopped.
+/// Copies all of `source` to `sink`, from `resume` on when a former run was stopped. Where that run kept nothing it
+/// copied another tree or wrote elsewhere, whatever the paths say, and the copy begins anew.
 ///
 /// What is wrong with one entry is a problem in the report; an error means that nothing more can
 /// be done (the disk is full), and the last checkpoint given to `control` says where to go on.
@@ -33,19 +34,22 @@ pub(crate) fn copy<S: Source, K: Sink>(
     checkpoint_every: Duration,
     control: &dyn Control,
 ) -> Result<Report, Error> {
-    let prepare = || -> Result<(Kept, Anchors, u64), Fault> {
+    let prepare = || -> Result<(Kept, Anchors, Option<Checkpoint>), Fault> {
         let root = sys::stat_open(source.root()?.fd).doing("read")?;
         let kept = stage.kept_of((root.st_dev, root.st_ino)).doing("prepared")?;
+        // What was kept is gone for good reason once all is done.
+        let resume = resume.filter(|checkpoint| checkpoint.finished || !kept.is_new());
         let Some(checkpoint) = &resume else {
             stage.begin_anew(&kept).doing("prepared")?;
-            return Ok((kept, Anchors::default(), Checkpoint::default().epoch + 1));
+            return Ok((kept, Anchors::default(), None));
         };
         let keep = checkpoint.partial.as_ref().map(|partial| partial.staged.as_bytes());
         kept.drop_large(keep).doing("prepared")?;
         let anchors = Anchors::resume(&kept, checkpoint.epoch).doing("prepared")?;
-        Ok((kept, anchors, checkpoint.epoch + 1))
+        Ok((kept, anchors, resume))
     };
-    let (kept, anchors, epoch) = prepare().map_err(|fault| fault.at(b"what is in the making"))?;
+    let (kept, anchors, resume) = prepare().map_err(|fault| fault.at(b"what is in the making"))?;
+    let epoch = resume.as_ref().map_or(Checkpoint::default().epoch, |checkpoint| checkpoint.epoch);
     let copy = Copy {
         source,
         sink,
@@ -55,7 +59,7 @@ pub(crate) fn copy<S: Source, K: Sink>(
         control,
         tally: Tally::resumed(resume.as_ref()),
         anchors,
-        epoch: AtomicU64::new(epoch),
+        epoch: AtomicU64::new(epoch + 1),
         queue: Queue::default(),
         failure: Mutex::new(None),
     };

@@ -241,7 +241,8 @@ impl Filesystem {
     /// have (`/proc` and some mounts say 0). What can't be read, changes while it is
     /// read, or meets something of another type under its name is a problem in the report, and the
     /// rest is copied. On return everything is durable. After a stop, an error or a crash, give the
-    /// last [`Checkpoint`] as `resume` with the same `source` to go on from there.
+    /// last [`Checkpoint`] as `resume` with the same `source` to go on from there: what changed in the meantime before
+    /// that point is not seen ([`Report::resumed`]). Where another directory is at `source` now it begins anew.
     ///
     /// # Errors
     /// When going on is pointless: the disk is full ([`ErrorKind::Full`](crate::ErrorKind::Full)),
@@ -264,7 +265,7 @@ impl Filesystem {
     }
 
     /// Copies the whole filesystem in plain to `target`, which is made or must be empty unless a
-    /// stopped export is taken up with `resume`.
+    /// stopped export is taken up with `resume`. One whose target is no longer there, or another one, begins anew.
     ///
     /// A file of which anything is damaged is a problem in the report, with its plain path and
     /// where its ciphertext lies, and nothing appears under its name; the rest is copied.
@@ -289,15 +290,17 @@ impl Filesystem {
                 _ => {}
             }
             let root = sys::open_root(target).doing("opened")?;
-            let others = Names::read(&root, |name| name != staging).doing("read")?;
-            if resume.is_none() && others.get(0).is_some() {
+            let there = Names::read(&root, |_| true).doing("read")?;
+            // The stage is there from the export's beginning on, until it is finished.
+            let resume = resume.filter(|it| it.finished || there.contains(&staging));
+            if resume.is_none() && there.iter().any(|name| name != staging) {
                 let why = "it is not empty";
                 return Err(refused("written", why, "name a new or an empty directory"));
             }
             let stage = Stage::open(&root, &staging).doing("written")?;
-            Ok((root, stage))
+            Ok((root, stage, resume))
         };
-        let (root, stage) = prepare().map_err(|fault: Fault| fault.at_path(target))?;
+        let (root, stage, resume) = prepare().map_err(|fault: Fault| fault.at_path(target))?;
         let finish = |root: &OwnedFd| {
             // It lies in the root, whose times are its own.
             let before = sys::stat_open(root).doing("read")?;

@@ -127,6 +127,8 @@ pub(crate) type Fingerprint = [u8; 16];
 pub struct Report {
     /// How it ended.
     pub outcome: Outcome,
+    /// Whether it went on from a checkpoint: of what was done before that, no change since is seen.
+    pub resumed: bool,
     /// The counts at the end.
     pub progress: Progress,
     /// What could not be done, the first thousand.
@@ -256,6 +258,7 @@ const PROBLEMS_MAX: usize = 1000;
 /// The counts and problems of a running job.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
+    resumed: bool,
     pub(crate) bytes_total: AtomicU64,
     pub(crate) bytes_done: AtomicU64,
     pub(crate) files_total: AtomicU64,
@@ -272,6 +275,8 @@ impl Tally {
         let Some(checkpoint) = checkpoint else { return Self::default() };
         let Progress { bytes_done, files_done, failed, owners_lost, .. } = checkpoint.progress;
         Self {
+            // The default one is the beginning.
+            resumed: checkpoint.finished || !checkpoint.next.is_empty(),
             bytes_done: bytes_done.into(),
             files_done: files_done.into(),
             failed: failed.into(),
@@ -322,7 +327,8 @@ impl Tally {
         };
         let listed = self.listed.load(Ordering::Relaxed);
         let problems_omitted = listed.saturating_sub(problems.len() as u64);
-        Report { outcome, progress, problems, problems_omitted, checkpoint }
+        let resumed = self.resumed;
+        Report { outcome, resumed, progress, problems, problems_omitted, checkpoint }
     }
 }
 

@@ -85,7 +85,8 @@ impl Stage {
     /// What a job that copies the tree with this root keeps over a stop.
     pub(crate) fn kept_of(&self, (device, inode): InodeId) -> Result<Kept> {
         let name = format!("{device:x}-{inode:x}").into_bytes();
-        Ok(Kept { dir: make_or_open(&self.resume, &name)?, name })
+        let is_new = matches!(sys::stat(&self.resume, &name), Err(Errno::NOENT));
+        Ok(Kept { dir: make_or_open(&self.resume, &name)?, name, is_new })
     }
 
     /// Forgets what `kept` has, and what others have that takes much room: their large files are begun anew when they
@@ -97,7 +98,8 @@ impl Stage {
         // Where a stage could not be made (see `open_if_writable`) other things may lie beside.
         let is_other = |name: &[u8]| name != kept.name && is_kept(name);
         for name in Names::read(&resume, is_other)?.iter() {
-            let other = Kept { dir: sys::open_dir(&resume, name)?, name: name.to_vec() };
+            let dir = sys::open_dir(&resume, name)?;
+            let other = Kept { dir, name: name.to_vec(), is_new: false };
             other.drop_large(None)?;
             let stat = sys::stat_open(&other.dir)?;
             others.push(((stat.st_mtime, stat.st_mtime_nsec), other.name));
@@ -118,9 +120,15 @@ impl Stage {
 pub(crate) struct Kept {
     dir: OwnedFd,
     name: Vec<u8>,
+    /// Whether no earlier job kept anything: it copied another tree, or to another place.
+    is_new: bool,
 }
 
 impl Kept {
+    pub(crate) const fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     /// Where its large files and anchors lie.
     pub(crate) const fn dir(&self) -> &OwnedFd {
         &self.dir

@@ -412,6 +412,54 @@ fn the_child_that_is_killed() {
 }
 
 #[test]
+fn an_export_whose_target_was_removed_begins_anew_and_fills_no_other() {
+    let home = Home::in_memory();
+    let (source, target) = (home.path("source"), home.path("target"));
+    make_source(&source);
+    let filesystem = home.create();
+    import(&filesystem, &source);
+    let stopped = || {
+        let watch = Watch { stop_at: Some(90), ..Watch::default() };
+        filesystem.export(&target, None, &watch).unwrap().checkpoint
+    };
+    let checkpoint = stopped();
+    fs::remove_dir_all(&target).unwrap();
+    let report = done(filesystem.export(&target, checkpoint, &Watch::default()).unwrap());
+    assert_eq!((report.resumed, report.progress.files_done), (false, report.progress.files_total));
+    assert_equal_trees(&source, &target);
+
+    fs::remove_dir_all(&target).unwrap();
+    let checkpoint = stopped();
+    fs::remove_dir_all(&target).unwrap();
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("not ours"), "").unwrap();
+    let refused = filesystem.export(&target, checkpoint, &Watch::default()).unwrap_err();
+    assert!(refused.to_string().contains("not empty"), "{refused}");
+
+    fs::remove_dir_all(&target).unwrap();
+    let checkpoint = stopped();
+    assert!(done(filesystem.export(&target, checkpoint, &Watch::default()).unwrap()).resumed);
+    assert_equal_trees(&source, &target);
+}
+
+#[test]
+fn an_import_whose_source_is_another_directory_begins_anew() {
+    let home = Home::in_memory();
+    let (source, target) = (home.path("source"), home.path("target"));
+    make_source(&source);
+    let filesystem = home.create();
+    let watch = Watch { stop_at: Some(60), ..Watch::default() };
+    let checkpoint = filesystem.import(&source, None, &watch).unwrap().checkpoint;
+    fs::rename(&source, home.path("moved away")).unwrap();
+    make_source(&source);
+    fs::write(source.join("directory-0000/a-new-one"), "of the other tree").unwrap();
+    let report = done(filesystem.import(&source, checkpoint, &Watch::default()).unwrap());
+    assert_eq!((report.resumed, report.progress.files_done), (false, report.progress.files_total));
+    export(&filesystem, &target);
+    assert_equal_trees(&source, &target);
+}
+
+#[test]
 fn a_checkpoint_of_something_else_is_refused() {
     let home = Home::new();
     let source = home.path("source");
