@@ -194,7 +194,7 @@ impl KeyManager {
         let mut left = format!("{}, as it is", fs.backing.display());
         // What is half deleted has lost the copy of its key.
         if fs.state == FilesystemState::Ready && self.keep_local_key(&fs).await? {
-            left.push_str(", which opens under the local key of this node; that stays for it");
+            left.push_str("; the local key of this node stays for it");
         }
         remaining.push(left);
         self.remove_records(&fs).await?;
@@ -246,18 +246,24 @@ impl KeyManager {
         Ok(elsewhere)
     }
 
-    /// Sees to it that the local key is never erased, if it is what opens this filesystem; whether it is.
+    /// Sees to it that no local key is erased that may be what opens what lies in the backing directory; whether there is one.
     async fn keep_local_key(&self, fs: &FilesystemRecord) -> Result<bool, Error> {
-        // A wrapped key that can't be read opens under nothing.
-        let Ok((_, entry)) = self.key_entry(fs.key_id).await else { return Ok(false) };
-        let config = self.config(entry.wrapped.config_id).await?;
-        if config.config.kind != LOCAL {
-            return Ok(false);
+        // What can't be read may name any of them.
+        let named = self.configs_in_copies(&fs.site()).await.ok();
+        let needed = |record: &ConfigRecord| {
+            let id = record.config.id;
+            record.config.kind == LOCAL && named.as_ref().is_none_or(|named| named.contains(&id))
+        };
+        let mut commit = Commit::new();
+        for record in self.configs().await?.into_iter().filter(needed) {
+            let key = records::config_key(record.config.id);
+            commit = commit.put(key, records::encode(&ConfigRecord { kept: true, ..record }));
         }
-        let key = records::config_key(config.config.id);
-        let kept = ConfigRecord { kept: true, ..config };
-        self.store().commit(Commit::new().put(key, records::encode(&kept))).await?;
-        Ok(true)
+        let any = !commit.puts.is_empty();
+        if any {
+            self.store().commit(commit).await?;
+        }
+        Ok(any)
     }
 
     /// Tries again to remove what is half deleted. Answers whether nothing of the sort is left.

@@ -258,7 +258,7 @@ impl KeyManager {
         }
     }
 
-    async fn configs_in_copies(
+    pub(crate) async fn configs_in_copies(
         &self,
         site: &FilesystemSite,
     ) -> Result<Vec<KmsConfigId>, HolderError> {

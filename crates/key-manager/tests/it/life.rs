@@ -442,6 +442,18 @@ async fn what_is_half_deleted_can_be_forgotten() {
 }
 
 #[tokio::test]
+async fn what_is_forgotten_out_of_reach_keeps_the_local_key_that_its_copy_may_need() {
+    let world = World::new();
+    let node = world.node().await;
+    node.create("x").await.unwrap();
+    world.headers.set_away("/backing/x", true);
+    node.set("http://a").await.unwrap();
+    node.forget_filesystem(&name("x")).await.unwrap();
+    node.settle().await.unwrap();
+    assert_eq!(world.local.keys(), 1);
+}
+
+#[tokio::test]
 async fn what_is_forgotten_in_reach_lies_as_it_did_and_can_be_recovered() {
     for kms in [false, true] {
         let mut world = World::new();
