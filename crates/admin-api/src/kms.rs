@@ -57,6 +57,9 @@ pub struct KmsDetails {
     /// Vault's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// Whether certificates of its own are trusted, and no others.
+    #[serde(default)]
+    pub own_ca: bool,
     /// How the node shows who it is: `token`.
     pub auth_method: String,
     /// Whether a credential is stored. It is never shown.

@@ -353,7 +353,6 @@ pub(crate) struct SetVault {
     /// The token. An argument shows in the process list: better --token-file or --token-stdin
     #[arg(
         value_parser = token(),
-        required_unless_present_any = ["token_file", "token_stdin"],
         conflicts_with_all = ["token_file", "token_stdin"],
     )]
     pub(crate) token: Option<Token>,

@@ -13,14 +13,20 @@ use crate::grammar::SetVault;
 /// Longest token that is read. Vault's service tokens have about a hundred bytes, batch tokens a few hundred.
 const LIMIT: u64 = 16 * 1024;
 
-/// The token that the arguments name; the grammar sees to it that they name one.
+/// The token that the arguments name; the grammar sees to it that they name no more than one.
 pub(crate) fn token(arguments: &mut SetVault, console: &mut Console<'_>) -> Result<Token, Problem> {
     if let Some(token) = arguments.token.take() {
         return Ok(token);
     }
     match &arguments.token_file {
         Some(path) => from_file(path),
-        None => read(console.stdin(), "stdin"),
+        None if arguments.token_stdin => read(console.stdin(), "stdin"),
+        None => {
+            let why = "the token is missing";
+            Err(Problem::new(Exit::Usage, "usage", "wrong usage of set-vault", why).cure(
+                "give --token-file FILE or --token-stdin; or the token as the last argument, where the process list shows it",
+            ))
+        }
     }
 }
 

@@ -132,7 +132,8 @@ fn change_text(change: &KmsChange) -> String {
 }
 
 /// The store's files keep what was deleted until the space is used again.
-const REVOKE: &str = "the token is forgotten here; revoke it in Vault: vault token revoke\n";
+const REVOKE: &str = "the token is forgotten here; revoke it in Vault: vault token revoke <the token>, \
+                      or vault token revoke -accessor <its accessor>\n";
 
 fn text(kms: &Kms) -> String {
     let mut text = match &kms.configured {
@@ -176,6 +177,9 @@ fn details_text(details: &KmsDetails) -> String {
     lines.push(("transit path", details.transit_path.clone()));
     if let Some(namespace) = &details.namespace {
         lines.push(("namespace", namespace.clone()));
+    }
+    if details.own_ca {
+        lines.push(("certificates", "those given with --ca-cert, and no others".to_owned()));
     }
     lines.push(("authentication", authentication(details)));
     match &details.problem {

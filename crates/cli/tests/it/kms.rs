@@ -14,7 +14,7 @@ fn set() -> Value {
     json!({
         "configured": {
             "id": "c", "kind": "vault", "base_url": "https://vault:8200", "master_key": "coffer-key",
-            "transit_path": "transit", "auth_method": "token", "credential_set": true,
+            "transit_path": "transit", "own_ca": false, "auth_method": "token", "credential_set": true,
             "credential": {"seconds_left": 2_764_800, "renewable": true, "periodic": true},
             "latest_version": 3, "min_decryption_version": 1, "lowest_needed": 2,
             "problem": null,
@@ -148,7 +148,8 @@ fn a_downgrade_is_confirmed_and_then_watched() {
     let ran = node.run(&["fs", "kms", "unset", "--allow-downgrade", "--yes"]);
     assert_eq!(
         ran.stdout,
-        "every key moves under local wrapping\nthe token is forgotten here; revoke it in Vault: vault token revoke\n\
+        "every key moves under local wrapping\nthe token is forgotten here; revoke it in Vault: vault token revoke <the token>, \
+         or vault token revoke -accessor <its accessor>\n\
          warning: coffer-key can be deleted\n  do:  forbid it\n\
          put the keys under local wrapping: 2 keys\n"
     );

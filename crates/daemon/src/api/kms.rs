@@ -161,6 +161,7 @@ pub(crate) fn view(
         master_key: config.master_key.clone(),
         transit_path: setting(config, "transit_path").unwrap_or_else(|| "transit".to_owned()),
         namespace: setting(config, "namespace"),
+        own_ca: config.settings.contains_key("ca_cert"),
         auth_method: "token".to_owned(),
         credential_set: !matches!(&seen.live, Some(Err(problem)) if problem.code == "invalid"),
         credential: answered.map(|answered| life(&answered.credential())),
