@@ -131,6 +131,9 @@ pub struct JobRecord {
     pub failures: Vec<String>,
     /// Why it ended early, or what it has to say at its end.
     pub message: String,
+    /// What to do about the message, if that is known.
+    #[serde(default)]
+    pub cure: Option<String>,
 }
 
 impl JobRecord {
@@ -156,6 +159,7 @@ impl JobRecord {
             progress: Progress::default(),
             failures: Vec::new(),
             message: String::new(),
+            cure: None,
         }
     }
 
@@ -239,6 +243,7 @@ impl KeyManager {
         job.state = JobState::Failed;
         job.ended = Some(self.parts().clock.now());
         job.message = format!("{by} took its place before it had come to its end");
+        job.cure = None;
         Ok((put_job(commit.unchanged(&record), &job)?, Some(job)))
     }
 

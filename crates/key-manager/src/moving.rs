@@ -148,7 +148,7 @@ impl KeyManager {
             report: MoveReport::default(),
         };
         if let Err(error) = run.all(&spec).await {
-            job.message = error.to_string();
+            (job.message, job.cure) = (error.to_string(), error.cure());
             job.progress = run.progress;
             self.save_job(&job).await?;
             return Err(error);
@@ -238,6 +238,7 @@ impl KeyManager {
             (false, false) => JobState::PartlyDone,
         };
         job.ended = job.state.is_final().then(|| self.parts().clock.now());
+        job.cure = None;
         job.message = format!(
             "{} key(s) wrapped anew, {} already current, {} copies replaced, {} failure(s)",
             report.moved,

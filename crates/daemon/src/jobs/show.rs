@@ -114,13 +114,21 @@ fn move_problem(record: &JobRecord) -> Option<Problem> {
         ),
         JobState::Running if !record.message.is_empty() => Some(
             Problem::new(Exit::KmsUnreachable, "waiting", title(), record.message.clone())
-                .cure("the node tries again by itself; see coffer fs kms"),
+                .cure(waiting_cure(record)),
         ),
         JobState::Failed => Some(
             Problem::new(Exit::State, "superseded", title(), record.message.clone())
                 .cure("see coffer fs kms"),
         ),
         _ => None,
+    }
+}
+
+fn waiting_cure(record: &JobRecord) -> String {
+    const AGAIN: &str = "the node tries again by itself";
+    match &record.cure {
+        Some(cure) => format!("{cure}; {AGAIN}"),
+        None => format!("{AGAIN}; see coffer fs kms"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use kms_core::KmsErrorKind;
 use serde_json::{Value, json};
 
-use crate::world::{TOKEN, World};
+use crate::world::{TOKEN, World, set_vault};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_starts_without_its_kms_and_opens_when_it_is_back() {
@@ -119,6 +119,26 @@ async fn a_rewrap_whose_kms_went_away_goes_on_by_itself_and_by_the_same_command(
         assert_eq!(node.get("/v1/filesystems/a").await["wrapped_by"]["version"], 2);
         node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrap_whose_master_key_was_replaced_says_what_lets_it_go_on() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "a"})).await;
+    world.kms().rotate();
+    let mut first_key = world.kms().hold("rewrap");
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    first_key.reached().await;
+    world.kms().recreate();
+    drop(first_key);
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let waiting = node.until(&path, |job| job["problem"] != Value::Null).await;
+    assert_eq!(waiting["state"], "waiting", "{waiting}");
+    assert!(waiting["problem"]["cure"].to_string().contains("set-vault"), "{waiting}");
+    let change = node.ok("PUT", "/v1/kms", &set_vault()).await;
+    assert_eq!(node.ended(&change["job"]).await["state"], "done", "{change}");
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
