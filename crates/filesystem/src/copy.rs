@@ -36,9 +36,18 @@ pub(crate) fn copy<S: Source, K: Sink>(
 ) -> Result<Report, Error> {
     let prepare = || -> Result<(Kept, Anchors, Option<Checkpoint>), Fault> {
         let root = sys::stat_open(source.root()?.fd).doing("read")?;
-        let kept = stage.kept_of((root.st_dev, root.st_ino)).doing("prepared")?;
-        // What was kept is gone for good reason once all is done.
-        let resume = resume.filter(|checkpoint| checkpoint.finished || !kept.is_new());
+        let root = (root.st_dev, root.st_ino);
+        // Once all is done, what was kept is gone for good reason.
+        let began = stage.keeps(root).doing("prepared")?;
+        let (resume, stale) = match resume {
+            Some(checkpoint) if !began && !checkpoint.finished => (None, true),
+            other => (other, false),
+        };
+        if stale {
+            // Before anything is kept, which a crash would leave beside the old checkpoint.
+            control.checkpoint(&Checkpoint::default());
+        }
+        let kept = stage.kept_of(root).doing("prepared")?;
         let Some(checkpoint) = &resume else {
             stage.begin_anew(&kept).doing("prepared")?;
             return Ok((kept, Anchors::default(), None));

@@ -19,7 +19,8 @@ pub trait Control: Sync {
     /// How far the job is; called at most a few times in a second, and once at the end.
     fn progress(&self, progress: &Progress);
 
-    /// Everything before `checkpoint` is durable: keep it, in place of the one before.
+    /// Everything before `checkpoint` is durable: keep it, in place of the one before. The default one says that the
+    /// job begins anew, and nothing of an earlier run counts.
     fn checkpoint(&self, checkpoint: &Checkpoint);
 
     /// Something could not be done, or was done in part; the job goes on. The report has the first thousand of them.

@@ -82,11 +82,18 @@ impl Stage {
         sys::permissions(like) & !sys::permissions(&self.defaults) != 0
     }
 
+    /// Whether a job that copied the tree with this root has begun here, and not ended.
+    pub(crate) fn keeps(&self, root: InodeId) -> Result<bool> {
+        match sys::stat(&self.resume, &kept_name(root)) {
+            Err(Errno::NOENT) => Ok(false),
+            other => other.map(|_| true),
+        }
+    }
+
     /// What a job that copies the tree with this root keeps over a stop.
-    pub(crate) fn kept_of(&self, (device, inode): InodeId) -> Result<Kept> {
-        let name = format!("{device:x}-{inode:x}").into_bytes();
-        let is_new = matches!(sys::stat(&self.resume, &name), Err(Errno::NOENT));
-        Ok(Kept { dir: make_or_open(&self.resume, &name)?, name, is_new })
+    pub(crate) fn kept_of(&self, root: InodeId) -> Result<Kept> {
+        let name = kept_name(root);
+        Ok(Kept { dir: make_or_open(&self.resume, &name)?, name })
     }
 
     /// Forgets what `kept` has, and what others have that takes much room: their large files are begun anew when they
@@ -98,8 +105,7 @@ impl Stage {
         // Where a stage could not be made (see `open_if_writable`) other things may lie beside.
         let is_other = |name: &[u8]| name != kept.name && is_kept(name);
         for name in Names::read(&resume, is_other)?.iter() {
-            let dir = sys::open_dir(&resume, name)?;
-            let other = Kept { dir, name: name.to_vec(), is_new: false };
+            let other = Kept { dir: sys::open_dir(&resume, name)?, name: name.to_vec() };
             other.drop_large(None)?;
             let stat = sys::stat_open(&other.dir)?;
             others.push(((stat.st_mtime, stat.st_mtime_nsec), other.name));
@@ -120,15 +126,9 @@ impl Stage {
 pub(crate) struct Kept {
     dir: OwnedFd,
     name: Vec<u8>,
-    /// Whether no earlier job kept anything: it copied another tree, or to another place.
-    is_new: bool,
 }
 
 impl Kept {
-    pub(crate) const fn is_new(&self) -> bool {
-        self.is_new
-    }
-
     /// Where its large files and anchors lie.
     pub(crate) const fn dir(&self) -> &OwnedFd {
         &self.dir
@@ -145,6 +145,10 @@ impl Kept {
         let names = Names::read(sys::open_dir(&self.dir, b".")?, large)?;
         names.iter().try_for_each(|name| sys::unlink(&self.dir, name))
     }
+}
+
+fn kept_name((device, inode): InodeId) -> Vec<u8> {
+    format!("{device:x}-{inode:x}").into_bytes()
 }
 
 /// Whether it is a name of [`Stage::kept_of`].

@@ -114,7 +114,7 @@ impl JobNotes {
         (page, more)
     }
 
-    /// Keeps this in the place of the checkpoint before; a crash leaves one of the two.
+    /// Keeps this in the place of the checkpoint before, durably; a crash meanwhile leaves one of the two.
     pub(super) fn save_checkpoint(&self, checkpoint: &Checkpoint) -> io::Result<()> {
         let sealed = self.seal("checkpoint", checkpoint)?;
         let new = self.checkpoint.with_extension("new");
@@ -122,7 +122,8 @@ impl JobNotes {
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(sealed.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&new, &self.checkpoint)
+        fs::rename(&new, &self.checkpoint)?;
+        self.checkpoint.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
     }
 
     /// Where to go on. One that can't be opened is none: the job begins anew, and nothing is lost.

@@ -442,6 +442,24 @@ fn an_export_whose_target_was_removed_begins_anew_and_fills_no_other() {
     assert_equal_trees(&source, &target);
 }
 
+/// Keeps every checkpoint.
+#[derive(Default)]
+struct Told(Mutex<Vec<Checkpoint>>);
+
+impl Control for Told {
+    fn stop_requested(&self) -> bool {
+        false
+    }
+
+    fn progress(&self, _: &Progress) {}
+
+    fn checkpoint(&self, checkpoint: &Checkpoint) {
+        self.0.lock().unwrap().push(checkpoint.clone());
+    }
+
+    fn problem(&self, _: &Problem) {}
+}
+
 #[test]
 fn an_import_whose_source_is_another_directory_begins_anew() {
     let home = Home::in_memory();
@@ -453,7 +471,9 @@ fn an_import_whose_source_is_another_directory_begins_anew() {
     fs::rename(&source, home.path("moved away")).unwrap();
     make_source(&source);
     fs::write(source.join("directory-0000/a-new-one"), "of the other tree").unwrap();
-    let report = done(filesystem.import(&source, checkpoint, &Watch::default()).unwrap());
+    let told = Told::default();
+    let report = done(filesystem.import(&source, checkpoint, &told).unwrap());
+    assert_eq!(told.0.lock().unwrap()[0], Checkpoint::default(), "a crash must not find the old");
     assert_eq!((report.resumed, report.progress.files_done), (false, report.progress.files_total));
     export(&filesystem, &target);
     assert_equal_trees(&source, &target);
