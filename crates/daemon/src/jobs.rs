@@ -124,7 +124,7 @@ impl Jobs {
     }
 
     /// Starts a copy or a verification. The same one that runs already is answered as it is; one
-    /// that was stopped, or failed, is taken up where it was.
+    /// that was stopped, or failed, is taken up where it was. One that is about to stop is waited for.
     pub(crate) async fn start(
         self: &Arc<Self>,
         kind: JobKind,
@@ -133,13 +133,13 @@ impl Jobs {
     ) -> Result<Job, Problem> {
         let title = format!("the {} of {name} can't start", word(kind));
         let of_keys = |e| problem::of_keys(&title, &e);
-        let _starting = self.starting.lock().await;
-        // An unlocked filesystem first: a job that could only wait is refused.
-        self.manager.key(name).await.map_err(of_keys)?;
         let spec = serde_json::to_value(&spec).unwrap_or_default();
-        let records = self.manager.jobs().await.map_err(of_keys)?;
         let same =
             |r: &JobRecord| r.kind == kind && r.filesystem == name.as_str() && r.spec == spec;
+        let _starting = self.starting_after(same).await.map_err(of_keys)?;
+        // An unlocked filesystem first: a job that could only wait is refused.
+        self.manager.key(name).await.map_err(of_keys)?;
+        let records = self.manager.jobs().await.map_err(of_keys)?;
         let mut of_this = records.iter().filter(|r| r.filesystem == name.as_str());
         if let Some(running) = of_this.find(|r| r.state == JobState::Running) {
             if same(running) {
@@ -153,9 +153,15 @@ impl Jobs {
             )
             .cure(format!("wait for it, or stop it with coffer job stop {}", running.id)));
         }
-        // Only the newest run of this very command: an older one may know less.
-        let left = records.into_iter().find(same).filter(|record| {
-            matches!(record.state, JobState::Stopped | JobState::Failed)
+        // Only the newest run of this very command: an older one may know less. Nor one of an import that another has
+        // followed, which may have replaced what it brought.
+        let overtakes = |r: &JobRecord| {
+            kind == JobKind::Import && r.kind == kind && r.filesystem == name.as_str()
+        };
+        let newest = records.into_iter().find(|record| same(record) || overtakes(record));
+        let left = newest.filter(|record| {
+            same(record)
+                && matches!(record.state, JobState::Stopped | JobState::Failed)
                 && self.notes.has_checkpoint(record.id)
         });
         let record = match left {
@@ -165,12 +171,13 @@ impl Jobs {
         self.begin(record).await.map_err(of_keys)
     }
 
-    /// Runs a move of keys that the key manager has recorded. One that it took the place of goes no further.
+    /// Runs a move of keys that the key manager has recorded, again if it is about to stop. One that it took the place
+    /// of goes no further.
     pub(crate) async fn run_move(self: &Arc<Self>, id: JobId) -> Result<Job, Problem> {
         let of_keys = |e| problem::of_keys("the keys can't be moved", &e);
-        let _starting = self.starting.lock().await;
+        let _starting = self.starting_after(|record| record.id == id).await.map_err(of_keys)?;
         let mut record = self.manager.job(id).await.map_err(of_keys)?;
-        if self.find_live(id).is_some() {
+        if self.find_live(id).is_some() || record.state.is_final() {
             return Ok(self.show(&record));
         }
         for ended in self.manager.jobs().await.map_err(of_keys)? {
@@ -310,6 +317,28 @@ impl Jobs {
             tracing::warn!(%error, "the notes of old jobs can't be removed");
         }
         Ok(())
+    }
+
+    /// The right to start a job, once `same` that is on its way out has ended: whoever asks for it again wants it to go on.
+    async fn starting_after(
+        &self,
+        same: impl Fn(&JobRecord) -> bool,
+    ) -> Result<tokio::sync::MutexGuard<'_, ()>, key_manager::Error> {
+        loop {
+            let starting = self.starting.lock().await;
+            let records = self.manager.jobs().await?;
+            let ends = |record: &&JobRecord| {
+                self.find_live(record.id).is_some_and(|live| {
+                    live.stop.load(Ordering::Acquire) || record.state != JobState::Running
+                })
+            };
+            let Some(ending) = records.iter().filter(|record| same(record)).find(ends) else {
+                return Ok(starting);
+            };
+            // Others may start and stop theirs meanwhile.
+            drop(starting);
+            self.until_gone(ending.id).await;
+        }
     }
 
     async fn begin(self: &Arc<Self>, mut record: JobRecord) -> Result<Job, key_manager::Error> {

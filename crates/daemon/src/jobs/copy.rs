@@ -49,6 +49,7 @@ impl Jobs {
         match self.run_copy(&record, live).await {
             Ok(report) => {
                 record.progress = progress(&report.progress);
+                standing.resumed = report.resumed;
                 standing.problem = problem_of(kind, &record.filesystem, &report);
                 standing.owners_lost = report.progress.owners_lost;
                 record.state = match report.outcome {
@@ -151,6 +152,11 @@ impl filesystem::Control for CopyControl {
 
     fn checkpoint(&self, checkpoint: &Checkpoint) {
         self.keep(checkpoint);
+        if *checkpoint == Checkpoint::default()
+            && let Err(error) = self.report_file.set_len(0)
+        {
+            tracing::warn!(job = %self.record.id, %error, "the report of an earlier run can't be emptied");
+        }
         let record = JobRecord { progress: *lock(&self.live.progress), ..self.record.clone() };
         if let Err(error) = self.runtime.block_on(self.manager.save_job(&record)) {
             tracing::warn!(job = %record.id, %error, "the progress can't be recorded");

@@ -49,6 +49,72 @@ async fn the_same_command_takes_a_stopped_job_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_command_goes_on_with_a_job_that_is_about_to_stop() {
+    let world = World::new();
+    let node = world.start().await;
+    let job = started(&world, &node, 192 << 20).await;
+    let path = format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap());
+    assert_eq!(node.post(&path, &Value::Null).await["state"], "stopping");
+    let again = json!({"source": world.path("source")});
+    let resumed = node.post("/v1/filesystems/home/import", &again).await;
+    assert_eq!(
+        (&resumed["id"], &resumed["state"], &resumed["resumed"]),
+        (&job["id"], &json!("running"), &json!(true))
+    );
+    let ended = node.ended(&resumed).await;
+    assert_eq!((&ended["state"], &ended["resumed"]), (&json!("done"), &json!(true)), "{ended}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrap_that_is_about_to_stop_goes_on_too() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for name in ["a", "b"] {
+        node.post("/v1/filesystems", &json!({"name": name})).await;
+    }
+    world.kms().rotate();
+    let mut first_key = world.kms().hold("rewrap");
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    first_key.reached().await;
+    let path = format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap());
+    assert_eq!(node.post(&path, &Value::Null).await["state"], "stopping");
+    let going_on = async { node.post("/v1/kms/rewrap", &Value::Null).await };
+    let let_go = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(first_key);
+    };
+    let (again, ()) = tokio::join!(going_on, let_go);
+    assert_eq!(again["id"], job["id"]);
+    assert_eq!(node.ended(&again).await["state"], "done");
+    for name in ["a", "b"] {
+        let filesystem = node.get(&format!("/v1/filesystems/{name}")).await;
+        assert_eq!(filesystem["wrapped_by"]["version"], 2, "{filesystem}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_another_one_followed_begins_anew() {
+    let world = World::new();
+    let node = world.start().await;
+    let job = started(&world, &node, 192 << 20).await;
+    let path = format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap());
+    node.post(&path, &Value::Null).await;
+    assert_eq!(node.ended(&job).await["state"], "stopped");
+    tree::small_files(&world.path("other"), 10).unwrap();
+    let other = json!({"source": world.path("other")});
+    let other = node.post("/v1/filesystems/home/import", &other).await;
+    assert_eq!(node.ended(&other).await["state"], "done");
+    let again = json!({"source": world.path("source")});
+    let anew = node.post("/v1/filesystems/home/import", &again).await;
+    assert_ne!(anew["id"], job["id"]);
+    let ended = node.ended(&anew).await;
+    assert_eq!((&ended["state"], &ended["resumed"]), (&json!("done"), &json!(false)), "{ended}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_next_node_takes_up_what_was_running() {
     let world = World::new();
     let node = world.start().await;
