@@ -61,6 +61,9 @@ fn text(job: &Job) -> String {
     if let Some(ended_at) = job.ended_at {
         lines.push(("ended", moment(ended_at)));
     }
+    if let Some(taken_up) = taken_up(job) {
+        lines.push(("taken up", taken_up));
+    }
     if let Some(owners) = owners(job) {
         lines.push(("owners", owners));
     }
@@ -114,7 +117,22 @@ pub(super) fn ended_text(job: &Job) -> String {
         _ => format!("{verb}: {amount}{failed}"),
     };
     let owners = owners(job).map(|text| format!("owners: {text}\n")).unwrap_or_default();
-    format!("{}{owners}{line}\n", damage_text(job))
+    let taken_up = taken_up(job).map(|text| format!("taken up: {text}\n")).unwrap_or_default();
+    format!("{}{owners}{taken_up}{line}\n", damage_text(job))
+}
+
+/// What a copy that came to its end from a checkpoint did not look at.
+fn taken_up(job: &Job) -> Option<String> {
+    let came_to_its_end = matches!(job.state, JobState::Done | JobState::Partly);
+    if !job.resumed || !came_to_its_end {
+        return None;
+    }
+    let unseen = "an earlier run did a part, and what has changed in that part since is not seen";
+    match job.kind {
+        JobKind::Import => Some(format!("{unseen}; the same command again brings it along")),
+        JobKind::Export => Some(format!("{unseen}; an export to a new directory has all of it")),
+        _ => None,
+    }
 }
 
 /// What became of owners that only root can give.

@@ -180,12 +180,20 @@ fn lock_and_unlock_say_how_it_is_now() {
 fn import_is_watched_and_a_resumed_one_says_so() {
     let mut resumed = job("import", "running");
     resumed["resumed"] = true.into();
+    let mut done = job("import", "done");
+    done["resumed"] = true.into();
     let node = Node::answering([
         ("POST /v1/filesystems/home/import", 200, resumed),
-        ("GET /v1/jobs/7?wait_ms=10000", 200, job("import", "done")),
+        ("GET /v1/jobs/7?wait_ms=10000", 200, done),
     ]);
     let ran = node.run(&["fs", "import", "home", "/src"]);
-    assert_eq!(ran.stdout, "imported into home: 2 items, 1.50 KiB\n");
+    assert_eq!(
+        ran.stdout,
+        "\
+taken up: an earlier run did a part, and what has changed in that part since is not seen; the same command again brings it along
+imported into home: 2 items, 1.50 KiB
+"
+    );
     assert_eq!(ran.stderr, "note: this takes up where an earlier run was stopped\n");
     assert_eq!(ran.code, 0);
     assert_eq!(node.asked()[0].1, json!({"source": "/src"}));
