@@ -186,22 +186,71 @@ fn problem_of(kind: JobKind, name: &str, report: &Report) -> Option<Problem> {
     if report.outcome != Outcome::PartlyDone {
         return None;
     }
-    let damaged = report.problems.iter().any(|problem| problem.kind == ProblemKind::Damaged);
+    let any = |kind| report.problems.iter().any(|problem| problem.kind == kind);
+    let damaged = any(ProblemKind::Damaged);
     let (exit, code) =
         if damaged { (Exit::NotAuthentic, "damaged") } else { (Exit::Partly, "partly-done") };
+    // What the system did not let be read may be sound.
+    let unsound = kind == JobKind::Verify && (damaged || any(ProblemKind::Attribute));
     let title = match kind {
-        JobKind::Verify => format!("{name} is not sound"),
+        _ if unsound => format!("{name} is not sound"),
         _ => format!("the {} of {name} is not complete", word(kind)),
     };
-    let detail = format!("{count} problem(s); the rest is done");
-    let cure = match (kind, damaged) {
-        (JobKind::Verify, _) => format!(
+    let detail = match kind {
+        JobKind::Verify if !unsound => {
+            format!("{count} item(s) can't be read now; no damage was found")
+        }
+        _ => format!("{count} problem(s); the rest is done"),
+    };
+    let cure = match kind {
+        _ if unsound => format!(
             "bring the files back from a copy; coffer fs verify {name} --repair sets aside what can't be read"
         ),
-        (_, true) => format!(
+        JobKind::Verify => format!(
+            "check what the list names (the disk, the mount, the limit on open files), then give coffer fs verify {name} again"
+        ),
+        _ if damaged => format!(
             "bring the files back from a copy; coffer fs verify {name} names all that is damaged"
         ),
         _ => "see the list, mend what it names, and give the command again".to_owned(),
     };
     Some(Problem::new(exit, code, title, detail).cure(cure))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verified(kinds: &[ProblemKind]) -> Problem {
+        let problem = |kind: &ProblemKind| filesystem::Problem {
+            path: "file".into(),
+            ciphertext: None,
+            kind: *kind,
+            reason: "why".into(),
+        };
+        let report = Report {
+            outcome: Outcome::PartlyDone,
+            resumed: false,
+            progress: filesystem::Progress { failed: kinds.len() as u64, ..Default::default() },
+            problems: kinds.iter().map(problem).collect(),
+            problems_omitted: 0,
+            checkpoint: None,
+        };
+        problem_of(JobKind::Verify, "home", &report).unwrap()
+    }
+
+    #[test]
+    fn what_the_system_does_not_let_be_read_is_not_called_unsound() {
+        let unread = verified(&[ProblemKind::Io, ProblemKind::Leftover]);
+        assert_eq!(unread.exit, Exit::Partly);
+        assert_eq!(unread.title, "the verification of home is not complete");
+        let cure = unread.cure.unwrap();
+        assert!(cure.contains("disk") && !cure.contains("copy"), "{cure}");
+        for kind in [ProblemKind::Damaged, ProblemKind::Attribute] {
+            let unsound = verified(&[ProblemKind::Io, kind]);
+            assert_eq!(unsound.title, "home is not sound");
+            assert!(unsound.cure.unwrap().contains("from a copy"));
+        }
+        assert_eq!(verified(&[ProblemKind::Io, ProblemKind::Damaged]).exit, Exit::NotAuthentic);
+    }
 }
