@@ -253,7 +253,7 @@ pub enum ProblemKind {
     Leftover,
 }
 
-/// The most problems that a report has.
+/// The most problems that a report has. Whether there is damage can be told from them in any case.
 const PROBLEMS_MAX: usize = 1000;
 
 /// The counts and problems of a running job.
@@ -298,6 +298,10 @@ impl Tally {
         let mut problems = lock(&self.problems);
         if problems.len() < PROBLEMS_MAX {
             problems.push(problem);
+        } else if let Some(last) = problems.last_mut()
+            && problem.kind == ProblemKind::Damaged
+        {
+            *last = problem;
         }
     }
 

@@ -644,6 +644,18 @@ mod tests {
     }
 
     #[test]
+    fn damage_is_reported_whatever_comes_before_and_after() {
+        let tally = Tally::default();
+        for n in 0..3000 {
+            let kind = if n == 2000 { ProblemKind::Damaged } else { ProblemKind::Io };
+            tally.problem(Problem::new(b"file", None, kind, "why"), &Unattended);
+        }
+        let report = tally.report(false, None);
+        assert_eq!((report.problems.len(), report.problems_omitted), (1000, 2000));
+        assert!(report.problems.iter().any(|problem| problem.kind == ProblemKind::Damaged));
+    }
+
+    #[test]
     fn a_file_that_is_damaged_where_the_disk_does_not_answer_stays_where_it_is() {
         let mut finding = Finding::default();
         for grade in [Grade::Blemished, Grade::Unanswered, Grade::Damaged] {

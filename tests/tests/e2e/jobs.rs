@@ -100,6 +100,33 @@ fn a_job_can_be_stopped_and_gone_on_with() {
     assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
 }
 
+/// Whoever tidies up after a stopped export and gives the command again gets all of it.
+#[test]
+fn an_export_whose_target_was_removed_while_it_was_stopped_is_whole() {
+    let place = Place::new();
+    let (source, target) = (place.path("source"), place.path("target"));
+    tree::small_files(&source, 4000).unwrap();
+    fs::write(source.join("large"), tree::noise(7, 200 << 20)).unwrap();
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    let export = ["fs", "export", "home", target.to_str().unwrap()];
+    std::thread::scope(|scope| {
+        let exporting = scope.spawn(|| place.coffer(&export));
+        while fs::read_dir(&target).map_or(0, Iterator::count) < 10 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let id = place.json(&["job", "list"])["jobs"][0]["id"].as_str().unwrap().to_owned();
+        place.ok(&["job", "stop", &id]);
+        let stopped = exporting.join().unwrap();
+        assert_eq!(stopped.code, 8, "{stopped:?}");
+    });
+    fs::remove_dir_all(&target).unwrap();
+    let job = place.json(&export);
+    assert_eq!((&job["state"], &job["resumed"]), (&"done".into(), &false.into()), "{job}");
+    assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+}
+
 #[test]
 fn large_and_sparse_files_come_back_in_little_memory() {
     let place = Place::new();
