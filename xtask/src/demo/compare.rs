@@ -1,5 +1,5 @@
-//! Are two trees equal? Names, kinds, contents, link targets, modes, owners, times, extended
-//! attributes and hard links.
+//! Are two trees equal? Names, kinds, contents, link targets, modes, owners, times of modification,
+//! extended attributes and hard links.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -119,7 +119,14 @@ impl fmt::Display for Size {
         if self.others > 0 {
             write!(f, ", {} links and others", self.others)?;
         }
-        write!(f, ", {:.1} MB", self.bytes as f64 / 1e6)
+        // As `coffer` shows amounts.
+        let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+        match units.into_iter().find(|(shift, _)| self.bytes >> shift > 0) {
+            Some((shift, unit)) => {
+                write!(f, ", {:.2} {unit}", self.bytes as f64 / (1_u64 << shift) as f64)
+            }
+            None => write!(f, ", {} B", self.bytes),
+        }
     }
 }
 

@@ -129,7 +129,7 @@ impl Kms {
         self.act(shell, &["write", "-f", &path], "POST", &path, json!({}))?;
 
         let file = self.folder.join("policy.hcl").display().to_string();
-        let policy = self.policy(shell, &file)?;
+        let policy = shell.coffer_tee(&["fs", "kms", "policy", key], &file)?;
         self.act(
             shell,
             &["policy", "write", key, &file],
@@ -148,23 +148,6 @@ impl Kms {
         self.token(shell)
     }
 
-    /// Writes the policy to `file`: the least that Coffer needs besides Vault's `default` policy, which
-    /// lets a token look itself up and renew itself.
-    fn policy(&self, shell: &Shell, file: &str) -> Result<String> {
-        let key = &self.master_key;
-        let policy = format!(
-            "path \"transit/keys/{key}\" {{ capabilities = [\"read\"] }}\n\
-             path \"transit/encrypt/{key}\" {{ capabilities = [\"update\"] }}\n\
-             path \"transit/decrypt/{key}\" {{ capabilities = [\"update\"] }}\n\
-             path \"transit/rewrap/{key}\" {{ capabilities = [\"update\"] }}\n"
-        );
-        shell.typed(&format!("cat > {file} <<EOF"));
-        shell.note(&policy);
-        shell.note("EOF");
-        fs::write(file, &policy)?;
-        Ok(policy)
-    }
-
     fn token(&self, shell: &Shell) -> Result<()> {
         let file = self.token_file();
         let role = format!("-role={}", self.master_key);
@@ -176,6 +159,7 @@ impl Kms {
             Admin::Http { .. } => {
                 let path = format!("auth/token/create/{}", self.master_key);
                 let answer = self.request("POST", &path, json!({}))?;
+                shell.note(&format!("done (POST /v1/{path})"));
                 let token = answer["auth"]["client_token"].as_str();
                 token.context("Vault answered without a token")?.to_owned()
             }

@@ -26,7 +26,8 @@ use kms::Kms;
 use search::Traces;
 use shell::{Exit, Node, Shell};
 
-/// The two filesystems: one takes the tree, the other shows that keys are handled together.
+/// The two filesystems, each with a tree and a key of its own: the given tree, and Coffer's documents, which are few
+/// enough to be taken out again after whatever was done to their key.
 const FILESYSTEMS: [&str; 2] = ["projects", "archive"];
 
 pub(crate) fn run(workspace: &Workspace, dir: Option<PathBuf>) -> Result<()> {
@@ -37,13 +38,12 @@ pub(crate) fn run(workspace: &Workspace, dir: Option<PathBuf>) -> Result<()> {
         }
         None => default_tree(workspace)?,
     };
-    let size = compare::count(&source)?;
-    ensure!(size.files > 0, "{} holds no file: name another directory", source.display());
+    let sources = [source, workspace.root.join("docs")];
 
     let began = Instant::now();
     let temporary = tempfile::Builder::new().prefix("coffer-demo-").tempdir()?;
     let shell = Shell::new(coffer, temporary.path());
-    let demo = Demo { shell, folder: temporary.path(), source, size };
+    let demo = Demo { shell, folder: temporary.path(), sources };
     demo.run()?;
     println!("\nAll of it held. It took {:.1} s.", began.elapsed().as_secs_f64());
     Ok(())
@@ -72,8 +72,8 @@ fn default_tree(workspace: &Workspace) -> Result<PathBuf> {
 struct Demo<'a> {
     shell: Shell,
     folder: &'a Path,
-    source: PathBuf,
-    size: compare::Size,
+    /// What goes into each of [`FILESYSTEMS`].
+    sources: [PathBuf; 2],
 }
 
 impl Demo<'_> {
@@ -111,9 +111,13 @@ impl Demo<'_> {
             shell.coffer(&[&create[..], &[&backing.display().to_string()]].concat())?;
         }
 
-        shell.step("Put a real tree in");
-        shell.note(&format!("{} holds {}", self.source.display(), self.size));
-        shell.coffer(&["fs", "import", FILESYSTEMS[0], &self.source.display().to_string()])?;
+        shell.step("Put a real tree into each");
+        for (name, source) in self.trees() {
+            let size = compare::count(source)?;
+            ensure!(size.files > 0, "{} holds no file: name another DIR", source.display());
+            shell.note(&format!("{} holds {size}", source.display()));
+            shell.coffer(&["fs", "import", name, &source.display().to_string()])?;
+        }
         shell.coffer(&["fs", "ls", FILESYSTEMS[0]])?;
 
         shell.step("Nothing readable lies in the backing directory");
@@ -124,8 +128,8 @@ impl Demo<'_> {
         self.wait_until_open()?;
         shell.coffer(&["fs", "list"])?;
 
-        shell.step("Take the tree out and compare it");
-        self.export_and_compare()?;
+        shell.step("Take the trees out and compare them");
+        FILESYSTEMS.iter().try_for_each(|name| self.export_and_compare(name))?;
 
         shell.step("Rotate the master key and rewrap");
         let before = self.versions()?;
@@ -139,6 +143,7 @@ impl Demo<'_> {
             before.iter().zip(&after).all(|(before, after)| after == &(before + 1)),
             "the rewrap left a key at an old version"
         );
+        self.export_and_compare(FILESYSTEMS[1])?;
 
         let node = if kms.can_be_stopped() {
             self.restart_without_kms(node, kms)?
@@ -163,6 +168,10 @@ impl Demo<'_> {
         self.folder.join("backing").join(name)
     }
 
+    fn trees(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        FILESYSTEMS.into_iter().zip(&self.sources)
+    }
+
     /// Looks for the tree's names and lines in the tree itself, where they are found, and among the
     /// ciphertext, where none may be.
     fn nothing_readable(&self) -> Result<()> {
@@ -173,23 +182,28 @@ impl Demo<'_> {
         for entry in WalkDir::new(&backing).min_depth(2).max_depth(2).into_iter().take(SAMPLE) {
             shell.note(&format!("  {}", entry?.path().strip_prefix(&backing)?.display()));
         }
-        let traces = Traces::of(&self.source)?;
+        let source = &self.sources[0];
+        let traces = Traces::of(source)?;
         shell.note(&format!("looking for {traces}"));
-        let plain = traces.search(&self.source)?;
+        let plain = traces.search(source)?;
         let hidden = traces.search(&backing)?;
-        shell.note(&format!("in {}: {plain}", self.source.display()));
+        shell.note(&format!("in {}: {plain}", source.display()));
         shell.note(&format!("in {}: {hidden}", backing.display()));
         ensure!(!plain.is_clean(), "the search finds nothing in the plain tree: it proves nothing");
         ensure!(hidden.is_clean(), "the backing directory shows what it must hide");
         Ok(())
     }
 
-    fn export_and_compare(&self) -> Result<()> {
-        let out = self.folder.join("out");
+    fn export_and_compare(&self, name: &str) -> Result<()> {
         let shell = &self.shell;
-        shell.coffer(&["fs", "export", FILESYSTEMS[0], &out.display().to_string()])?;
-        let compared = compare::trees(&self.source, &out)?;
-        shell.note(&format!("compared with {}: {compared}", self.source.display()));
+        let (_, source) =
+            self.trees().find(|(of, _)| *of == name).context("a filesystem without a tree")?;
+        let out = self.folder.join(name);
+        shell.coffer(&["fs", "export", name, &out.display().to_string()])?;
+        let compared = compare::trees(source, &out)?;
+        shell.note(&format!("compared with {}: equal, {compared}", source.display()));
+        shell.typed(&format!("rm -r {}", out.display()));
+        fs::remove_dir_all(&out)?;
         Ok(())
     }
 
@@ -204,6 +218,8 @@ impl Demo<'_> {
         kms.come_back(shell)?;
         self.wait_until_open()?;
         shell.coffer(&["fs", "list"])?;
+        shell.coffer(&["fs", "ls", FILESYSTEMS[0]])?;
+        self.export_and_compare(FILESYSTEMS[1])?;
         Ok(node)
     }
 

@@ -1,5 +1,6 @@
 //! What a person would type, and what it answers.
 
+use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -7,7 +8,7 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::process::Background;
+use crate::process::{self, Background};
 
 /// The exit codes that the demo expects of a refusal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +73,15 @@ impl Shell {
             output.status
         );
         Ok(())
+    }
+
+    /// A command whose answer is also kept in a file.
+    pub(super) fn coffer_tee(&self, arguments: &[&str], file: &str) -> Result<String> {
+        self.typed(&format!("coffer {} | tee {file}", arguments.join(" ")));
+        let answer = process::output(&mut self.command(arguments))?;
+        self.note(&answer);
+        fs::write(file, &answer)?;
+        Ok(answer)
     }
 
     fn show(&self, arguments: &[&str]) -> Result<Output> {
