@@ -51,7 +51,8 @@ async fn until_ended(
             (Some(bar), _) => bar.show(&job),
             (None, Some(problem)) if job.state == JobState::Waiting && problem.detail != told => {
                 told.clone_from(&problem.detail);
-                waits(&format!("the {} waits: {told}", noun(job.kind)));
+                let cure = problem.cure.iter().map(|cure| format!("\n  do:  {cure}"));
+                waits(&format!("the {} waits: {told}{}", noun(job.kind), cure.collect::<String>()));
             }
             _ => {}
         }

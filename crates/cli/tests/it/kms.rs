@@ -209,9 +209,9 @@ fn rewrap_is_watched_to_its_end() {
 #[test]
 fn why_a_job_waits_is_told_once() {
     let mut waiting = job("waiting", 0);
-    waiting["problem"] = problem(503, "kms-unreachable", None);
+    waiting["problem"] = problem(503, "kms-unreachable", Some("unseal it"));
     for (args, told) in [
-        (&["fs", "kms", "rewrap"][..], "note: the downgrade waits: why\n"),
+        (&["fs", "kms", "rewrap"][..], "note: the downgrade waits: why\n  do:  unseal it\n"),
         (&["fs", "kms", "rewrap", "--json"][..], ""),
     ] {
         let node = Node::answering([
