@@ -51,7 +51,7 @@ async fn until_ended(
             (Some(bar), _) => bar.show(&job),
             (None, Some(problem)) if job.state == JobState::Waiting && problem.detail != told => {
                 told.clone_from(&problem.detail);
-                let cure = problem.cure.iter().map(|cure| format!("\n  do:  {cure}"));
+                let cure = problem.cure.iter().map(|cure| format!("\ndo:  {cure}"));
                 waits(&format!("the {} waits: {told}{}", noun(job.kind), cure.collect::<String>()));
             }
             _ => {}

@@ -211,7 +211,7 @@ fn why_a_job_waits_is_told_once() {
     let mut waiting = job("waiting", 0);
     waiting["problem"] = problem(503, "kms-unreachable", Some("unseal it"));
     for (args, told) in [
-        (&["fs", "kms", "rewrap"][..], "note: the downgrade waits: why\n  do:  unseal it\n"),
+        (&["fs", "kms", "rewrap"][..], "note: the downgrade waits: why\n      do:  unseal it\n"),
         (&["fs", "kms", "rewrap", "--json"][..], ""),
     ] {
         let node = Node::answering([
