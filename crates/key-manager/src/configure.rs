@@ -8,6 +8,7 @@ use kms_core::{
     KmsExt, MasterKey, Outcome, WrappedKey,
 };
 
+use crate::error::listed;
 use crate::filesystems::{LOCAL, new_local_config};
 use crate::identity::make_canary;
 use crate::jobs::put_job;
@@ -55,8 +56,7 @@ impl KeyManager {
     /// Everything is proved before anything is stored: that the KMS works, and that every filesystem key can go along.
     /// If the new configuration opens the canary and the keys as they lie (the same KMS at a new URL, a new
     /// token), it takes the place of the old one. Otherwise the keys move, as a job, and so do keys that yet another configuration
-    /// wraps; one that has not come to its end, because its
-    /// target went away, ends with it.
+    /// wraps. A move that has not come to its end, because its target went away, ends with it.
     ///
     /// # Errors
     /// [`Error::Kms`] with what is missing; [`Error::NotAll`] when a key can't go along. Nothing is changed then.
@@ -325,7 +325,7 @@ impl KeyManager {
                 shut.entry(error).or_default().extend(names.map(|site| site.name.as_str()));
             }
             why.extend(shut.into_iter().map(|(error, names)| {
-                format!("{}, wrapped by {}: {error}", listed(&names), described(&config))
+                format!("{}, wrapped by {}: {error}", listed(&names, 20), described(&config))
             }));
         }
         if failed == 0 {
@@ -334,16 +334,6 @@ impl KeyManager {
         let total = keys.len() + unreadable.len();
         Err(Error::NotAll { act, failed, total, why: why.join("; ") })
     }
-}
-
-/// The names, or as many of them as a message should hold.
-fn listed(names: &[&str]) -> String {
-    const SHOWN: usize = 20;
-    let mut text = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        text.push_str(&format!(" and {} more", names.len() - SHOWN));
-    }
-    text
 }
 
 /// What wraps a key now. A new token for the same address is not the one that it is asked with.

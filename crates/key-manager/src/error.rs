@@ -216,6 +216,15 @@ impl Error {
     }
 }
 
+/// The first `shown` of these names, and how many more there are.
+pub(crate) fn listed(names: &[&str], shown: usize) -> String {
+    let mut text = names.iter().take(shown).copied().collect::<Vec<_>>().join(", ");
+    if names.len() > shown {
+        text.push_str(&format!(" and {} more", names.len() - shown));
+    }
+    text
+}
+
 /// The class of a KMS failure.
 pub(crate) const fn kms_class(kind: KmsErrorKind) -> Class {
     match kind {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kms_core::{
     Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KeyId, KmsConfigId,
-    Outcome, Record, WrappedKey,
+    Outcome, WrappedKey,
 };
 
 use crate::identity::{with_new_canary, wrap_and_open};
@@ -161,7 +161,7 @@ impl KeyManager {
     /// [`KeyManager::finish_removals`].
     pub async fn delete_filesystem(&self, name: &FilesystemName) -> Result<Deleted, Error> {
         let _act = self.begin_act().await;
-        let (record, mut fs) = self.recorded(name).await?;
+        let (record, mut fs) = self.recorded_filesystem(name).await?;
         let begun = fs.state != FilesystemState::Ready;
         let (removed, away) = self.copies_here(&fs).await?;
         let remaining = self.copies_elsewhere(&fs).await?;
@@ -189,7 +189,7 @@ impl KeyManager {
     /// it the local key if that is what opens it.
     pub async fn forget_filesystem(&self, name: &FilesystemName) -> Result<Deleted, Error> {
         let _act = self.begin_act().await;
-        let (_, fs) = self.recorded(name).await?;
+        let (_, fs) = self.recorded_filesystem(name).await?;
         let mut remaining = self.copies_elsewhere(&fs).await?;
         let mut left = format!("{}, as it is", fs.backing.display());
         // What is half deleted has lost the copy of its key.
@@ -202,15 +202,6 @@ impl KeyManager {
         self.audit("fs.forget", name.as_str(), Outcome::Done, &what);
         self.retire_or_warn().await;
         Ok(Deleted { key_id: fs.key_id, removed: Vec::new(), remaining })
-    }
-
-    /// The record of a filesystem in any state.
-    async fn recorded(&self, name: &FilesystemName) -> Result<(Record, FilesystemRecord), Error> {
-        let record = self.store().get(&records::fs_key(name)).await?;
-        let unknown = || Error::Unknown { what: format!("filesystem {name}") };
-        let record = record.ok_or_else(unknown)?;
-        let fs = records::decode(&record)?;
-        Ok((record, fs))
     }
 
     /// Where copies of its wrapped key lie that are removed with it, and why one can't be.

@@ -100,17 +100,26 @@ impl KeyManager {
         &self,
         name: &FilesystemName,
     ) -> Result<(Record, FilesystemRecord), Error> {
-        let unknown = || Error::Unknown { what: format!("filesystem {name}") };
-        let record = self.store().get(&records::fs_key(name)).await?.ok_or_else(unknown)?;
-        let fs: FilesystemRecord = records::decode(&record)?;
+        let (record, fs) = self.recorded_filesystem(name).await?;
         match fs.state {
             FilesystemState::Ready => Ok((record, fs)),
-            FilesystemState::Creating if !self.is_stuck(&fs) => Err(unknown()),
+            FilesystemState::Creating if !self.is_stuck(&fs) => Err(unknown(name)),
             _ => {
                 let LockReason { why, cure, .. } = self.reason(&fs);
                 Err(Error::Deleting { name: name.to_string(), why, cure })
             }
         }
+    }
+
+    /// The record of a filesystem in any state.
+    pub(crate) async fn recorded_filesystem(
+        &self,
+        name: &FilesystemName,
+    ) -> Result<(Record, FilesystemRecord), Error> {
+        let record = self.store().get(&records::fs_key(name)).await?;
+        let record = record.ok_or_else(|| unknown(name))?;
+        let fs = records::decode(&record)?;
+        Ok((record, fs))
     }
 
     pub(crate) fn store(&self) -> &dyn KeyStore {
@@ -321,6 +330,10 @@ impl KeyManager {
             detail: detail.to_owned(),
         });
     }
+}
+
+fn unknown(name: &FilesystemName) -> Error {
+    Error::Unknown { what: format!("filesystem {name}") }
 }
 
 /// Reads a wrapped key's record, and refuses one that lies under another key's name.

@@ -7,10 +7,11 @@ use kms_core::{
     WrappedKey,
 };
 
+use crate::error::listed;
 use crate::manager::{key_entry_of, read};
 use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::KeyState;
-use crate::{Error, FilesystemName, JobId, KeyManager};
+use crate::{Error, FilesystemName, KeyManager};
 
 /// A filesystem and its key.
 #[derive(Debug, Clone)]
@@ -81,10 +82,6 @@ pub struct KmsOverview {
     pub config: Option<(KmsConfig, UnixMillis)>,
     /// What the KMS says now, or why it does not answer.
     pub live: Option<Result<LiveKms, Error>>,
-    /// Filesystems whose key has lain under local wrapping.
-    pub exposed: Vec<FilesystemName>,
-    /// A move that has not come to its end.
-    pub unfinished_move: Option<JobId>,
 }
 
 impl KeyManager {
@@ -111,20 +108,14 @@ impl KeyManager {
         Ok(statuses)
     }
 
-    /// The KMS configuration, what it answers now, and what hangs on it.
+    /// The KMS configuration, and what it answers now.
     pub async fn kms_overview(&self) -> Result<KmsOverview, Error> {
         let current = self.current().await?.map(|(_, record)| record);
         let live = match &current {
             Some(record) => Some(self.ask(record).await),
             None => None,
         };
-        let exposed = self.filesystem_statuses().await?.into_iter().filter(|s| s.exposed);
-        Ok(KmsOverview {
-            config: current.map(|record| (record.config, record.set_at)),
-            live,
-            exposed: exposed.map(|s| s.filesystem.name).collect(),
-            unfinished_move: self.unfinished_move().await?.map(|job| job.id),
-        })
+        Ok(KmsOverview { config: current.map(|record| (record.config, record.set_at)), live })
     }
 
     /// What hangs on which version of which master key. Asks no KMS.
@@ -197,9 +188,7 @@ impl KeyManager {
             .filter(|s| s.version < minimum && !matches!(s.key, KeyState::Deleting(_)))
             .map(|s| s.filesystem.name.as_str())
             .collect();
-        let more = names.len().saturating_sub(NAMED);
-        let named = names[..names.len() - more].join(", ");
-        let named = if more > 0 { format!("{named} and {more} more") } else { named };
+        let named = listed(&names, NAMED);
         Ok((!names.is_empty()).then(|| Finding {
             code: "keys-cut-off".to_owned(),
             what: format!(
