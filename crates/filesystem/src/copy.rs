@@ -460,9 +460,9 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
             return;
         }
         let finish = || {
-            let gives_owner = self.gives_owner(&pair.stat);
-            // It may have been there before, as another's.
-            if gives_owner || sys::is_root() {
+            // Counted where it is lost; given in any case where it can be, for it may have been there before, as another's.
+            self.gives_owner(&pair.stat);
+            if sys::is_root() {
                 sys::set_owner(&pair.to.fd, &pair.stat).doing("given its owner")?;
             }
             sys::set_mode(&pair.to.fd, sys::permissions(&pair.stat)).doing("given its mode")?;

@@ -402,7 +402,7 @@ fn lock(backing: &OwnedFd) -> Result<OwnedFd, Fault> {
 }
 
 /// The key id that the lock file names; `None` when its writer died before that.
-fn owner(lock: &OwnedFd) -> sys::Result<Option<KeyId>> {
+pub(crate) fn owner(lock: &OwnedFd) -> sys::Result<Option<KeyId>> {
     let mut text = [0; 64];
     let len = sys::read_at(lock, &mut text, 0)?;
     let text = std::str::from_utf8(&text[..len]).ok();

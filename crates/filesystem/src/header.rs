@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId};
 
 use crate::error::{Doing, Error, Fault};
-use crate::filesystem::{HEADER, LOCK, ROOT};
+use crate::filesystem::{self, HEADER, LOCK, ROOT};
 use crate::sealed::SealedTree;
-use crate::sys;
+use crate::sys::{self, Errno};
 
 /// Reads the copy of the wrapped key in a backing directory. Needs no key and no lock.
 ///
@@ -39,8 +39,10 @@ pub fn read_envelope(backing: &Path) -> Result<KeyEnvelope, Error> {
 
 /// The key that the lock file names; `None` when it can't be told.
 fn owner(backing: &OwnedFd) -> Result<Option<KeyId>, Fault> {
-    let text = SealedTree::small_file(backing, LOCK)?;
-    Ok(text.and_then(|text| std::str::from_utf8(&text).ok()?.trim_end().parse().ok()))
+    match sys::open_file(backing, LOCK) {
+        Err(Errno::NOENT) => Ok(None),
+        lock => filesystem::owner(&lock.doing("opened")?).doing("read"),
+    }
 }
 
 pub(crate) fn read(backing: &OwnedFd) -> Result<KeyEnvelope, Fault> {
@@ -176,7 +178,6 @@ impl KeyHolder for BackingHeaders {
 mod tests {
     use std::collections::BTreeSet;
 
-    use kms_core::{Ciphertext, ENVELOPE_FORMAT, KeyVersion, KmsConfig, KmsConfigId, WrappedKey};
     use serde_json::Value;
 
     use super::*;
@@ -194,22 +195,7 @@ mod tests {
 
     #[test]
     fn the_specification_has_each_field_and_no_other() {
-        let id = KmsConfigId::random();
-        let ciphertext = Ciphertext { text: String::new(), version: KeyVersion(1) };
-        let envelope = KeyEnvelope {
-            format: ENVELOPE_FORMAT,
-            filesystem: String::new(),
-            revision: 1,
-            wrapped: WrappedKey { key_id: KeyId::random(), config_id: id, ciphertext },
-            kms: KmsConfig {
-                id,
-                kind: String::new(),
-                address: String::new(),
-                master_key: String::new(),
-                settings: Default::default(),
-            },
-            exposed: false,
-        };
+        let envelope = testkit::key_holder::envelope(KeyId::random());
         let mut written = BTreeSet::new();
         fields(&serde_json::to_value(&envelope).unwrap(), "", &mut written);
         let text = include_str!("../../../docs/formats.md");

@@ -568,10 +568,7 @@ mod tests {
     use super::*;
     use crate::Filesystem;
     use crate::report::Progress;
-    use kms_core::{
-        Ciphertext, ENVELOPE_FORMAT, FilesystemKey, KeyEnvelope, KeyVersion, KmsConfig,
-        KmsConfigId, WrappedKey,
-    };
+    use kms_core::FilesystemKey;
 
     struct Unattended;
 
@@ -584,25 +581,6 @@ mod tests {
         fn problem(&self, _: &Problem) {}
     }
 
-    fn envelope(key: &FilesystemKey) -> KeyEnvelope {
-        let kms = KmsConfig {
-            id: KmsConfigId::random(),
-            kind: String::new(),
-            address: String::new(),
-            master_key: String::new(),
-            settings: Default::default(),
-        };
-        let ciphertext = Ciphertext { text: String::new(), version: KeyVersion(1) };
-        KeyEnvelope {
-            format: ENVELOPE_FORMAT,
-            filesystem: "test".to_owned(),
-            revision: 1,
-            wrapped: WrappedKey { key_id: key.id(), config_id: kms.id, ciphertext },
-            kms,
-            exposed: false,
-        }
-    }
-
     /// The system says no here because the file is gone; with no descriptors left, or a disk that does not answer, it
     /// says no in the same way.
     #[test]
@@ -610,7 +588,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (backing, source) = (dir.path().join("backing"), dir.path().join("source"));
         let key = Arc::new(FilesystemKey::generate().unwrap());
-        let envelope = envelope(&key);
+        let envelope = testkit::key_holder::envelope(key.id());
         let home = Filesystem::create(&backing, key, &envelope, crate::Backend::default()).unwrap();
         std::fs::create_dir(&source).unwrap();
         std::fs::write(source.join("file"), "content").unwrap();

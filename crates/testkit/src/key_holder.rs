@@ -35,15 +35,15 @@ pub async fn key_holder_contract(fixture: &dyn KeyHolderFixture) {
     readers_see_the_old_or_the_new_copy(fixture).await;
 }
 
-/// An envelope of a new key, in its first version.
-fn envelope() -> KeyEnvelope {
+/// An envelope of this key, in its first version.
+pub fn envelope(key_id: KeyId) -> KeyEnvelope {
     let config_id = KmsConfigId::random();
     KeyEnvelope {
         format: ENVELOPE_FORMAT,
         filesystem: "home".to_owned(),
         revision: 1,
         wrapped: WrappedKey {
-            key_id: KeyId::random(),
+            key_id,
             config_id,
             ciphertext: Ciphertext {
                 text: "vault:v1:of-a-test".to_owned(),
@@ -81,7 +81,7 @@ async fn only_copy(fixture: &dyn KeyHolderFixture, site: &FilesystemSite) -> Key
 
 /// A filesystem with its envelope, and where the copy lies.
 async fn made(fixture: &dyn KeyHolderFixture) -> (FilesystemSite, KeyEnvelope, String) {
-    let envelope = envelope();
+    let envelope = envelope(KeyId::random());
     let site = fixture.make(&envelope).await;
     assert_eq!(site.key_id, envelope.wrapped.key_id);
     let location = only_copy(fixture, &site).await.location;
@@ -149,7 +149,7 @@ async fn another_key_is_refused(fixture: &dyn KeyHolderFixture) {
 
 async fn a_place_with_another_key_is_refused(fixture: &dyn KeyHolderFixture) {
     let (site, there, location) = made(fixture).await;
-    let another = envelope();
+    let another = envelope(KeyId::random());
     let mistaken = FilesystemSite { key_id: another.wrapped.key_id, ..site.clone() };
     assert_refused(fixture, &mistaken, &location, &another).await;
     assert_there(fixture, &site, &there).await;

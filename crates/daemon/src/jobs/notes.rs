@@ -177,10 +177,7 @@ const fn word(kind: ProblemKind) -> &'static str {
 #[cfg(test)]
 mod tests {
     use filesystem::Backend;
-    use kms_core::{
-        Ciphertext, ENVELOPE_FORMAT, FilesystemKey, KeyEnvelope, KeyVersion, KmsConfig,
-        KmsConfigId, WrappedKey,
-    };
+    use kms_core::FilesystemKey;
 
     use super::*;
 
@@ -190,22 +187,7 @@ mod tests {
 
     fn filesystem(backing: &Path) -> Arc<Filesystem> {
         let key = Arc::new(FilesystemKey::generate().unwrap());
-        let config_id = KmsConfigId::random();
-        let ciphertext = Ciphertext { text: "vault:v1:x".into(), version: KeyVersion(1) };
-        let envelope = KeyEnvelope {
-            format: ENVELOPE_FORMAT,
-            filesystem: "home".into(),
-            revision: 1,
-            exposed: false,
-            wrapped: WrappedKey { key_id: key.id(), config_id, ciphertext },
-            kms: KmsConfig {
-                id: config_id,
-                kind: "vault".into(),
-                address: "https://vault".into(),
-                master_key: "k".into(),
-                settings: Default::default(),
-            },
-        };
+        let envelope = testkit::key_holder::envelope(key.id());
         Arc::new(Filesystem::create(backing, key, &envelope, Backend::default()).unwrap())
     }
 

@@ -11,10 +11,9 @@ use std::time::Duration;
 use filesystem::{
     Backend, Checkpoint, Control, Error, ErrorKind, Filesystem, Outcome, Problem, Progress, Report,
 };
-use kms_core::{
-    Ciphertext, FilesystemKey, KeyEnvelope, KeyId, KeyVersion, KmsConfig, KmsConfigId, WrappedKey,
-};
+use kms_core::FilesystemKey;
 use tempfile::TempDir;
+pub(crate) use testkit::key_holder::envelope;
 
 pub(crate) struct Home {
     pub(crate) dir: TempDir,
@@ -71,25 +70,6 @@ impl Home {
             .collect();
         assert_eq!(found.len(), 1, "one file of {plain_size} bytes in {found:?}");
         found[0].clone()
-    }
-}
-
-pub(crate) fn envelope(key_id: KeyId) -> KeyEnvelope {
-    let config_id = KmsConfigId::random();
-    let ciphertext = Ciphertext { text: "vault:v1:test".into(), version: KeyVersion(1) };
-    KeyEnvelope {
-        format: kms_core::ENVELOPE_FORMAT,
-        filesystem: "test".into(),
-        wrapped: WrappedKey { key_id, config_id, ciphertext },
-        kms: KmsConfig {
-            id: config_id,
-            kind: "vault".into(),
-            address: "https://vault.example".into(),
-            master_key: "coffer".into(),
-            settings: Default::default(),
-        },
-        revision: 1,
-        exposed: false,
     }
 }
 
