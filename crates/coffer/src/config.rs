@@ -3,8 +3,6 @@
 //! There is no file in a fixed place: who wants one names it with `--config`. So a node and its command line agree on
 //! their defaults without reading anything.
 
-use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use admin_api::{Exit, Problem};
@@ -69,9 +67,7 @@ fn read(path: &Path) -> Result<File, Problem> {
             "its settings are state_dir, socket and log_format (\"text\" or \"json\"), in TOML",
         )
     };
-    let mut text = String::new();
-    let file = fs::File::open(path).map_err(|e| problem(e.to_string()))?;
-    file.take(LIMIT).read_to_string(&mut text).map_err(|e| problem(e.to_string()))?;
+    let text = cli::read_text(path, LIMIT).map_err(|e| problem(e.to_string()))?;
     toml::from_str(&text).map_err(|e| problem(e.to_string()))
 }
 
@@ -84,6 +80,8 @@ fn absolute(path: &Path) -> Result<PathBuf, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn of(text: &str, state_dir: Option<&str>, socket: Option<&str>) -> Result<Settings, Problem> {

@@ -1,9 +1,5 @@
 //! `coffer fs kms`, `set-vault`, `unset`, `rewrap`
 
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::Path;
-
 use admin_api::{
     Change, CredentialLife, Exit, Job, Kms, KmsChange, KmsDetails, Problem, VersionCount, paths,
 };
@@ -11,9 +7,13 @@ use admin_api::{
 use super::job::outcome;
 use super::{Context, findings_text};
 use crate::console::Output;
+use crate::files::read_text;
 use crate::grammar::{KmsCommand, SetVault};
 use crate::secret;
 use crate::show::{count, fields, span};
+
+/// Longest list of certificates, in bytes. A bundle of all public authorities has some 200 KiB.
+const CERTIFICATES_MAX: u64 = 1 << 20;
 
 pub(super) async fn run(
     command: Option<KmsCommand>,
@@ -48,7 +48,7 @@ async fn set_vault(
     let token = secret::token(&mut arguments, context.console)?;
     let ca_cert = match &arguments.ca_cert {
         None => None,
-        Some(path) => Some(read_certificates(path).map_err(|e| {
+        Some(path) => Some(read_text(path, CERTIFICATES_MAX).map_err(|e| {
             let what = format!("no certificate can be read from {}", path.display());
             Problem::new(Exit::Usage, "certificate-unreadable", what, e.to_string())
                 .cure("name a file with one or more certificates in PEM")
@@ -100,16 +100,6 @@ async fn finish_change(
             outcome
         }
     }
-}
-
-fn read_certificates(path: &Path) -> io::Result<String> {
-    // A bundle of all public authorities has some 200 KiB.
-    const LIMIT: u64 = 1024 * 1024;
-    let mut text = String::new();
-    if File::open(path)?.take(LIMIT).read_to_string(&mut text)? as u64 == LIMIT {
-        return Err(io::Error::other("it is longer than any list of certificates"));
-    }
-    Ok(text)
 }
 
 fn change_text(change: &KmsChange) -> String {

@@ -1,0 +1,32 @@
+//! Files that somebody names: they may be anything, and have no end.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+/// Reads a text of fewer than `limit` bytes.
+///
+/// # Errors
+/// It can't be read, is longer, or is no UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
+    let mut text = String::new();
+    if File::open(path)?.take(limit).read_to_string(&mut text)? as u64 == limit {
+        return Err(io::Error::other(format!("it has {limit} bytes or more")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_refused_and_not_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("text");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_text(&path, 6).unwrap(), "12345");
+        assert!(read_text(&path, 5).unwrap_err().to_string().contains("5 bytes"));
+        read_text(Path::new("/dev/zero"), 100).unwrap_err();
+    }
+}
