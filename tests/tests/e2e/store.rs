@@ -180,6 +180,9 @@ fn recover_says_what_of_a_sound_store_it_does_not_find_again() {
         place.coffer(&["recover", "--from", text(&home), "--state-dir", text(&state)]).expect(8);
     assert!(partly.stdout.contains("recovered home in"), "{partly:?}");
     assert!(partly.stdout.contains("projects, which the store had"), "{partly:?}");
+    // What one that was killed left is in nobody's way.
+    fs::create_dir(state.join("store.new")).unwrap();
+    fs::write(state.join("store.new/generation"), "half").unwrap();
     let both = state.join("filesystems");
     place.ok(&["recover", "--from", text(&both), "--state-dir", text(&state)]);
 }

@@ -78,6 +78,7 @@ fn a_private_ca_is_needed_is_enough_and_is_kept() {
         assert!(place.json(&["fs", "kms"])["configured"].is_null());
     }
     set(&["--ca-cert", ca.to_str().unwrap()]).expect(0);
+    assert!(place.ok(&["fs", "kms"]).contains("--ca-cert"), "it is shown that it was given");
     place.ok(&["fs", "create", "home"]);
     node.stop();
 

@@ -110,6 +110,15 @@ fn a_token_reaches_the_node_by_each_way_and_is_never_shown() {
 }
 
 #[test]
+fn a_token_that_is_missing_is_asked_for_by_the_ways_to_give_it() {
+    let node = Node::answering([]);
+    let ran = node.run(&["fs", "kms", "set-vault", "https://vault:8200", "coffer-key"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.stderr.contains("--token-file") && ran.stderr.contains("--token-stdin"), "{ran:?}");
+    assert!(node.asked().is_empty());
+}
+
+#[test]
 fn the_further_options_reach_the_node() {
     let answer = json!({"change": "updated", "kms": unset(), "job": null});
     let directory = tempfile::tempdir().unwrap();
