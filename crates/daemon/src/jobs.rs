@@ -25,8 +25,8 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 pub(crate) use notes::Notes;
 
+use crate::open::OpenFilesystems;
 use crate::problem;
-use crate::volumes::OpenFilesystems;
 
 /// How many ended jobs are remembered.
 const REMEMBERED: usize = 200;

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::jobs::{Jobs, MoveRun};
+use crate::open::OpenFilesystems;
 
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(2);
@@ -24,6 +25,7 @@ const COMPARE_EVERY: Duration = Duration::from_secs(120);
 pub(crate) struct Keeper {
     manager: Arc<KeyManager>,
     jobs: Arc<Jobs>,
+    filesystems: Arc<OpenFilesystems>,
     wake: Notify,
 }
 
@@ -35,8 +37,12 @@ enum Round {
 }
 
 impl Keeper {
-    pub(crate) fn new(manager: Arc<KeyManager>, jobs: Arc<Jobs>) -> Self {
-        Self { manager, jobs, wake: Notify::new() }
+    pub(crate) fn new(
+        manager: Arc<KeyManager>,
+        jobs: Arc<Jobs>,
+        filesystems: Arc<OpenFilesystems>,
+    ) -> Self {
+        Self { manager, jobs, filesystems, wake: Notify::new() }
     }
 
     /// Something changed that can open filesystems or let jobs go on: try now.
@@ -89,6 +95,7 @@ impl Keeper {
                 return Round::Refused;
             }
         };
+        self.filesystems.hold_soon();
         let waits = match self.jobs.take_up().await {
             Ok(waits) => waits,
             Err(error) => {

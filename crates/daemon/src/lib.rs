@@ -11,8 +11,10 @@
 //! | `keeper` | the loop that opens filesystems and lets jobs go on |
 //! | `health` | the KMS as last seen; the token, renewed in time |
 //! | `jobs` | long work, and what it could not do |
-//! | `patience` | places of copies of wrapped keys that may not answer |
-//! | `volumes` | backing directories: made, removed, opened once |
+//! | `disks` | disks that may not answer |
+//! | `patience` | copies of wrapped keys that lie on such |
+//! | `volumes` | backing directories: made, removed |
+//! | `open` | what is unlocked: held against other nodes, opened once |
 //! | `audit` | the chained log of acts on keys and of requests |
 //! | `hardening` | no core dumps, private files |
 //! | `problem` | failures of the parts as problems for the one who asked |
@@ -32,10 +34,12 @@
 
 mod api;
 mod audit;
+mod disks;
 mod hardening;
 mod health;
 mod jobs;
 mod keeper;
+mod open;
 mod patience;
 mod problem;
 mod socket;
@@ -66,8 +70,8 @@ pub use volumes::BackingVolumes;
 use crate::health::Health;
 use crate::jobs::{Jobs, Notes};
 use crate::keeper::Keeper;
+use crate::open::OpenFilesystems;
 use crate::socket::{Peer, SocketFile};
-use crate::volumes::OpenFilesystems;
 
 /// How long the start waits for what an earlier node left half done. Beyond that it goes on beside the
 /// requests: a large filesystem that was being deleted takes its time.
@@ -168,7 +172,11 @@ impl Node {
             Arc::clone(&clock),
         ));
         let shared = Arc::new(Shared {
-            keeper: Arc::new(Keeper::new(Arc::clone(&manager), Arc::clone(&jobs))),
+            keeper: Arc::new(Keeper::new(
+                Arc::clone(&manager),
+                Arc::clone(&jobs),
+                Arc::clone(&filesystems),
+            )),
             health: Arc::new(Health::new(Arc::clone(&manager))),
             started_at: clock.now(),
             manager,
@@ -202,6 +210,8 @@ impl Node {
         let (keeper, health) = (Arc::clone(&shared.keeper), Arc::clone(&shared.health));
         loops.spawn(async move { keeper.keep().await });
         loops.spawn(async move { health.watch().await });
+        let filesystems = Arc::clone(&shared.filesystems);
+        loops.spawn(async move { filesystems.keep_holding().await });
         let service =
             api::router(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
         let jobs = Arc::clone(&shared.jobs);

@@ -1,7 +1,12 @@
 //! Failures of the parts as problems for the one who asked.
 
+use std::path::Path;
+
 use admin_api::{Exit, Problem};
 use key_manager::{Class, Error, LockReason};
+
+/// A filesystem that another process or node has unlocked.
+pub(crate) const IN_USE: &str = "filesystem-in-use";
 
 /// What failed, with the key manager's reason.
 pub fn of_keys(title: impl Into<String>, error: &Error) -> Problem {
@@ -35,7 +40,7 @@ pub fn of_keys(title: impl Into<String>, error: &Error) -> Problem {
 pub(crate) fn of_filesystem(title: impl Into<String>, error: &filesystem::Error) -> Problem {
     use filesystem::ErrorKind;
     let (exit, code) = match error.kind() {
-        ErrorKind::InUse => (Exit::State, "filesystem-in-use"),
+        ErrorKind::InUse => (Exit::State, IN_USE),
         ErrorKind::Damaged => (Exit::NotAuthentic, "filesystem-damaged"),
         ErrorKind::Full => (Exit::Failed, "disk-full"),
         ErrorKind::Invalid => (Exit::State, "filesystem-unfit"),
@@ -44,6 +49,12 @@ pub(crate) fn of_filesystem(title: impl Into<String>, error: &filesystem::Error)
     };
     let problem = Problem::new(exit, code, title, error.to_string()).cure(error.how_to_mend());
     if error.kind() == ErrorKind::NotFound { problem.with_status(404) } else { problem }
+}
+
+/// A disk that does not answer.
+pub(crate) fn of_silence(title: impl Into<String>, place: &Path, why: &str) -> Problem {
+    Problem::new(Exit::Failed, "filesystem-io", title, format!("{}: {why}", place.display()))
+        .cure("check the disk and its mount")
 }
 
 /// Why a filesystem is not open.

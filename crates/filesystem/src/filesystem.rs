@@ -12,6 +12,7 @@ use kms_core::{FilesystemKey, KeyEnvelope, KeyId};
 use crate::copy::copy;
 use crate::error::{Doing, Error, Fault};
 use crate::header;
+use crate::lock::{BackingLock, LOCK, lock, owner, put_owner};
 use crate::names::Names;
 use crate::plain::{PlainSink, PlainSource};
 use crate::report::{Checkpoint, Control, Outcome, Report};
@@ -22,9 +23,6 @@ use crate::verify::verify;
 
 /// The copy of the wrapped key.
 pub(crate) const HEADER: &[u8] = b"coffer.key";
-/// Whoever has the filesystem open has this locked. It has the key id as text, so that what is half made or half
-/// removed, and has no header, is known to be whose it is.
-pub(crate) const LOCK: &[u8] = b"coffer.lock";
 /// Things in the making.
 const STAGE: &[u8] = b"coffer.tmp";
 /// What `verify --repair` set aside.
@@ -39,7 +37,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
 
 /// An open encrypted filesystem.
 ///
-/// It holds the filesystem's lock, which no second process or node gets ([`ErrorKind::InUse`]),
+/// It holds the filesystem's lock ([`BackingLock`]), which no second process or node gets ([`ErrorKind::InUse`]),
 /// until it is dropped. Any number of threads may use it; jobs ([`Self::import`],
 /// [`Self::export`], [`Self::verify`]) run one at a time.
 ///
@@ -140,26 +138,40 @@ impl Filesystem {
     /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when its root can't be read, or does not show that the key is
     /// right: it has lost its record, and no name in it opens.
     pub fn open(backing: &Path, key: Arc<FilesystemKey>, cipher: Backend) -> Result<Self, Error> {
-        Self::try_open(backing, key, cipher).map_err(|fault| fault.at_path(backing))
+        Self::try_open(backing, key, cipher, None).map_err(|fault| fault.at_path(backing))
     }
 
-    fn try_open(path: &Path, key: Arc<FilesystemKey>, cipher: Backend) -> Result<Self, Fault> {
+    /// As [`Self::open`], by who has the lock already.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn open_locked(
+        backing: &Path,
+        key: Arc<FilesystemKey>,
+        cipher: Backend,
+        held: &BackingLock,
+    ) -> Result<Self, Error> {
+        Self::try_open(backing, key, cipher, Some(held)).map_err(|fault| fault.at_path(backing))
+    }
+
+    fn try_open(
+        path: &Path,
+        key: Arc<FilesystemKey>,
+        cipher: Backend,
+        held: Option<&BackingLock>,
+    ) -> Result<Self, Fault> {
         sys::raise_file_limit();
         let backing = sys::open_root(path).doing("opened")?;
-        let root = match sys::open_dir(&backing, ROOT) {
-            Err(Errno::NOENT) => {
-                let why = "there is no encrypted filesystem in it";
-                return Err(refused("opened", why, "check the path of the backing directory"));
-            }
-            other => other.doing("opened")?,
+        let root = open_tree(&backing)?;
+        let held = held.map(|held| held.of(&backing)).transpose().doing("locked")?.flatten();
+        let lock = match held {
+            Some(lock) => lock,
+            None => lock(&backing)?,
         };
-        let lock = lock(&backing)?;
         let owned = owner(&lock).doing("read")? == Some(key.id());
         let named = match header::read(&backing) {
             Ok(there) if there.wrapped.key_id != key.id() => {
-                let why = format!("it belongs to the key {}", there.wrapped.key_id);
-                let cure = "check the filesystem's backing directory";
-                return Err(Fault::Refused { doing: "opened", why, cure });
+                return Err(of_another_key(there.wrapped.key_id));
             }
             Ok(_) => true,
             // A lost copy of the wrapped key is for the holder of copies to report and to mend.
@@ -372,11 +384,6 @@ impl Filesystem {
     }
 }
 
-/// Whether a process has the filesystem in `backing` open at this moment.
-pub fn is_open(backing: &Path) -> bool {
-    sys::open_root(backing).is_ok_and(|dir| sys::is_locked(&dir, LOCK))
-}
-
 /// Where a path leads once every symbolic link is followed, whether it exists already or would be made.
 pub fn real_place(path: &Path) -> PathBuf {
     for ancestor in path.ancestors() {
@@ -394,19 +401,20 @@ fn refused(doing: &'static str, why: &str, cure: &'static str) -> Fault {
     Fault::Refused { doing, why: why.to_owned(), cure }
 }
 
-fn lock(backing: &OwnedFd) -> Result<OwnedFd, Fault> {
-    match sys::lock(backing, LOCK) {
-        Err(Errno::WOULDBLOCK) => Err(Fault::InUse("another process or node has it open")),
-        other => other.doing("locked"),
-    }
+pub(crate) fn of_another_key(key: KeyId) -> Fault {
+    let why = format!("it belongs to the key {key}");
+    Fault::Refused { doing: "opened", why, cure: "check the filesystem's backing directory" }
 }
 
-/// The key id that the lock file names; `None` when its writer died before that.
-pub(crate) fn owner(lock: &OwnedFd) -> sys::Result<Option<KeyId>> {
-    let mut text = [0; 64];
-    let len = sys::read_at(lock, &mut text, 0)?;
-    let text = std::str::from_utf8(&text[..len]).ok();
-    Ok(text.and_then(|text| text.strip_suffix('\n')?.parse().ok()))
+/// The ciphertext tree. Where a disk is not mounted there is none, and nothing must be made.
+pub(crate) fn open_tree(backing: &OwnedFd) -> Result<OwnedFd, Fault> {
+    match sys::open_dir(backing, ROOT) {
+        Err(Errno::NOENT) => {
+            let why = "there is no encrypted filesystem in it";
+            Err(refused("opened", why, "check the path of the backing directory"))
+        }
+        other => other.doing("opened"),
+    }
 }
 
 /// What needs not be done where nothing can be written.
@@ -415,11 +423,6 @@ fn if_writable(done: sys::Result<()>) -> sys::Result<()> {
         Err(Errno::ROFS) => Ok(()),
         other => other,
     }
-}
-
-fn put_owner(lock: &OwnedFd, key: KeyId) -> sys::Result<()> {
-    sys::set_len(lock, 0)?;
-    sys::write_at(lock, format!("{key}\n").as_bytes(), 0)
 }
 
 /// Refuses a directory that is not known to be of this key.

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId};
 
 use crate::error::{Doing, Error, Fault};
-use crate::filesystem::{self, HEADER, LOCK, ROOT};
+use crate::filesystem::{HEADER, ROOT};
+use crate::lock::{self, LOCK};
 use crate::sealed::SealedTree;
 use crate::sys::{self, Errno};
 
@@ -41,7 +42,7 @@ pub fn read_envelope(backing: &Path) -> Result<KeyEnvelope, Error> {
 fn owner(backing: &OwnedFd) -> Result<Option<KeyId>, Fault> {
     match sys::open_file(backing, LOCK) {
         Err(Errno::NOENT) => Ok(None),
-        lock => filesystem::owner(&lock.doing("opened")?).doing("read"),
+        file => lock::owner(&file.doing("opened")?).doing("read"),
     }
 }
 

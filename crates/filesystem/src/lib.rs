@@ -6,7 +6,7 @@
 //! | name | what |
 //! |---|---|
 //! | `coffer.key` | a copy of the wrapped key ([`read_envelope`], [`BackingHeaders`]); written last when a filesystem is made |
-//! | `coffer.lock` | locked (`flock(2)`) by whoever has the filesystem open; it has the key id |
+//! | `coffer.lock` | locked (`flock(2)`) by whoever has the filesystem unlocked ([`BackingLock`]); it has the key id |
 //! | `root/` | the tree: each directory with `coffer.dir`, its id; a long name with a side file `….name` |
 //! | `coffer.links/` | targets of symlinks that are too long for a symlink's text |
 //! | `coffer.tmp/` | things in the making; `resume/` in it is what a stopped job goes on with |
@@ -47,7 +47,7 @@
 //! | `stage` | things in the making, hard-link anchors |
 //! | `verify`, `repair` | finds all damage; sets it aside, or writes again what has a second source |
 //! | `listing` | what lies in a directory, and how much in all |
-//! | `header` | `coffer.key` |
+//! | `header`, `lock` | `coffer.key`, `coffer.lock` |
 //! | `report`, `error` | what a job tells, and how things fail |
 //! | `note` | what is kept elsewhere and names files, sealed |
 //! | `work`, `names`, `trail`, `sys` | workers and progress, a directory's names, the way to an entry, system calls |
@@ -92,6 +92,7 @@ mod error;
 mod filesystem;
 mod header;
 mod listing;
+mod lock;
 mod names;
 mod note;
 mod plain;
@@ -109,7 +110,8 @@ mod work;
 
 pub use data_path::Backend;
 pub use error::{Error, ErrorKind};
-pub use filesystem::{Filesystem, is_open, real_place};
+pub use filesystem::{Filesystem, real_place};
 pub use header::{BackingHeaders, read_envelope};
 pub use listing::{Entry, EntryKind, Listing, Usage};
+pub use lock::{BackingLock, is_open};
 pub use report::{Checkpoint, Control, Outcome, Problem, ProblemKind, Progress, Report};

@@ -305,7 +305,8 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::filesystem::{HEADER, LOCK, ROOT};
+    use crate::filesystem::{HEADER, ROOT};
+    use crate::lock::LOCK;
     use crate::report::Identity;
 
     #[test]

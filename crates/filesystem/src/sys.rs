@@ -93,6 +93,11 @@ pub(crate) fn is_locked(dir: impl AsFd, name: &[u8]) -> bool {
     taken == Err(Errno::WOULDBLOCK)
 }
 
+/// Another handle on the same open file: a lock on it is held until both are closed.
+pub(crate) fn duplicate(file: impl AsFd) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(file, 0)
+}
+
 pub(crate) fn make_dir(dir: impl AsFd, name: &[u8]) -> Result<()> {
     rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700))
 }

@@ -21,8 +21,8 @@ pub struct FakeStore {
 struct State {
     records: BTreeMap<String, Record>,
     version: Version,
-    /// The record whose next reader waits.
-    late: Option<(String, Gate)>,
+    /// The record whose reader waits, after so many that do not.
+    late: Option<(String, u32, Gate)>,
 }
 
 impl Default for FakeStore {
@@ -40,8 +40,13 @@ impl FakeStore {
 
     /// Holds the next reading of this record back.
     pub fn hold(&self, key: &str) -> Late {
+        self.hold_after(0, key)
+    }
+
+    /// Holds the reading of this record back that comes after `readings` others.
+    pub fn hold_after(&self, readings: u32, key: &str) -> Late {
         let (gate, late) = Late::new();
-        self.state().late = Some((key.to_owned(), gate));
+        self.state().late = Some((key.to_owned(), readings, gate));
         late
     }
 
@@ -55,9 +60,14 @@ impl KeyStore for FakeStore {
     async fn get(&self, key: &str) -> Result<Option<Record>, StoreError> {
         let (record, late) = {
             let mut state = self.state();
-            (state.records.get(key).cloned(), state.late.take_if(|(of, _)| of == key))
+            let late = state.late.take_if(|(of, before, _)| {
+                let is_it = of == key && *before == 0;
+                *before = before.saturating_sub(u32::from(of == key));
+                is_it
+            });
+            (state.records.get(key).cloned(), late)
         };
-        if let Some((_, gate)) = late {
+        if let Some((_, _, gate)) = late {
             gate.pass().await;
         }
         Ok(record)

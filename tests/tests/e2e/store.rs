@@ -1,8 +1,10 @@
 //! The state directory: one node at a time; a store that is damaged, emptied or older is noticed, and rebuilt.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use coffer_tests::kms::{Kind, Kms};
 use coffer_tests::node::Place;
@@ -24,9 +26,19 @@ fn a_second_node_cannot_open_the_same_backing() {
     let node = place.start();
     place.set_vault(&kms);
     place.ok(&["fs", "create", "home"]);
-    place.ok(&["fs", "ls", "home"]);
+    node.stop();
     let backing = place.state().join("filesystems/home");
     let state = other.state();
+    // Unlocked at the start and not used since.
+    let node = place.start();
+    place.wait_for_state("home", "unlocked");
+    let begun = Instant::now();
+    let lock = File::open(backing.join("coffer.lock")).unwrap();
+    while lock.try_lock_shared().is_ok() {
+        lock.unlock().unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(10), "nobody holds it");
+        thread::sleep(Duration::from_millis(10));
+    }
     let recover = ["recover", "--from", text(&backing), "--state-dir", text(&state)];
     let refused = other.fails(5, &recover);
     assert!(refused.contains("a node has it open"), "{refused}");
@@ -39,6 +51,7 @@ fn a_second_node_cannot_open_the_same_backing() {
     other.set_vault(&kms);
     let refused = other.coffer(&["fs", "ls", "home"]);
     assert_ne!(refused.code, 0, "{refused:?}");
+    other.fails(5, &["fs", "delete", "home", "--yes"]);
     place.ok(&["fs", "ls", "home"]);
 }
 

@@ -60,6 +60,7 @@ pub(crate) async fn create(
     let created =
         shared.manager.create_filesystem(name.clone(), backing, request.allow_no_kms).await;
     created.map_err(|e| problem::of_keys(&title, &e))?;
+    shared.filesystems.hold(&name).await;
     Ok(Json(one(&shared, &name, &title).await?))
 }
 
@@ -85,11 +86,12 @@ pub(crate) async fn delete(
     let name = name(&fs, "the filesystem can't be deleted")?;
     let title = format!("the filesystem {name} can't be deleted");
     shared.jobs.clear(&name, false, &title).await?;
-    shared.filesystems.close(&name);
+    let leaving = shared.filesystems.close_for_good(&name);
     let deleted = match forget {
         false => shared.manager.delete_filesystem(&name).await,
         true => shared.manager.forget_filesystem(&name).await,
     };
+    drop(leaving);
     // A copy that is out of reach keeps other things waiting, until it is gone; one that is damaged is mended.
     shared.keeper.wake();
     let deleted = deleted.map_err(|e| problem::of_keys(&title, &e))?;

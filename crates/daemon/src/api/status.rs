@@ -73,6 +73,15 @@ fn findings(shared: &Shared, statuses: &[FilesystemStatus]) -> Vec<Finding> {
     if let Some(trouble) = shared.settling_failed() {
         add("half-done", trouble, "mend what it names and start the node again");
     }
+    for (name, why) in shared.filesystems.contested() {
+        let unlocked =
+            |fs: &&FilesystemStatus| fs.filesystem.name == name && fs.key == KeyState::Unlocked;
+        if statuses.iter().any(|fs| unlocked(&fs)) {
+            let what = format!("{name} can't be used here: {why}");
+            let cure = "a backing directory belongs to one node: stop the other one, or take the filesystem off this one with coffer fs delete NAME --forget";
+            add(problem::IN_USE, what, cure);
+        }
+    }
     for fs in statuses {
         if let KeyState::Deleting(LockReason { code, why, cure: Some(cure), .. }) = &fs.key {
             let what = format!("{} is half deleted: {why}", fs.filesystem.name);

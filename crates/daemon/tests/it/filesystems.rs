@@ -251,6 +251,63 @@ async fn a_lock_is_not_undone_by_what_was_being_opened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_unlocked_is_held_before_it_is_used() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let made = node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    assert_eq!(made["state"], "unlocked");
+    let lock = fs::File::open(world.path("state/filesystems/home/coffer.lock")).unwrap();
+    assert!(lock.try_lock().is_err(), "from its creation on");
+    node.stop().await;
+    lock.try_lock().unwrap();
+
+    // Somebody else has it now.
+    let node = world.start().await;
+    let in_use = |status: &Value| {
+        let findings = status["findings"].as_array().unwrap();
+        findings.iter().any(|finding| finding["code"] == "filesystem-in-use")
+    };
+    let found = node.until("/v1/status", in_use).await;
+    assert!(found.to_string().contains("another process or node has it open"), "{found}");
+    let refused = node.refused(409, "GET", "/v1/filesystems/home/ls", &Value::Null).await;
+    assert_eq!(refused["code"], "filesystem-in-use");
+    lock.unlock().unwrap();
+    node.post("/v1/filesystems/home/unlock", &json!({})).await;
+    node.until("/v1/status", |status| !in_use(status)).await;
+    assert!(lock.try_lock().is_err(), "unused as it is");
+
+    node.post("/v1/filesystems/home/lock", &json!({})).await;
+    lock.try_lock().unwrap();
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_waits_for_what_is_being_listed() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    // One that has the key and opens the directory when the deletion has begun.
+    let mut key = world.store().hold("fs/home");
+    let (listed, deleted) = tokio::join!(node.ask("GET", "/v1/filesystems/home/ls", ""), async {
+        key.reached().await;
+        let mut place = world.store().hold("fs/home");
+        drop(key);
+        place.reached().await;
+        let deleting = node.ok("DELETE", "/v1/filesystems/home", &Value::Null);
+        let let_go = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(place);
+        };
+        tokio::join!(deleting, let_go).0
+    });
+    assert_eq!(deleted["name"], "home");
+    assert!([200, 404, 409].contains(&listed.status), "{listed:?}");
+    assert!(!world.path("state/filesystems/home").exists());
+    assert_eq!(node.get("/v1/status").await["filesystems"]["total"], 0);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_state_does_not_allow_changes_nothing() {
     let world = World::new();
     let node = world.start().await;

@@ -10,21 +10,19 @@ use testkit::tree;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-use crate::world::{Running, World};
+use crate::world::{Running, World, held, soon};
 
 async fn started(world: &World, node: &Running, size: usize) -> Value {
-    let source = world.path("source");
-    tree::small_files(&source, 10).unwrap();
-    fs::write(source.join("large"), tree::noise(1, size)).unwrap();
-    node.post("/v1/filesystems", &json!({"name": "home", "allow_no_kms": true})).await;
-    node.post("/v1/filesystems/home/import", &json!({"source": source})).await
+    let (job, begun) = held(world, node, size).await;
+    drop(begun);
+    job
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_command_takes_a_stopped_job_up() {
     let world = World::new();
     let node = world.start().await;
-    let job = started(&world, &node, 192 << 20).await;
+    let (job, begun) = held(&world, &node, 10).await;
     let again = json!({"source": world.path("source")});
     let same = node.post("/v1/filesystems/home/import", &again).await;
     assert_eq!(same["id"], job["id"], "the one that runs is answered");
@@ -36,6 +34,7 @@ async fn the_same_command_takes_a_stopped_job_up() {
 
     let path = format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap());
     assert_eq!(node.post(&path, &Value::Null).await["state"], "stopping");
+    drop(begun);
     assert_eq!(node.ended(&job).await["state"], "stopped");
     let resumed = node.post("/v1/filesystems/home/import", &again).await;
     assert_eq!((&resumed["id"], &resumed["resumed"]), (&job["id"], &json!(true)));
@@ -52,11 +51,12 @@ async fn the_same_command_takes_a_stopped_job_up() {
 async fn the_same_command_goes_on_with_a_job_that_is_about_to_stop() {
     let world = World::new();
     let node = world.start().await;
-    let job = started(&world, &node, 192 << 20).await;
+    let (job, begun) = held(&world, &node, 10).await;
     let path = format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap());
     assert_eq!(node.post(&path, &Value::Null).await["state"], "stopping");
     let again = json!({"source": world.path("source")});
-    let resumed = node.post("/v1/filesystems/home/import", &again).await;
+    let going_on = async { node.post("/v1/filesystems/home/import", &again).await };
+    let (resumed, ()) = tokio::join!(going_on, soon(begun));
     assert_eq!(
         (&resumed["id"], &resumed["state"], &resumed["resumed"]),
         (&job["id"], &json!("running"), &json!(true))
@@ -80,11 +80,7 @@ async fn a_rewrap_that_is_about_to_stop_goes_on_too() {
     let path = format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap());
     assert_eq!(node.post(&path, &Value::Null).await["state"], "stopping");
     let going_on = async { node.post("/v1/kms/rewrap", &Value::Null).await };
-    let let_go = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        drop(first_key);
-    };
-    let (again, ()) = tokio::join!(going_on, let_go);
+    let (again, ()) = tokio::join!(going_on, soon(first_key));
     assert_eq!(again["id"], job["id"]);
     assert_eq!(node.ended(&again).await["state"], "done");
     for name in ["a", "b"] {
@@ -98,9 +94,10 @@ async fn a_rewrap_that_is_about_to_stop_goes_on_too() {
 async fn an_import_that_another_one_followed_begins_anew() {
     let world = World::new();
     let node = world.start().await;
-    let job = started(&world, &node, 192 << 20).await;
+    let (job, begun) = held(&world, &node, 10).await;
     let path = format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap());
     node.post(&path, &Value::Null).await;
+    drop(begun);
     assert_eq!(node.ended(&job).await["state"], "stopped");
     tree::small_files(&world.path("other"), 10).unwrap();
     let other = json!({"source": world.path("other")});
@@ -118,8 +115,8 @@ async fn an_import_that_another_one_followed_begins_anew() {
 async fn the_next_node_takes_up_what_was_running() {
     let world = World::new();
     let node = world.start().await;
-    let job = started(&world, &node, 192 << 20).await;
-    node.stop().await;
+    let (job, begun) = held(&world, &node, 192 << 20).await;
+    tokio::join!(node.stop(), soon(begun));
     let node = world.start().await;
     let ended = node.ended(&job).await;
     assert_eq!((&ended["state"], &ended["resumed"]), (&json!("done"), &json!(true)), "{ended}");
@@ -130,14 +127,15 @@ async fn the_next_node_takes_up_what_was_running() {
 async fn who_waits_for_a_job_is_woken_by_its_end() {
     let world = World::new();
     let node = world.start().await;
-    let job = started(&world, &node, 96 << 20).await;
+    let (job, held) = held(&world, &node, 96 << 20).await;
     let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
     let begun = Instant::now();
     let running = node.get(&format!("{path}?wait_ms=20")).await;
     assert_eq!(running["state"], "running", "no longer than asked: {running}");
     assert!(begun.elapsed() >= Duration::from_millis(20), "and no shorter");
     // More than the server grants; nothing but the end answers it sooner.
-    let ended = node.get(&format!("{path}?wait_ms=60000")).await;
+    let waiting = format!("{path}?wait_ms=60000");
+    let (ended, ()) = tokio::join!(node.get(&waiting), soon(held));
     assert_eq!(ended["state"], "done", "{ended}");
     assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
     let again = Instant::now();
@@ -152,8 +150,8 @@ async fn who_waits_for_a_job_is_woken_by_its_end() {
 async fn who_waits_for_a_waiting_job_is_woken_too() {
     let world = World::new();
     let node = world.start_with_kms().await;
-    let job = started(&world, &node, 192 << 20).await;
-    node.stop().await;
+    let (job, begun) = held(&world, &node, 192 << 20).await;
+    tokio::join!(node.stop(), soon(begun));
     world.kms().set_down(Some(KmsErrorKind::Sealed));
     let node = world.start().await;
     let path = format!("/v1/jobs/{}?wait_ms=10000", job["id"].as_str().unwrap());
@@ -173,8 +171,8 @@ async fn who_waits_for_a_waiting_job_is_woken_too() {
 async fn a_node_that_ends_answers_who_waits() {
     let world = World::new();
     let node = world.start_with_kms().await;
-    started(&world, &node, 192 << 20).await;
-    node.stop().await;
+    let (_, begun) = held(&world, &node, 192 << 20).await;
+    tokio::join!(node.stop(), soon(begun));
     world.kms().set_down(Some(KmsErrorKind::Sealed));
     let node = world.start().await;
     let job = node.get("/v1/jobs").await["jobs"][0]["id"].as_str().unwrap().to_owned();
@@ -194,8 +192,10 @@ async fn a_node_that_ends_answers_who_waits() {
 async fn a_forced_lock_stops_the_job() {
     let world = World::new();
     let node = world.start().await;
-    let job = started(&world, &node, 192 << 20).await;
-    let locked = node.post("/v1/filesystems/home/lock", &json!({"force": true})).await;
+    let (job, begun) = held(&world, &node, 192 << 20).await;
+    let force = json!({"force": true});
+    let locking = node.post("/v1/filesystems/home/lock", &force);
+    let (locked, ()) = tokio::join!(locking, soon(begun));
     assert_eq!(locked["state"], "locked");
     assert_eq!(node.ended(&job).await["state"], "stopped");
     node.stop().await;
@@ -274,8 +274,9 @@ async fn a_job_with_many_problems_is_stopped_and_goes_on() {
         let _socket =
             UnixListener::bind(world.path(&format!("source/0-canary-socket-{n:030}"))).unwrap();
     }
-    let job = started(&world, &node, 256 << 20).await;
+    let (job, begun) = held(&world, &node, 256 << 20).await;
     let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    drop(begun);
     let report = world.path(&format!("state/jobs/{}.report", job["id"].as_str().unwrap()));
     let begun = Instant::now();
     while fs::read_to_string(&report).unwrap_or_default().lines().count() < 900 {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use kms_core::KmsErrorKind;
 use serde_json::{Value, json};
 
-use crate::world::{TOKEN, World, set_vault};
+use crate::world::{TOKEN, World, held, set_vault, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_starts_without_its_kms_and_opens_when_it_is_back() {
@@ -145,12 +145,8 @@ async fn a_rewrap_whose_master_key_was_replaced_says_what_lets_it_go_on() {
 async fn a_job_waits_for_its_filesystem_and_says_why() {
     let world = World::new();
     let node = world.start_with_kms().await;
-    testkit::tree::small_files(&world.path("source"), 10).unwrap();
-    std::fs::write(world.path("source/large"), testkit::tree::noise(1, 192 << 20)).unwrap();
-    node.post("/v1/filesystems", &json!({"name": "a"})).await;
-    let import = json!({"source": world.path("source")});
-    let job = node.post("/v1/filesystems/a/import", &import).await;
-    node.stop().await;
+    let (job, begun) = held(&world, &node, 192 << 20).await;
+    tokio::join!(node.stop(), soon(begun));
     world.kms().set_down(Some(KmsErrorKind::Sealed));
     let node = world.start().await;
     let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());

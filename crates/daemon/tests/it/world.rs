@@ -12,6 +12,8 @@ use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Proof, SystemC
 use serde_json::{Value, json};
 use testkit::fake_kms::{FakeProvider, FakeServer};
 use testkit::fake_store::FakeStore;
+use testkit::late::Late;
+use testkit::tree;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -198,6 +200,26 @@ impl Running {
         let over = ["done", "partly", "failed", "stopped"];
         self.until(&path, |job| over.contains(&job["state"].as_str().unwrap())).await
     }
+}
+
+/// An import that runs and does not begin to copy before the second is dropped. Its answer can take its time: it is in the
+/// audit log first, and a disk that is being written to syncs slowly.
+pub(crate) async fn held(world: &World, node: &Running, size: usize) -> (Value, Late) {
+    let source = world.path("source");
+    tree::small_files(&source, 10).unwrap();
+    std::fs::write(source.join("large"), tree::noise(1, size)).unwrap();
+    node.post("/v1/filesystems", &json!({"name": "home", "allow_no_kms": true})).await;
+    // The first reading is the command's, the second the job's.
+    let mut begun = world.store().hold_after(1, "fs/home");
+    let job = node.post("/v1/filesystems/home/import", &json!({"source": source})).await;
+    begun.reached().await;
+    (job, begun)
+}
+
+/// Lets it go when what is asked beside it has arrived.
+pub(crate) async fn soon(held: Late) {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(held);
 }
 
 /// The fake provider under another kind.

@@ -7,7 +7,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use filesystem::{Backend, BackingHeaders, ErrorKind, Filesystem, is_open, read_envelope};
+use filesystem::{
+    Backend, BackingHeaders, BackingLock, ErrorKind, Filesystem, is_open, read_envelope,
+};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyHolder, KeyVersion};
 
 use crate::support::{Home, Watch, done, envelope, export, files_below, import};
@@ -28,6 +30,50 @@ fn a_second_opening_is_refused_until_the_first_is_closed() {
     drop(first);
     assert!(!is_open(&home.backing()));
     again().unwrap();
+}
+
+#[test]
+fn who_has_its_lock_opens_it_and_nobody_else() {
+    let home = Home::new();
+    let backing = home.backing();
+    assert_eq!(BackingLock::take(&backing, home.key.id()).unwrap_err().kind(), ErrorKind::Io);
+    fs::create_dir(&backing).unwrap();
+    let none = BackingLock::take(&backing, home.key.id()).unwrap_err();
+    assert_eq!(none.kind(), ErrorKind::Invalid, "{none}");
+    assert!(!backing.join("coffer.lock").exists(), "where no disk is mounted nothing is made");
+
+    drop(home.create());
+    let other = FilesystemKey::generate().unwrap();
+    assert_eq!(BackingLock::take(&backing, other.id()).unwrap_err().kind(), ErrorKind::Invalid);
+    let held = BackingLock::take(&backing, home.key.id()).unwrap();
+    let open = || Filesystem::open(&backing, Arc::clone(&home.key), Backend::default());
+    assert_eq!(open().unwrap_err().kind(), ErrorKind::InUse);
+    let opened = || {
+        Filesystem::open_locked(&backing, Arc::clone(&home.key), Backend::default(), &held).unwrap()
+    };
+    drop(opened());
+    assert!(is_open(&backing), "the lock outlives what was opened with it");
+    let last = opened();
+    drop(held);
+    assert!(is_open(&backing), "and what was opened with it outlives the handle");
+    drop(last);
+    open().unwrap();
+}
+
+#[test]
+fn the_lock_of_a_directory_that_was_replaced_opens_no_other() {
+    let home = Home::new();
+    drop(home.create());
+    let (backing, moved) = (home.backing(), home.path("moved"));
+    let held = BackingLock::take(&backing, home.key.id()).unwrap();
+    fs::rename(&backing, &moved).unwrap();
+    drop(home.create());
+    let elsewhere = BackingLock::take(&backing, home.key.id()).unwrap();
+    let open =
+        || Filesystem::open_locked(&backing, Arc::clone(&home.key), Backend::default(), &held);
+    assert_eq!(open().unwrap_err().kind(), ErrorKind::InUse);
+    drop(elsewhere);
+    open().unwrap();
 }
 
 #[test]

@@ -1,0 +1,283 @@
+//! Filesystems that are unlocked: held against other nodes from then on, opened when they are first used, and shared.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use admin_api::Problem;
+use filesystem::{Backend, BackingLock, Filesystem};
+use futures::StreamExt as _;
+use futures::stream;
+use key_manager::{FilesystemName, KeyManager, KeyState};
+use kms_core::{FilesystemKey, KeyId};
+use rustix::process::{Resource, getrlimit};
+use tokio::sync::{Notify, OnceCell};
+use tokio::task::spawn_blocking;
+
+use crate::disks::Disks;
+use crate::problem;
+
+/// How many filesystems stay open that nobody uses, where the limit on open files does not allow for fewer.
+const IDLE_OPEN: u64 = 256;
+
+/// Of the open files that a process may have, an idle filesystem gets no more than its part of so many. It has six, and what is in
+/// use, the store and the connections need theirs.
+const FILES_EACH: u64 = 16;
+
+/// And one that is held and not open. It has one.
+const FILES_EACH_HELD: u64 = 4;
+
+/// How many disks are asked for a lock at a time.
+const AT_ONCE: usize = 16;
+
+/// The filesystems that are unlocked here. From then on until it is locked one is held, so that a second node meets its
+/// lock; it is opened when it is first used and stays open, but beyond [`IDLE_OPEN`] the idle ones are closed.
+pub(crate) struct OpenFilesystems {
+    manager: Arc<KeyManager>,
+    cipher: Backend,
+    disks: Disks,
+    places: Mutex<Places>,
+    /// Unlocked, and in use by somebody else: what was answered.
+    contested: Mutex<BTreeMap<FilesystemName, String>>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Places {
+    places: HashMap<FilesystemName, Place>,
+    /// Those that are being deleted.
+    leaving: HashSet<FilesystemName>,
+}
+
+impl Places {
+    fn of(&mut self, name: &FilesystemName) -> Place {
+        if self.leaving.contains(name) {
+            return Place::default();
+        }
+        self.places.entry(name.clone()).or_default().clone()
+    }
+}
+
+/// A filesystem that is being deleted.
+#[derive(Debug)]
+pub(crate) struct Leaving<'a> {
+    of: &'a OpenFilesystems,
+    name: &'a FilesystemName,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        lock(&self.of.places).leaving.remove(self.name);
+    }
+}
+
+/// A filesystem whose key is in memory.
+struct Unlocked {
+    place: Place,
+    key: Arc<FilesystemKey>,
+    backing: PathBuf,
+}
+
+/// Where an open filesystem is, or will be: two that want it at once wait for one opening, and nobody
+/// waits for another filesystem's slow disk.
+#[derive(Default, Clone)]
+struct Place {
+    held: Arc<OnceCell<Arc<BackingLock>>>,
+    opened: Arc<OnceCell<Arc<Filesystem>>>,
+}
+
+impl Place {
+    /// Whether there is nothing, and nobody is about to put something there.
+    fn is_empty(&self) -> bool {
+        !self.held.initialized()
+            && Arc::strong_count(&self.held) == 1
+            && Arc::strong_count(&self.opened) == 1
+    }
+
+    /// Whether it is open and nobody uses it.
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.opened) == 1
+            && self.opened.get().is_some_and(|filesystem| Arc::strong_count(filesystem) == 1)
+    }
+}
+
+impl OpenFilesystems {
+    pub(crate) fn new(manager: Arc<KeyManager>, cipher: Backend) -> Self {
+        Self {
+            manager,
+            cipher,
+            disks: Disks::default(),
+            places: Mutex::default(),
+            contested: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    /// The filesystem with this name, which must be unlocked. `title` says what fails if that does.
+    pub(crate) async fn get(
+        &self,
+        name: &FilesystemName,
+        title: &str,
+    ) -> Result<Arc<Filesystem>, Problem> {
+        let unlocked = self.unlocked(name).await.map_err(|e| problem::of_keys(title, &e))?;
+        let Unlocked { place, key, backing } = unlocked;
+        let held = self.held(&place, &backing, key.id(), title).await?;
+        if !place.opened.initialized() {
+            self.close_idle();
+        }
+        let cipher = self.cipher;
+        let open = || async move {
+            let open = move || Filesystem::open_locked(&backing, key, cipher, &held);
+            match spawn_blocking(open).await {
+                Ok(opened) => opened.map(Arc::new).map_err(|e| problem::of_filesystem(title, &e)),
+                Err(error) => Err(problem::internal(title, io::Error::from(error))),
+            }
+        };
+        place.opened.get_or_try_init(open).await.cloned()
+    }
+
+    /// Holds this filesystem, if it is unlocked, until it is closed. What keeps it from being held is told by
+    /// [`Self::contested`], or by its first use.
+    pub(crate) async fn hold(&self, name: &FilesystemName) {
+        let Ok(Unlocked { place, key, backing }) = self.unlocked(name).await else { return };
+        let held = self.held(&place, &backing, key.id(), "it can't be held").await;
+        match held {
+            Err(problem) if problem.code == problem::IN_USE => {
+                if lock(&self.contested).insert(name.clone(), problem.detail.clone()).is_none() {
+                    tracing::warn!(filesystem = %name, why = problem.detail, "another node uses the filesystem");
+                }
+            }
+            _ => {
+                lock(&self.contested).remove(name);
+            }
+        }
+    }
+
+    /// Holds what is unlocked by now.
+    pub(crate) fn hold_soon(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Holds what is unlocked each time somebody asks for it, for ever.
+    pub(crate) async fn keep_holding(&self) -> Infallible {
+        loop {
+            self.wake.notified().await;
+            match self.unheld().await {
+                Ok(names) => {
+                    let each = |name| async move { self.hold(&name).await };
+                    stream::iter(names).for_each_concurrent(AT_ONCE, each).await;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the filesystems can't be held against other nodes");
+                }
+            }
+        }
+    }
+
+    /// Filesystems that are unlocked here and in use by another process or node, with what was answered.
+    pub(crate) fn contested(&self) -> Vec<(FilesystemName, String)> {
+        lock(&self.contested).iter().map(|(name, why)| (name.clone(), why.clone())).collect()
+    }
+
+    /// Closes it as soon as its last user lets it go.
+    pub(crate) fn close(&self, name: &FilesystemName) {
+        lock(&self.places).places.remove(name);
+        lock(&self.contested).remove(name);
+    }
+
+    /// Closes it, and keeps nothing open of who comes yet, as long as the answer lives.
+    pub(crate) fn close_for_good<'a>(&'a self, name: &'a FilesystemName) -> Leaving<'a> {
+        lock(&self.places).leaving.insert(name.clone());
+        self.close(name);
+        Leaving { of: self, name }
+    }
+
+    /// Closes all of them.
+    pub(crate) fn close_all(&self) {
+        lock(&self.places).places.clear();
+    }
+
+    async fn unlocked(&self, name: &FilesystemName) -> Result<Unlocked, key_manager::Error> {
+        // The place comes before the key: a lock that comes after the key then closes this place, held or not.
+        let place = lock(&self.places).of(name);
+        let found = async {
+            let key = self.manager.key(name).await?;
+            Ok((key, self.manager.filesystem(name).await?.backing))
+        };
+        match found.await {
+            Ok((key, backing)) => Ok(Unlocked { place, key, backing }),
+            Err(error) => {
+                drop(place);
+                lock(&self.places).places.retain(|of, place| of != name || !place.is_empty());
+                Err(error)
+            }
+        }
+    }
+
+    async fn held(
+        &self,
+        place: &Place,
+        backing: &Path,
+        key: KeyId,
+        title: &str,
+    ) -> Result<Arc<BackingLock>, Problem> {
+        let take = || async {
+            let at: PathBuf = backing.to_owned();
+            let taken = self.disks.ask(backing, move || BackingLock::take(&at, key)).await;
+            let taken = taken.map_err(|why| problem::of_silence(title, backing, &why))?;
+            taken.map(Arc::new).map_err(|e| problem::of_filesystem(title, &e))
+        };
+        place.held.get_or_try_init(take).await.cloned()
+    }
+
+    /// What is unlocked and not held, as far as the limit on open files allows for holding it.
+    async fn unheld(&self) -> Result<Vec<FilesystemName>, key_manager::Error> {
+        let statuses = self.manager.filesystem_statuses().await?;
+        let unlocked = statuses.into_iter().filter(|fs| fs.key == KeyState::Unlocked);
+        let places = lock(&self.places);
+        let is_held =
+            |name: &FilesystemName| places.places.get(name).is_some_and(|p| p.held.initialized());
+        let (held, unheld): (Vec<_>, Vec<_>) =
+            unlocked.map(|fs| fs.filesystem.name).partition(|name| is_held(name));
+        let room = (files() / FILES_EACH_HELD).saturating_sub(held.len() as u64);
+        if unheld.len() as u64 > room {
+            tracing::warn!(
+                held = held.len() as u64 + room,
+                unlocked = held.len() + unheld.len(),
+                "the limit on open files is too low to hold all filesystems against other nodes"
+            );
+        }
+        Ok(unheld.into_iter().take(usize::try_from(room).unwrap_or(usize::MAX)).collect())
+    }
+
+    /// Makes room for one more.
+    fn close_idle(&self) {
+        let mut places = lock(&self.places);
+        let is_open = |place: &Place| place.opened.initialized();
+        let open = places.places.values().filter(|place| is_open(place)).count() as u64;
+        if open >= IDLE_OPEN.min(files() / FILES_EACH) {
+            for place in places.places.values_mut().filter(|place| place.is_idle()) {
+                place.opened = Arc::default();
+            }
+        }
+    }
+}
+
+/// How many files this process may have open.
+fn files() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
+/// What is held here is a map whose entries stand alone, so a panic leaves it whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for OpenFilesystems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenFilesystems").finish_non_exhaustive()
+    }
+}
