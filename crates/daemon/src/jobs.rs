@@ -55,6 +55,19 @@ struct Live {
     progress: Mutex<Progress>,
 }
 
+/// A job is live as long as this is, also if its task breaks.
+struct Runs<'a> {
+    jobs: &'a Jobs,
+    id: JobId,
+}
+
+impl Drop for Runs<'_> {
+    fn drop(&mut self) {
+        self.jobs.lock_live().remove(&self.id);
+        self.jobs.changed.notify_waiters();
+    }
+}
+
 /// How a run of a move of keys ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MoveRun {
@@ -358,6 +371,7 @@ impl Jobs {
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             let id = record.id;
+            let runs = Runs { jobs: &this, id };
             let moved = match record.kind {
                 JobKind::Move => Some(this.move_keys(id, &live).await),
                 _ => {
@@ -365,8 +379,7 @@ impl Jobs {
                     None
                 }
             };
-            this.lock_live().remove(&id);
-            this.changed.notify_waiters();
+            drop(runs);
             // Told when it is no longer live, so that it can be begun again.
             if let Some(run) = moved {
                 this.moved.send_replace(run);

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::error::Error;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyId};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+use crate::disks::Disks;
+
 /// How often a removal looks again whether a filesystem is still in use, and how long apart. A listing that was under way
 /// lets go soon.
 const LOOKS: u32 = 20;
@@ -21,6 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct BackingVolumes {
     cipher: Backend,
+    disks: Disks,
     /// Keys whose directory refused to become theirs, so that nothing of theirs lies there.
     never_made: Mutex<HashSet<KeyId>>,
 }
@@ -28,7 +32,14 @@ pub struct BackingVolumes {
 impl BackingVolumes {
     /// One that encrypts with `cipher`; each opens what the other sealed.
     pub fn new(cipher: Backend) -> Self {
-        Self { cipher, never_made: Mutex::default() }
+        Self { cipher, disks: Disks::default(), never_made: Mutex::default() }
+    }
+
+    /// Fails where a disk does not answer. What has begun on one takes the time that it takes.
+    async fn answers(&self, backing: &Path) -> Result<(), Failure> {
+        let at = backing.to_owned();
+        let asked = self.disks.ask(backing, move || at.symlink_metadata().map(drop)).await;
+        asked.map(drop).map_err(|why| format!("{}: {why}", backing.display()).into())
     }
 
     fn never_made(&self) -> MutexGuard<'_, HashSet<KeyId>> {
@@ -46,6 +57,7 @@ impl Volumes for BackingVolumes {
         key: Arc<FilesystemKey>,
         envelope: &KeyEnvelope,
     ) -> Result<(), Failure> {
+        self.answers(&site.backing).await?;
         let (backing, envelope, cipher) = (site.backing.clone(), envelope.clone(), self.cipher);
         let made =
             spawn_blocking(move || Filesystem::create(&backing, key, &envelope, cipher)).await?;
@@ -64,6 +76,7 @@ impl Volumes for BackingVolumes {
         if self.never_made().remove(&site.key_id) {
             return Ok(Removal::NothingThere);
         }
+        self.answers(&site.backing).await?;
         let mut looks = 1;
         loop {
             let (backing, key_id) = (site.backing.clone(), site.key_id);

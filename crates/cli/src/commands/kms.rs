@@ -126,26 +126,27 @@ const REVOKE: &str = "the token is forgotten here; revoke it in Vault: vault tok
                       or vault token revoke -accessor <its accessor>\n";
 
 fn text(kms: &Kms) -> String {
+    let mut lines = kms.configured.as_ref().map(details).unwrap_or_default();
     let mut text = match &kms.configured {
         None => "KMS is not set\n\
                  A filesystem made now would have its key wrapped locally, beside its data, and only \
                  with --allow-no-kms.\n  \
                  do:  coffer fs kms set-vault <base-url> <master-key-name> --token-file FILE\n"
             .to_owned(),
-        Some(details) => details_text(details),
+        Some(_) => String::new(),
     };
     let exposed = match kms.exposed_keys {
         0 => "none".to_owned(),
         n => format!("{n}; they have lain under local wrapping and may be compromised"),
     };
-    let mut hangs = vec![("filesystem keys", versions(&kms.keys)), ("exposed keys", exposed)];
-    hangs.extend(canary_alone(&kms.keys).map(|canary| ("canary", canary)));
-    text.push_str(&fields(&hangs));
+    lines.extend([("filesystem keys", versions(&kms.keys)), ("exposed keys", exposed)]);
+    lines.extend(canary_alone(&kms.keys).map(|canary| ("canary", canary)));
+    text.push_str(&fields(&lines));
     text.push_str(&findings_text(&kms.findings));
     text
 }
 
-fn details_text(details: &KmsDetails) -> String {
+fn details(details: &KmsDetails) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("KMS", details.kind.clone()),
         ("base URL", details.base_url.clone()),
@@ -181,7 +182,7 @@ fn details_text(details: &KmsDetails) -> String {
             }
         }
     }
-    fields(&lines)
+    lines
 }
 
 fn authentication(details: &KmsDetails) -> String {

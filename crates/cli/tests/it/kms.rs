@@ -51,15 +51,15 @@ fn with_one_it_shows_all_but_the_token() {
     assert_eq!(
         ran.stdout,
         "\
-KMS:             vault
-base URL:        https://vault:8200
-master key:      coffer-key
-newest version:  3
-lowest version:  1 (min_decryption_version)
-lowest needed:   2 (min_decryption_version can go up to it)
-transit path:    transit
-authentication:  token, set, 32 days left, periodic: renewed for ever
-state:           answers
+KMS:              vault
+base URL:         https://vault:8200
+master key:       coffer-key
+newest version:   3
+lowest version:   1 (min_decryption_version)
+lowest needed:    2 (min_decryption_version can go up to it)
+transit path:     transit
+authentication:   token, set, 32 days left, periodic: renewed for ever
+state:            answers
 filesystem keys:  3 keys: 2 on version 3 of coffer-key, 1 wrapped locally
 exposed keys:     1; they have lain under local wrapping and may be compromised
 canary:           on version 2 of coffer-key; a rewrap renews what shows that it is still the same key
