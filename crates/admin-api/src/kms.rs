@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Job, Problem, Token};
+use crate::{BytePath, Job, Problem, Token};
 
 /// A new configuration: Vault. Proved before anything of it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,8 +12,27 @@ pub struct SetVault {
     pub base_url: String,
     /// The master key's name there.
     pub master_key: String,
-    /// The token.
-    pub token: Token,
+    /// A token. One of this, a token file and a role is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
+    /// A file, absolute, that the node reads the token from whenever it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<BytePath>,
+    /// The id of an AppRole, by which the node logs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role_id: Option<String>,
+    /// Its secret id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_id: Option<Token>,
+    /// Where AppRole is mounted, if not at `approle`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_path: Option<String>,
+    /// A certificate (PEM) to connect with, where Vault asks its clients for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert: Option<String>,
+    /// Its private key (PEM).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<Token>,
     /// Vault's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
@@ -60,8 +79,20 @@ pub struct KmsDetails {
     /// Whether certificates of its own are trusted, and no others.
     #[serde(default)]
     pub own_ca: bool,
-    /// How the node shows who it is: `token`.
+    /// How the node shows who it is: `token`, `token-file`, `approle`.
     pub auth_method: String,
+    /// The file that the token is read from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<BytePath>,
+    /// The AppRole's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role_id: Option<String>,
+    /// Where AppRole is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_path: Option<String>,
+    /// Whether connections are made with a client certificate.
+    #[serde(default)]
+    pub client_cert: bool,
     /// Whether a credential is stored. It is never shown.
     pub credential_set: bool,
     /// Its life, when the KMS told it.
@@ -156,6 +187,6 @@ mod tests {
         let text = r#"{"base_url":"u","master_key":"k","token":"s.secret"}"#;
         let request: SetVault = serde_json::from_str(text).unwrap();
         assert!(!format!("{request:?}").contains("s.secret"));
-        assert_eq!(request.token.expose(), "s.secret");
+        assert_eq!(request.token.unwrap().expose(), "s.secret");
     }
 }

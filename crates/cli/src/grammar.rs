@@ -313,7 +313,9 @@ opens every key as it lies it takes over; otherwise every key moves to it.
 
 Examples:
   coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-file /run/token
-  vault token create -role=coffer -field=token | coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-stdin"
+  vault token create -role=coffer -field=token | coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-stdin
+  coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-file /run/vault/token --watch-token-file
+  coffer fs kms set-vault https://vault.example.com:8200 coffer-key --role-id ID --secret-id-file /run/secret-id"
     )]
     SetVault(SetVault),
     /// Remove the KMS, which no filesystem may need any more
@@ -360,8 +362,25 @@ pub(crate) struct SetVault {
     #[arg(long, value_name = "FILE", conflicts_with = "token_stdin")]
     pub(crate) token_file: Option<PathBuf>,
     /// Read the token from stdin
-    #[arg(long)]
+    #[arg(long, conflicts_with = "watch_token_file")]
     pub(crate) token_stdin: bool,
+    /// Let the node itself read --token-file, and again whenever it changes, as the sink of a Vault Agent does
+    #[arg(long, requires = "token_file")]
+    pub(crate) watch_token_file: bool,
+    /// Log in by AppRole instead of giving a token: the role id
+    #[arg(
+        long,
+        value_name = "ID",
+        requires = "secret_id_file",
+        conflicts_with_all = ["token", "token_file", "token_stdin"],
+    )]
+    pub(crate) role_id: Option<String>,
+    /// Read the AppRole's secret id from this file
+    #[arg(long, value_name = "FILE", requires = "role_id")]
+    pub(crate) secret_id_file: Option<PathBuf>,
+    /// Where AppRole is mounted [default: approle]
+    #[arg(long, value_name = "PATH", requires = "role_id")]
+    pub(crate) auth_path: Option<String>,
     /// Vault's namespace (Enterprise, OpenBao)
     #[arg(long, value_name = "N")]
     pub(crate) namespace: Option<String>,
@@ -371,6 +390,12 @@ pub(crate) struct SetVault {
     /// Trust the certificates in this file (PEM) instead of the system's
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_cert: Option<PathBuf>,
+    /// Connect with the certificate in this file (PEM), where Vault asks its clients for one
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    pub(crate) client_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    pub(crate) client_key: Option<PathBuf>,
     /// Allow plain http to another machine: the token and every key then cross the network in clear
     #[arg(long)]
     pub(crate) allow_http: bool,

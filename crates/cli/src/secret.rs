@@ -1,10 +1,10 @@
-//! Reads a token from an argument, a file or stdin.
+//! Reads secrets: a token from an argument, a file or stdin; a secret id; a private key.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
-use admin_api::{Exit, Problem, Token};
+use admin_api::{BytePath, Exit, Problem, Token};
 use zeroize::Zeroizing;
 
 use crate::console::Console;
@@ -13,21 +13,62 @@ use crate::grammar::SetVault;
 /// Longest token that is read. Vault's service tokens have about a hundred bytes, batch tokens a few hundred.
 const LIMIT: u64 = 16 * 1024;
 
-/// The token that the arguments name; the grammar sees to it that they name no more than one.
-pub(crate) fn token(arguments: &mut SetVault, console: &mut Console<'_>) -> Result<Token, Problem> {
-    if let Some(token) = arguments.token.take() {
-        return Ok(token);
-    }
-    match &arguments.token_file {
-        Some(path) => from_file(path),
-        None if arguments.token_stdin => read(console.stdin(), "stdin"),
-        None => {
+/// Longest private key that is read, in PEM.
+const KEY_LIMIT: u64 = 64 * 1024;
+
+/// What the node shows Vault.
+#[derive(Debug, Default)]
+pub(crate) struct Auth {
+    pub(crate) token: Option<Token>,
+    pub(crate) token_file: Option<BytePath>,
+    pub(crate) secret_id: Option<Token>,
+}
+
+/// What the arguments name; the grammar sees to it that they name no more than one.
+pub(crate) fn auth(arguments: &mut SetVault, console: &mut Console<'_>) -> Result<Auth, Problem> {
+    let mut auth = Auth::default();
+    match (arguments.token.take(), &arguments.token_file, &arguments.secret_id_file) {
+        (Some(token), ..) => auth.token = Some(token),
+        (None, Some(path), _) if arguments.watch_token_file => {
+            auth.token_file = Some(absolute(path)?);
+        }
+        (None, Some(path), _) => auth.token = Some(from_file(path)?),
+        (None, None, Some(path)) => auth.secret_id = Some(from_file(path)?),
+        (None, None, None) if arguments.token_stdin => {
+            auth.token = Some(read(console.stdin(), "stdin")?);
+        }
+        (None, None, None) => {
             let why = "the token is missing";
-            Err(Problem::new(Exit::Usage, "usage", "wrong usage of set-vault", why).cure(
-                "give --token-file FILE or --token-stdin; or the token as the last argument, where the process list shows it",
-            ))
+            return Err(Problem::new(Exit::Usage, "usage", "wrong usage of set-vault", why).cure(
+                "give --token-file FILE or --token-stdin, or --role-id ID --secret-id-file FILE; or the token as the last argument, where the process list shows it",
+            ));
         }
     }
+    Ok(auth)
+}
+
+/// A private key in PEM.
+pub(crate) fn key(path: &Path) -> Result<Token, Problem> {
+    let name = path.display().to_string();
+    let unreadable = |why: &str| {
+        let what = format!("no private key can be read from {name}");
+        Problem::new(Exit::Usage, "key-unreadable", what, why).cure(
+            "name a file that holds the unencrypted private key of the client certificate in PEM",
+        )
+    };
+    let mut file = File::open(path).map_err(|e| unreadable(&e.to_string()))?;
+    let bytes = bytes(&mut file, KEY_LIMIT).map_err(|e| unreadable(&e.to_string()))?;
+    let text = str::from_utf8(&bytes).map_err(|_| unreadable("it is not text"))?;
+    if bytes.len() as u64 > KEY_LIMIT || !text.contains("PRIVATE KEY-----") {
+        return Err(unreadable("it holds none"));
+    }
+    Ok(Token::new(Zeroizing::new(text.to_owned())))
+}
+
+fn absolute(path: &Path) -> Result<BytePath, Problem> {
+    let absolute = std::path::absolute(path);
+    let absolute = absolute.map_err(|e| unreadable(&path.display().to_string(), &e.to_string()))?;
+    Ok(absolute.as_path().into())
 }
 
 fn from_file(path: &Path) -> Result<Token, Problem> {
@@ -37,9 +78,7 @@ fn from_file(path: &Path) -> Result<Token, Problem> {
 }
 
 fn read(source: &mut dyn Read, name: &str) -> Result<Token, Problem> {
-    // Room for all of it from the start, so that growing leaves no copy behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT as usize + 1));
-    source.take(LIMIT + 1).read_to_end(&mut bytes).map_err(|e| unreadable(name, &e.to_string()))?;
+    let bytes = bytes(source, LIMIT).map_err(|e| unreadable(name, &e.to_string()))?;
     if bytes.len() as u64 > LIMIT {
         return Err(unreadable(name, "it is longer than any token"));
     }
@@ -48,6 +87,14 @@ fn read(source: &mut dyn Read, name: &str) -> Result<Token, Problem> {
         return Err(unreadable(name, "a token is one word, and here is none or more than one"));
     }
     Ok(Token::new(Zeroizing::new(text.to_owned())))
+}
+
+/// All of it, or one byte more than so many.
+fn bytes(source: &mut dyn Read, limit: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    // Room for all of it from the start, so that growing leaves no copy behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(limit as usize + 1));
+    source.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn unreadable(name: &str, why: &str) -> Problem {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use admin_api::Problem;
-use key_manager::{Error, KeyManager, LiveKms};
+use key_manager::{CredentialKind, Error, KeyManager, LiveKms};
 use kms_core::{CredentialStatus, KmsConfig};
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -28,6 +28,8 @@ const SHORTEST: Duration = Duration::from_millis(250);
 pub(crate) struct Seen {
     /// The configuration; `None`: none is set.
     pub(crate) config: Option<KmsConfig>,
+    /// What shows it who we are, as it is stored.
+    pub(crate) credential: Option<CredentialKind>,
     /// What the KMS answered; `None` while none is set.
     pub(crate) live: Option<Result<Answered, Problem>>,
 }
@@ -80,7 +82,8 @@ impl Health {
             Ok(kms) => Ok(Answered { kms, at: Instant::now() }),
             Err(error) => Err(problem::of_keys("the KMS does not answer as it should", &error)),
         });
-        let seen = Seen { config: overview.config.map(|(config, _)| config), live };
+        let config = overview.config.map(|(config, _)| config);
+        let seen = Seen { config, credential: overview.credential, live };
         *lock(&self.seen) = Some(seen.clone());
         Ok(seen)
     }

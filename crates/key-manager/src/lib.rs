@@ -41,7 +41,7 @@ pub use jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress};
 pub use manager::{KeyManager, Parts};
 pub use moving::{MoveReport, MoveSpec, Purpose};
 pub use name::FilesystemName;
-pub use records::{FilesystemRecord, FilesystemState};
+pub use records::{AuthKind, CredentialKind, FilesystemRecord, FilesystemState};
 pub use recover::{Recovered, rebuild, recorded_filesystems};
 pub use status::{FilesystemStatus, InUse, KmsOverview, LiveKms, VersionCount};
 pub use unlock::{KeyState, LockReason};

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kms_core::{
-    AuditEvent, AuditSink, Clock, Commit, Credential, FilesystemKey, FilesystemSite, HolderError,
-    KeyHolder, KeyId, KeyStore, Kms, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, Outcome,
-    Record,
+    AuditEvent, AuditSink, Clock, Commit, FilesystemKey, FilesystemSite, HolderError, KeyHolder,
+    KeyId, KeyStore, Kms, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, Outcome, Record,
 };
 
 use crate::filesystems::Volumes;
@@ -202,13 +201,18 @@ impl KeyManager {
             return Ok(Arc::clone(kms));
         }
         let config = self.config(id).await?.config;
-        let credential = match self.store().get(&records::credential_key(id)).await? {
-            Some(record) => records::decode::<CredentialRecord>(&record)?.credential(),
-            None => Credential::None,
-        };
+        let credential = self.credential(id).await?.credential();
         let kms = self.provider(&config.kind)?.open(&config, &credential)?;
         self.keep_client(&kms);
         Ok(kms)
+    }
+
+    /// What is stored to show a KMS who we are; nothing, after a recovery and for local wrapping.
+    pub(crate) async fn credential(&self, id: KmsConfigId) -> Result<CredentialRecord, Error> {
+        match self.store().get(&records::credential_key(id)).await? {
+            Some(record) => records::decode(&record),
+            None => Ok(CredentialRecord::default()),
+        }
     }
 
     pub(crate) fn keep_client(&self, kms: &Arc<dyn Kms>) {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `kms/current` | [`CurrentKms`] | which configuration wraps new keys; absent: no KMS is set |
 //! | `kms/config/<id>` | [`ConfigRecord`] | a configuration, its canary, its master key's creation times |
-//! | `kms/credential/<id>` | [`CredentialRecord`] | the token for it |
+//! | `kms/credential/<id>` | [`CredentialRecord`] | what shows it who we are |
 //! | `fs/<name>` | [`FilesystemRecord`] | a filesystem, its key's id, its backing directory, its state |
 //! | `fs-epoch` | a number | raised by each create and delete, so that an unset can require that none raced it |
 //! | `key/<key id>` | [`KeyEntry`] | a wrapped key |
@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kms_core::{
-    Credential, ExposeSecret, FilesystemSite, KeyEnvelope, KeyId, KeyStore, KeyVersion, KmsConfig,
-    KmsConfigId, Record, UnixMillis, WrappedKey,
+    Auth, ClientIdentity, Credential, ExposeSecret, FilesystemSite, KeyEnvelope, KeyId, KeyStore,
+    KeyVersion, KmsConfig, KmsConfigId, Login, Record, UnixMillis, WrappedKey,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -86,24 +86,102 @@ impl Stored for ConfigRecord {
 }
 
 /// A credential at rest. The store's files are readable by their owner alone.
-#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[derive(Default, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 pub(crate) struct CredentialRecord {
+    #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[zeroize(skip)]
+    token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    login: Option<LoginRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_certificate: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_key: Option<String>,
+}
+
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+struct LoginRecord {
+    path: String,
+    id: String,
+    secret: String,
+}
+
+/// What a credential is, without its secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialKind {
+    /// What requests are sent with; `None`: nothing is stored.
+    pub auth: Option<AuthKind>,
+    /// Whether connections are made with a client certificate.
+    pub client_certificate: bool,
+}
+
+/// What requests are sent with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuthKind {
+    /// A token.
+    Token,
+    /// The token in this file.
+    TokenFile(PathBuf),
+    /// What a login gets.
+    Login {
+        /// Which way to log in; empty for the usual one.
+        path: String,
+        /// Who we are.
+        id: String,
+    },
 }
 
 impl CredentialRecord {
     pub(crate) fn of(credential: &Credential) -> Self {
-        match credential {
-            Credential::Token(token) => Self { token: Some(token.expose_secret().to_owned()) },
-            _ => Self { token: None },
+        let mut record = Self::default();
+        match &credential.auth {
+            Auth::Token(token) => record.token = Some(token.expose_secret().to_owned()),
+            Auth::TokenFile(path) => record.token_file = Some(path.clone()),
+            Auth::Login(Login { path, id, secret }) => {
+                let secret = secret.expose_secret().to_owned();
+                record.login = Some(LoginRecord { path: path.clone(), id: id.clone(), secret });
+            }
+            _ => {}
         }
+        if let Some(identity) = &credential.identity {
+            record.client_certificate = Some(identity.certificate.clone());
+            record.client_key = Some(identity.key.expose_secret().to_owned());
+        }
+        record
     }
 
     pub(crate) fn credential(&self) -> Credential {
-        match &self.token {
-            Some(token) => Credential::Token(token.clone().into()),
-            None => Credential::None,
-        }
+        let auth = match (&self.token, &self.token_file, &self.login) {
+            (Some(token), _, _) => Auth::Token(token.clone().into()),
+            (_, Some(path), _) => Auth::TokenFile(path.clone()),
+            (_, _, Some(login)) => Auth::Login(Login {
+                path: login.path.clone(),
+                id: login.id.clone(),
+                secret: login.secret.clone().into(),
+            }),
+            (None, None, None) => Auth::None,
+        };
+        let identity = match (&self.client_certificate, &self.client_key) {
+            (Some(certificate), Some(key)) => {
+                Some(ClientIdentity { certificate: certificate.clone(), key: key.clone().into() })
+            }
+            _ => None,
+        };
+        Credential { auth, identity }
+    }
+
+    pub(crate) fn kind(&self) -> CredentialKind {
+        let auth = match (&self.token, &self.token_file, &self.login) {
+            (Some(_), _, _) => Some(AuthKind::Token),
+            (_, Some(path), _) => Some(AuthKind::TokenFile(path.clone())),
+            (_, _, Some(LoginRecord { path, id, .. })) => {
+                Some(AuthKind::Login { path: path.clone(), id: id.clone() })
+            }
+            (None, None, None) => None,
+        };
+        CredentialKind { auth, client_certificate: self.client_certificate.is_some() }
     }
 }
 

@@ -9,7 +9,9 @@ use kms_core::{
 
 use crate::error::listed;
 use crate::manager::{key_entry_of, read};
-use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
+use crate::records::{
+    self, ConfigRecord, CredentialKind, FilesystemRecord, FilesystemState, KeyEntry,
+};
 use crate::unlock::KeyState;
 use crate::{Error, FilesystemName, KeyManager};
 
@@ -80,6 +82,8 @@ pub struct LiveKms {
 pub struct KmsOverview {
     /// What is set, and since when; `None`: no KMS is set.
     pub config: Option<(KmsConfig, UnixMillis)>,
+    /// What shows it who we are.
+    pub credential: Option<CredentialKind>,
     /// What the KMS says now, or why it does not answer.
     pub live: Option<Result<LiveKms, Error>>,
 }
@@ -111,11 +115,15 @@ impl KeyManager {
     /// The KMS configuration, and what it answers now.
     pub async fn kms_overview(&self) -> Result<KmsOverview, Error> {
         let current = self.current().await?.map(|(_, record)| record);
-        let live = match &current {
-            Some(record) => Some(self.ask(record).await),
-            None => None,
+        let (live, credential) = match &current {
+            Some(record) => {
+                let credential = self.credential(record.config.id).await?.kind();
+                (Some(self.ask(record).await), Some(credential))
+            }
+            None => (None, None),
         };
-        Ok(KmsOverview { config: current.map(|record| (record.config, record.set_at)), live })
+        let config = current.map(|record| (record.config, record.set_at));
+        Ok(KmsOverview { config, credential, live })
     }
 
     /// What hangs on which version of which master key. Asks no KMS.

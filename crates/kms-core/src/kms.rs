@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Ciphertext, FilesystemKey, KeyRecord, KeyVersion, KmsConfigId, KmsError, KmsErrorKind,
-    UnixMillis, WrappedKey,
+    Ciphertext, Credential, CredentialStatus, FilesystemKey, KeyRecord, KeyVersion, KmsConfigId,
+    KmsError, KmsErrorKind, UnixMillis, WrappedKey,
 };
 
 /// The answers to a batch: one for each item, in the order of the items.
@@ -194,28 +192,6 @@ pub struct KmsConfig {
     pub master_key: String,
     /// What only the provider understands (`namespace`, `transit_path`, `ca_cert`, …).
     pub settings: BTreeMap<String, String>,
-}
-
-/// What shows a KMS who we are.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub enum Credential {
-    /// Nothing is needed, as with local wrapping.
-    #[default]
-    None,
-    /// A bearer token.
-    Token(SecretString),
-}
-
-/// How long a credential lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CredentialStatus {
-    /// Time left from now; `None` if it never ends.
-    pub time_left: Option<Duration>,
-    /// Whether it can be renewed.
-    pub renewable: bool,
-    /// Whether renewing can go on for ever (a periodic token).
-    pub periodic: bool,
 }
 
 /// A master key as its KMS describes it.

@@ -29,6 +29,7 @@
 mod arena;
 mod audit;
 mod clock;
+mod credential;
 mod error;
 mod holder;
 mod id;
@@ -40,13 +41,11 @@ mod wrapped;
 pub use arena::{FilesystemKey, KEY_LEN, arena_is_locked};
 pub use audit::{AuditEvent, AuditSink, Outcome};
 pub use clock::{Clock, SystemClock, UnixMillis};
+pub use credential::{Auth, ClientIdentity, Credential, CredentialStatus, Login};
 pub use error::{KmsError, KmsErrorKind};
 pub use holder::{FilesystemSite, HolderError, KeyCopy, KeyHolder};
 pub use id::{IdError, KeyId, KmsConfigId};
-pub use kms::{
-    Credential, CredentialStatus, Finding, Items, Kms, KmsConfig, KmsExt, KmsProvider, MasterKey,
-    Proof,
-};
+pub use kms::{Finding, Items, Kms, KmsConfig, KmsExt, KmsProvider, MasterKey, Proof};
 pub use record::{KeyRecord, RecordError};
 pub use secrecy::{ExposeSecret, SecretString};
 pub use store::{Check, Commit, KeyStore, Page, Record, StoreError, Version};

@@ -17,7 +17,7 @@
 //! let config = LocalProvider::config(KmsConfigId::random());
 //! local.create_key(config.id)?;
 //!
-//! let kms = local.prove(&config, &Credential::None).await?.kms;
+//! let kms = local.prove(&config, &Credential::default()).await?.kms;
 //! let key = Arc::new(FilesystemKey::generate()?);
 //! let wrapped = kms.wrap_keys(&[Arc::clone(&key)]).await?.remove(0)?;
 //! assert!(wrapped.ciphertext.text.starts_with("local:v1:"));

@@ -34,6 +34,8 @@ pub struct TlsFiles<'a> {
     pub certificate: &'a Path,
     /// Its private key.
     pub key: &'a Path,
+    /// The authority of the certificates that clients must have, if they need one. The slim server knows none.
+    pub clients: Option<&'a Path>,
 }
 
 impl VaultServer {
@@ -80,14 +82,19 @@ impl VaultServer {
         let url = match (tls, slim) {
             (None, _) => format!("http://{address}"),
             (Some(tls), true) => {
+                assert!(tls.clients.is_none(), "the slim server asks clients for no certificate");
                 command.arg("-tls-cert").arg(tls.certificate).arg("-tls-key").arg(tls.key);
                 format!("https://{address}")
             }
             (Some(tls), false) => {
                 let (address, config) = (free_address(), folder.path().join("tls.json"));
-                let listener = json!({
+                let mut listener = json!({
                     "address": address, "tls_cert_file": tls.certificate, "tls_key_file": tls.key,
                 });
+                if let Some(clients) = tls.clients {
+                    listener["tls_require_and_verify_client_cert"] = json!(true);
+                    listener["tls_client_ca_file"] = json!(clients);
+                }
                 let text = json!({ "listener": { "tcp": listener } }).to_string();
                 std::fs::write(&config, text).unwrap();
                 command.arg("-config").arg(config);

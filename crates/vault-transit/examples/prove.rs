@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("The policy that the token needs:\n\n{}", VaultConfig::parse(&config)?.policy());
 
-    let token = Credential::Token(env::var("VAULT_TOKEN")?.into());
+    let token = Credential::token(env::var("VAULT_TOKEN")?);
     match VaultProvider::default().prove(&config, &token).await {
         Ok(proof) => {
             println!("Works: {:?}, token {:?}", proof.master_key, proof.credential);

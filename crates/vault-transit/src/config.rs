@@ -159,14 +159,29 @@ pub fn valid_name(name: &str) -> bool {
 }
 
 fn parse_transit_path(text: &str) -> Result<String, KmsError> {
+    parse_path(text).ok_or_else(|| {
+        invalid(
+            format!("{text:?} is not where a transit engine can be mounted"),
+            "give the path that `vault secrets list` shows, such as transit or team/transit",
+        )
+    })
+}
+
+/// Where an auth method is mounted, below `auth/`.
+pub(crate) fn parse_mount(text: &str) -> Result<String, KmsError> {
     let path = text.trim_matches('/');
-    if path.len() <= MAX_NAME && path.split('/').all(valid_name) {
-        return Ok(path.to_owned());
-    }
-    Err(invalid(
-        format!("{text:?} is not where a transit engine can be mounted"),
-        "give the path that `vault secrets list` shows, such as transit or team/transit",
-    ))
+    parse_path(path.strip_prefix("auth/").unwrap_or(path)).ok_or_else(|| {
+        invalid(
+            format!("{text:?} is not where an auth method can be mounted"),
+            "give the path that `vault auth list` shows, such as approle or team/approle",
+        )
+    })
+}
+
+/// Names joined by `/`.
+fn parse_path(text: &str) -> Option<String> {
+    let path = text.trim_matches('/');
+    (path.len() <= MAX_NAME && path.split('/').all(valid_name)).then(|| path.to_owned())
 }
 
 fn parse_namespace(text: &str) -> Result<String, KmsError> {

@@ -2,39 +2,45 @@
 //! the key and the token shows later.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use kms_core::{CredentialStatus, Finding, MasterKey};
 
 use crate::config::VaultConfig;
+use crate::kms::VaultKms;
 use crate::operation::Operation;
 use crate::wire::{KeyData, TokenData};
 
 /// Below this much life an administrator should act today.
 const SOON: Duration = Duration::from_secs(24 * 60 * 60);
+/// An agent renews or replaces a token when a third of its life is left; when so small a part is, it does not.
+const LATE: u32 = 6;
 const PERIODIC: &str = "make a periodic token: vault write auth/token/roles/coffer allowed_policies=coffer period=768h \
                         orphan=true, then vault token create -role=coffer, and give it with coffer fs kms set-vault";
 
 /// What the proof sees.
 pub(crate) fn at_proof(
-    config: &VaultConfig,
+    vault: &VaultKms,
     token: &TokenData,
     status: &CredentialStatus,
     key: &KeyData,
 ) -> Vec<Finding> {
+    let config = vault.target();
+    let lasting = !vault.logs_in() && vault.token_file().is_none();
     let mut found = Vec::new();
     if token.policies.iter().any(|policy| policy == "root") {
         found.push(token_is_root());
     }
-    found.extend(of_life(status));
-    if status.time_left.is_some() && !token.orphan {
+    found.extend(of_life(status, vault.token_file()));
+    if lasting && status.time_left.is_some() && !token.orphan {
         found.push(finding(
             "token-not-orphan",
             "the token is revoked together with the token that made it",
             "make it by a role with orphan=true",
         ));
     }
-    if token.num_uses > 0 {
+    if lasting && token.num_uses > 0 {
         found.push(finding(
             "token-uses-limited",
             format!("the token ends after {} more uses", token.num_uses),
@@ -55,15 +61,12 @@ pub(crate) fn at_proof(
 }
 
 /// What later looks see.
-pub(crate) fn later(
-    config: &VaultConfig,
-    key: &MasterKey,
-    status: &CredentialStatus,
-) -> Vec<Finding> {
+pub(crate) fn later(vault: &VaultKms, key: &MasterKey, status: &CredentialStatus) -> Vec<Finding> {
+    let config = vault.target();
     let mut found = Vec::new();
     // Of Vault's tokens only root's never end.
     found.extend(status.time_left.is_none().then(token_is_root));
-    found.extend(of_life(status));
+    found.extend(of_life(status, vault.token_file()));
     found.extend(key.deletion_allowed.then(|| key_deletable(config)));
     found.extend(key.exportable.then(|| key_exportable(config)));
     found.extend(plain_http(config));
@@ -78,8 +81,20 @@ fn token_is_root() -> Finding {
     )
 }
 
-fn of_life(status: &CredentialStatus) -> Vec<Finding> {
+fn of_life(status: &CredentialStatus, file: Option<(&Path, Duration)>) -> Vec<Finding> {
     let Some(left) = status.time_left else { return Vec::new() };
+    if let Some((file, whole)) = file {
+        let minutes = left.as_secs().div_ceil(60);
+        let ends = finding(
+            "token-not-replaced",
+            format!(
+                "the token in {} ends in {minutes} minutes, and nobody has renewed it or written another",
+                file.display()
+            ),
+            "look at the agent that writes the file; or give a token with coffer fs kms set-vault",
+        );
+        return if left < whole / LATE { vec![ends] } else { Vec::new() };
+    }
     let mut found = Vec::new();
     if !status.renewable {
         found.push(finding(
@@ -142,4 +157,21 @@ fn plain_http(config: &VaultConfig) -> Option<Finding> {
 
 pub(crate) fn finding(code: &str, what: impl fmt::Display, cure: impl fmt::Display) -> Finding {
     Finding { code: code.to_owned(), what: what.to_string(), cure: cure.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_file_that_nobody_writes_any_more_is_warned_of() {
+        let codes = |left: u64| {
+            let time_left = Some(Duration::from_secs(left));
+            let status = CredentialStatus { time_left, renewable: false, periodic: false };
+            let file = Some((Path::new("/run/token"), Duration::from_secs(1200)));
+            of_life(&status, file).into_iter().map(|finding| finding.code).collect::<Vec<_>>()
+        };
+        assert_eq!(codes(400), [""; 0]);
+        assert_eq!(codes(199), ["token-not-replaced"]);
+    }
 }

@@ -10,9 +10,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kms_core::{ExposeSecret, KmsError, KmsErrorKind, SecretString};
+use kms_core::{ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, Login};
 use reqwest::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Certificate, Method, Response, StatusCode, Url, redirect};
+use reqwest::{Certificate, Identity, Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -20,26 +20,30 @@ use crate::Limits;
 use crate::address::{RefusedAddress, Resolver};
 use crate::config::VaultConfig;
 use crate::operation::Operation;
+use crate::session::{Session, Source, Token};
+use crate::{refusal, wire};
 
-/// A connection pool to one Vault, with one token.
+/// A connection pool to one Vault, with one session.
 ///
-/// The token lies in the headers of this client and of the requests under way, and what Vault decrypts passes through
+/// The token lies in this client and in the headers of the requests under way, and what Vault decrypts passes through
 /// the buffers of the HTTP and TLS libraries: none of these can be locked or wiped from here.
 pub(crate) struct Client {
     http: reqwest::Client,
     config: VaultConfig,
+    session: Session,
     limits: Limits,
 }
 
 impl Client {
     pub(crate) fn new(
         config: VaultConfig,
-        token: &SecretString,
+        credential: &Credential,
         limits: Limits,
     ) -> Result<Self, KmsError> {
+        let session = Session::new(&credential.auth, &config)?;
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("coffer/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers(&config, token)?)
+            .default_headers(headers(&config)?)
             // Redirects are followed by `Client::attempt`: reqwest would carry the token to other hosts.
             .redirect(redirect::Policy::none())
             // No variable of the environment changes where the token goes.
@@ -49,28 +53,129 @@ impl Client {
         if let Some(pem) = config.ca_cert() {
             builder = builder.tls_certs_only(certificates(pem)?);
         }
+        if let Some(identity) = &credential.identity {
+            builder = builder.identity(client_identity(identity)?);
+        }
         let http = builder.build().map_err(|e| {
             KmsError::new(KmsErrorKind::Internal, "no HTTPS client can be made here")
                 .because(root_cause(&e))
                 .cure("install the system's CA certificates, or give Vault's with --ca-cert")
         })?;
-        Ok(Self { http, config, limits })
+        Ok(Self { http, config, session, limits })
     }
 
     pub(crate) const fn config(&self) -> &VaultConfig {
         &self.config
     }
 
-    /// Sends a request until it is answered, refused for good, or out of time.
+    /// Where the tokens come from.
+    pub(crate) const fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Sends a request with the token of this moment, and once more with another one if Vault does not know that one any
+    /// more and there is another.
     ///
     /// # Errors
     /// [`KmsErrorKind::Unreachable`] and [`KmsErrorKind::Sealed`], [`KmsErrorKind::Invalid`] for an address that is
-    /// refused. What Vault answers to this request in particular, 4xx included, is an [`Answer`].
+    /// refused, [`KmsErrorKind::Denied`] for a login. What Vault answers to this request in particular, 4xx included, is an
+    /// [`Answer`].
     pub(crate) async fn send(&self, operation: Operation, body: Bytes) -> Result<Answer, KmsError> {
+        let token = self.token().await?;
+        let answer = self.exchange(operation, body.clone(), Some(&token)).await?;
+        if answer.status != StatusCode::FORBIDDEN {
+            return Ok(answer);
+        }
+        match self.other_token(&token).await? {
+            Some(other) => self.exchange(operation, body, Some(&other)).await,
+            None => Ok(answer),
+        }
+    }
+
+    /// Gets another token by a login, whether or not the one of now still lives.
+    pub(crate) async fn log_in_again(&self) -> Result<(), KmsError> {
+        let _change = self.session.change().await;
+        if let Source::Login { mount, login } = self.session.source() {
+            self.log_in(mount, login).await?;
+        }
+        Ok(())
+    }
+
+    async fn token(&self) -> Result<Token, KmsError> {
+        if let Source::File(file) = self.session.source() {
+            return self.session.read(file, self.limits.connect).await;
+        }
+        if let Some(token) = self.session.current() {
+            return Ok(token);
+        }
+        let _change = self.session.change().await;
+        match (self.session.current(), self.session.source()) {
+            (None, Source::Login { mount, login }) => self.log_in(mount, login).await,
+            (token, _) => token.ok_or_else(|| KmsError::new(KmsErrorKind::Internal, "no token")),
+        }
+    }
+
+    /// A token to try instead of one that was refused, if that one may be the reason.
+    async fn other_token(&self, refused: &Token) -> Result<Option<Token>, KmsError> {
+        match self.session.source() {
+            Source::Given => Ok(None),
+            Source::File(file) => {
+                self.session.read(file, self.limits.connect).await?;
+                Ok(self.session.other_than(refused))
+            }
+            Source::Login { mount, login } => {
+                let _change = self.session.change().await;
+                if let Some(other) = self.session.other_than(refused) {
+                    return Ok(Some(other));
+                }
+                match self.is_alive(refused).await? {
+                    true => Ok(None),
+                    false => self.log_in(mount, login).await.map(Some),
+                }
+            }
+        }
+    }
+
+    /// Whether a token may do anything at all: to one that it does not know Vault says what it says to one that lacks a
+    /// permission.
+    async fn is_alive(&self, token: &Token) -> Result<bool, KmsError> {
+        for operation in [Operation::LookupSelf, Operation::ReadKey] {
+            let status = self.exchange(operation, Bytes::new(), Some(token)).await?.status;
+            if status.is_success() || status == StatusCode::NOT_FOUND {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The caller has the right to change the token.
+    async fn log_in(&self, mount: &str, login: &Login) -> Result<Token, KmsError> {
+        let unencodable =
+            |e| KmsError::new(KmsErrorKind::Internal, "no login can be made").because(e);
+        let body =
+            wire::login_body(&login.id, login.secret.expose_secret()).map_err(unencodable)?;
+        let answer = self.exchange(Operation::Login, body, None).await?;
+        if !answer.status.is_success() {
+            return Err(refusal::login(mount, answer.status.as_u16(), &answer.errors()));
+        }
+        let Some(wire::LoggedIn { auth }) = answer.parse() else {
+            return Err(self.foreign("not what Vault's API answers"));
+        };
+        tracing::info!(mount, "logged in to Vault");
+        self.session.replace(&auth.client_token)
+    }
+
+    /// Sends a request until it is answered, refused for good, or out of time.
+    async fn exchange(
+        &self,
+        operation: Operation,
+        body: Bytes,
+        token: Option<&Token>,
+    ) -> Result<Answer, KmsError> {
         let deadline = Instant::now() + self.limits.deadline;
         let mut tries = 1;
         loop {
-            let failure = match self.attempt(operation, body.clone(), deadline).await {
+            let failure = match self.attempt(operation, body.clone(), token, deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -80,10 +185,19 @@ impl Client {
             if tries >= self.limits.tries || pause >= left {
                 return Err(failure.error);
             }
-            let path = operation.path(&self.config);
+            let path = self.path(operation);
             tracing::debug!(%path, tries, ?pause, reason = %failure.error, "asking Vault again");
             tokio::time::sleep(pause).await;
             tries += 1;
+        }
+    }
+
+    fn path(&self, operation: Operation) -> String {
+        match self.session.source() {
+            Source::Login { mount, .. } if operation == Operation::Login => {
+                format!("auth/{mount}/login")
+            }
+            _ => operation.path(&self.config),
         }
     }
 
@@ -92,13 +206,15 @@ impl Client {
         &self,
         operation: Operation,
         body: Bytes,
+        token: Option<&Token>,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
-        let url = self.config.url(&operation.path(&self.config));
-        let mut response = self.request(operation, url.clone(), body.clone(), deadline).await?;
+        let url = self.config.url(&self.path(operation));
+        let mut response =
+            self.request(operation, url.clone(), body.clone(), token, deadline).await?;
         if response.status().is_redirection() {
             let target = self.redirect_target(&url, &response)?;
-            response = self.request(operation, target, body, deadline).await?;
+            response = self.request(operation, target, body, token, deadline).await?;
             if response.status().is_redirection() {
                 return Err(self.foreign("a second redirect").into());
             }
@@ -118,13 +234,17 @@ impl Client {
         operation: Operation,
         url: Url,
         body: Bytes,
+        token: Option<&Token>,
         deadline: Instant,
     ) -> Result<Response, Failure> {
-        let request = if operation.is_read() {
+        let mut request = if operation.is_read() {
             self.http.request(Method::GET, url)
         } else {
             self.http.request(Method::POST, url).body(body)
         };
+        if let Some(token) = token {
+            request = request.header("x-vault-token", token.header.clone());
+        }
         // Covers the whole exchange, so a body that trickles ends too.
         let left = deadline.saturating_duration_since(Instant::now());
         let sent = request.timeout(self.limits.attempt.min(left)).send().await;
@@ -196,7 +316,9 @@ impl Client {
         let is_tls = |e: &(dyn Error + 'static)| {
             e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::InvalidData)
         };
-        let tls = error.is_connect() && causes(&error).any(is_tls);
+        // A server that wants another client certificate says so when the connection is made (TLS 1.3).
+        let alert = cause.contains("fatal alert");
+        let tls = (error.is_connect() || alert) && causes(&error).any(is_tls);
         if tls {
             return KmsError::new(
                 KmsErrorKind::Unreachable,
@@ -205,7 +327,8 @@ impl Client {
             .because(cause)
             .cure(
                 "check that the URL has the host name of Vault's certificate and that the port speaks TLS; \
-                 for a private CA give its certificate with --ca-cert",
+                 for a private CA give its certificate with --ca-cert; where Vault asks its clients for a certificate, give \
+                 one with --client-cert and --client-key",
             )
             .into();
         }
@@ -305,19 +428,8 @@ impl From<KmsError> for Failure {
     }
 }
 
-fn headers(config: &VaultConfig, token: &SecretString) -> Result<HeaderMap, KmsError> {
-    let text = token.expose_secret();
-    let graphic = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
-    let mut token = HeaderValue::from_str(text).ok().filter(|_| graphic).ok_or_else(|| {
-        KmsError::new(
-            KmsErrorKind::Invalid,
-            "the token is empty or holds characters that no token has",
-        )
-        .cure("give the token alone, without spaces or a line end")
-    })?;
-    token.set_sensitive(true);
+fn headers(config: &VaultConfig) -> Result<HeaderMap, KmsError> {
     let mut headers = HeaderMap::new();
-    headers.insert("x-vault-token", token);
     // A Vault Agent in between can be told to refuse requests without it (protection against SSRF).
     headers.insert("x-vault-request", HeaderValue::from_static("true"));
     if let Some(namespace) = config.namespace() {
@@ -339,6 +451,23 @@ fn certificates(pem: &str) -> Result<Vec<Certificate>, KmsError> {
         Ok(_) => Err(invalid()),
         Err(e) => Err(invalid().because(root_cause(&e))),
     }
+}
+
+fn client_identity(identity: &ClientIdentity) -> Result<Identity, KmsError> {
+    let mut pem = Zeroizing::new(Vec::with_capacity(
+        identity.certificate.len() + identity.key.expose_secret().len() + 1,
+    ));
+    pem.extend_from_slice(identity.certificate.as_bytes());
+    pem.push(b'\n');
+    pem.extend_from_slice(identity.key.expose_secret().as_bytes());
+    // The reason is not told: it could quote the key.
+    Identity::from_pem(&pem).map_err(|_| {
+        KmsError::new(
+            KmsErrorKind::Invalid,
+            "the client certificate and its key are not what TLS can use",
+        )
+        .cure("give the certificate (and those between it and its authority) and its unencrypted private key, both in PEM")
+    })
 }
 
 /// Appends without leaving a copy behind where the buffer was before it grew.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,6 +19,7 @@ use crate::Limits;
 use crate::config::VaultConfig;
 use crate::http::{Answer, Client, printable};
 use crate::operation::Operation;
+use crate::session::Source;
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
 use crate::{findings, refusal};
 
@@ -25,17 +27,40 @@ pub(crate) struct VaultKms {
     config: KmsConfig,
     client: Client,
     limits: Limits,
-    /// Whether the token is periodic, once a renewal has shown it: see [`VaultKms::renew_token`].
-    periodic: Mutex<Option<bool>>,
+    token: Mutex<TokenSeen>,
+}
+
+/// What earlier answers told of the token.
+#[derive(Default, Clone, Copy)]
+struct TokenSeen {
+    /// Whether it is periodic, once a renewal has shown it: see [`VaultKms::renew_token`].
+    periodic: Option<bool>,
+    /// How long it was first given for.
+    creation_ttl: u64,
 }
 
 impl VaultKms {
     pub(crate) fn new(config: KmsConfig, client: Client, limits: Limits) -> Self {
-        Self { config, client, limits, periodic: Mutex::new(None) }
+        Self { config, client, limits, token: Mutex::default() }
     }
 
     pub(crate) const fn target(&self) -> &VaultConfig {
         self.client.config()
+    }
+
+    /// Whether tokens are got by a login, so that none has to last.
+    pub(crate) const fn logs_in(&self) -> bool {
+        matches!(self.client.session().source(), Source::Login { .. })
+    }
+
+    /// The file that tokens are read from, and how long the one of now was first given for.
+    pub(crate) fn token_file(&self) -> Option<(&Path, Duration)> {
+        let file = self.client.session().file()?;
+        Some((file, Duration::from_secs(self.seen().creation_ttl)))
+    }
+
+    fn seen(&self) -> MutexGuard<'_, TokenSeen> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The key, if Coffer can use it.
@@ -49,6 +74,7 @@ impl VaultKms {
     pub(crate) async fn look_up_token(&self) -> Result<TokenData, KmsError> {
         let answer = self.ask(Operation::LookupSelf, Bytes::new()).await?;
         let token: Envelope<TokenData> = self.understand(&answer)?;
+        self.seen().creation_ttl = token.data.creation_ttl;
         Ok(token.data)
     }
 
@@ -70,7 +96,7 @@ impl VaultKms {
         let capped = renewal.warnings.iter().flatten().any(|w| w.starts_with("TTL of"));
         let periodic =
             token.explicit_max_ttl == 0 && (token.period > 0 || (granted != asked && !capped));
-        *self.periodic.lock().unwrap_or_else(PoisonError::into_inner) = Some(periodic);
+        self.seen().periodic = Some(periodic);
         Ok(CredentialStatus {
             time_left: Some(Duration::from_secs(granted)),
             renewable: renewal.auth.renewable,
@@ -80,11 +106,12 @@ impl VaultKms {
 
     pub(crate) fn status(&self, token: &TokenData) -> CredentialStatus {
         let ends = token.expire_time.is_some() || token.ttl > 0;
-        let known = *self.periodic.lock().unwrap_or_else(PoisonError::into_inner);
+        let periodic = self.seen().periodic;
+        let periodic = periodic.unwrap_or(token.period > 0 && token.explicit_max_ttl == 0);
         CredentialStatus {
             time_left: ends.then(|| Duration::from_secs(token.ttl.max(0).unsigned_abs())),
-            renewable: token.renewable,
-            periodic: known.unwrap_or(token.period > 0 && token.explicit_max_ttl == 0),
+            renewable: token.renewable || self.logs_in(),
+            periodic: periodic || self.logs_in(),
         }
     }
 
@@ -222,8 +249,8 @@ impl Kms for VaultKms {
     /// learn it: see [`VaultKms::renew_token`].
     async fn credential(&self) -> Result<CredentialStatus, KmsError> {
         let token = self.look_up_token().await?;
-        let known = self.periodic.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if known || token.period > 0 || !token.renewable {
+        let known = self.seen().periodic.is_some();
+        if known || token.period > 0 || !token.renewable || self.logs_in() {
             return Ok(self.status(&token));
         }
         match self.renew_token(&token).await {
@@ -235,14 +262,28 @@ impl Kms for VaultKms {
         }
     }
 
-    /// One that can't be renewed stays as it is; the answer says so.
+    /// One that can't be renewed stays as it is; the answer says so. Where tokens are got by a login, one that can't be renewed
+    /// for its whole life again is replaced by another.
     async fn renew(&self) -> Result<CredentialStatus, KmsError> {
         let token = self.look_up_token().await?;
-        if token.renewable { self.renew_token(&token).await } else { Ok(self.status(&token)) }
+        if !self.logs_in() {
+            let renewed =
+                if token.renewable { self.renew_token(&token).await? } else { self.status(&token) };
+            return Ok(renewed);
+        }
+        let whole = Duration::from_secs(token.creation_ttl);
+        if token.renewable
+            && let Ok(renewed) = self.renew_token(&token).await
+            && renewed.time_left >= Some(whole)
+        {
+            return Ok(CredentialStatus { periodic: true, ..renewed });
+        }
+        self.client.log_in_again().await?;
+        Ok(self.status(&self.look_up_token().await?))
     }
 
     fn findings(&self, key: &MasterKey, credential: &CredentialStatus) -> Vec<Finding> {
-        findings::later(self.target(), key, credential)
+        findings::later(self, key, credential)
     }
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {

@@ -7,7 +7,8 @@
 //! | file | its part |
 //! |---|---|
 //! | `config` | which Vault and which key: checked so that nothing in it leads elsewhere; the policy that a token needs |
-//! | `operation` | the six requests that are ever sent, and what a policy must allow for each |
+//! | `session` | the token: given, read from a file, got by a login |
+//! | `operation` | the requests that are ever sent, and what a policy must allow for each |
 //! | `address` | addresses that are never connected to |
 //! | `http` | one request: retries with full jitter, deadlines, redirects by hand, sizes, TLS |
 //! | `wire` | the bodies of requests and answers; secrets in memory that is wiped |
@@ -37,7 +38,7 @@
 //!     master_key: "coffer".to_owned(),
 //!     settings: Default::default(),
 //! };
-//! let token = Credential::Token(std::env::var("MY_TOKEN").unwrap_or_default().into());
+//! let token = Credential::token(std::env::var("MY_TOKEN").unwrap_or_default());
 //! let proof = VaultProvider::default().prove(&config, &token).await?;
 //! for finding in &proof.findings {
 //!     println!("{}: {}; {}", finding.code, finding.what, finding.cure);
@@ -55,6 +56,7 @@ mod kms;
 mod operation;
 mod provider;
 mod refusal;
+mod session;
 mod wire;
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The requests that Coffer sends to Vault: these six and no others.
+//! The requests that Coffer sends to Vault: these and no others.
 
 use crate::config::VaultConfig;
 
@@ -11,9 +11,12 @@ pub(crate) enum Operation {
     Rewrap,
     LookupSelf,
     RenewSelf,
+    /// Needs no token and no permission. Where it is, the session knows.
+    Login,
 }
 
 impl Operation {
+    /// Those that a policy has to allow.
     pub(crate) const ALL: [Self; 6] = [
         Self::ReadKey,
         Self::Encrypt,
@@ -28,6 +31,7 @@ impl Operation {
         let verb = match self {
             Self::LookupSelf => return "auth/token/lookup-self".to_owned(),
             Self::RenewSelf => return "auth/token/renew-self".to_owned(),
+            Self::Login => return "auth/approle/login".to_owned(),
             Self::ReadKey => "keys",
             Self::Encrypt => "encrypt",
             Self::Decrypt => "decrypt",

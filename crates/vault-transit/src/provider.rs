@@ -18,7 +18,8 @@ use crate::wire::TokenData;
 
 /// Makes [`Kms`]s over Vault's transit engine. Holds nothing but [`Limits`]; one serves any number of configurations.
 ///
-/// What a configuration may say is in [`VaultConfig`]; the credential is a [`Credential::Token`].
+/// What a configuration may say is in [`VaultConfig`]. Credentials are tokens, files that hold one, and logins by AppRole
+/// (`POST auth/<mount>/login` with `role_id` and `secret_id`); each may have a client certificate beside it.
 ///
 /// A proof's [`Finding`]s have these codes:
 ///
@@ -28,6 +29,7 @@ use crate::wire::TokenData;
 /// | `token-not-renewable`, `token-may-not-renew` | it ends, by its nature or for lack of a permission |
 /// | `token-not-periodic` | it can be renewed up to a maximum only |
 /// | `token-expires-soon` | it ends within a day, and no renewal will help for ever |
+/// | `token-not-replaced` | the one in a file ends soon, and nobody has written another |
 /// | `token-not-orphan` | it ends with the token that made it |
 /// | `token-uses-limited` | it ends after a number of uses |
 /// | `key-deletable` | who may delete the master key can destroy all data |
@@ -46,14 +48,7 @@ impl VaultProvider {
 
     fn connect(&self, config: &KmsConfig, credential: &Credential) -> Result<VaultKms, KmsError> {
         let target = VaultConfig::parse(config)?;
-        let Credential::Token(token) = credential else {
-            return Err(KmsError::new(
-                KmsErrorKind::Invalid,
-                format!("no token is known for the Vault at {}", target.origin()),
-            )
-            .cure("make one (vault token create -role=<role>) and give it with coffer fs kms set-vault"));
-        };
-        let client = Client::new(target, token, self.limits)?;
+        let client = Client::new(target, credential, self.limits)?;
         Ok(VaultKms::new(config.clone(), client, self.limits))
     }
 }
@@ -77,7 +72,7 @@ impl KmsProvider for VaultProvider {
         prove_by_use(&vault).await?;
 
         let (credential, mut findings) = prove_renewal(&vault, &token).await?;
-        findings.extend(findings::at_proof(vault.target(), &token, &credential, &key));
+        findings.extend(findings::at_proof(&vault, &token, &credential, &key));
         Ok(Proof { kms: Arc::new(vault), master_key: kms::describe(key), credential, findings })
     }
 }
@@ -124,7 +119,7 @@ async fn prove_renewal(
     vault: &VaultKms,
     token: &TokenData,
 ) -> Result<(CredentialStatus, Vec<Finding>), KmsError> {
-    if !token.renewable {
+    if !token.renewable || vault.logs_in() {
         return Ok((vault.status(token), Vec::new()));
     }
     match vault.renew_token(token).await {

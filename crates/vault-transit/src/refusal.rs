@@ -34,6 +34,31 @@ pub(crate) fn bad_token(config: &VaultConfig, operation: Operation) -> KmsError 
     .cure("make a new token and set it: vault token create -role=<role>")
 }
 
+/// A login that was refused. Vault does not tell a wrong role id from a wrong secret id.
+pub(crate) fn login(mount: &str, status: u16, errors: &[String]) -> KmsError {
+    let said = errors.join("; ");
+    if status == 404 || said.contains("no handler for route") || said.contains("unsupported path") {
+        return KmsError::new(
+            KmsErrorKind::Denied,
+            format!("nobody can log in at auth/{mount}/ in Vault"),
+        )
+        .cure(format!(
+            "enable it: vault auth enable -path={mount} approle; or name the right one with --auth-path"
+        ));
+    }
+    let said = if said.is_empty() { "no reason" } else { &said };
+    KmsError::new(
+        KmsErrorKind::Denied,
+        format!(
+            "Vault refuses the login at auth/{mount}/ ({status}: {said}): the role id or the secret id is wrong, or the \
+             secret id is expired, used up, or bound to other client addresses"
+        ),
+    )
+    .cure(format!(
+        "make a new secret id (vault write -f auth/{mount}/role/<role>/secret-id) and give it with coffer fs kms set-vault"
+    ))
+}
+
 /// A refusal that concerns the whole request, other than 403.
 pub(crate) fn refused(
     config: &VaultConfig,

@@ -66,6 +66,16 @@ pub(crate) fn renew_body(increment: u64) -> serde_json::Result<Bytes> {
     to_bytes(&serde_json::json!({ "increment": increment }), 0)
 }
 
+/// A body for a login of the AppRole kind.
+pub(crate) fn login_body(role_id: &str, secret_id: &str) -> serde_json::Result<Bytes> {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        role_id: &'a str,
+        secret_id: &'a str,
+    }
+    to_bytes(&Body { role_id, secret_id }, 2 * (role_id.len() + secret_id.len()) + 64)
+}
+
 fn to_bytes(body: &impl Serialize, capacity: usize) -> serde_json::Result<Bytes> {
     let mut buffer = Zeroizing::new(Vec::with_capacity(capacity));
     serde_json::to_writer(&mut *buffer, body)?;
@@ -155,6 +165,19 @@ pub(crate) struct TokenData {
     pub(crate) orphan: bool,
     #[serde(default)]
     pub(crate) policies: Vec<String>,
+}
+
+/// `auth/<mount>/login`.
+#[derive(Deserialize)]
+pub(crate) struct LoggedIn<'a> {
+    #[serde(borrow)]
+    pub(crate) auth: ClientToken<'a>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct ClientToken<'a> {
+    #[serde(borrow)]
+    pub(crate) client_token: Cow<'a, str>,
 }
 
 /// `auth/token/renew-self`.

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use kms_core::KmsErrorKind;
+use kms_core::{ClientIdentity, Credential, KmsErrorKind, KmsProvider as _};
 use serde_json::json;
 use testkit::vault_server::{self, TlsFiles, VaultServer};
 
@@ -49,6 +49,14 @@ macro_rules! over {
             }
 
             #[tokio::test(flavor = "multi_thread")]
+            async fn logins_and_token_files() {
+                let vault = start($variable);
+                shared::a_login_that_is_refused_says_so(&vault).await;
+                shared::a_login_outlives_its_tokens(&vault).await;
+                shared::a_token_file_is_read_when_it_changes(&vault).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
             async fn keys() {
                 let vault = start($variable);
                 shared::what_is_missing_is_named(&vault, ROOT).await;
@@ -83,8 +91,10 @@ async fn tls_with_a_private_ca() {
     std::fs::write(&certificate, issued.cert.pem()).unwrap();
     std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
     let program = VaultServer::program(vault_server::OLDEST);
-    let server =
-        VaultServer::start_tls(&program, TlsFiles { certificate: &certificate, key: &key });
+    let server = VaultServer::start_tls(
+        &program,
+        TlsFiles { certificate: &certificate, key: &key, clients: None },
+    );
 
     let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let right = issued.cert.pem();
@@ -112,4 +122,63 @@ async fn tls_with_a_private_ca() {
     let mut config = shared::config(server.url(), "k");
     config.settings.insert("ca_cert".into(), "no PEM".into());
     assert_eq!(prove(&config, ROOT).await.unwrap_err().kind(), KmsErrorKind::Invalid);
+}
+
+/// A Vault that talks to nobody without a certificate of its authority.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_client_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&certificate, issued.cert.pem()).unwrap();
+    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    let authority = Authority::new();
+    let clients = folder.path().join("clients.pem");
+    std::fs::write(&clients, authority.certificate.pem()).unwrap();
+    let files = TlsFiles { certificate: &certificate, key: &key, clients: Some(&clients) };
+    let program = VaultServer::program(vault_server::NEWEST);
+    let server = VaultServer::start_tls(&program, files);
+
+    let (good, stranger) = (authority.client(), Authority::new().client());
+    let mut config = shared::config(server.url(), "k");
+    config.settings.insert("ca_cert".into(), issued.cert.pem());
+    for (identity, kind) in [
+        // Beyond TLS: this Vault has no transit.
+        (Some(good.clone()), KmsErrorKind::KeyMissing),
+        (Some(stranger), KmsErrorKind::Unreachable),
+        (None, KmsErrorKind::Unreachable),
+        (Some(ClientIdentity { key: "canary-of-a-key".into(), ..good }), KmsErrorKind::Invalid),
+    ] {
+        let credential = Credential { identity, ..Credential::token(ROOT) };
+        let proof = shared::provider().prove(&config, &credential).await;
+        shared::assert_shows_no("canary-of-a-key", &proof);
+        let error = proof.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error:?}");
+        if kind == KmsErrorKind::Unreachable {
+            assert!(error.how_to_mend().unwrap().contains("--client-cert"), "{error:?}");
+        }
+    }
+}
+
+struct Authority {
+    certificate: rcgen::Certificate,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        Self { certificate, issuer: rcgen::Issuer::new(params, key) }
+    }
+
+    fn client(&self) -> ClientIdentity {
+        let mut params = rcgen::CertificateParams::default();
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        ClientIdentity { certificate, key: key.serialize_pem().into() }
+    }
 }

@@ -56,7 +56,7 @@ fn a_private_ca_is_needed_is_enough_and_is_kept() {
     let ((ca, key), (stranger, _)) = (issue("ca"), issue("stranger"));
     let server = VaultServer::start_tls(
         &VaultServer::program(NEWEST),
-        TlsFiles { certificate: &ca, key: &key },
+        TlsFiles { certificate: &ca, key: &key, clients: None },
     );
     let admin = server.admin();
     admin.mount_transit();

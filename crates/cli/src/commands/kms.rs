@@ -1,5 +1,7 @@
 //! `coffer fs kms`, `set-vault`, `unset`, `rewrap`
 
+use std::path::Path;
+
 use admin_api::{
     Change, CredentialLife, Exit, Job, Kms, KmsChange, KmsDetails, Problem, VersionCount, paths,
 };
@@ -45,26 +47,32 @@ async fn set_vault(
              --token-file and --token-stdin keep it out",
         );
     }
-    let token = secret::token(&mut arguments, context.console)?;
-    let ca_cert = match &arguments.ca_cert {
-        None => None,
-        Some(path) => Some(read_text(path, CERTIFICATES_MAX).map_err(|e| {
-            let what = format!("no certificate can be read from {}", path.display());
-            Problem::new(Exit::Usage, "certificate-unreadable", what, e.to_string())
-                .cure("name a file with one or more certificates in PEM")
-        })?),
-    };
+    let auth = secret::auth(&mut arguments, context.console)?;
     let request = admin_api::SetVault {
         base_url: arguments.base_url,
         master_key: arguments.master_key_name,
-        token,
+        token: auth.token,
+        token_file: auth.token_file,
+        role_id: arguments.role_id,
+        secret_id: auth.secret_id,
+        auth_path: arguments.auth_path,
+        client_cert: arguments.client_cert.as_deref().map(certificates).transpose()?,
+        client_key: arguments.client_key.as_deref().map(secret::key).transpose()?,
         namespace: arguments.namespace,
         transit_path: arguments.transit_path,
-        ca_cert,
+        ca_cert: arguments.ca_cert.as_deref().map(certificates).transpose()?,
         allow_http: arguments.allow_http,
     };
     let change: KmsChange = context.client.put(paths::KMS, &request).await?;
     finish_change(change, context).await
+}
+
+fn certificates(path: &Path) -> Result<String, Problem> {
+    read_text(path, CERTIFICATES_MAX).map_err(|e| {
+        let what = format!("no certificate can be read from {}", path.display());
+        Problem::new(Exit::Usage, "certificate-unreadable", what, e.to_string())
+            .cure("name a file with one or more certificates in PEM")
+    })
 }
 
 async fn unset(allow_downgrade: bool, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
@@ -172,6 +180,9 @@ fn details(details: &KmsDetails) -> Vec<(&'static str, String)> {
     if details.own_ca {
         lines.push(("certificates", "those given with --ca-cert, and no others".to_owned()));
     }
+    if details.client_cert {
+        lines.push(("connects with", "the certificate given with --client-cert".to_owned()));
+    }
     lines.push(("authentication", authentication(details)));
     match &details.problem {
         None => lines.push(("state", "answers".to_owned())),
@@ -186,8 +197,15 @@ fn details(details: &KmsDetails) -> Vec<(&'static str, String)> {
 }
 
 fn authentication(details: &KmsDetails) -> String {
-    let set = if details.credential_set { "set" } else { "not set" };
-    let mut text = format!("{}, {set}", details.auth_method);
+    let mut text = match (&details.token_file, &details.role_id) {
+        (Some(file), _) => format!("the token in {file}, read again when it changes"),
+        (_, Some(role)) => {
+            let mount = details.auth_path.as_deref().unwrap_or("approle");
+            format!("{mount}, role id {role}")
+        }
+        _ => details.auth_method.clone(),
+    };
+    text.push_str(if details.credential_set { ", set" } else { ", not set" });
     if let Some(CredentialLife { seconds_left, renewable, periodic }) = details.credential {
         match seconds_left {
             Some(seconds) => text.push_str(&format!(", {} left", span(seconds))),
@@ -195,6 +213,7 @@ fn authentication(details: &KmsDetails) -> String {
         }
         text.push_str(match (seconds_left, renewable, periodic) {
             (None, ..) => "",
+            _ if details.role_id.is_some() => ", then it logs in again",
             (_, true, true) => ", periodic: renewed for ever",
             (_, true, false) => ", renewable up to its maximum",
             (_, false, _) => ", not renewable",

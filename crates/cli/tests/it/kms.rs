@@ -14,7 +14,7 @@ fn set() -> Value {
     json!({
         "configured": {
             "id": "c", "kind": "vault", "base_url": "https://vault:8200", "master_key": "coffer-key",
-            "transit_path": "transit", "own_ca": false, "auth_method": "token", "credential_set": true,
+            "transit_path": "transit", "own_ca": false, "auth_method": "token", "client_cert": false, "credential_set": true,
             "credential": {"seconds_left": 2_764_800, "renewable": true, "periodic": true},
             "latest_version": 3, "min_decryption_version": 1, "lowest_needed": 2,
             "problem": null,
@@ -116,6 +116,83 @@ fn a_token_that_is_missing_is_asked_for_by_the_ways_to_give_it() {
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.stderr.contains("--token-file") && ran.stderr.contains("--token-stdin"), "{ran:?}");
     assert!(node.asked().is_empty());
+}
+
+#[test]
+fn the_ways_to_show_who_we_are_reach_the_node() {
+    let answer = json!({"change": "added", "kms": set(), "job": null});
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (token, secret_id) = (file("token", "s.secret"), file("secret-id", "s.secret\n"));
+    let key = "-----BEGIN PRIVATE KEY-----\ns.secret\n-----END PRIVATE KEY-----\n";
+    let (certificate, key_file) = (file("cert.pem", "CERT"), file("key.pem", key));
+    let base = ["fs", "kms", "set-vault", "https://vault:8200", "coffer-key"];
+    for (how, sent) in [
+        (vec!["--token-file", &token, "--watch-token-file"], json!({"token_file": token})),
+        (
+            vec!["--role-id", "r", "--secret-id-file", &secret_id],
+            json!({"role_id": "r", "secret_id": "s.secret"}),
+        ),
+        (
+            vec!["--role-id", "r", "--secret-id-file", &secret_id, "--auth-path", "team/approle"],
+            json!({"role_id": "r", "secret_id": "s.secret", "auth_path": "team/approle"}),
+        ),
+        (
+            vec!["--token-file", &token, "--client-cert", &certificate, "--client-key", &key_file],
+            json!({"token": "s.secret", "client_cert": "CERT", "client_key": key}),
+        ),
+    ] {
+        let node = Node::answering([("PUT /v1/kms", 200, answer.clone())]);
+        let ran = node.run(&[&base[..], &how].concat());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(!format!("{ran:?}").contains("s.secret"));
+        let mut request = json!({"base_url": "https://vault:8200", "master_key": "coffer-key", "allow_http": false});
+        request.as_object_mut().unwrap().extend(sent.as_object().unwrap().clone());
+        assert_eq!(node.asked(), [("PUT /v1/kms".to_owned(), request)]);
+    }
+    for wrong in [
+        vec!["--watch-token-file"],
+        vec!["--watch-token-file", "--token-stdin"],
+        vec!["--role-id", "r"],
+        vec!["--secret-id-file", &secret_id],
+        vec!["--role-id", "r", "--secret-id-file", &secret_id, "--token-file", &token],
+        vec!["--token-file", &token, "--auth-path", "approle"],
+        vec!["--token-file", &token, "--client-cert", &certificate],
+        vec!["--token-file", &token, "--client-cert", &certificate, "--client-key", &certificate],
+    ] {
+        let node = Node::answering([]);
+        let ran = node.run(&[&base[..], &wrong].concat());
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(node.asked().is_empty());
+    }
+}
+
+#[test]
+fn how_the_node_shows_who_it_is_is_told() {
+    for (details, line) in [
+        (
+            json!({"auth_method": "token-file", "token_file": "/run/vault/token"}),
+            "the token in /run/vault/token, read again when it changes, set, 32 days left, periodic: renewed for ever",
+        ),
+        (
+            json!({"auth_method": "approle", "role_id": "r-1"}),
+            "approle, role id r-1, set, 32 days left, then it logs in again",
+        ),
+        (
+            json!({"auth_method": "approle", "role_id": "r-1", "auth_path": "team/approle"}),
+            "team/approle, role id r-1, set, 32 days left, then it logs in again",
+        ),
+    ] {
+        let mut kms = set();
+        let configured = kms["configured"].as_object_mut().unwrap();
+        configured.extend(details.as_object().unwrap().clone());
+        let ran = Node::answering([("GET /v1/kms", 200, kms)]).run(&["fs", "kms"]);
+        assert!(ran.stdout.contains(&format!("authentication:   {line}\n")), "{ran:?}");
+    }
 }
 
 #[test]

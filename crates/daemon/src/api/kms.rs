@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use admin_api::{
     Change, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsDetails, Problem, SetVault,
-    VersionCount,
+    Token, VersionCount,
 };
 use axum::Json;
 use axum::extract::{Query, State};
-use key_manager::{FilesystemName, FilesystemStatus, InUse, JobRecord, NewKms};
-use kms_core::{Credential, CredentialStatus, KmsConfig};
+use key_manager::{AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, NewKms};
+use kms_core::{
+    Auth, ClientIdentity, Credential, CredentialStatus, KmsConfig, Login, SecretString,
+};
 use serde::Deserialize;
 
 use super::{Answer, Body};
@@ -30,22 +32,21 @@ pub(crate) async fn set(
     Body(request): Body<SetVault>,
 ) -> Answer<KmsChange> {
     let title = "the KMS can't be set";
-    let SetVault { base_url, master_key, token, namespace, transit_path, ca_cert, allow_http } =
-        request;
+    let credential = credential(&request)?;
     let settings = [
-        ("namespace", namespace),
-        ("transit_path", transit_path),
-        ("ca_cert", ca_cert),
-        ("allow_http", allow_http.then(|| "true".to_owned())),
+        ("namespace", request.namespace),
+        ("transit_path", request.transit_path),
+        ("ca_cert", request.ca_cert),
+        ("allow_http", request.allow_http.then(|| "true".to_owned())),
     ];
     let settings =
         settings.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
     let new = NewKms {
         kind: VAULT.to_owned(),
-        address: base_url,
-        master_key,
+        address: request.base_url,
+        master_key: request.master_key,
         settings,
-        credential: Credential::Token(token.expose().to_owned().into()),
+        credential,
     };
     let configured = shared.manager.set_kms(new).await;
     let configured = configured.map_err(|e| problem::of_keys(title, &e))?;
@@ -63,6 +64,50 @@ pub(crate) async fn set(
     // The proof looks closer than a later look can: at policies, uses, the way there.
     kms.findings = configured.findings.into_iter().map(carry_on).collect();
     Ok(Json(KmsChange { change, kms, job }))
+}
+
+/// The one way to show who we are that the request has.
+fn credential(request: &SetVault) -> Result<Credential, Problem> {
+    let refused = |why: &str, cure: &str| {
+        Problem::new(Exit::Usage, "invalid", "the KMS can't be set", why).cure(cure)
+    };
+    let secret = |token: &Token| SecretString::from(token.expose());
+    let login = match (&request.role_id, &request.secret_id) {
+        (Some(id), Some(secret_id)) => Some(Auth::Login(Login {
+            path: request.auth_path.clone().unwrap_or_default(),
+            id: id.clone(),
+            secret: secret(secret_id),
+        })),
+        (None, None) if request.auth_path.is_none() => None,
+        _ => {
+            let why = "an AppRole has a role id and a secret id, and one of them is missing";
+            return Err(refused(why, "give both, or a token instead"));
+        }
+    };
+    let file = match &request.token_file {
+        Some(path) if !path.as_path().is_absolute() => {
+            return Err(refused("the token file's path is relative", "give an absolute path"));
+        }
+        Some(path) => Some(Auth::TokenFile(path.as_path().to_owned())),
+        None => None,
+    };
+    let token = request.token.as_ref().map(|token| Auth::Token(secret(token)));
+    let mut given = [token, file, login].into_iter().flatten();
+    let (Some(auth), None) = (given.next(), given.next()) else {
+        let why = "it takes one of a token, a token file and an AppRole, and neither none nor two";
+        return Err(refused(why, "give one of them"));
+    };
+    let identity = match (&request.client_cert, &request.client_key) {
+        (Some(certificate), Some(key)) => {
+            Some(ClientIdentity { certificate: certificate.clone(), key: secret(key) })
+        }
+        (None, None) => None,
+        _ => {
+            let why = "a client certificate and its key belong together, and one is missing";
+            return Err(refused(why, "give both"));
+        }
+    };
+    Ok(Credential { auth, identity })
 }
 
 #[derive(Debug, Deserialize)]
@@ -134,7 +179,7 @@ pub(crate) fn by_filesystems(statuses: &[FilesystemStatus]) -> Option<Seen> {
         "the KMS has not answered yet",
         "the node has just started",
     );
-    Some(Seen { config: Some(config.clone()), live: Some(Err(waits)) })
+    Some(Seen { config: Some(config.clone()), credential: None, live: Some(Err(waits)) })
 }
 
 /// What an administrator sees of the KMS.
@@ -154,6 +199,12 @@ pub(crate) fn view(
         found.push(finding("token-not-renewed", &problem.to_string(), &cure));
     }
     found.extend(in_use.copies_behind.iter().map(|(name, why)| copy_out_of_reach(name, why)));
+    let auth = seen.credential.as_ref().and_then(|credential| credential.auth.as_ref());
+    let (token_file, role) = match auth {
+        Some(AuthKind::TokenFile(path)) => (Some(path.as_path().into()), None),
+        Some(AuthKind::Login { path, id }) => (None, Some((path, id))),
+        _ => (None, None),
+    };
     let details = seen.config.as_ref().map(|config| KmsDetails {
         id: config.id.to_string(),
         kind: config.kind.clone(),
@@ -162,8 +213,17 @@ pub(crate) fn view(
         transit_path: setting(config, "transit_path").unwrap_or_else(|| "transit".to_owned()),
         namespace: setting(config, "namespace"),
         own_ca: config.settings.contains_key("ca_cert"),
-        auth_method: "token".to_owned(),
-        credential_set: !matches!(&seen.live, Some(Err(problem)) if problem.code == "invalid"),
+        auth_method: match auth {
+            Some(AuthKind::TokenFile(_)) => "token-file",
+            Some(AuthKind::Login { .. }) => "approle",
+            Some(AuthKind::Token) | None => "token",
+        }
+        .to_owned(),
+        token_file,
+        role_id: role.map(|(_, id)| id.clone()),
+        auth_path: role.map(|(path, _)| path).filter(|path| !path.is_empty()).cloned(),
+        client_cert: seen.credential.as_ref().is_some_and(|kind| kind.client_certificate),
+        credential_set: auth.is_some(),
         credential: answered.map(|answered| life(&answered.credential())),
         latest_version: answered.map(|answered| answered.kms.master_key.latest_version.0),
         min_decryption_version: answered.map(|a| a.kms.master_key.min_decryption_version.0),

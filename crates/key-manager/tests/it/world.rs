@@ -200,7 +200,7 @@ pub(crate) fn vault(address: &str) -> NewKms {
         address: address.to_owned(),
         master_key: "key".to_owned(),
         settings: Default::default(),
-        credential: Credential::Token("the-token".to_owned().into()),
+        credential: Credential::token("the-token"),
     }
 }
 

@@ -27,7 +27,7 @@ impl Local {
     fn kms(&self) -> Arc<dyn Kms> {
         let config = LocalProvider::config(KmsConfigId::random());
         self.provider.create_key(config.id).unwrap();
-        self.provider.open(&config, &Credential::None).unwrap()
+        self.provider.open(&config, &Credential::default()).unwrap()
     }
 }
 
@@ -73,7 +73,7 @@ async fn an_erased_key_opens_nothing_and_is_not_made_again() {
             .map(|_| ())
             .unwrap_err(),
         kms.master_key().await.unwrap_err(),
-        local.provider.prove(kms.config(), &Credential::None).await.map(|_| ()).unwrap_err(),
+        local.provider.prove(kms.config(), &Credential::default()).await.map(|_| ()).unwrap_err(),
     ];
     for error in errors {
         assert_eq!(error.kind(), KmsErrorKind::KeyMissing);
@@ -88,7 +88,8 @@ async fn a_key_outlives_its_provider() {
     let local = Local::new();
     let kms = local.kms();
     let wrapped = wrap_one(&*kms).await;
-    let again = LocalProvider::new(local.dir.path()).open(kms.config(), &Credential::None).unwrap();
+    let again =
+        LocalProvider::new(local.dir.path()).open(kms.config(), &Credential::default()).unwrap();
     let opened =
         again.unwrap_keys(std::slice::from_ref(&wrapped)).await.unwrap().remove(0).unwrap();
     assert_eq!(opened.id(), wrapped.key_id);
@@ -113,7 +114,7 @@ async fn a_damaged_key_file_says_so() {
 async fn what_is_proved_is_shown_as_exposed() {
     let local = Local::new();
     let kms = local.kms();
-    let proof = local.provider.prove(kms.config(), &Credential::None).await.unwrap();
+    let proof = local.provider.prove(kms.config(), &Credential::default()).await.unwrap();
     assert_eq!(
         proof.findings.iter().map(|f| f.code.as_str()).collect::<Vec<_>>(),
         ["local-wrapping"]
@@ -129,6 +130,6 @@ fn a_configuration_of_another_kind_is_refused() {
     let local = Local::new();
     let mut config = LocalProvider::config(KmsConfigId::random());
     config.kind = "vault".to_owned();
-    let error = local.provider.open(&config, &Credential::None).map(|_| ()).unwrap_err();
+    let error = local.provider.open(&config, &Credential::default()).map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), KmsErrorKind::Invalid);
 }

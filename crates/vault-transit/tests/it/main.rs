@@ -40,6 +40,18 @@ async fn bad_tokens_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn logins() {
+    let vault = start().await;
+    shared::a_login_that_is_refused_says_so(&vault).await;
+    shared::a_login_outlives_its_tokens(&vault).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn token_files() {
+    shared::a_token_file_is_read_when_it_changes(&start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_life_of_a_token_is_told() {
     let vault = start().await;
     shared::the_life_of_a_token_is_told(&vault).await;

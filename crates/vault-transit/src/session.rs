@@ -1,0 +1,243 @@
+//! The token that requests are sent with: given once, read from a file, or got by a login.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kms_core::{Auth, ExposeSecret, KmsError, KmsErrorKind, Login};
+use reqwest::header::HeaderValue;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use crate::config::{VaultConfig, parse_mount};
+
+/// Longest token that is read from a file. Service tokens have about a hundred bytes, batch tokens a few hundred.
+const TOKEN_MAX: u64 = 16 * 1024;
+
+/// Where logins go when nothing else is said.
+const APP_ROLE: &str = "approle";
+
+/// A token in the form in which it is sent. Another one is told by its number.
+#[derive(Clone)]
+pub(crate) struct Token {
+    pub(crate) header: HeaderValue,
+    number: u64,
+}
+
+/// Where tokens come from, and the one of this moment.
+pub(crate) struct Session {
+    source: Source,
+    current: Mutex<Option<Token>>,
+    /// Held by who gets another one, so that many requests that were refused at once make one login.
+    changing: tokio::sync::Mutex<()>,
+}
+
+pub(crate) enum Source {
+    /// An administrator, once.
+    Given,
+    File(TokenFile),
+    Login {
+        mount: String,
+        login: Login,
+    },
+}
+
+pub(crate) struct TokenFile {
+    path: PathBuf,
+    /// What was read last.
+    read: Mutex<Option<Stamp>>,
+}
+
+/// What tells a file from the one that was written in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    inode: (u64, u64),
+    changed: (i64, i64),
+    len: u64,
+}
+
+impl Session {
+    /// One for this credential. Asks nobody and reads no file.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Invalid`]: there is none, or it can't be one.
+    pub(crate) fn new(auth: &Auth, config: &VaultConfig) -> Result<Self, KmsError> {
+        let mut current = None;
+        let source = match auth {
+            Auth::Token(token) => {
+                let header = header(token.expose_secret())?;
+                current = Some(Token { header, number: 0 });
+                Source::Given
+            }
+            Auth::TokenFile(path) => {
+                Source::File(TokenFile { path: path.clone(), read: Mutex::default() })
+            }
+            Auth::Login(login) => {
+                let mount = if login.path.is_empty() { APP_ROLE } else { &login.path };
+                Source::Login { mount: parse_mount(mount)?, login: login.clone() }
+            }
+            _ => {
+                return Err(KmsError::new(
+                    KmsErrorKind::Invalid,
+                    format!("no token is known for the Vault at {}", config.origin()),
+                )
+                .cure("make one (vault token create -role=<role>) and give it with coffer fs kms set-vault"));
+            }
+        };
+        Ok(Self { source, current: Mutex::new(current), changing: tokio::sync::Mutex::default() })
+    }
+
+    pub(crate) const fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The file that tokens are read from.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match &self.source {
+            Source::File(file) => Some(&file.path),
+            _ => None,
+        }
+    }
+
+    /// The right to get another token, once who is at it has done.
+    pub(crate) async fn change(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    pub(crate) fn current(&self) -> Option<Token> {
+        lock(&self.current).clone()
+    }
+
+    /// The one of this moment, if it is another than the one that was refused.
+    pub(crate) fn other_than(&self, refused: &Token) -> Option<Token> {
+        self.current().filter(|token| token.number != refused.number)
+    }
+
+    pub(crate) fn replace(&self, text: &str) -> Result<Token, KmsError> {
+        let header = header(text)?;
+        let mut current = lock(&self.current);
+        let number = match &*current {
+            Some(token) if token.header == header => token.number,
+            Some(token) => token.number + 1,
+            None => 0,
+        };
+        let token = Token { header, number };
+        *current = Some(token.clone());
+        Ok(token)
+    }
+
+    /// The token that the file holds now. While it can't be read the last one goes on.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Unreachable`]: none was ever read.
+    pub(crate) async fn read(&self, file: &TokenFile, within: Duration) -> Result<Token, KmsError> {
+        let (path, last) = (file.path.clone(), *lock(&file.read));
+        let found = spawn_blocking(move || read_if_changed(&path, last));
+        let found = match timeout(within, found).await {
+            Ok(Ok(found)) => found.map_err(|e| e.to_string()),
+            Ok(Err(broken)) => Err(broken.to_string()),
+            Err(_) => Err("its disk does not answer".to_owned()),
+        };
+        let taken = found.and_then(|found| match found {
+            None => Ok(()),
+            Some((stamp, text)) => {
+                self.replace(&text).map_err(|e| e.to_string())?;
+                *lock(&file.read) = Some(stamp);
+                Ok(())
+            }
+        });
+        let path = file.path.display();
+        if let Some(token) = self.current() {
+            if let Err(why) = &taken {
+                tracing::warn!(file = %path, why, "the token file can't be read; the token of before goes on");
+            }
+            return Ok(token);
+        }
+        let why = taken.err().unwrap_or_default();
+        Err(KmsError::new(
+            KmsErrorKind::Unreachable,
+            format!("no token can be read from {path}: {why}"),
+        )
+        .cure("check the agent that writes it, and that the node's user may read it"))
+    }
+}
+
+/// Each of these is replaced whole, so a panic leaves it whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a token file holds now; `None` while it is the one that was read last.
+pub(crate) fn read_if_changed(
+    path: &Path,
+    last: Option<Stamp>,
+) -> io::Result<Option<(Stamp, Zeroizing<String>)>> {
+    let found = fs::metadata(path)?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if last == Some(Stamp::of(&found)) {
+        return Ok(None);
+    }
+    let file = File::open(path)?;
+    let stamp = Stamp::of(&file.metadata()?);
+    // Room for all of it from the start, so that growing leaves no copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(TOKEN_MAX as usize + 1));
+    file.take(TOKEN_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > TOKEN_MAX {
+        return Err(io::Error::other("it is longer than any token"));
+    }
+    Ok(Some((stamp, Zeroizing::new(text.trim().to_owned()))))
+}
+
+impl Stamp {
+    fn of(found: &fs::Metadata) -> Self {
+        Self {
+            inode: (found.dev(), found.ino()),
+            changed: (found.ctime(), found.ctime_nsec()),
+            len: found.len(),
+        }
+    }
+}
+
+/// A token in the form in which it is sent.
+fn header(text: &str) -> Result<HeaderValue, KmsError> {
+    let graphic = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+    let mut token = HeaderValue::from_str(text).ok().filter(|_| graphic).ok_or_else(|| {
+        KmsError::new(
+            KmsErrorKind::Invalid,
+            "the token is empty or holds characters that no token has",
+        )
+        .cure("give the token alone, without spaces or a line end")
+    })?;
+    token.set_sensitive(true);
+    Ok(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_when_it_has_changed() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("token");
+        assert_eq!(read_if_changed(&path, None).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::write(&path, "hvs.one\n").unwrap();
+        let (stamp, text) = read_if_changed(&path, None).unwrap().unwrap();
+        assert_eq!(text.as_str(), "hvs.one");
+        assert!(read_if_changed(&path, Some(stamp)).unwrap().is_none());
+        // As agents write it: a new file in the place of the old one.
+        fs::write(home.path().join("new"), "hvs.two").unwrap();
+        fs::rename(home.path().join("new"), &path).unwrap();
+        let (_, text) = read_if_changed(&path, Some(stamp)).unwrap().unwrap();
+        assert_eq!(text.as_str(), "hvs.two");
+        fs::write(&path, "x".repeat(TOKEN_MAX as usize + 1)).unwrap();
+        assert!(read_if_changed(&path, None).is_err());
+        assert!(read_if_changed(home.path(), None).is_err());
+    }
+}

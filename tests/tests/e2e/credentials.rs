@@ -1,0 +1,113 @@
+//! The ways in which the node shows Vault who it is, and that none of them ends unnoticed.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use coffer_tests::kms::{KEY, Kind, Kms, policy};
+use coffer_tests::node::Place;
+use serde_json::{Value, json};
+
+/// An AppRole whose tokens live for 3 seconds, at most 4. Its role id and secret id.
+fn app_role(kms: &Kms) -> (String, String) {
+    let admin = kms.admin();
+    admin.write("sys/auth/approle", &json!({ "type": "approle" }));
+    admin.write("sys/policies/acl/coffer", &json!({ "policy": policy(KEY) }));
+    let settings = json!({
+        "token_policies": "coffer", "token_ttl": "3s", "token_max_ttl": "4s",
+        // As 1.1.5 calls them.
+        "policies": "coffer",
+    });
+    admin.write("auth/approle/role/coffer", &settings);
+    let id = admin.read("auth/approle/role/coffer/role-id")["data"]["role_id"].clone();
+    let secret = admin.write("auth/approle/role/coffer/secret-id", &json!({}));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    (text(&id), text(&secret["data"]["secret_id"]))
+}
+
+#[test]
+fn an_app_role_logs_in_again_and_again() {
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let (role_id, secret_id) = app_role(&kms);
+        let file = place.path("secret-id");
+        fs::write(&file, &secret_id).unwrap();
+        let file = file.to_str().unwrap();
+        let node = place.start();
+        let set = ["fs", "kms", "set-vault", kms.url(), KEY, "--role-id", &role_id];
+        let wrong = place.path("wrong");
+        fs::write(&wrong, "canary-of-another-secret-id").unwrap();
+        let by_wrong = [&set[..], &["--secret-id-file", wrong.to_str().unwrap()]].concat();
+        let refused = place.fails(4, &by_wrong);
+        assert!(refused.contains("secret id is wrong"), "{kind:?}: {refused}");
+        let answered = place.ok(&[&set[..], &["--secret-id-file", file]].concat());
+        assert!(!answered.contains("warning"), "{kind:?}: {answered}");
+        place.ok(&["fs", "create", "home"]);
+        // Longer than any of its tokens lives.
+        sleep(Duration::from_secs(6));
+        kms.rotate();
+        place.ok(&["fs", "kms", "rewrap"]);
+        let shown = place.json(&["fs", "kms"]);
+        assert_eq!(shown["configured"]["auth_method"], "approle", "{kind:?}: {shown}");
+        assert_eq!(shown["configured"]["role_id"], role_id.as_str());
+        assert_eq!(shown["configured"]["problem"], Value::Null, "{kind:?}: {shown}");
+        node.stop();
+        let node = place.start();
+        place.wait_for_state("home", "unlocked");
+
+        // A role that is gone is told of, with what to do, before anything fails.
+        kms.admin().delete("auth/approle/role/coffer");
+        sleep(Duration::from_secs(5));
+        let shown = place.ok(&["fs", "kms"]);
+        assert!(shown.contains("secret id is wrong") && shown.contains("set-vault"), "{shown}");
+        node.stop();
+        let said = place.log();
+        assert!(!said.contains(&secret_id) && !said.contains("canary-of"), "{said}");
+    }
+}
+
+#[test]
+fn a_watched_token_file_is_read_when_it_changes() {
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let (file, new) = (place.path("sink"), place.path("sink.new"));
+        // As an agent writes it.
+        let write = |token: &str| {
+            fs::write(&new, token).unwrap();
+            fs::rename(&new, &file).unwrap();
+        };
+        let token = || {
+            let settings = json!({ "ttl": "1h", "renewable": false });
+            kms.admin().token("coffer-test", &policy(KEY), &settings)
+        };
+        let first = token();
+        let node = place.start();
+        let path = file.to_str().unwrap();
+        let set = ["fs", "kms", "set-vault", kms.url(), KEY, "--token-file", path];
+        let set = [&set[..], &["--watch-token-file"]].concat();
+        let missing = place.fails(3, &set);
+        assert!(missing.contains(path), "{missing}");
+        write(&first);
+        let answered = place.ok(&set);
+        assert!(!answered.contains("warning"), "who writes the file sees to it: {answered}");
+        place.ok(&["fs", "create", "home"]);
+        assert!(place.ok(&["fs", "kms"]).contains(path));
+        node.stop();
+        // The store has the file's name, and no token.
+        for entry in fs::read_dir(place.state().join("store")).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = if path.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+            let found = bytes.windows(first.len()).any(|part| part == first.as_bytes());
+            assert!(!found, "the token lies in {}", path.display());
+        }
+
+        kms.admin().write("auth/token/revoke", &json!({ "token": first }));
+        fs::remove_file(&file).unwrap();
+        let _node = place.start();
+        let locked = place.wait_for_state("home", "locked");
+        let begun = Instant::now();
+        write(&token());
+        place.wait_for_state("home", "unlocked");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}: {locked}", begun.elapsed());
+    }
+}
