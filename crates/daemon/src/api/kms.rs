@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use admin_api::{
     Change, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsDetails, Problem, SetVault,
@@ -14,10 +15,14 @@ use kms_core::{
     Auth, ClientIdentity, Credential, CredentialStatus, KmsConfig, Login, SecretString,
 };
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::{Answer, Body};
 use crate::health::Seen;
 use crate::{Shared, problem};
+
+/// How long a new configuration's answer waits for the filesystems that it opens.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The kind that `set-vault` sets.
 const VAULT: &str = "vault";
@@ -50,6 +55,11 @@ pub(crate) async fn set(
     };
     let configured = shared.manager.set_kms(new).await;
     let configured = configured.map_err(|e| problem::of_keys(title, &e))?;
+    // Whoever set it goes on with what it opens. What takes longer the keeper opens.
+    match timeout(OPEN_WITHIN, shared.manager.unlock_all()).await {
+        Ok(Err(error)) => tracing::warn!(%error, "the filesystems can't be unlocked"),
+        Ok(Ok(_)) | Err(_) => {}
+    }
     shared.kms_changed();
     let job = match configured.job {
         Some(id) => Some(shared.jobs.run_move(id).await?),
