@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BytePath, Job, Problem, Token};
+use crate::{BytePath, Exit, Job, Problem, Token};
 
 /// A new configuration: Vault. Proved before anything of it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +143,46 @@ pub struct Finding {
     pub what: String,
     /// What to do.
     pub cure: String,
+}
+
+/// What a check of the KMS found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsCheck {
+    /// One thing after the other.
+    pub items: Vec<CheckItem>,
+    /// How a command line ends that shows this.
+    pub exit: Exit,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckItem {
+    /// A stable word.
+    pub code: String,
+    /// What should hold.
+    pub what: String,
+    /// Whether it does.
+    pub outcome: CheckOutcome,
+    /// What was found, where there is more to say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub found: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cure: Option<String>,
+}
+
+/// Whether something holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckOutcome {
+    /// It does.
+    Passed,
+    /// It works, and should be changed.
+    Warning,
+    /// It does not.
+    Failed,
+    /// It can't be told.
+    Unknown,
 }
 
 /// What became of a change of the configuration.

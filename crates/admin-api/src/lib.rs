@@ -47,7 +47,8 @@ pub use filesystem::{
 };
 pub use job::{Damage, Job, JobKind, JobState, Jobs, Progress};
 pub use kms::{
-    Change, CredentialLife, Finding, Kms, KmsChange, KmsDetails, SetVault, VersionCount,
+    Change, CheckItem, CheckOutcome, CredentialLife, Finding, Kms, KmsChange, KmsCheck, KmsDetails,
+    SetVault, VersionCount,
 };
 pub use problem::{Exit, MEDIA_TYPE, Problem};
 pub use status::{FilesystemCounts, Status};

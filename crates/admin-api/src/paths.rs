@@ -8,6 +8,8 @@ pub const STATUS: &str = "/v1/status";
 pub const KMS: &str = "/v1/kms";
 /// Rewraps every key.
 pub const REWRAP: &str = "/v1/kms/rewrap";
+/// Looks at all that the KMS has to do.
+pub const CHECK: &str = "/v1/kms/check";
 /// All filesystems.
 pub const FILESYSTEMS: &str = "/v1/filesystems";
 /// One filesystem.

@@ -331,6 +331,14 @@ Examples:
         after_help = "Example:\n  vault write -f transit/keys/coffer-key/rotate && coffer fs kms rewrap"
     )]
     Rewrap,
+    /// Try all that Coffer needs of the KMS, and name what is missing, what is too much, and what will end
+    #[command(after_help = "\
+Each permission is proved by use. What the token may do beyond them, and should not, is what Vault
+says of it.
+
+Example:
+  coffer fs kms check")]
+    Check,
     /// Print the policy that a token for a master key needs, and nothing beyond it. Asks nobody
     Policy(Policy),
 }

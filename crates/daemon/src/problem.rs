@@ -4,6 +4,7 @@ use std::path::Path;
 
 use admin_api::{Exit, Problem};
 use key_manager::{Class, Error, LockReason};
+use kms_core::KmsErrorKind;
 
 /// A filesystem that another process or node has unlocked.
 pub(crate) const IN_USE: &str = "filesystem-in-use";
@@ -71,6 +72,11 @@ pub(crate) fn of_lock(title: impl Into<String>, reason: &LockReason) -> Problem 
 pub(crate) fn internal(title: impl Into<String>, why: impl ToString) -> Problem {
     Problem::new(Exit::Failed, "internal", title, why.to_string())
         .cure("see the node's log, and report this with it")
+}
+
+/// How a command ends that meets this failure of the KMS.
+pub(crate) const fn exit_of_kms(kind: KmsErrorKind) -> Exit {
+    exit(Class::of_kms(kind))
 }
 
 const fn exit(class: Class) -> Exit {

@@ -140,11 +140,28 @@ pub enum Class {
     NotAuthentic,
 }
 
+impl Class {
+    /// What a failure of the KMS is to the one who asked.
+    pub const fn of_kms(kind: KmsErrorKind) -> Self {
+        match kind {
+            KmsErrorKind::Unreachable | KmsErrorKind::Sealed => Class::KmsUnreachable,
+            KmsErrorKind::Denied
+            | KmsErrorKind::KeyMissing
+            | KmsErrorKind::KeyUnfit
+            | KmsErrorKind::KeyReplaced
+            | KmsErrorKind::VersionTooOld => Class::KmsRefused,
+            KmsErrorKind::NotAuthentic | KmsErrorKind::WrongIdentity => Class::NotAuthentic,
+            KmsErrorKind::Invalid => Class::Usage,
+            _ => Class::Failed,
+        }
+    }
+}
+
 impl Error {
     /// What kind of failure this is.
     pub fn class(&self) -> Class {
         match self {
-            Self::Kms(e) => kms_class(e.kind()),
+            Self::Kms(e) => Class::of_kms(e.kind()),
             Self::Store(StoreError::Damaged { .. }) => Class::NotAuthentic,
             Self::Store(StoreError::InUse { .. } | StoreError::Newer { .. }) => Class::State,
             Self::Store(_) | Self::Holder(_) | Self::Volume { .. } | Self::Record { .. } => {
@@ -223,19 +240,4 @@ pub(crate) fn listed(names: &[&str], shown: usize) -> String {
         text.push_str(&format!(" and {} more", names.len() - shown));
     }
     text
-}
-
-/// The class of a KMS failure.
-pub(crate) const fn kms_class(kind: KmsErrorKind) -> Class {
-    match kind {
-        KmsErrorKind::Unreachable | KmsErrorKind::Sealed => Class::KmsUnreachable,
-        KmsErrorKind::Denied
-        | KmsErrorKind::KeyMissing
-        | KmsErrorKind::KeyUnfit
-        | KmsErrorKind::KeyReplaced
-        | KmsErrorKind::VersionTooOld => Class::KmsRefused,
-        KmsErrorKind::NotAuthentic | KmsErrorKind::WrongIdentity => Class::NotAuthentic,
-        KmsErrorKind::Invalid => Class::Usage,
-        _ => Class::Failed,
-    }
 }

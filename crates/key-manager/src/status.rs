@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kms_core::{
-    CredentialStatus, Finding, KeyId, KeyVersion, KmsConfig, KmsConfigId, MasterKey, UnixMillis,
-    WrappedKey,
+    CheckItem, CheckOutcome, CredentialStatus, Finding, KeyId, KeyVersion, KmsConfig, KmsConfigId,
+    KmsErrorKind, MasterKey, UnixMillis, WrappedKey,
 };
 
 use crate::error::listed;
@@ -154,6 +154,40 @@ impl KeyManager {
             && unreadable.is_empty()
             && !moving;
         Ok(InUse { versions, copies_behind, all_known })
+    }
+
+    /// Looks at all that the KMS has to do for us, and at what it should not let us do.
+    ///
+    /// # Errors
+    /// [`Error::NotConfigured`], [`Error::Store`].
+    pub async fn check_kms(&self) -> Result<Vec<CheckItem>, Error> {
+        const SAME: &str = "the master key is the one that was configured";
+        const NEEDED: &str = "the master key decrypts every version that something hangs on";
+        let Some((_, record)) = self.current().await? else { return Err(Error::NotConfigured) };
+        let kms = self.kms(record.config.id).await?;
+        let sample = record.canary.as_ref().map(|canary| &canary.ciphertext);
+        let mut items = kms.check(sample).await;
+        if items.iter().any(|item| item.code == "answers" && item.failure.is_some()) {
+            return Ok(items);
+        }
+        items.push(match self.prove_identity(&record, kms.as_ref()).await {
+            Ok(()) => CheckItem::passed("same-key", SAME, ""),
+            Err(Error::Kms(error)) => CheckItem::failed("same-key", SAME, &error),
+            Err(error) => return Err(error),
+        });
+        if let Ok(master_key) = kms.master_key().await {
+            items.push(match self.cut_off(&record, &master_key).await? {
+                None => CheckItem::passed("versions", NEEDED, ""),
+                Some(Finding { code, what, cure }) => CheckItem {
+                    code,
+                    outcome: CheckOutcome::Failed,
+                    failure: Some(KmsErrorKind::VersionTooOld),
+                    cure: Some(cure),
+                    ..CheckItem::passed("", NEEDED, what)
+                },
+            });
+        }
+        Ok(items)
     }
 
     fn copies_behind(&self, fs: &FilesystemRecord) -> Option<String> {

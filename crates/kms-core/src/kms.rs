@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Ciphertext, Credential, CredentialStatus, FilesystemKey, KeyRecord, KeyVersion, KmsConfigId,
-    KmsError, KmsErrorKind, UnixMillis, WrappedKey,
+    CheckItem, Ciphertext, Credential, CredentialStatus, FilesystemKey, KeyRecord, KeyVersion,
+    KmsConfigId, KmsError, KmsErrorKind, UnixMillis, WrappedKey,
 };
 
 /// The answers to a batch: one for each item, in the order of the items.
@@ -39,6 +39,13 @@ pub trait Kms: fmt::Debug + Send + Sync {
     /// What in these two answers works today and will hurt later, in the words of [`KmsProvider::prove`], which sees
     /// more. Asks nobody. Of a KMS that has nothing to say it is empty.
     fn findings(&self, _key: &MasterKey, _credential: &CredentialStatus) -> Vec<Finding> {
+        Vec::new()
+    }
+
+    /// Looks at all that the configuration needs, by use, and at what it should not have: the way there, the credential, each
+    /// permission, the master key. `sample` is a ciphertext of this configuration, with which opening can be tried where
+    /// wrapping fails. Changes nothing. Of a KMS that has nothing to look at it is empty.
+    async fn check(&self, _sample: Option<&Ciphertext>) -> Vec<CheckItem> {
         Vec::new()
     }
 

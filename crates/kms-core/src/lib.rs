@@ -28,6 +28,7 @@
 
 mod arena;
 mod audit;
+mod check;
 mod clock;
 mod credential;
 mod error;
@@ -40,6 +41,7 @@ mod wrapped;
 
 pub use arena::{FilesystemKey, KEY_LEN, arena_is_locked};
 pub use audit::{AuditEvent, AuditSink, Outcome};
+pub use check::{CheckItem, CheckOutcome};
 pub use clock::{Clock, SystemClock, UnixMillis};
 pub use credential::{Auth, ClientIdentity, Credential, CredentialStatus, Login};
 pub use error::{KmsError, KmsErrorKind};

@@ -81,7 +81,7 @@ fn token_is_root() -> Finding {
     )
 }
 
-fn of_life(status: &CredentialStatus, file: Option<(&Path, Duration)>) -> Vec<Finding> {
+pub(crate) fn of_life(status: &CredentialStatus, file: Option<(&Path, Duration)>) -> Vec<Finding> {
     let Some(left) = status.time_left else { return Vec::new() };
     if let Some((file, whole)) = file {
         let minutes = left.as_secs().div_ceil(60);
@@ -145,7 +145,7 @@ fn key_exportable(config: &VaultConfig) -> Finding {
     )
 }
 
-fn plain_http(config: &VaultConfig) -> Option<Finding> {
+pub(crate) fn plain_http(config: &VaultConfig) -> Option<Finding> {
     config.is_exposed().then(|| {
         finding(
             "plain-http",

@@ -7,13 +7,16 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kms_core::{ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, Login};
 use reqwest::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::tls::TlsInfo;
 use reqwest::{Certificate, Identity, Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::Limits;
@@ -31,6 +34,8 @@ pub(crate) struct Client {
     http: reqwest::Client,
     config: VaultConfig,
     session: Session,
+    /// When Vault's certificate ends, in seconds since 1970; 0 while that is not known.
+    certificate_ends: AtomicU64,
     limits: Limits,
 }
 
@@ -49,6 +54,7 @@ impl Client {
             // No variable of the environment changes where the token goes.
             .no_proxy()
             .connect_timeout(limits.connect)
+            .tls_info(true)
             .dns_resolver(Resolver { loopback_only: config.loopback_only() });
         if let Some(pem) = config.ca_cert() {
             builder = builder.tls_certs_only(certificates(pem)?);
@@ -61,7 +67,7 @@ impl Client {
                 .because(root_cause(&e))
                 .cure("install the system's CA certificates, or give Vault's with --ca-cert")
         })?;
-        Ok(Self { http, config, session, limits })
+        Ok(Self { http, config, session, certificate_ends: AtomicU64::new(0), limits })
     }
 
     pub(crate) const fn config(&self) -> &VaultConfig {
@@ -71,6 +77,12 @@ impl Client {
     /// Where the tokens come from.
     pub(crate) const fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// When the certificate of the last connection ends, since 1970.
+    pub(crate) fn certificate_ends(&self) -> Option<Duration> {
+        let seconds = self.certificate_ends.load(Ordering::Relaxed);
+        (seconds > 0).then(|| Duration::from_secs(seconds))
     }
 
     /// Sends a request with the token of this moment, and once more with another one if Vault does not know that one any
@@ -218,6 +230,9 @@ impl Client {
             if response.status().is_redirection() {
                 return Err(self.foreign("a second redirect").into());
             }
+        }
+        if let Some(ends) = not_after(&response) {
+            self.certificate_ends.store(ends, Ordering::Relaxed);
         }
         let status = response.status();
         let retry_after = retry_after(response.headers());
@@ -451,6 +466,13 @@ fn certificates(pem: &str) -> Result<Vec<Certificate>, KmsError> {
         Ok(_) => Err(invalid()),
         Err(e) => Err(invalid().because(root_cause(&e))),
     }
+}
+
+/// When the certificate of this connection ends, in seconds since 1970.
+fn not_after(response: &Response) -> Option<u64> {
+    let info = response.extensions().get::<TlsInfo>()?;
+    let (_, certificate) = X509Certificate::from_der(info.peer_certificate()?).ok()?;
+    u64::try_from(certificate.validity().not_after.timestamp()).ok()
 }
 
 fn client_identity(identity: &ClientIdentity) -> Result<Identity, KmsError> {

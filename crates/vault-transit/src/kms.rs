@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kms_core::{
-    Ciphertext, CredentialStatus, Finding, Items, KeyRecord, KeyVersion, Kms, KmsConfig, KmsError,
-    KmsErrorKind, MasterKey, RecordError, UnixMillis,
+    CheckItem, Ciphertext, CredentialStatus, Finding, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
+    KmsError, KmsErrorKind, MasterKey, RecordError, UnixMillis,
 };
 use reqwest::StatusCode;
 
@@ -21,7 +21,7 @@ use crate::http::{Answer, Client, printable};
 use crate::operation::Operation;
 use crate::session::Source;
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
-use crate::{findings, refusal};
+use crate::{check, findings, refusal};
 
 pub(crate) struct VaultKms {
     config: KmsConfig,
@@ -113,6 +113,38 @@ impl VaultKms {
             renewable: token.renewable || self.logs_in(),
             periodic: periodic || self.logs_in(),
         }
+    }
+
+    /// What the token may do at each of these paths.
+    pub(crate) async fn capabilities(
+        &self,
+        paths: &[String],
+    ) -> Result<BTreeMap<String, Vec<String>>, KmsError> {
+        let body = wire::paths_body(paths).map_err(unencodable)?;
+        let answer = self.ask(Operation::CapabilitiesSelf, body).await?;
+        // With one path there is a `capabilities` beside it; from 1.1.5 to 1.21.4 the paths stand in `data` too.
+        let found: Envelope<BTreeMap<String, Vec<String>>> = self.understand(&answer)?;
+        Ok(found.data)
+    }
+
+    /// When the certificate of the last connection ends, since 1970.
+    pub(crate) fn certificate_ends(&self) -> Option<Duration> {
+        self.client.certificate_ends()
+    }
+
+    /// Encrypts, without a look at the key first. Vault makes no key by it: see the crate's documentation.
+    pub(crate) async fn encrypt(
+        &self,
+        records: &[KeyRecord],
+    ) -> Result<Items<Ciphertext>, KmsError> {
+        self.in_batches(
+            Operation::Encrypt,
+            records,
+            |_| wire::WRAP_ITEM_LEN,
+            wire::encrypt_body,
+            |_, answer| self.decode_ciphertext(None, answer),
+        )
+        .await
     }
 
     /// Sends a request whose answer concerns all of it.
@@ -286,19 +318,16 @@ impl Kms for VaultKms {
         findings::later(self, key, credential)
     }
 
+    async fn check(&self, sample: Option<&Ciphertext>) -> Vec<CheckItem> {
+        check::run(self, sample).await
+    }
+
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {
         if records.is_empty() {
             return Ok(Vec::new());
         }
         self.read_key().await?;
-        self.in_batches(
-            Operation::Encrypt,
-            records,
-            |_| wire::WRAP_ITEM_LEN,
-            wire::encrypt_body,
-            |_, answer| self.decode_ciphertext(None, answer),
-        )
-        .await
+        self.encrypt(records).await
     }
 
     async fn unwrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<KeyRecord>, KmsError> {

@@ -15,6 +15,7 @@
 //! | `refusal` | what Vault's refusals mean, and what to do about each |
 //! | `kms` | batches; the life of a token |
 //! | `provider` | the proof |
+//! | `check` | what an administrator's check looks at |
 //! | `findings` | warnings, at the proof and later |
 //!
 //! # No key is made by accident
@@ -49,6 +50,7 @@
 //! ```
 
 mod address;
+mod check;
 mod config;
 mod findings;
 mod http;

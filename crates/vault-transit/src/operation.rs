@@ -11,12 +11,14 @@ pub(crate) enum Operation {
     Rewrap,
     LookupSelf,
     RenewSelf,
+    /// Vault's default policy allows it; only a check needs it.
+    CapabilitiesSelf,
     /// Needs no token and no permission. Where it is, the session knows.
     Login,
 }
 
 impl Operation {
-    /// Those that a policy has to allow.
+    /// Those that a policy has to allow for all that Coffer does by itself.
     pub(crate) const ALL: [Self; 6] = [
         Self::ReadKey,
         Self::Encrypt,
@@ -31,6 +33,7 @@ impl Operation {
         let verb = match self {
             Self::LookupSelf => return "auth/token/lookup-self".to_owned(),
             Self::RenewSelf => return "auth/token/renew-self".to_owned(),
+            Self::CapabilitiesSelf => return "sys/capabilities-self".to_owned(),
             Self::Login => return "auth/approle/login".to_owned(),
             Self::ReadKey => "keys",
             Self::Encrypt => "encrypt",

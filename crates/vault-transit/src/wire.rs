@@ -66,6 +66,11 @@ pub(crate) fn renew_body(increment: u64) -> serde_json::Result<Bytes> {
     to_bytes(&serde_json::json!({ "increment": increment }), 0)
 }
 
+/// A body for `sys/capabilities-self`.
+pub(crate) fn paths_body(paths: &[String]) -> serde_json::Result<Bytes> {
+    to_bytes(&serde_json::json!({ "paths": paths }), 0)
+}
+
 /// A body for a login of the AppRole kind.
 pub(crate) fn login_body(role_id: &str, secret_id: &str) -> serde_json::Result<Bytes> {
     #[derive(Serialize)]

@@ -49,6 +49,11 @@ macro_rules! over {
             }
 
             #[tokio::test(flavor = "multi_thread")]
+            async fn checks() {
+                shared::a_check_tells_all(&start($variable), ROOT).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
             async fn logins_and_token_files() {
                 let vault = start($variable);
                 shared::a_login_that_is_refused_says_so(&vault).await;

@@ -1,9 +1,10 @@
-//! `coffer fs kms`, `set-vault`, `unset`, `rewrap`
+//! `coffer fs kms`, `set-vault`, `unset`, `rewrap`, `check`
 
 use std::path::Path;
 
 use admin_api::{
-    Change, CredentialLife, Exit, Job, Kms, KmsChange, KmsDetails, Problem, VersionCount, paths,
+    Change, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck, KmsDetails, Problem,
+    VersionCount, paths,
 };
 
 use super::job::outcome;
@@ -12,7 +13,7 @@ use crate::console::Output;
 use crate::files::read_text;
 use crate::grammar::{KmsCommand, SetVault};
 use crate::secret;
-use crate::show::{count, fields, span};
+use crate::show::{count, fields, span, under};
 
 /// Longest list of certificates, in bytes. A bundle of all public authorities has some 200 KiB.
 const CERTIFICATES_MAX: u64 = 1 << 20;
@@ -31,6 +32,11 @@ pub(super) async fn run(
         Some(KmsCommand::Rewrap) => {
             let job: Job = context.client.post(paths::REWRAP, &()).await?;
             context.finish(job).await
+        }
+        Some(KmsCommand::Check) => {
+            let check: KmsCheck = context.client.post(paths::CHECK, &()).await?;
+            context.answer(&check, check_text);
+            Ok(check.exit)
         }
         // The binary does it: only it knows Vault.
         Some(KmsCommand::Policy(_)) => Ok(Exit::Done),
@@ -108,6 +114,32 @@ async fn finish_change(
             outcome
         }
     }
+}
+
+/// A line for each thing, the worst word first in it.
+fn check_text(check: &KmsCheck) -> String {
+    let mut text = String::new();
+    for item in &check.items {
+        let word = match item.outcome {
+            CheckOutcome::Passed => "ok",
+            CheckOutcome::Warning => "warning",
+            CheckOutcome::Failed => "FAILED",
+            CheckOutcome::Unknown => "unknown",
+        };
+        let found = if item.found.is_empty() { String::new() } else { format!(": {}", item.found) };
+        text.push_str(&format!("{word:7}  {}\n", under(&format!("{}{found}", item.what), 9)));
+        if let Some(cure) = &item.cure {
+            text.push_str(&format!("           do:  {}\n", under(cure, 16)));
+        }
+    }
+    let of = |outcome| check.items.iter().filter(|item| item.outcome == outcome).count() as u64;
+    let (failed, warnings) = (of(CheckOutcome::Failed), of(CheckOutcome::Warning));
+    text.push_str(&match (failed, warnings) {
+        (0, 0) => "all is well\n".to_owned(),
+        (0, _) => format!("it works, with {}\n", count(warnings, "warning")),
+        _ => format!("{}, {}\n", count(failed, "failure"), count(warnings, "warning")),
+    });
+    text
 }
 
 fn change_text(change: &KmsChange) -> String {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::{
-    Change, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsDetails, Problem, SetVault,
-    Token, VersionCount,
+    Change, CheckItem, CheckOutcome, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsCheck,
+    KmsDetails, Problem, SetVault, Token, VersionCount,
 };
 use axum::Json;
 use axum::extract::{Query, State};
@@ -155,6 +155,26 @@ pub(crate) async fn rewrap(State(shared): State<Arc<Shared>>) -> Answer<Job> {
         None => shared.manager.start_rewrap(None).await.map_err(of_keys)?,
     };
     Ok(Json(shared.jobs.run_move(id).await?))
+}
+
+/// Tries all that the KMS has to do.
+pub(crate) async fn check(State(shared): State<Arc<Shared>>) -> Answer<KmsCheck> {
+    let of_keys = |e| problem::of_keys("the KMS can't be checked", &e);
+    let found = shared.manager.check_kms().await.map_err(of_keys)?;
+    // The first failure is the cause of others, as a rule.
+    let exit = found.iter().find_map(|item| item.failure).map_or(Exit::Done, problem::exit_of_kms);
+    Ok(Json(KmsCheck { items: found.into_iter().map(looked_at).collect(), exit }))
+}
+
+fn looked_at(item: kms_core::CheckItem) -> CheckItem {
+    let kms_core::CheckItem { code, what, outcome, found, cure, failure: _ } = item;
+    let outcome = match outcome {
+        kms_core::CheckOutcome::Passed => CheckOutcome::Passed,
+        kms_core::CheckOutcome::Warning => CheckOutcome::Warning,
+        kms_core::CheckOutcome::Failed => CheckOutcome::Failed,
+        kms_core::CheckOutcome::Unknown => CheckOutcome::Unknown,
+    };
+    CheckItem { code, what, outcome, found, cure }
 }
 
 async fn unfinished_move(shared: &Shared) -> Result<Option<JobRecord>, Problem> {

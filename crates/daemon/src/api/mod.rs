@@ -35,6 +35,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(paths::STATUS, get(status::show))
         .route(paths::KMS, get(kms::show).put(kms::set).delete(kms::unset))
         .route(paths::REWRAP, post(kms::rewrap))
+        .route(paths::CHECK, post(kms::check))
         .route(paths::FILESYSTEMS, get(filesystems::list).post(filesystems::create))
         .route(paths::FILESYSTEM, get(filesystems::show).delete(filesystems::delete))
         .route(paths::LOCK, post(filesystems::lock))

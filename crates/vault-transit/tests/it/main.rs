@@ -47,6 +47,11 @@ async fn logins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn checks() {
+    shared::a_check_tells_all(&start().await, ROOT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn token_files() {
     shared::a_token_file_is_read_when_it_changes(&start().await).await;
 }

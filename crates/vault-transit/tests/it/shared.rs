@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kms_core::{
-    Auth, Credential, FilesystemKey, KeyRecord, KeyVersion, Kms, KmsConfig, KmsConfigId, KmsError,
-    KmsErrorKind, KmsProvider, Login, Proof,
+    Auth, CheckOutcome, Ciphertext, Credential, FilesystemKey, KeyRecord, KeyVersion, Kms,
+    KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, Login, Proof,
 };
 use serde_json::json;
 use testkit::kms::{KmsFixture, MasterKeyAdmin, kms_contract};
@@ -280,6 +280,112 @@ pub(crate) async fn bad_tokens_are_named(vault: &Vault) {
         provider().open(&config, &Credential::default()).unwrap_err().kind(),
         KmsErrorKind::Invalid
     );
+}
+
+/// The items of a check that did not pass, by code and outcome.
+async fn failings(kms: &dyn Kms, sample: Option<&Ciphertext>) -> Vec<(String, CheckOutcome)> {
+    let items = kms.check(sample).await;
+    for item in &items {
+        assert!(!item.what.is_empty(), "{item:?}");
+        let passed = item.outcome == CheckOutcome::Passed;
+        assert!(passed || !item.found.is_empty(), "{item:?}");
+        let mended = [CheckOutcome::Failed, CheckOutcome::Warning].contains(&item.outcome);
+        assert_eq!(item.cure.is_some(), mended, "{item:?}");
+    }
+    let failed = items.into_iter().filter(|item| item.outcome != CheckOutcome::Passed);
+    failed.map(|item| (item.code, item.outcome)).collect()
+}
+
+/// What is missing, what is too much, and nothing else.
+pub(crate) async fn a_check_tells_all(vault: &Vault, root: &str) {
+    use CheckOutcome::{Failed, Unknown, Warning};
+    let config = vault.make_key(&json!({}));
+    let least = policy(&config);
+    let periodic = json!({ "period": "1h", "no_parent": true });
+    let good = open(&config, &vault.token(&least, periodic.clone()));
+    assert_eq!(failings(good.as_ref(), None).await, []);
+    let codes: Vec<_> = good.check(None).await.into_iter().map(|item| item.code).collect();
+    assert_eq!(
+        codes,
+        [
+            "answers",
+            "certificate",
+            "may-lookup-self",
+            "may-read-key",
+            "may-encrypt",
+            "may-decrypt",
+            "may-rewrap",
+            "may-renew-self",
+            "excess",
+            "key-settings"
+        ]
+    );
+    let wrapped = good.wrap(&[record()]).await.unwrap().remove(0).unwrap();
+
+    for (verb, code) in
+        [("encrypt", "may-encrypt"), ("decrypt", "may-decrypt"), ("rewrap", "may-rewrap")]
+    {
+        let lacking: String =
+            least.lines().filter(|line| !line.contains(verb)).map(|l| format!("{l}\n")).collect();
+        let kms = open(&config, &vault.token(&lacking, periodic.clone()));
+        let found = failings(kms.as_ref(), Some(&wrapped)).await;
+        assert_eq!(found, [(code.to_owned(), Failed)]);
+        let item = kms.check(Some(&wrapped)).await.into_iter().find(|item| item.code == code);
+        let item = item.unwrap();
+        assert_eq!(item.failure, Some(KmsErrorKind::Denied));
+        assert!(item.cure.unwrap().contains(&format!("transit/{verb}/{}", config.master_key)));
+        if verb == "encrypt" {
+            let found = failings(kms.as_ref(), None).await;
+            let untold = |code: &str| (code.to_owned(), Unknown);
+            let all = [(code.to_owned(), Failed), untold("may-decrypt"), untold("may-rewrap")];
+            assert_eq!(found, all);
+        }
+    }
+
+    let path = |verb: &str, cap: &str| {
+        format!("path \"transit/{verb}\" {{ capabilities = [\"{cap}\"] }}\n")
+    };
+    let key = &config.master_key;
+    let too_much = [
+        least.clone(),
+        path(&format!("keys/{key}/rotate"), "update"),
+        path(&format!("export/encryption-key/{key}"), "read"),
+        path(&format!("backup/{key}"), "read"),
+    ];
+    let kms = open(&config, &vault.token(&too_much.concat(), periodic.clone()));
+    let items = kms.check(None).await;
+    let excess: Vec<_> = items.iter().filter(|item| item.code == "excess").collect();
+    assert_eq!(excess.len(), 3, "{items:#?}");
+    for (item, word) in excess.iter().zip(["rotate", "export", "backup"]) {
+        assert!(item.outcome == Warning && item.found.contains(word), "{item:?}");
+    }
+    // The page's own policy: `+` covers backup, restore and export, and lets Vault make the key.
+    let page =
+        format!("path \"transit/+/{key}\" {{ capabilities = [\"read\", \"create\", \"update\"] }}");
+    let found = open(&config, &vault.token(&page, periodic)).check(None).await;
+    let words: String =
+        found.iter().filter(|item| item.code == "excess").map(|i| i.found.as_str()).collect();
+    for word in ["backup/", "restore/", "encrypt/", "keys/"] {
+        assert!(words.contains(word), "{word}: {found:#?}");
+    }
+
+    vault
+        .admin
+        .write(&format!("{}/config", key_path(&config)), &json!({ "deletion_allowed": true }));
+    let found = failings(open(&config, root).as_ref(), None).await;
+    let warned = |code: &str| (code.to_owned(), Warning);
+    assert_eq!(found, [warned("token-is-root"), warned("key-deletable")]);
+
+    let dead = open(&config, "hvs.dead").check(None).await;
+    assert!(dead.iter().any(|item| item.failure == Some(KmsErrorKind::Denied)), "{dead:#?}");
+    let nowhere = config_at("http://127.0.0.1:9", &config);
+    let away = open(&nowhere, root).check(None).await;
+    assert_eq!(away.len(), 1, "{away:#?}");
+    assert_eq!((away[0].code.as_str(), away[0].outcome), ("answers", Failed));
+}
+
+fn config_at(url: &str, like: &KmsConfig) -> KmsConfig {
+    KmsConfig { address: url.to_owned(), ..like.clone() }
 }
 
 /// An AppRole whose tokens live for so many seconds, and a login under it.

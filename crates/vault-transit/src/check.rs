@@ -1,0 +1,234 @@
+//! What a check of a Vault looks at.
+//!
+//! Each permission is proved by use. What the token may do beyond them is what Vault says of it (`sys/capabilities-self`),
+//! for nobody tries whether a key can be deleted.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kms_core::{CheckItem, Ciphertext, FilesystemKey, KeyRecord, Kms as _, KmsError, KmsErrorKind};
+
+use crate::config::VaultConfig;
+use crate::findings::{self, finding};
+use crate::kms::VaultKms;
+use crate::operation::Operation;
+
+/// With less of its life left a certificate should be renewed today.
+const CERTIFICATE_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// What a token for Coffer should not be allowed: a path below the transit mount, the capabilities that allow it, and what
+/// comes of it.
+const EXCESS: [(&str, &[&str], &str); 9] = [
+    ("keys/{key}", &["delete"], "delete the master key, and all data with it"),
+    ("keys/{key}", &["create", "update"], "make the master key anew where it is missing"),
+    (
+        "keys/{key}/config",
+        &["create", "update"],
+        "change the master key's settings: allow its deletion, cut off its versions",
+    ),
+    ("keys/{key}/rotate", &["create", "update"], "rotate the master key"),
+    ("keys/{key}/trim", &["create", "update"], "throw old versions of the master key away"),
+    (
+        "export/encryption-key/{key}",
+        &["read"],
+        "take the master key out of Vault, if it is exportable",
+    ),
+    ("backup/{key}", &["read"], "take the master key out of Vault as a backup, if it allows that"),
+    ("restore/{key}", &["create", "update"], "put another key in the master key's place"),
+    ("encrypt/{key}", &["create"], "have Vault make the master key where it is missing"),
+];
+
+/// Everything, in the order in which a failure makes the rest pointless.
+pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<CheckItem> {
+    let config = vault.target();
+    let reach = format!("Vault answers at {}", config.origin());
+    let token = vault.look_up_token().await;
+    if let Err(error) = &token
+        && (error.kind().is_transient() || error.kind() == KmsErrorKind::Invalid)
+    {
+        return vec![CheckItem::failed("answers", reach, error)];
+    }
+    let mut items = vec![CheckItem::passed("answers", reach, "")];
+    items.push(certificate(vault));
+    items.push(CheckItem::of("may-lookup-self", may(config, Operation::LookupSelf), &token));
+
+    let key = vault.read_key().await;
+    items.push(CheckItem::of("may-read-key", may(config, Operation::ReadKey), &key));
+    items.extend(by_use(vault, sample).await);
+    if let Ok(token) = &token {
+        items.push(renewal(vault, token).await);
+    }
+    items.extend(excess(vault).await);
+    if let (Ok(token), Ok(key)) = (token, key) {
+        let status = vault.status(&token);
+        let found = findings::at_proof(vault, &token, &status, &key);
+        let is_known = |code: &str| {
+            ["plain-http", "token-not-renewable"].contains(&code)
+                && items.iter().any(|item| item.code == code)
+        };
+        let new: Vec<_> = found.into_iter().filter(|finding| !is_known(&finding.code)).collect();
+        let about_key = |code: &str| code.starts_with("key-");
+        let settings = "the master key stays in Vault and can't be lost by a slip";
+        if !new.iter().any(|finding| about_key(&finding.code)) {
+            items.push(CheckItem::passed(
+                "key-settings",
+                settings,
+                format!(
+                    "no deletion, no export; newest version {}, decrypts from version {}",
+                    key.latest_version,
+                    key.min_decryption_version.max(1)
+                ),
+            ));
+        }
+        items.extend(new.into_iter().map(|finding| {
+            let what = if about_key(&finding.code) {
+                settings
+            } else {
+                "the credential lasts and may do no more than it needs"
+            };
+            CheckItem::warning(what, finding)
+        }));
+    }
+    items
+}
+
+fn may(config: &VaultConfig, operation: Operation) -> String {
+    format!("the token may {} {}", operation.capability(), operation.path(config))
+}
+
+/// Encrypts a probe, opens it, rewraps it; where the first fails the others are tried with the sample.
+async fn by_use(vault: &VaultKms, sample: Option<&Ciphertext>) -> [CheckItem; 3] {
+    let config = vault.target();
+    let encrypted = probe(vault).await;
+    let encrypt = CheckItem::of("may-encrypt", may(config, Operation::Encrypt), &encrypted);
+    let ciphertext = encrypted.ok().or_else(|| sample.cloned());
+    let Some(ciphertext) = ciphertext else {
+        let unknown = |code: &str, operation| {
+            CheckItem::unknown(code, may(config, operation), "there is nothing to try it with")
+        };
+        return [
+            encrypt,
+            unknown("may-decrypt", Operation::Decrypt),
+            unknown("may-rewrap", Operation::Rewrap),
+        ];
+    };
+    let one = std::slice::from_ref(&ciphertext);
+    let decrypted = vault.unwrap(one).await.map(drop);
+    let rewrapped = vault.rewrap(one).await.map(drop);
+    [
+        encrypt,
+        CheckItem::of("may-decrypt", may(config, Operation::Decrypt), &decrypted),
+        CheckItem::of("may-rewrap", may(config, Operation::Rewrap), &rewrapped),
+    ]
+}
+
+async fn probe(vault: &VaultKms) -> Result<Ciphertext, KmsError> {
+    let record = KeyRecord::of(&FilesystemKey::generate()?);
+    let nothing = || Err(KmsError::new(KmsErrorKind::Unreachable, "Vault answered nothing"));
+    vault.encrypt(&[record]).await?.into_iter().next().unwrap_or_else(nothing)
+}
+
+async fn renewal(vault: &VaultKms, token: &crate::wire::TokenData) -> CheckItem {
+    let config = vault.target();
+    let what = may(config, Operation::RenewSelf);
+    if vault.logs_in() {
+        return CheckItem::passed(
+            "may-renew-self",
+            "the token is replaced in time",
+            "the node logs in again",
+        );
+    }
+    if !token.renewable {
+        let status = vault.status(token);
+        let found = findings::of_life(&status, vault.token_file());
+        let worst = found.into_iter().find(|finding| finding.code == "token-not-renewable");
+        return match worst {
+            Some(finding) => {
+                CheckItem::warning("the token is renewed or replaced in time", finding)
+            }
+            None => CheckItem::passed("may-renew-self", "the token is replaced in time", ""),
+        };
+    }
+    CheckItem::of("may-renew-self", what, &vault.renew_token(token).await)
+}
+
+/// What Vault says that the token may do and Coffer does not need.
+async fn excess(vault: &VaultKms) -> Vec<CheckItem> {
+    const WHAT: &str = "the token may do nothing else with the master key";
+    let config = vault.target();
+    let path = |below: &str| {
+        format!("{}/{}", config.transit_path(), below.replace("{key}", config.master_key()))
+    };
+    let paths: Vec<String> = EXCESS.iter().map(|(below, ..)| path(below)).collect();
+    let granted = match vault.capabilities(&paths).await {
+        Ok(granted) => granted,
+        Err(error) if error.kind() == KmsErrorKind::Denied => {
+            return vec![CheckItem::unknown(
+                "excess",
+                WHAT,
+                format!("{error}; Vault's default policy lets every token ask that"),
+            )];
+        }
+        Err(error) => return vec![CheckItem::unknown("excess", WHAT, error.chain())],
+    };
+    let is_root = granted.values().flatten().any(|capability| capability == "root");
+    if is_root {
+        // The findings say so.
+        return Vec::new();
+    }
+    let mut items = Vec::new();
+    for (below, capabilities, comes_of_it) in EXCESS {
+        let path = path(below);
+        let has = granted.get(&path).map(Vec::as_slice).unwrap_or_default();
+        let too_many: Vec<_> = has.iter().filter(|c| capabilities.contains(&c.as_str())).collect();
+        if let Some(first) = too_many.first() {
+            items.push(CheckItem::warning(WHAT, finding(
+                "excess",
+                format!("it may {first} {path}, and so {comes_of_it}"),
+                format!(
+                    "give it the policy that coffer fs kms policy {} prints, and no other that names this path",
+                    config.master_key()
+                ),
+            )));
+        }
+    }
+    if items.is_empty() {
+        items.push(CheckItem::passed("excess", WHAT, ""));
+    }
+    items
+}
+
+fn certificate(vault: &VaultKms) -> CheckItem {
+    const WHAT: &str = "the connection is secure, and its certificate valid for a while";
+    let config = vault.target();
+    if let Some(exposed) = findings::plain_http(config) {
+        return CheckItem::warning(WHAT, exposed);
+    }
+    if config.loopback_only() {
+        return CheckItem::passed(
+            "certificate",
+            WHAT,
+            "plain http that does not leave this machine",
+        );
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    match vault.certificate_ends() {
+        None => CheckItem::unknown("certificate", WHAT, "the certificate can't be read"),
+        Some(ends) => {
+            let left = ends.saturating_sub(now);
+            let days = left.as_secs() / (24 * 60 * 60);
+            if left < CERTIFICATE_SOON {
+                return CheckItem::warning(
+                    WHAT,
+                    finding(
+                        "certificate-ends-soon",
+                        format!(
+                            "Vault's certificate ends in {days} days, and then nothing opens any more"
+                        ),
+                        "renew it on Vault",
+                    ),
+                );
+            }
+            CheckItem::passed("certificate", WHAT, format!("it ends in {days} days"))
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! `fs kms check`: what is missing, what is too much, and what will end.
+
+use coffer_tests::kms::{KEY, Kind, Kms, policy};
+use coffer_tests::node::Place;
+use serde_json::{Value, json};
+
+fn outcome_of<'a>(check: &'a Value, code: &str) -> &'a str {
+    let items = check["items"].as_array().unwrap();
+    let item = items.iter().find(|item| item["code"] == code);
+    item.unwrap_or_else(|| panic!("no {code} in {check}"))["outcome"].as_str().unwrap()
+}
+
+#[test]
+fn a_check_names_what_is_missing_and_what_is_too_much() {
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let _node = place.start();
+        place.fails(5, &["fs", "kms", "check"]);
+        let periodic = json!({ "period": "1h", "no_parent": true });
+        let token = kms.admin().token("coffer-test", &policy(KEY), &periodic);
+        place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+        place.ok(&["fs", "create", "home"]);
+        let text = place.ok(&["fs", "kms", "check"]);
+        assert!(text.ends_with("all is well\n"), "{kind:?}: {text}");
+
+        // Permissions that change afterwards.
+        let with = |lines: &str| {
+            let policy = json!({ "policy": format!("{}{lines}", policy(KEY)) });
+            kms.admin().write("sys/policies/acl/coffer-test", &policy);
+        };
+        with(&format!("path \"transit/keys/{KEY}\" {{ capabilities = [\"read\", \"delete\"] }}\n"));
+        kms.configure(&json!({ "deletion_allowed": true }));
+        let warned = place.json(&["fs", "kms", "check"]);
+        assert_eq!(outcome_of(&warned, "excess"), "warning", "{kind:?}: {warned}");
+        assert_eq!(outcome_of(&warned, "key-deletable"), "warning", "{kind:?}: {warned}");
+        assert_eq!(outcome_of(&warned, "same-key"), "passed");
+        let lacking: String = policy(KEY)
+            .lines()
+            .filter(|line| !line.contains("rewrap"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        kms.admin().write("sys/policies/acl/coffer-test", &json!({ "policy": lacking }));
+        let refused = place.coffer(&["fs", "kms", "check"]).expect(4);
+        assert!(
+            refused.stdout.contains("FAILED   the token may update transit/rewrap/"),
+            "{refused:?}"
+        );
+        assert!(refused.stdout.contains("do:  add to a policy of the token"), "{refused:?}");
+        assert!(!refused.stdout.contains(&token));
+
+        with("");
+        for _ in 0..2 {
+            kms.rotate();
+        }
+        kms.configure(&json!({ "min_decryption_version": 2 }));
+        let cut_off = place.coffer(&["fs", "kms", "check", "--json"]).expect(4);
+        let check: Value = serde_json::from_str(&cut_off.stdout).unwrap();
+        assert_eq!(outcome_of(&check, "keys-cut-off"), "failed", "{kind:?}: {check}");
+        drop(kms);
+        let away = place.coffer(&["fs", "kms", "check"]).expect(3);
+        assert!(away.stdout.starts_with("FAILED   Vault answers at"), "{away:?}");
+    }
+}
