@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use admin_api::{Exit, Problem};
 use daemon::{AuditLog, BackingVolumes, Node, Patience};
-use filesystem::{Backend, BackingHeaders, read_envelope};
+use filesystem::{Backend, BackingHeaders, BackingLocks, read_envelope};
 use key_manager::KeyManager;
 use key_store::SledStore;
 use kms_core::{Clock, StoreError, SystemClock};
@@ -56,20 +56,20 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
         .map_err(|e| cannot_start("the audit log can't be opened", &e))?;
     let audit = Arc::new(audit);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let cipher = Backend::default();
+    let (cipher, locks) = (Backend::default(), BackingLocks::default());
     let manager = KeyManager::new(key_manager::Parts {
         store: Arc::clone(&store) as _,
         providers: vec![
             Arc::new(VaultProvider::default()),
             Arc::new(LocalProvider::new(&state_dir)),
         ],
-        holders: vec![Arc::new(Patience::new(BackingHeaders))],
-        volumes: Arc::new(BackingVolumes::new(cipher)),
+        holders: vec![Arc::new(Patience::new(BackingHeaders::new(locks.clone())))],
+        volumes: Arc::new(BackingVolumes::new(cipher, locks.clone())),
         clock: Arc::clone(&clock),
         audit: Arc::clone(&audit) as _,
     });
-    let parts =
-        daemon::Parts { manager: Arc::new(manager), cipher, audit, clock, state_dir, socket };
+    let manager = Arc::new(manager);
+    let parts = daemon::Parts { manager, cipher, locks, audit, clock, state_dir, socket };
     let ended = Node::start(parts).await?.run(crate::asked_to_end()).await;
     note(&generation, &store);
     ended.map(|()| Exit::Done)

@@ -22,11 +22,15 @@ use kms_core::Clock;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::timeout;
 
 pub(crate) use notes::Notes;
 
 use crate::open::OpenFilesystems;
 use crate::problem;
+
+/// How long a job that was asked to stop may take. It looks between two blocks.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
 
 /// How many ended jobs are remembered.
 const REMEMBERED: usize = 200;
@@ -282,7 +286,15 @@ impl Jobs {
                 .cure(format!("wait for it, or stop it with coffer job stop {}", record.id)));
             }
             self.stop(record.id).await?;
-            self.until_gone(record.id).await;
+            if timeout(STOP_WITHIN, self.until_gone(record.id)).await.is_err() {
+                let why = format!(
+                    "the {} that job {} does has been asked to stop and does not: its disk may not answer",
+                    word(record.kind),
+                    record.id
+                );
+                let cure = "check the disk and its mount, and try again";
+                return Err(Problem::new(Exit::State, "busy", title, why).cure(cure));
+            }
         }
         Ok(())
     }
@@ -301,7 +313,7 @@ impl Jobs {
                 changed.await;
             }
         };
-        let ended = tokio::time::timeout(longest, ended).await.unwrap_or(Ok(()));
+        let ended = timeout(longest, ended).await.unwrap_or(Ok(()));
         ended.map_err(|e| problem::of_keys("the job can't be shown", &e))
     }
 
@@ -311,14 +323,19 @@ impl Jobs {
         self.changed.notify_waiters();
     }
 
-    /// Stops everything and waits for it. What was running is taken up by the next node.
+    /// Stops everything and waits for it, as long as is reasonable. What was running is taken up by the next node.
     pub(crate) async fn close(&self) {
         self.begin_close();
         for live in self.lock_live().values() {
             live.stop.store(true, Ordering::Release);
         }
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
-        while tasks.join_next().await.is_some() {}
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if timeout(STOP_WITHIN, all).await.is_err() {
+            tracing::warn!(
+                "a job does not stop: its disk may not answer. It is taken up where its last checkpoint was"
+            );
+        }
     }
 
     /// Forgets the oldest ended jobs, and their notes.

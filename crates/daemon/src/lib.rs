@@ -54,7 +54,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
-use filesystem::Backend;
+use filesystem::{Backend, BackingLocks};
 use key_manager::KeyManager;
 use kms_core::{AuditEvent, AuditSink as _, Clock, Outcome, UnixMillis};
 use tokio::net::UnixListener;
@@ -83,6 +83,8 @@ pub struct Parts {
     pub manager: Arc<KeyManager>,
     /// The cipher for data in filesystems.
     pub cipher: Backend,
+    /// The locks that the manager's volumes and holders share with what is open.
+    pub locks: BackingLocks,
     /// Keeps a record of every act; the manager's own sink too.
     pub audit: Arc<AuditLog>,
     /// Tells the time.
@@ -160,11 +162,11 @@ impl Node {
     /// # Errors
     /// With [`Exit::State`]: the socket or the state directory can't be used.
     pub async fn start(parts: Parts) -> Result<Self, Problem> {
-        let Parts { manager, cipher, audit, clock, state_dir, socket } = parts;
+        let Parts { manager, cipher, locks, audit, clock, state_dir, socket } = parts;
         for name in ["jobs", "filesystems"] {
             make_private(&state_dir.join(name))?;
         }
-        let filesystems = Arc::new(OpenFilesystems::new(Arc::clone(&manager), cipher));
+        let filesystems = Arc::new(OpenFilesystems::new(Arc::clone(&manager), cipher, locks));
         let jobs = Arc::new(Jobs::new(
             Arc::clone(&manager),
             Arc::clone(&filesystems),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use admin_api::Problem;
-use filesystem::{Backend, BackingLock, Filesystem};
+use filesystem::{Backend, BackingLock, BackingLocks, Filesystem};
 use futures::StreamExt as _;
 use futures::stream;
 use key_manager::{FilesystemName, KeyManager, KeyState};
@@ -38,11 +38,23 @@ const AT_ONCE: usize = 16;
 pub(crate) struct OpenFilesystems {
     manager: Arc<KeyManager>,
     cipher: Backend,
+    locks: BackingLocks,
     disks: Disks,
     places: Mutex<Places>,
-    /// Unlocked, and in use by somebody else: what was answered.
-    contested: Mutex<BTreeMap<FilesystemName, String>>,
+    /// Unlocked, and not held: why.
+    unheld: Mutex<BTreeMap<FilesystemName, Unheld>>,
     wake: Notify,
+}
+
+/// Why a filesystem that is unlocked is not held against other nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unheld {
+    /// Another process or node has it: what was answered.
+    InUse(String),
+    /// What is open is not what lies at its path any more.
+    Replaced(PathBuf),
+    /// The limit on open files does not allow for it.
+    TooMany,
 }
 
 #[derive(Default)]
@@ -105,13 +117,14 @@ impl Place {
 }
 
 impl OpenFilesystems {
-    pub(crate) fn new(manager: Arc<KeyManager>, cipher: Backend) -> Self {
+    pub(crate) fn new(manager: Arc<KeyManager>, cipher: Backend, locks: BackingLocks) -> Self {
         Self {
             manager,
             cipher,
+            locks,
             disks: Disks::default(),
             places: Mutex::default(),
-            contested: Mutex::default(),
+            unheld: Mutex::default(),
             wake: Notify::new(),
         }
     }
@@ -124,13 +137,13 @@ impl OpenFilesystems {
     ) -> Result<Arc<Filesystem>, Problem> {
         let unlocked = self.unlocked(name).await.map_err(|e| problem::of_keys(title, &e))?;
         let Unlocked { place, key, backing } = unlocked;
-        let held = self.held(&place, &backing, key.id(), title).await?;
         if !place.opened.initialized() {
-            self.close_idle();
+            self.make_room();
         }
-        let cipher = self.cipher;
+        self.held(name, &place, &backing, key.id(), title).await?;
+        let (cipher, locks) = (self.cipher, self.locks.clone());
         let open = || async move {
-            let open = move || Filesystem::open_locked(&backing, key, cipher, &held);
+            let open = move || Filesystem::open_sharing(&locks, &backing, key, cipher);
             match spawn_blocking(open).await {
                 Ok(opened) => opened.map(Arc::new).map_err(|e| problem::of_filesystem(title, &e)),
                 Err(error) => Err(problem::internal(title, io::Error::from(error))),
@@ -140,20 +153,29 @@ impl OpenFilesystems {
     }
 
     /// Holds this filesystem, if it is unlocked, until it is closed. What keeps it from being held is told by
-    /// [`Self::contested`], or by its first use.
+    /// [`Self::unheld`], or by its first use.
     pub(crate) async fn hold(&self, name: &FilesystemName) {
         let Ok(Unlocked { place, key, backing }) = self.unlocked(name).await else { return };
-        let held = self.held(&place, &backing, key.id(), "it can't be held").await;
-        match held {
-            Err(problem) if problem.code == problem::IN_USE => {
-                if lock(&self.contested).insert(name.clone(), problem.detail.clone()).is_none() {
-                    tracing::warn!(filesystem = %name, why = problem.detail, "another node uses the filesystem");
+        if let Some(held) = place.held.get() {
+            let (held, at) = (Arc::clone(held), backing.clone());
+            match self.disks.ask(&backing, move || held.is_at(&at)).await {
+                Ok(false) if place.opened.initialized() => {
+                    self.note(name, Unheld::Replaced(backing));
+                    return;
                 }
+                // Nothing of it is open: what lies there now is held instead.
+                Ok(false) => self.close(name),
+                Ok(true) | Err(_) => return,
             }
-            _ => {
-                lock(&self.contested).remove(name);
-            }
+            let Ok(Unlocked { place, key, backing }) = self.unlocked(name).await else { return };
+            let _ = self.held(name, &place, &backing, key.id(), "it can't be held").await;
+            return;
         }
+        if self.count_held() >= files() / FILES_EACH_HELD {
+            self.note(name, Unheld::TooMany);
+            return;
+        }
+        let _ = self.held(name, &place, &backing, key.id(), "it can't be held").await;
     }
 
     /// Holds what is unlocked by now.
@@ -165,7 +187,7 @@ impl OpenFilesystems {
     pub(crate) async fn keep_holding(&self) -> Infallible {
         loop {
             self.wake.notified().await;
-            match self.unheld().await {
+            match self.unlocked_names().await {
                 Ok(names) => {
                     let each = |name| async move { self.hold(&name).await };
                     stream::iter(names).for_each_concurrent(AT_ONCE, each).await;
@@ -177,15 +199,15 @@ impl OpenFilesystems {
         }
     }
 
-    /// Filesystems that are unlocked here and in use by another process or node, with what was answered.
-    pub(crate) fn contested(&self) -> Vec<(FilesystemName, String)> {
-        lock(&self.contested).iter().map(|(name, why)| (name.clone(), why.clone())).collect()
+    /// Filesystems that are unlocked and not held, and why.
+    pub(crate) fn unheld(&self) -> Vec<(FilesystemName, Unheld)> {
+        lock(&self.unheld).iter().map(|(name, why)| (name.clone(), why.clone())).collect()
     }
 
     /// Closes it as soon as its last user lets it go.
     pub(crate) fn close(&self, name: &FilesystemName) {
         lock(&self.places).places.remove(name);
-        lock(&self.contested).remove(name);
+        lock(&self.unheld).remove(name);
     }
 
     /// Closes it, and keeps nothing open of who comes yet, as long as the answer lives.
@@ -219,50 +241,65 @@ impl OpenFilesystems {
 
     async fn held(
         &self,
+        name: &FilesystemName,
         place: &Place,
         backing: &Path,
         key: KeyId,
         title: &str,
-    ) -> Result<Arc<BackingLock>, Problem> {
+    ) -> Result<(), Problem> {
         let take = || async {
-            let at: PathBuf = backing.to_owned();
-            let taken = self.disks.ask(backing, move || BackingLock::take(&at, key)).await;
+            let (at, locks) = (backing.to_owned(), self.locks.clone());
+            let taken = self.disks.ask(backing, move || locks.take(&at, key)).await;
             let taken = taken.map_err(|why| problem::of_silence(title, backing, &why))?;
-            taken.map(Arc::new).map_err(|e| problem::of_filesystem(title, &e))
+            taken.map_err(|e| problem::of_filesystem(title, &e))
         };
-        place.held.get_or_try_init(take).await.cloned()
+        let held = place.held.get_or_try_init(take).await;
+        match &held {
+            Ok(_) => drop(lock(&self.unheld).remove(name)),
+            Err(problem) if problem.code == problem::IN_USE => {
+                self.note(name, Unheld::InUse(problem.detail.clone()));
+            }
+            Err(_) => {}
+        }
+        held.map(drop)
     }
 
-    /// What is unlocked and not held, as far as the limit on open files allows for holding it.
-    async fn unheld(&self) -> Result<Vec<FilesystemName>, key_manager::Error> {
+    fn note(&self, name: &FilesystemName, why: Unheld) {
+        if lock(&self.unheld).insert(name.clone(), why.clone()).as_ref() != Some(&why) {
+            tracing::warn!(filesystem = %name, ?why, "the filesystem is not held against other nodes");
+        }
+    }
+
+    async fn unlocked_names(&self) -> Result<Vec<FilesystemName>, key_manager::Error> {
         let statuses = self.manager.filesystem_statuses().await?;
         let unlocked = statuses.into_iter().filter(|fs| fs.key == KeyState::Unlocked);
-        let places = lock(&self.places);
-        let is_held =
-            |name: &FilesystemName| places.places.get(name).is_some_and(|p| p.held.initialized());
-        let (held, unheld): (Vec<_>, Vec<_>) =
-            unlocked.map(|fs| fs.filesystem.name).partition(|name| is_held(name));
-        let room = (files() / FILES_EACH_HELD).saturating_sub(held.len() as u64);
-        if unheld.len() as u64 > room {
-            tracing::warn!(
-                held = held.len() as u64 + room,
-                unlocked = held.len() + unheld.len(),
-                "the limit on open files is too low to hold all filesystems against other nodes"
-            );
-        }
-        Ok(unheld.into_iter().take(usize::try_from(room).unwrap_or(usize::MAX)).collect())
+        Ok(unlocked.map(|fs| fs.filesystem.name).collect())
     }
 
-    /// Makes room for one more.
-    fn close_idle(&self) {
-        let mut places = lock(&self.places);
-        let is_open = |place: &Place| place.opened.initialized();
-        let open = places.places.values().filter(|place| is_open(place)).count() as u64;
-        if open >= IDLE_OPEN.min(files() / FILES_EACH) {
-            for place in places.places.values_mut().filter(|place| place.is_idle()) {
-                place.opened = Arc::default();
-            }
+    fn count_held(&self) -> u64 {
+        let places = lock(&self.places);
+        places.places.values().filter(|place| place.held.initialized()).count() as u64
+    }
+
+    /// Makes room for one more that is open: closes those that are idle where there are too many, and lets them go where
+    /// too many are held.
+    fn make_room(&self) {
+        let (files, held) = (files(), self.count_held());
+        let places = &mut lock(&self.places).places;
+        let open = places.values().filter(|place| place.opened.initialized()).count() as u64;
+        if open < IDLE_OPEN.min(files / FILES_EACH) {
+            return;
         }
+        let mut excess = held.saturating_sub(files / FILES_EACH_HELD);
+        places.retain(|_, place| {
+            if !place.is_idle() {
+                return true;
+            }
+            place.opened = Arc::default();
+            let kept = excess == 0;
+            excess = excess.saturating_sub(1);
+            kept
+        });
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use filesystem::{Backend, ErrorKind, Filesystem};
+use filesystem::{Backend, BackingLocks, ErrorKind, Filesystem};
 use key_manager::{Removal, Volumes};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyId};
 use tokio::task::spawn_blocking;
@@ -24,15 +24,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct BackingVolumes {
     cipher: Backend,
+    locks: BackingLocks,
     disks: Disks,
     /// Keys whose directory refused to become theirs, so that nothing of theirs lies there.
     never_made: Mutex<HashSet<KeyId>>,
 }
 
 impl BackingVolumes {
-    /// One that encrypts with `cipher`; each opens what the other sealed.
-    pub fn new(cipher: Backend) -> Self {
-        Self { cipher, disks: Disks::default(), never_made: Mutex::default() }
+    /// One that encrypts with `cipher` (each opens what the other sealed), of the node that has these locks.
+    pub fn new(cipher: Backend, locks: BackingLocks) -> Self {
+        Self { cipher, locks, disks: Disks::default(), never_made: Mutex::default() }
     }
 
     /// Fails where a disk does not answer. What has begun on one takes the time that it takes.
@@ -79,8 +80,9 @@ impl Volumes for BackingVolumes {
         self.answers(&site.backing).await?;
         let mut looks = 1;
         loop {
-            let (backing, key_id) = (site.backing.clone(), site.key_id);
-            let removed = spawn_blocking(move || Filesystem::remove(&backing, key_id)).await?;
+            let (backing, key_id, locks) = (site.backing.clone(), site.key_id, self.locks.clone());
+            let remove = move || Filesystem::remove(&locks, &backing, key_id);
+            let removed = spawn_blocking(remove).await?;
             match removed {
                 Ok(true) => return Ok(Removal::Removed),
                 Ok(false) => return Ok(Removal::NothingThere),
@@ -90,6 +92,9 @@ impl Volumes for BackingVolumes {
                 Err(error) if error.kind() == ErrorKind::InUse && looks < LOOKS => {
                     looks += 1;
                     sleep(LOOK_EVERY).await;
+                }
+                Err(error) if error.kind() == ErrorKind::InUse => {
+                    return Ok(Removal::InUse(error.into()));
                 }
                 Err(error) => return Err(error.into()),
             }

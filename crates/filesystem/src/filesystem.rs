@@ -12,7 +12,7 @@ use kms_core::{FilesystemKey, KeyEnvelope, KeyId};
 use crate::copy::copy;
 use crate::error::{Doing, Error, Fault};
 use crate::header;
-use crate::lock::{BackingLock, LOCK, lock, owner, put_owner};
+use crate::lock::{BackingLock, BackingLocks, LOCK, owner, put_owner};
 use crate::names::Names;
 use crate::plain::{PlainSink, PlainSource};
 use crate::report::{Checkpoint, Control, Outcome, Report};
@@ -37,7 +37,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
 
 /// An open encrypted filesystem.
 ///
-/// It holds the filesystem's lock ([`BackingLock`]), which no second process or node gets ([`ErrorKind::InUse`]),
+/// It holds the filesystem's lock ([`BackingLocks`]), which no second process or node gets ([`ErrorKind::InUse`]),
 /// until it is dropped. Any number of threads may use it; jobs ([`Self::import`],
 /// [`Self::export`], [`Self::verify`]) run one at a time.
 ///
@@ -50,7 +50,7 @@ pub struct Filesystem {
     checkpoint_every: Duration,
     /// Held by the job that runs.
     job: Mutex<()>,
-    _lock: OwnedFd,
+    _lock: Arc<BackingLock>,
 }
 
 impl Filesystem {
@@ -99,12 +99,12 @@ impl Filesystem {
             .doing("created")?;
         let backing = sys::open_root(path).doing("created")?;
         check_vacant(&backing)?;
-        let lock = lock(&backing)?;
+        let lock = BackingLocks::default().lock(&backing)?;
         // Again, for now nobody else is making one here.
         check_vacant(&backing)?;
         let build = || -> Result<(OwnedFd, SealedTree), Fault> {
             // Durable with the rest, before the header.
-            put_owner(&lock, keys.key_id()).doing("created")?;
+            put_owner(lock.file(), keys.key_id()).doing("created")?;
             let stage = Stage::open(&backing, STAGE).doing("created")?;
             let links = make_or_open(&backing, LINKS).doing("created")?;
             make_or_open(&backing, LOST).doing("created")?;
@@ -138,37 +138,33 @@ impl Filesystem {
     /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when its root can't be read, or does not show that the key is
     /// right: it has lost its record, and no name in it opens.
     pub fn open(backing: &Path, key: Arc<FilesystemKey>, cipher: Backend) -> Result<Self, Error> {
-        Self::try_open(backing, key, cipher, None).map_err(|fault| fault.at_path(backing))
+        Self::open_sharing(&BackingLocks::default(), backing, key, cipher)
     }
 
-    /// As [`Self::open`], by who has the lock already.
+    /// As [`Self::open`], by a node that may have its lock already.
     ///
     /// # Errors
     /// Those of [`Self::open`].
-    pub fn open_locked(
+    pub fn open_sharing(
+        locks: &BackingLocks,
         backing: &Path,
         key: Arc<FilesystemKey>,
         cipher: Backend,
-        held: &BackingLock,
     ) -> Result<Self, Error> {
-        Self::try_open(backing, key, cipher, Some(held)).map_err(|fault| fault.at_path(backing))
+        Self::try_open(locks, backing, key, cipher).map_err(|fault| fault.at_path(backing))
     }
 
     fn try_open(
+        locks: &BackingLocks,
         path: &Path,
         key: Arc<FilesystemKey>,
         cipher: Backend,
-        held: Option<&BackingLock>,
     ) -> Result<Self, Fault> {
         sys::raise_file_limit();
         let backing = sys::open_root(path).doing("opened")?;
         let root = open_tree(&backing)?;
-        let held = held.map(|held| held.of(&backing)).transpose().doing("locked")?.flatten();
-        let lock = match held {
-            Some(lock) => lock,
-            None => lock(&backing)?,
-        };
-        let owned = owner(&lock).doing("read")? == Some(key.id());
+        let lock = locks.lock(&backing)?;
+        let owned = owner(lock.file()).doing("read")? == Some(key.id());
         let named = match header::read(&backing) {
             Ok(there) if there.wrapped.key_id != key.id() => {
                 return Err(of_another_key(there.wrapped.key_id));
@@ -187,13 +183,18 @@ impl Filesystem {
         let tree = SealedTree { keys, root, links, stage };
         tree.prove_key(named)?;
         if !owned {
-            if_writable(put_owner(&lock, tree.keys.key_id())).doing("locked")?;
+            if_writable(put_owner(lock.file(), tree.keys.key_id())).doing("locked")?;
         }
         let path = path.to_owned();
         Ok(Self::new(path, backing, tree, lock))
     }
 
-    const fn new(path: PathBuf, backing: OwnedFd, tree: SealedTree, lock: OwnedFd) -> Self {
+    const fn new(
+        path: PathBuf,
+        backing: OwnedFd,
+        tree: SealedTree,
+        lock: Arc<BackingLock>,
+    ) -> Self {
         let checkpoint_every = CHECKPOINT_EVERY;
         Self { path, backing, tree, checkpoint_every, job: Mutex::new(()), _lock: lock }
     }
@@ -203,10 +204,10 @@ impl Filesystem {
     /// removal left is removed too. Answers whether anything of it was there.
     ///
     /// # Errors
-    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) while it is open;
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) while another node has it, or this one with the locks `locks` uses it;
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a filesystem with another key, or data of one whose key
     /// can't be told: nothing is removed then.
-    pub fn remove(backing: &Path, key: KeyId) -> Result<bool, Error> {
+    pub fn remove(locks: &BackingLocks, backing: &Path, key: KeyId) -> Result<bool, Error> {
         let remove = || -> Result<bool, Fault> {
             let dir = match sys::open_root(backing) {
                 Err(Errno::NOENT) => return Ok(false),
@@ -216,7 +217,7 @@ impl Filesystem {
             if !names.contains(LOCK) && !names.contains(HEADER) {
                 return Ok(false);
             }
-            let lock = lock(&dir)?;
+            let lock = locks.lock_alone(&dir)?;
             check_owner(&dir, &lock, key)?;
             for name in names.iter().filter(|name| name.starts_with(HEADER)) {
                 sys::unlink(&dir, name).doing("removed")?;
@@ -426,10 +427,10 @@ fn if_writable(done: sys::Result<()>) -> sys::Result<()> {
 }
 
 /// Refuses a directory that is not known to be of this key.
-fn check_owner(backing: &OwnedFd, lock: &OwnedFd, key: KeyId) -> Result<(), Fault> {
+fn check_owner(backing: &OwnedFd, lock: &BackingLock, key: KeyId) -> Result<(), Fault> {
     let cure = "check the path; if nobody needs what lies there, remove it by hand";
     let header = header::read(backing).ok().map(|envelope| envelope.wrapped.key_id);
-    let named = [header, owner(lock).doing("read")?];
+    let named = [header, owner(lock.file()).doing("read")?];
     if let Some(other) = named.into_iter().flatten().find(|named| *named != key) {
         let why = format!("it belongs to the key {other}, not to {key}");
         return Err(Fault::Refused { doing: "removed", why, cure });

@@ -11,7 +11,7 @@ use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, Key
 
 use crate::error::{Doing, Error, Fault};
 use crate::filesystem::{HEADER, ROOT};
-use crate::lock::{self, LOCK};
+use crate::lock::{self, BackingLocks, LOCK};
 use crate::sealed::SealedTree;
 use crate::sys::{self, Errno};
 
@@ -109,12 +109,19 @@ fn header_path(backing: &Path) -> std::path::PathBuf {
     backing.join(std::ffi::OsStr::from_bytes(HEADER))
 }
 
-/// The [`KeyHolder`] of the copies in backing directories. Each site has exactly one, and it can
-/// be read and replaced while the filesystem is open.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct BackingHeaders;
+/// The [`KeyHolder`] of the copies in backing directories. Each site has exactly one, which can be read at any time. It is
+/// replaced by the node that has the filesystem's lock, or gets it for the moment: another node's are left alone.
+#[derive(Debug, Clone, Default)]
+pub struct BackingHeaders {
+    locks: BackingLocks,
+}
 
 impl BackingHeaders {
+    /// Those that the node with these locks may replace.
+    pub const fn new(locks: BackingLocks) -> Self {
+        Self { locks }
+    }
+
     fn error(site: &FilesystemSite, doing: &'static str, source: Error) -> HolderError {
         let location = header_path(&site.backing).display().to_string();
         HolderError { location, doing, source: source.into() }
@@ -159,6 +166,7 @@ impl KeyHolder for BackingHeaders {
             // Without its tree this is no backing directory, such as the place where one is mounted: nothing may lie there
             // that looks like one. A header that can't be read is mended; one of another key is somebody else's.
             find_data(&dir, "replaced")?;
+            let _lock = self.locks.lock(&dir)?;
             match read(&dir) {
                 Ok(there) if there.wrapped.key_id != site.key_id => {
                     let why = format!("the key {} lies there", there.wrapped.key_id);

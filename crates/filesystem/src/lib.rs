@@ -6,7 +6,7 @@
 //! | name | what |
 //! |---|---|
 //! | `coffer.key` | a copy of the wrapped key ([`read_envelope`], [`BackingHeaders`]); written last when a filesystem is made |
-//! | `coffer.lock` | locked (`flock(2)`) by whoever has the filesystem unlocked ([`BackingLock`]); it has the key id |
+//! | `coffer.lock` | locked (`flock(2)`) by whoever has the filesystem unlocked ([`BackingLocks`]); it has the key id |
 //! | `root/` | the tree: each directory with `coffer.dir`, its id; a long name with a side file `….name` |
 //! | `coffer.links/` | targets of symlinks that are too long for a symlink's text |
 //! | `coffer.tmp/` | things in the making; `resume/` in it is what a stopped job goes on with |
@@ -113,5 +113,5 @@ pub use error::{Error, ErrorKind};
 pub use filesystem::{Filesystem, real_place};
 pub use header::{BackingHeaders, read_envelope};
 pub use listing::{Entry, EntryKind, Listing, Usage};
-pub use lock::{BackingLock, is_open};
+pub use lock::{BackingLock, BackingLocks, is_open};
 pub use report::{Checkpoint, Control, Outcome, Problem, ProblemKind, Progress, Report};

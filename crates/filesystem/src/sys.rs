@@ -74,16 +74,18 @@ pub(crate) fn create(dir: impl AsFd, name: &[u8], mode: u32) -> Result<OwnedFd> 
     rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))
 }
 
-/// Opens the lock file, made if missing, and takes its lock; `WOULDBLOCK` when another has it. Where nothing can be written
-/// it is locked as it is.
-pub(crate) fn lock(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+/// Opens the lock file, made if missing. Where nothing can be written it is locked as it is.
+pub(crate) fn open_lock(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = match rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o600)) {
-        Err(Errno::ROFS) => open_file(dir, name)?,
-        other => other?,
-    };
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(file)
+    match rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o600)) {
+        Err(Errno::ROFS) => open_file(dir, name),
+        other => other,
+    }
+}
+
+/// Takes the lock of an open file; `WOULDBLOCK` when another has it.
+pub(crate) fn try_lock(file: impl AsFd) -> Result<()> {
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
 /// Whether somebody has this lock now. Takes it for a moment, shared with others who look.
@@ -91,11 +93,6 @@ pub(crate) fn is_locked(dir: impl AsFd, name: &[u8]) -> bool {
     let file = open_file(dir, name);
     let taken = file.and_then(|f| rustix::fs::flock(&f, FlockOperation::NonBlockingLockShared));
     taken == Err(Errno::WOULDBLOCK)
-}
-
-/// Another handle on the same open file: a lock on it is held until both are closed.
-pub(crate) fn duplicate(file: impl AsFd) -> Result<OwnedFd> {
-    rustix::io::fcntl_dupfd_cloexec(file, 0)
 }
 
 pub(crate) fn make_dir(dir: impl AsFd, name: &[u8]) -> Result<()> {

@@ -86,6 +86,13 @@ pub enum Error {
         cure: Option<String>,
     },
     /// Something else is under way.
+    /// Its backing directory is being made or removed at this moment.
+    #[error("the filesystem {name} is being made or deleted")]
+    AtWork {
+        /// Its name.
+        name: String,
+    },
+    /// Something of which there is one at a time.
     #[error("{what} is under way")]
     Busy {
         /// What.
@@ -176,6 +183,7 @@ impl Error {
             | Self::Encrypted { .. }
             | Self::Locked { .. }
             | Self::Deleting { .. }
+            | Self::AtWork { .. }
             | Self::Busy { .. }
             | Self::NotAll { .. }
             | Self::Changed { .. } => Class::State,
@@ -197,6 +205,7 @@ impl Error {
                 "delete these filesystems first, or re-encrypt their keys locally, where they may be compromised, with --allow-downgrade".into(),
             ),
             Self::Locked { cure, .. } | Self::Deleting { cure, .. } => cure.clone(),
+            Self::AtWork { .. } => Some("wait for it; a disk that does not answer holds it up: check the disk and its mount".into()),
             Self::Busy { .. } => Some("wait for it (coffer job list); where its KMS is gone for good, coffer fs kms set-vault with another one takes its place".into()),
             Self::NotAll { .. } => Some(
                 "bring the KMS that is named back, with its master key, until their keys have moved (a new KMS at its address does not open them), or delete these filesystems (coffer fs delete), and try again".into(),
@@ -225,7 +234,7 @@ impl Error {
             Self::Encrypted { .. } => "encrypted-filesystems-exist",
             Self::Locked { .. } => "locked",
             Self::Deleting { .. } => "deleting",
-            Self::Busy { .. } => "busy",
+            Self::AtWork { .. } | Self::Busy { .. } => "busy",
             Self::NotAll { .. } => "keys-cannot-be-opened",
             Self::Changed { .. } => "changed",
             Self::Record { .. } => "record-damaged",

@@ -47,6 +47,8 @@ pub enum Removal {
         /// What it is.
         why: String,
     },
+    /// Somebody else has it in use. It was left as it is.
+    InUse(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// A filesystem that has just been made.
@@ -83,7 +85,8 @@ impl KeyManager {
         backing: PathBuf,
         allow_no_kms: bool,
     ) -> Result<Created, Error> {
-        let _act = self.begin_act().await;
+        let _work = self.begin_work(&name).await?;
+        let act = self.begin_act().await;
         let fs_key = records::fs_key(&name);
         if self.store().get(&fs_key).await?.is_some() {
             if let Err(deleting @ Error::Deleting { .. }) = self.filesystem(&name).await {
@@ -135,14 +138,18 @@ impl KeyManager {
         let intent = self.raise_epoch(intent).await?;
         self.store().commit(intent).await.map_err(|e| changed(e, "the KMS configuration"))?;
 
+        // A disk takes its time, or hangs: other acts go on meanwhile.
+        drop(act);
         let envelope = envelope(&fs.site(), &entry, &config);
         let made = self.parts().volumes.create(&fs.site(), Arc::clone(&key), &envelope).await;
         if let Err(source) = made {
             self.remove_filesystem(fs).await?;
             self.audit("fs.create", name.as_str(), Outcome::Failed, &source.to_string());
+            let _act = self.begin_act().await;
             self.retire_or_warn().await;
             return Err(Error::Volume { name: name.to_string(), source });
         }
+        let _act = self.begin_act().await;
         fs.state = FilesystemState::Ready;
         let _memory = self.change_memory().await;
         self.store().commit(Commit::new().put(&fs_key, records::encode(&fs))).await?;
@@ -157,14 +164,16 @@ impl KeyManager {
     ///
     /// # Errors
     /// [`Error::BackingAway`]: with its backing directory out of reach the store's is the last wrapped key within reach; nothing is
-    /// changed then, unless it had begun before. Another one: it has begun, and goes on at the next call or
-    /// [`KeyManager::finish_removals`].
+    /// changed then, unless it had begun before. [`Error::Volume`] with what somebody else has in use: likewise. Another one: it has
+    /// begun, and goes on at the next call or [`KeyManager::finish_removals`].
     pub async fn delete_filesystem(&self, name: &FilesystemName) -> Result<Deleted, Error> {
-        let _act = self.begin_act().await;
-        let (record, mut fs) = self.recorded_filesystem(name).await?;
-        let begun = fs.state != FilesystemState::Ready;
+        let _work = self.begin_work(name).await?;
+        let (_, fs) = self.recorded_filesystem(name).await?;
         let (removed, away) = self.copies_here(&fs).await?;
         let remaining = self.copies_elsewhere(&fs).await?;
+        let act = self.begin_act().await;
+        let (record, mut fs) = self.recorded_filesystem(name).await?;
+        let begun = fs.state != FilesystemState::Ready;
         // What was begun has lost its copy first of all.
         if let Some(why) = away.filter(|_| !begun) {
             return Err(Error::BackingAway { name: name.to_string(), why });
@@ -177,8 +186,10 @@ impl KeyManager {
             self.lock_reasons().remove(&fs.name);
             self.drop_unshared_key(&fs).await?;
         }
+        drop(act);
         let key_id = fs.key_id;
         self.remove_filesystem(fs).await?;
+        let _act = self.begin_act().await;
         let what = format!("{key_id}, left: {}", remaining.join(", "));
         self.audit("fs.delete", name.as_str(), Outcome::Done, &what);
         self.retire_or_warn().await;
@@ -188,6 +199,7 @@ impl KeyManager {
     /// Removes the record of a filesystem, and nothing else: what lies in its backing directory stays as it is, in reach or not, and with
     /// it the local key if that is what opens it.
     pub async fn forget_filesystem(&self, name: &FilesystemName) -> Result<Deleted, Error> {
+        let _work = self.begin_work(name).await?;
         let _act = self.begin_act().await;
         let (_, fs) = self.recorded_filesystem(name).await?;
         let mut remaining = self.copies_elsewhere(&fs).await?;
@@ -257,16 +269,13 @@ impl KeyManager {
         Ok(any)
     }
 
-    /// Tries again to remove what is half deleted. Answers whether nothing of the sort is left.
+    /// Removes what is half made or half deleted and nobody is at, as far as it can be; whether that was all.
     pub async fn finish_removals(&self) -> Result<bool, Error> {
-        let _act = self.begin_act().await;
-        self.remove_half_done().await
-    }
-
-    /// Removes what is half made or half deleted, as far as it can be; whether that was all. The caller holds the acts' lock.
-    pub(crate) async fn remove_half_done(&self) -> Result<bool, Error> {
         let (mut found, mut left) = (false, false);
         for fs in self.filesystems().await? {
+            let Some(_work) = self.try_begin_work(&fs.name) else { continue };
+            // It may have come to its end since it was listed.
+            let Ok((_, fs)) = self.recorded_filesystem(&fs.name).await else { continue };
             if fs.state == FilesystemState::Ready {
                 continue;
             }
@@ -278,38 +287,46 @@ impl KeyManager {
             }
         }
         if found {
+            let _act = self.begin_act().await;
             self.retire_or_warn().await;
         }
         Ok(!left)
     }
 
     /// Removes the backing directory, then the records: found half done, it is done again. That it failed is recorded, and from then
-    /// on a directory with nothing of it counts as one that is away; before, it may be what a removal left that came to its end.
+    /// on a directory with nothing of it counts as one that is away; before, it may be what a removal left that came to its end. One that
+    /// somebody else has in use before anything of it is gone is not deleted after all: what they have must not vanish
+    /// later. The caller works on it, and holds no acts' lock.
     async fn remove_filesystem(&self, mut fs: FilesystemRecord) -> Result<(), Error> {
-        use FilesystemState::{Creating, Deleting, HalfDeleted};
+        use FilesystemState::{Creating, Deleting, HalfDeleted, Ready};
         let away = |why| Error::BackingAway { name: fs.name.to_string(), why };
+        let volume = |source| Error::Volume { name: fs.name.to_string(), source };
+        let mut kept = false;
         let removed = match self.parts().volumes.remove(&fs.site()).await {
-            Err(source) => Err(Error::Volume { name: fs.name.to_string(), source }),
+            Err(source) => Err(volume(source)),
+            Ok(Removal::InUse(source)) => {
+                kept = fs.state == Deleting;
+                Err(volume(source))
+            }
             Ok(Removal::NotOurs { why }) if fs.state != Creating => Err(away(why)),
             Ok(Removal::NothingThere) if fs.state == HalfDeleted => {
                 Err(away(format!("nothing of it is in {}", fs.backing.display())))
             }
             Ok(_) => Ok(()),
         };
-        match removed {
-            Ok(()) => self.remove_records(&fs).await,
-            Err(error) => {
-                if fs.state == Deleting {
-                    fs.state = HalfDeleted;
-                    let put = Commit::new().put(records::fs_key(&fs.name), records::encode(&fs));
-                    if let Err(error) = self.store().commit(put).await {
-                        tracing::warn!(filesystem = %fs.name, %error, "that it is half deleted can't be recorded");
-                    }
-                }
-                self.note_half_deleted(&fs.name, &error);
-                Err(error)
+        let _act = self.begin_act().await;
+        let Err(error) = removed else { return self.remove_records(&fs).await };
+        if fs.state == Deleting {
+            fs.state = if kept { Ready } else { HalfDeleted };
+            let put = Commit::new().put(records::fs_key(&fs.name), records::encode(&fs));
+            if let Err(error) = self.store().commit(put).await {
+                tracing::warn!(filesystem = %fs.name, %error, "how far its deletion came can't be recorded");
             }
         }
+        if !kept {
+            self.note_half_deleted(&fs.name, &error);
+        }
+        Err(error)
     }
 
     fn note_half_deleted(&self, name: &FilesystemName, error: &Error) {

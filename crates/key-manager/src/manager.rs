@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use kms_core::{
     AuditEvent, AuditSink, Clock, Commit, FilesystemKey, FilesystemSite, HolderError, KeyHolder,
@@ -14,6 +15,9 @@ use crate::records::{
 };
 use crate::unlock::LockReason;
 use crate::{Error, FilesystemName};
+
+/// How long an act waits for another one on the same backing directory.
+const WORK_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a [`KeyManager`] is made of.
 #[derive(Debug)]
@@ -42,6 +46,9 @@ pub struct KeyManager {
     memory: tokio::sync::Mutex<()>,
     /// Lets one move run at a time; other acts go on beside it.
     pub(crate) moves: tokio::sync::Mutex<()>,
+    /// Filesystems whose backing directories are being made or removed. That is done beside other acts: a disk may hang.
+    at_work: std::sync::Mutex<HashSet<FilesystemName>>,
+    work_done: tokio::sync::Notify,
     /// Opened KMS clients, by configuration.
     clients: RwLock<HashMap<KmsConfigId, Arc<dyn Kms>>>,
     /// The unwrapped keys.
@@ -69,6 +76,8 @@ impl KeyManager {
             acts: tokio::sync::Mutex::default(),
             memory: tokio::sync::Mutex::default(),
             moves: tokio::sync::Mutex::default(),
+            at_work: std::sync::Mutex::default(),
+            work_done: tokio::sync::Notify::new(),
             clients: RwLock::default(),
             ring: RwLock::default(),
             locks: RwLock::default(),
@@ -79,8 +88,8 @@ impl KeyManager {
     /// Finishes or undoes what was under way when the last manager on this store ended: filesystems half made or half
     /// removed, configurations that nothing names. Asks no KMS. Moves are left to [`KeyManager::run_move`].
     pub async fn settle(&self) -> Result<(), Error> {
+        self.finish_removals().await?;
         let _act = self.begin_act().await;
-        self.remove_half_done().await?;
         self.retire_unused().await
     }
 
@@ -131,6 +140,32 @@ impl KeyManager {
 
     pub(crate) async fn begin_act(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.acts.lock().await
+    }
+
+    /// The right to make or remove the backing directory of this filesystem, once who is at it has done. It is taken before the
+    /// acts' lock.
+    ///
+    /// # Errors
+    /// [`Error::AtWork`]: somebody is at it for long.
+    pub(crate) async fn begin_work(&self, name: &FilesystemName) -> Result<Work<'_>, Error> {
+        let begun = async {
+            loop {
+                let done = self.work_done.notified();
+                // Asked after the wait has begun, so that an end in between is not missed.
+                if let Some(work) = self.try_begin_work(name) {
+                    return work;
+                }
+                done.await;
+            }
+        };
+        let begun = tokio::time::timeout(WORK_WITHIN, begun).await;
+        begun.map_err(|_| Error::AtWork { name: name.to_string() })
+    }
+
+    /// As [`Self::begin_work`], if nobody is at it.
+    pub(crate) fn try_begin_work(&self, name: &FilesystemName) -> Option<Work<'_>> {
+        let mut at_work = self.at_work.lock().unwrap_or_else(PoisonError::into_inner);
+        at_work.insert(name.clone()).then(|| Work { manager: self, name: name.clone() })
     }
 
     /// Whoever holds the acts' lock too has taken that one first.
@@ -333,6 +368,20 @@ impl KeyManager {
             outcome,
             detail: detail.to_owned(),
         });
+    }
+}
+
+/// Work on a backing directory.
+pub(crate) struct Work<'a> {
+    manager: &'a KeyManager,
+    name: FilesystemName,
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        let at_work = &self.manager.at_work;
+        at_work.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        self.manager.work_done.notify_waiters();
     }
 }
 

@@ -30,6 +30,8 @@ use crate::records::{self, ConfigRecord, FilesystemState, KeyEntry};
 use crate::unlock::changed;
 use crate::{Error, FilesystemName, KeyManager};
 
+const AHEAD: &str = "it is newer than what the store has: another node wrapped the key anew, or an older store was put back";
+
 /// Keys in one batch. Small enough that a stop or a crash costs little, large enough that round trips do not count.
 const BATCH: usize = 1000;
 
@@ -210,7 +212,13 @@ impl KeyManager {
         let (mut replaced, mut failed) = (0, None);
         for holder in &self.parts().holders {
             for copy in holder.list(site).await? {
-                if copy.uploaded || copy.envelope.is_ok_and(|lies| lies == wanted || ahead(&lies)) {
+                let lies = copy.envelope.ok();
+                if copy.uploaded || lies.as_ref() == Some(&wanted) {
+                    continue;
+                }
+                if lies.is_some_and(|lies| ahead(&lies)) {
+                    let (location, doing) = (copy.location, "replaced");
+                    failed = Some(HolderError { location, doing, source: AHEAD.into() });
                     continue;
                 }
                 match holder.replace(site, &copy.location, &wanted).await {

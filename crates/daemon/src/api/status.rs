@@ -6,10 +6,11 @@ use std::sync::Arc;
 use admin_api::{FilesystemCounts, Finding, Status};
 use axum::Json;
 use axum::extract::State;
-use key_manager::{FilesystemStatus, KeyState, LockReason};
+use key_manager::{FilesystemName, FilesystemStatus, KeyState, LockReason};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use super::{Answer, kms};
+use crate::open::Unheld;
 use crate::{Shared, problem};
 
 /// With less room on its disk the node soon can't record what it does.
@@ -73,14 +74,37 @@ fn findings(shared: &Shared, statuses: &[FilesystemStatus]) -> Vec<Finding> {
     if let Some(trouble) = shared.settling_failed() {
         add("half-done", trouble, "mend what it names and start the node again");
     }
-    for (name, why) in shared.filesystems.contested() {
-        let unlocked =
-            |fs: &&FilesystemStatus| fs.filesystem.name == name && fs.key == KeyState::Unlocked;
-        if statuses.iter().any(|fs| unlocked(&fs)) {
-            let what = format!("{name} can't be used here: {why}");
-            let cure = "a backing directory belongs to one node: stop the other one, or take the filesystem off this one with coffer fs delete NAME --forget";
-            add(problem::IN_USE, what, cure);
+    let is_unlocked = |name: &FilesystemName| {
+        statuses.iter().any(|fs| fs.filesystem.name == *name && fs.key == KeyState::Unlocked)
+    };
+    let mut too_many = 0_u64;
+    for (name, why) in shared.filesystems.unheld() {
+        match why {
+            _ if !is_unlocked(&name) => {}
+            Unheld::InUse(why) => add(
+                problem::IN_USE,
+                format!("{name} can't be used here: {why}"),
+                "a backing directory belongs to one node: stop the other one, or lock the filesystem there",
+            ),
+            Unheld::Replaced(backing) => add(
+                "backing-replaced",
+                format!(
+                    "what is open of {name} is not what lies in {} any more: what is written goes to where that was moved",
+                    backing.display()
+                ),
+                "put it back, or lock and unlock the filesystem to go on with what lies there now",
+            ),
+            Unheld::TooMany => too_many += 1,
         }
+    }
+    if too_many > 0 {
+        add(
+            "filesystems-not-held",
+            format!(
+                "the limit on open files does not let {too_many} filesystems be held while they are not used: another node could take them"
+            ),
+            "raise the limit (LimitNOFILE in the unit, or ulimit -Hn)",
+        );
     }
     for fs in statuses {
         if let KeyState::Deleting(LockReason { code, why, cure: Some(cure), .. }) = &fs.key {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use daemon::{AuditLog, BackingVolumes, Node, Parts, Patience};
-use filesystem::{Backend, BackingHeaders};
+use filesystem::{Backend, BackingHeaders, BackingLocks};
 use key_manager::KeyManager;
 use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Proof, SystemClock};
 use serde_json::{Value, json};
@@ -76,12 +76,13 @@ impl World {
         let state_dir = self.path("state");
         std::fs::create_dir_all(&state_dir).unwrap();
         let audit = Arc::new(AuditLog::open(&state_dir.join("audit.jsonl")).unwrap());
+        let locks = BackingLocks::default();
         let kind = |kind| Arc::new(Kind { kind, provider: self.provider.clone() }) as _;
         let manager = KeyManager::new(key_manager::Parts {
             store: Arc::clone(&self.store) as _,
             providers: vec![kind("vault"), kind("local")],
-            holders: vec![Arc::new(Patience::new(BackingHeaders))],
-            volumes: Arc::new(BackingVolumes::new(Backend::default())),
+            holders: vec![Arc::new(Patience::new(BackingHeaders::new(locks.clone())))],
+            volumes: Arc::new(BackingVolumes::new(Backend::default(), locks.clone())),
             clock: Arc::new(SystemClock),
             audit: Arc::clone(&audit) as _,
         });
@@ -89,6 +90,7 @@ impl World {
         let node = Node::start(Parts {
             manager: Arc::new(manager),
             cipher: Backend::default(),
+            locks,
             audit,
             clock: Arc::new(SystemClock),
             state_dir,

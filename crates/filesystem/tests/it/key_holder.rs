@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use filesystem::{Backend, BackingHeaders, Filesystem};
+use filesystem::{Backend, BackingHeaders, BackingLocks, Filesystem};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyHolder};
 use tempfile::TempDir;
 use testkit::key_holder::{KeyHolderFixture, key_holder_contract};
@@ -12,6 +12,7 @@ use testkit::key_holder::{KeyHolderFixture, key_holder_contract};
 /// Filesystems side by side, open until the test ends.
 struct Directories {
     dir: TempDir,
+    locks: BackingLocks,
     open: Mutex<Vec<Filesystem>>,
 }
 
@@ -22,12 +23,14 @@ impl KeyHolderFixture for Directories {
         let backing = self.dir.path().join(open.len().to_string());
         let key_id = envelope.wrapped.key_id;
         let key = Arc::new(FilesystemKey::from_bytes(key_id, &[7; 32]).unwrap());
-        open.push(Filesystem::create(&backing, key, envelope, Backend::default()).unwrap());
+        let cipher = Backend::default();
+        drop(Filesystem::create(&backing, Arc::clone(&key), envelope, cipher).unwrap());
+        open.push(Filesystem::open_sharing(&self.locks, &backing, key, cipher).unwrap());
         FilesystemSite { name: envelope.filesystem.clone(), key_id, backing }
     }
 
     fn holder(&self) -> Arc<dyn KeyHolder> {
-        Arc::new(BackingHeaders)
+        Arc::new(BackingHeaders::new(self.locks.clone()))
     }
 
     async fn spoil(&self, _: &FilesystemSite, location: &str) {
@@ -38,5 +41,10 @@ impl KeyHolderFixture for Directories {
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_in_backing_directories_keep_the_promises() {
     let dir = tempfile::tempdir().unwrap();
-    key_holder_contract(&Directories { dir, open: Mutex::default() }).await;
+    key_holder_contract(&Directories {
+        dir,
+        locks: BackingLocks::default(),
+        open: Mutex::default(),
+    })
+    .await;
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use filesystem::{
-    Backend, BackingHeaders, BackingLock, ErrorKind, Filesystem, is_open, read_envelope,
+    Backend, BackingHeaders, BackingLocks, ErrorKind, Filesystem, is_open, read_envelope,
 };
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyHolder, KeyVersion};
 
@@ -24,7 +24,9 @@ fn a_second_opening_is_refused_until_the_first_is_closed() {
     assert!(refused.to_string().contains("another process or node"), "{refused}");
     assert!(is_open(&home.backing()));
     assert_eq!(
-        Filesystem::remove(&home.backing(), home.key.id()).unwrap_err().kind(),
+        Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id())
+            .unwrap_err()
+            .kind(),
         ErrorKind::InUse
     );
     drop(first);
@@ -33,47 +35,97 @@ fn a_second_opening_is_refused_until_the_first_is_closed() {
 }
 
 #[test]
-fn who_has_its_lock_opens_it_and_nobody_else() {
+fn a_node_shares_its_lock_with_itself_and_with_no_other() {
     let home = Home::new();
     let backing = home.backing();
-    assert_eq!(BackingLock::take(&backing, home.key.id()).unwrap_err().kind(), ErrorKind::Io);
+    let (node, other) = (BackingLocks::default(), BackingLocks::default());
+    assert_eq!(node.take(&backing, home.key.id()).unwrap_err().kind(), ErrorKind::Io);
     fs::create_dir(&backing).unwrap();
-    let none = BackingLock::take(&backing, home.key.id()).unwrap_err();
+    let none = node.take(&backing, home.key.id()).unwrap_err();
     assert_eq!(none.kind(), ErrorKind::Invalid, "{none}");
     assert!(!backing.join("coffer.lock").exists(), "where no disk is mounted nothing is made");
 
     drop(home.create());
-    let other = FilesystemKey::generate().unwrap();
-    assert_eq!(BackingLock::take(&backing, other.id()).unwrap_err().kind(), ErrorKind::Invalid);
-    let held = BackingLock::take(&backing, home.key.id()).unwrap();
-    let open = || Filesystem::open(&backing, Arc::clone(&home.key), Backend::default());
-    assert_eq!(open().unwrap_err().kind(), ErrorKind::InUse);
-    let opened = || {
-        Filesystem::open_locked(&backing, Arc::clone(&home.key), Backend::default(), &held).unwrap()
+    let stranger = FilesystemKey::generate().unwrap();
+    assert_eq!(node.take(&backing, stranger.id()).unwrap_err().kind(), ErrorKind::Invalid);
+    let held = node.take(&backing, home.key.id()).unwrap();
+    let open = |locks: &BackingLocks| {
+        Filesystem::open_sharing(locks, &backing, Arc::clone(&home.key), Backend::default())
     };
-    drop(opened());
+    assert_eq!(open(&other).unwrap_err().kind(), ErrorKind::InUse);
+    drop(open(&node).unwrap());
     assert!(is_open(&backing), "the lock outlives what was opened with it");
-    let last = opened();
+    let last = open(&node).unwrap();
     drop(held);
-    assert!(is_open(&backing), "and what was opened with it outlives the handle");
+    assert!(is_open(&backing), "and what was opened with it outlives the lock's own handle");
+    drop(node.take(&backing, home.key.id()).unwrap());
     drop(last);
-    open().unwrap();
+    assert!(!is_open(&backing));
+    open(&other).unwrap();
 }
 
 #[test]
-fn the_lock_of_a_directory_that_was_replaced_opens_no_other() {
+fn the_lock_of_a_directory_that_was_replaced_is_another() {
     let home = Home::new();
     drop(home.create());
     let (backing, moved) = (home.backing(), home.path("moved"));
-    let held = BackingLock::take(&backing, home.key.id()).unwrap();
+    let (node, other) = (BackingLocks::default(), BackingLocks::default());
+    let held = node.take(&backing, home.key.id()).unwrap();
+    assert!(held.is_at(&backing));
     fs::rename(&backing, &moved).unwrap();
+    assert!(!held.is_at(&backing));
     drop(home.create());
-    let elsewhere = BackingLock::take(&backing, home.key.id()).unwrap();
-    let open =
-        || Filesystem::open_locked(&backing, Arc::clone(&home.key), Backend::default(), &held);
-    assert_eq!(open().unwrap_err().kind(), ErrorKind::InUse);
+    assert!(!held.is_at(&backing) && held.is_at(&moved));
+    let elsewhere = other.take(&backing, home.key.id()).unwrap();
+    assert_eq!(node.take(&backing, home.key.id()).unwrap_err().kind(), ErrorKind::InUse);
     drop(elsewhere);
-    open().unwrap();
+    assert!(node.take(&backing, home.key.id()).unwrap().is_at(&backing));
+}
+
+#[test]
+fn many_threads_of_a_node_get_one_lock() {
+    let home = Home::new();
+    drop(home.create());
+    let node = BackingLocks::default();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let lock = node.take(&home.backing(), home.key.id()).unwrap();
+                    assert!(lock.is_at(&home.backing()));
+                }
+            });
+        }
+    });
+    assert!(!is_open(&home.backing()));
+}
+
+#[test]
+fn what_another_node_has_is_neither_removed_nor_given_another_key() {
+    let home = Home::new();
+    drop(home.create());
+    let backing = home.backing();
+    let (node, other) = (BackingLocks::default(), BackingLocks::default());
+    let site =
+        FilesystemSite { name: "test".into(), key_id: home.key.id(), backing: home.backing() };
+    let held = other.take(&backing, home.key.id()).unwrap();
+    let before = read_envelope(&backing).unwrap();
+    let newer = KeyEnvelope { revision: before.revision + 1, ..before.clone() };
+    let location = backing.join("coffer.key").display().to_string();
+    let headers = BackingHeaders::new(node.clone());
+    let refused = ready(headers.replace(&site, &location, &newer)).unwrap_err();
+    assert!(refused.to_string().contains("another process or node"), "{refused}");
+    assert_eq!(read_envelope(&backing).unwrap(), before);
+    let remove = |locks: &BackingLocks| Filesystem::remove(locks, &backing, home.key.id());
+    assert_eq!(remove(&node).unwrap_err().kind(), ErrorKind::InUse);
+    // Nor by its own node while that works with it.
+    assert_eq!(remove(&other).unwrap_err().kind(), ErrorKind::InUse);
+    assert_eq!(read_envelope(&backing).unwrap(), before);
+    ready(BackingHeaders::new(other.clone()).replace(&site, &location, &newer)).unwrap();
+    drop(held);
+    assert!(remove(&other).unwrap());
+    ready(BackingHeaders::new(other).replace(&site, &location, &newer)).unwrap_err();
+    assert!(!backing.exists());
 }
 
 #[test]
@@ -188,18 +240,18 @@ fn remove_takes_ours_and_leaves_what_is_not() {
     let filesystem = home.create();
     import(&filesystem, &home.path("source"));
     drop(filesystem);
-    Filesystem::remove(&home.backing(), home.key.id()).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
     assert!(!home.backing().exists());
-    Filesystem::remove(&home.backing(), home.key.id()).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
 
     drop(home.create());
     fs::write(home.backing().join("mine"), "precious").unwrap();
-    Filesystem::remove(&home.backing(), home.key.id()).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
     let left: Vec<_> =
         fs::read_dir(home.backing()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["mine"]);
     // No filesystem: not ours to remove.
-    Filesystem::remove(&home.backing(), home.key.id()).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
     assert!(home.backing().join("mine").exists());
 }
 
@@ -214,7 +266,7 @@ fn remove_refuses_what_another_key_owns_or_nobody_is_known_to() {
     assert_eq!(fs::read_to_string(&lock).unwrap(), format!("{ours}\n"));
     let refuses = |key, why: &str| {
         let before = files_below(&home.backing());
-        let error = Filesystem::remove(&home.backing(), key).unwrap_err();
+        let error = Filesystem::remove(&BackingLocks::default(), &home.backing(), key).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.to_string().contains(why), "{error}");
         assert_eq!(files_below(&home.backing()), before);
@@ -242,7 +294,7 @@ fn remove_refuses_what_another_key_owns_or_nobody_is_known_to() {
     assert_eq!(fs::read_to_string(&lock).unwrap(), format!("{ours}\n"));
     fs::write(&lock, "").unwrap();
     fs::write(&header, envelope).unwrap();
-    Filesystem::remove(&home.backing(), ours).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), ours).unwrap();
     assert!(!home.backing().exists());
 }
 
@@ -253,7 +305,7 @@ fn remove_takes_what_an_interrupted_creation_left() {
         drop(home.create());
         fs::remove_file(home.backing().join("coffer.key")).unwrap();
         fs::write(home.backing().join("coffer.lock"), lock).unwrap();
-        Filesystem::remove(&home.backing(), home.key.id()).unwrap();
+        Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
         assert!(!home.backing().exists());
     }
 }
@@ -261,49 +313,53 @@ fn remove_takes_what_an_interrupted_creation_left() {
 #[test]
 fn the_holder_lists_replaces_and_refuses() {
     let home = Home::new();
-    let filesystem = home.create();
+    let (locks, cipher) = (BackingLocks::default(), Backend::default());
+    let headers = BackingHeaders::new(locks.clone());
+    drop(home.create());
+    let key = Arc::clone(&home.key);
+    let filesystem = Filesystem::open_sharing(&locks, &home.backing(), key, cipher).unwrap();
     let site =
         FilesystemSite { name: "test".into(), key_id: home.key.id(), backing: home.backing() };
-    let copies = ready(BackingHeaders.list(&site)).unwrap();
+    let copies = ready(headers.list(&site)).unwrap();
     let [copy] = &copies[..] else { panic!("{copies:?}") };
     assert!(copy.location.ends_with("backing/coffer.key") && !copy.uploaded);
     let mut envelope = copy.envelope.as_ref().unwrap().clone();
 
     envelope.wrapped.ciphertext.version = KeyVersion(2);
-    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap();
+    ready(headers.replace(&site, &copy.location, &envelope)).unwrap();
     assert_eq!(read_envelope(&home.backing()).unwrap(), envelope);
 
     // Another key, another place, a copy that somebody else's filesystem has.
     let other = crate::support::envelope(kms_core::KeyId::random());
-    ready(BackingHeaders.replace(&site, &copy.location, &other)).unwrap_err();
-    ready(BackingHeaders.replace(&site, "/elsewhere/coffer.key", &envelope)).unwrap_err();
+    ready(headers.replace(&site, &copy.location, &other)).unwrap_err();
+    ready(headers.replace(&site, "/elsewhere/coffer.key", &envelope)).unwrap_err();
     let foreign = FilesystemSite { key_id: other.wrapped.key_id, ..site.clone() };
-    ready(BackingHeaders.replace(&foreign, &copy.location, &other)).unwrap_err();
+    ready(headers.replace(&foreign, &copy.location, &other)).unwrap_err();
     assert_eq!(read_envelope(&home.backing()).unwrap(), envelope);
 
     // A damaged copy is listed with its error, and mended; a newer one is left alone.
     let path = home.backing().join("coffer.key");
     fs::write(&path, "{\"format\": 1, \"filesystem\"").unwrap();
-    assert!(ready(BackingHeaders.list(&site)).unwrap()[0].envelope.is_err());
+    assert!(ready(headers.list(&site)).unwrap()[0].envelope.is_err());
     assert_eq!(read_envelope(&home.backing()).unwrap_err().kind(), ErrorKind::Damaged);
-    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap();
+    ready(headers.replace(&site, &copy.location, &envelope)).unwrap();
     let forged = KeyEnvelope { revision: u64::MAX, ..envelope.clone() };
     fs::write(&path, serde_json::to_vec(&forged).unwrap()).unwrap();
     assert_eq!(read_envelope(&home.backing()).unwrap_err().kind(), ErrorKind::Damaged);
-    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap();
+    ready(headers.replace(&site, &copy.location, &envelope)).unwrap();
     assert_eq!(read_envelope(&home.backing()).unwrap(), envelope);
     fs::write(&path, "{\"format\": 2}").unwrap();
     assert_eq!(read_envelope(&home.backing()).unwrap_err().kind(), ErrorKind::Invalid);
-    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap_err();
+    ready(headers.replace(&site, &copy.location, &envelope)).unwrap_err();
 
     // One that is gone is put back where the tree is, and not where nothing is mounted.
     fs::remove_file(&path).unwrap();
-    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap();
+    ready(headers.replace(&site, &copy.location, &envelope)).unwrap();
     assert_eq!(read_envelope(&home.backing()).unwrap(), envelope);
     drop(filesystem);
     fs::rename(home.backing(), home.backing().with_file_name("not mounted")).unwrap();
     fs::create_dir(home.backing()).unwrap();
-    ready(BackingHeaders.replace(&site, &copy.location, &envelope)).unwrap_err();
+    ready(headers.replace(&site, &copy.location, &envelope)).unwrap_err();
     assert_eq!(fs::read_dir(home.backing()).unwrap().count(), 0);
 }
 
