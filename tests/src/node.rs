@@ -219,6 +219,20 @@ impl Place {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+
+    /// Waits until the status has a finding with this code.
+    pub fn wait_for_finding(&self, code: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let status = self.json(&["status"]);
+            let mut findings = status["findings"].as_array().unwrap().iter();
+            if let Some(finding) = findings.find(|finding| finding["code"] == code) {
+                return finding.clone();
+            }
+            assert!(Instant::now() < deadline, "no {code} in {status}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
 fn copy_into(from: &Path, to: &Path) {

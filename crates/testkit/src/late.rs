@@ -11,13 +11,14 @@ pub struct Late {
 
 /// Where it is held.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub struct Gate {
     reached: oneshot::Sender<()>,
     go_on: oneshot::Receiver<()>,
 }
 
 impl Late {
-    pub(crate) fn new() -> (Gate, Self) {
+    /// Both ends of it.
+    pub fn new() -> (Gate, Self) {
         let (at, reached) = oneshot::channel();
         let (go_on, gone_on) = oneshot::channel();
         (Gate { reached: at, go_on: gone_on }, Self { reached, _go_on: go_on })
@@ -30,7 +31,8 @@ impl Late {
 }
 
 impl Gate {
-    pub(crate) async fn pass(self) {
+    /// Says that it has come here, and waits to be let through.
+    pub async fn pass(self) {
         let _ = self.reached.send(());
         let _ = self.go_on.await;
     }

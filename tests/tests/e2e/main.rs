@@ -16,4 +16,5 @@ mod page;
 mod secrets;
 mod store;
 mod terminal;
+mod two_nodes;
 mod vault_options;

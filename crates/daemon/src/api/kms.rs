@@ -56,9 +56,8 @@ pub(crate) async fn set(
     let configured = shared.manager.set_kms(new).await;
     let configured = configured.map_err(|e| problem::of_keys(title, &e))?;
     // Whoever set it goes on with what it opens. What takes longer the keeper opens.
-    match timeout(OPEN_WITHIN, shared.manager.unlock_all()).await {
-        Ok(Err(error)) => tracing::warn!(%error, "the filesystems can't be unlocked"),
-        Ok(Ok(_)) | Err(_) => {}
+    if let Ok(Err(error)) = timeout(OPEN_WITHIN, shared.manager.unlock_all()).await {
+        tracing::warn!(%error, "the filesystems can't be unlocked");
     }
     shared.kms_changed();
     let job = match configured.job {

@@ -282,6 +282,64 @@ async fn what_is_unlocked_is_held_before_it_is_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_does_not_take_itself_for_another() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    // A listing that goes on while its filesystem is locked and unlocked again.
+    let mut key = world.store().hold("fs/home");
+    let (listed, ()) = tokio::join!(node.ask("GET", "/v1/filesystems/home/ls", ""), async {
+        key.reached().await;
+        let mut place = world.store().hold("fs/home");
+        drop(key);
+        place.reached().await;
+        node.post("/v1/filesystems/home/lock", &json!({})).await;
+        node.post("/v1/filesystems/home/unlock", &json!({})).await;
+        node.get("/v1/filesystems/home/ls").await;
+        drop(place);
+    });
+    assert_eq!(listed.status, 200, "{listed:?}");
+    assert_eq!(node.get("/v1/status").await["findings"], json!([]));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backing_directory_that_is_replaced_is_noticed() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for name in ["used", "idle"] {
+        node.post("/v1/filesystems", &json!({"name": name})).await;
+    }
+    node.get("/v1/filesystems/used/ls").await;
+    let replaced = |name: &str| {
+        let place = world.path(&format!("state/filesystems/{name}"));
+        let mut copy = std::process::Command::new("cp");
+        assert!(copy.arg("-a").arg(&place).arg(world.path(name)).status().unwrap().success());
+        fs::rename(&place, world.path(&format!("{name}-moved"))).unwrap();
+        fs::rename(world.path(name), place).unwrap();
+    };
+    ["used", "idle"].into_iter().for_each(replaced);
+    // Any act that can open something makes the node look.
+    node.post("/v1/filesystems/idle/unlock", &json!({})).await;
+    let is_told = |status: &Value| status["findings"][0]["code"] == "backing-replaced";
+    let status = node.until("/v1/status", is_told).await;
+    assert!(status["findings"][0]["what"].as_str().unwrap().starts_with("what is open of used"));
+    assert_eq!(status["findings"].as_array().unwrap().len(), 1, "{status}");
+    let locked = |place: &str| {
+        let lock = fs::File::open(world.path(place).join("coffer.lock")).unwrap();
+        lock.try_lock_shared().is_err()
+    };
+    // What was not open is held where it lies now.
+    assert!(!locked("idle-moved") && locked("state/filesystems/idle"));
+    node.post("/v1/filesystems/used/lock", &json!({})).await;
+    node.post("/v1/filesystems/used/unlock", &json!({})).await;
+    node.until("/v1/status", |status| status["findings"] == json!([])).await;
+    node.get("/v1/filesystems/used/ls").await;
+    assert!(!locked("used-moved") && locked("state/filesystems/used"));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_waits_for_what_is_being_listed() {
     let world = World::new();
     let node = world.start_with_kms().await;

@@ -5,7 +5,7 @@ use kms_core::{Commit, KeyStore as _, KmsErrorKind};
 use testkit::clock::ManualClock;
 use testkit::fake_store::FakeStore;
 
-use crate::world::{Acts, World, name, vault};
+use crate::world::{Acts, NoControl, World, name, vault};
 
 #[tokio::test]
 async fn a_restart_opens_what_was_created() {
@@ -199,6 +199,85 @@ async fn locked_by_an_admin_stays_locked_over_a_restart() {
     assert!(matches!(node.state("x").await, KeyState::Locked(r) if r.code == "locked-by-admin"));
     node.unlock(&name("x")).await.unwrap();
     assert_eq!(node.state("x").await, KeyState::Unlocked);
+}
+
+#[tokio::test]
+async fn a_deletion_that_meets_another_node_is_taken_back() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    let key = node.bytes("x").await;
+    world.headers.set_in_use("/backing/x", true);
+    let error = node.delete_filesystem(&name("x")).await.unwrap_err();
+    assert!(matches!(error, Error::Volume { .. }), "{error}");
+    assert!(node.finish_removals().await.unwrap(), "nothing is left to be removed");
+    node.unlock_all().await.unwrap();
+    assert_eq!(node.bytes("x").await, key);
+    // Nor is one that a node died over before it had begun.
+    world.headers.allow_writes(0);
+    world.headers.set_in_use("/backing/x", false);
+    node.delete_filesystem(&name("x")).await.unwrap_err();
+    world.headers.allow_writes(u64::MAX);
+    world.headers.set_in_use("/backing/x", true);
+    assert!(!node.finish_removals().await.unwrap(), "what has begun is gone on with");
+    world.headers.set_in_use("/backing/x", false);
+    assert!(node.finish_removals().await.unwrap());
+    assert!(matches!(node.filesystem(&name("x")).await, Err(Error::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn the_copy_that_another_node_has_is_left_and_told() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    for fs in ["x", "y"] {
+        node.create(fs).await.unwrap();
+    }
+    world.kms.server("http://a").rotate();
+    world.headers.set_in_use("/backing/x", true);
+    let before = world.headers.at("/backing/x");
+    let job = node.start_rewrap(None).await.unwrap();
+    let report = node.run_move(job, &NoControl).await.unwrap();
+    assert_eq!(report.failed.len(), 1, "{report:?}");
+    assert!(report.failed[0].contains("another node has it"), "{report:?}");
+    assert_eq!(world.headers.at("/backing/x"), before);
+    // A copy that is ahead of the store is told while its key is still in memory.
+    world.headers.set_in_use("/backing/x", false);
+    let ahead = kms_core::KeyEnvelope { revision: 99, ..before };
+    world.headers.files.lock().unwrap().insert("/backing/x".into(), ahead.clone());
+    let failed = node.settle_copies().await.unwrap();
+    assert!(failed[0].contains("newer than what the store has"), "{failed:?}");
+    assert_eq!(world.headers.at("/backing/x"), ahead);
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_keeps_nothing_else_waiting() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("y").await.unwrap();
+    let mut hangs = world.headers.hang();
+    let (made, ()) = tokio::join!(node.create("x"), async {
+        hangs.reached().await;
+        node.create("z").await.unwrap();
+        node.set("http://a").await.unwrap();
+        node.delete_filesystem(&name("z")).await.unwrap();
+        assert!(node.finish_removals().await.unwrap(), "what is being made is no leftover");
+        assert!(matches!(node.delete_filesystem(&name("x")).await, Err(Error::AtWork { .. })));
+        drop(hangs);
+    });
+    made.unwrap();
+    node.key(&name("x")).await.unwrap();
+
+    let mut hangs = world.headers.hang();
+    let (deleted, ()) = tokio::join!(async { node.delete_filesystem(&name("x")).await }, async {
+        hangs.reached().await;
+        node.create("z").await.unwrap();
+        assert!(node.key(&name("x")).await.is_err());
+        drop(hangs);
+    });
+    deleted.unwrap();
 }
 
 #[tokio::test]

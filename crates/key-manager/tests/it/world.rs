@@ -18,6 +18,7 @@ use testkit::clock::ManualClock;
 use testkit::fake_kms::{FakeLocal, FakeProvider};
 use testkit::fake_store::FakeStore;
 use testkit::key_holder::{KeyHolderFixture, key_holder_contract};
+use testkit::late::{Gate, Late};
 
 pub(crate) struct World {
     pub(crate) store: FakeStore,
@@ -65,6 +66,10 @@ pub(crate) struct Headers {
     pub(crate) files: Mutex<HashMap<PathBuf, KeyEnvelope>>,
     /// What can't be reached for now.
     away: Mutex<HashSet<PathBuf>>,
+    /// What another node has in use.
+    in_use: Mutex<HashSet<PathBuf>>,
+    /// Where the next creation or removal is held back.
+    late: Mutex<Option<Gate>>,
     writes_left: AtomicU64,
 }
 
@@ -73,6 +78,8 @@ impl Default for Headers {
         Self {
             files: Mutex::default(),
             away: Mutex::default(),
+            in_use: Mutex::default(),
+            late: Mutex::default(),
             writes_left: AtomicU64::new(u64::MAX),
         }
     }
@@ -91,6 +98,30 @@ impl Headers {
         } else {
             all.remove(Path::new(backing))
         };
+    }
+
+    /// Has another node use what lies there, or not any more.
+    pub(crate) fn set_in_use(&self, backing: &str, in_use: bool) {
+        let mut all = self.in_use.lock().unwrap();
+        if in_use {
+            all.insert(backing.into())
+        } else {
+            all.remove(Path::new(backing))
+        };
+    }
+
+    /// Holds the next creation or removal back, as a disk does that hangs.
+    pub(crate) fn hang(&self) -> Late {
+        let (gate, late) = Late::new();
+        *self.late.lock().unwrap() = Some(gate);
+        late
+    }
+
+    async fn answer_late(&self) {
+        let late = self.late.lock().unwrap().take();
+        if let Some(gate) = late {
+            gate.pass().await;
+        }
     }
 
     fn read(&self, backing: &Path) -> Result<KeyEnvelope, &'static str> {
@@ -128,6 +159,9 @@ impl KeyHolder for Headers {
         location: &str,
         envelope: &KeyEnvelope,
     ) -> Result<(), HolderError> {
+        if self.in_use.lock().unwrap().contains(&site.backing) {
+            return Err(failed(location, "replaced", "another node has it"));
+        }
         let replaced = |why| failed(location, "replaced", why);
         let there = self.read(&site.backing).map_err(replaced)?;
         let fits = |envelope: &KeyEnvelope| envelope.wrapped.key_id == site.key_id;
@@ -152,6 +186,7 @@ impl Volumes for Headers {
         _: Arc<FilesystemKey>,
         envelope: &KeyEnvelope,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.answer_late().await;
         if self.files.lock().unwrap().contains_key(&site.backing) {
             return Err("it is not empty".into());
         }
@@ -166,6 +201,10 @@ impl Volumes for Headers {
     ) -> Result<Removal, Box<dyn std::error::Error + Send + Sync>> {
         if self.away.lock().unwrap().contains(&site.backing) {
             return Ok(Removal::NothingThere);
+        }
+        self.answer_late().await;
+        if self.in_use.lock().unwrap().contains(&site.backing) {
+            return Ok(Removal::InUse("another node has it".into()));
         }
         self.write()?;
         let mut files = self.files.lock().unwrap();
