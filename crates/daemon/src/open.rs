@@ -265,9 +265,16 @@ impl OpenFilesystems {
     }
 
     fn note(&self, name: &FilesystemName, why: Unheld) {
-        if lock(&self.unheld).insert(name.clone(), why.clone()).as_ref() != Some(&why) {
+        let mut unheld = lock(&self.unheld);
+        // Those that are too many have one cause.
+        let is_news = match why {
+            Unheld::TooMany => !unheld.values().any(|known| *known == Unheld::TooMany),
+            _ => unheld.get(name) != Some(&why),
+        };
+        if is_news {
             tracing::warn!(filesystem = %name, ?why, "the filesystem is not held against other nodes");
         }
+        unheld.insert(name.clone(), why);
     }
 
     async fn unlocked_names(&self) -> Result<Vec<FilesystemName>, key_manager::Error> {
@@ -291,14 +298,17 @@ impl OpenFilesystems {
             return;
         }
         let mut excess = held.saturating_sub(files / FILES_EACH_HELD);
-        places.retain(|_, place| {
+        places.retain(|name, place| {
             if !place.is_idle() {
                 return true;
             }
             place.opened = Arc::default();
-            let kept = excess == 0;
-            excess = excess.saturating_sub(1);
-            kept
+            if excess == 0 {
+                return true;
+            }
+            excess -= 1;
+            self.note(name, Unheld::TooMany);
+            false
         });
     }
 }
