@@ -1,7 +1,7 @@
 //! `/v1/filesystems`
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use admin_api::{
@@ -199,7 +199,9 @@ async fn start(shared: &Shared, kind: JobKind, fs: &str, spec: Spec) -> Answer<J
 
 fn absolute(path: BytePath) -> Result<BytePath, Problem> {
     if path.as_path().is_absolute() {
-        return Ok(path);
+        // With a slash at its end it is the same one, whose job goes on.
+        let plain: PathBuf = path.as_path().components().collect();
+        return Ok(plain.as_path().into());
     }
     let why = format!("{path} is relative, and the node has another working directory");
     Err(Problem::new(Exit::Usage, "invalid", "the job can't start", why)

@@ -36,7 +36,8 @@ async fn the_same_command_takes_a_stopped_job_up() {
     assert_eq!(node.post(&path, &Value::Null).await["state"], "stopping");
     drop(begun);
     assert_eq!(node.ended(&job).await["state"], "stopped");
-    let resumed = node.post("/v1/filesystems/home/import", &again).await;
+    let with_slash = json!({"source": format!("{}/", world.path("source").display())});
+    let resumed = node.post("/v1/filesystems/home/import", &with_slash).await;
     assert_eq!((&resumed["id"], &resumed["resumed"]), (&job["id"], &json!(true)));
     assert_eq!(node.ended(&resumed).await["state"], "done");
     node.refused(409, "POST", &path, &Value::Null).await;
