@@ -3,7 +3,7 @@
 //! ```text
 //! <state-dir>/store/          the key store
 //! <state-dir>/store.new/      a store that `recover` is rebuilding
-//! <state-dir>/store.set-aside-<time>/  one that `recover` replaced
+//! <state-dir>/store.set-aside-<time>/  one that `recover` replaced; nothing removes it
 //! <state-dir>/generation      how far the store was known to be
 //! <state-dir>/local-*.key     keys of local wrapping, while there is any
 //! <state-dir>/filesystems/    backing directories that were given no other place

@@ -1,6 +1,5 @@
 //! `coffer recover`
 
-use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -9,16 +8,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use admin_api::{BytePath, Exit, Problem};
 use cli::{Console, Output};
 use filesystem::{is_open, read_envelope};
-use key_manager::{FilesystemName, Recovered, recorded_filesystems};
+use key_manager::{FilesystemRecord, Recovered, rebuild, recorded_filesystems};
 use key_store::SledStore;
-use kms_core::{KeyEnvelope, StoreError, SystemClock};
+use kms_core::{KeyEnvelope, KeyId, StoreError, SystemClock};
+use local_kms::LocalProvider;
 use serde::Serialize;
 
 use crate::config::Settings;
 use crate::parts::{self, Generation};
 
 const TITLE: &str = "the key store can't be rebuilt";
-const MISSED: &str = "which the store had that was there, is not among what --from names";
 
 /// What was rebuilt, as it is answered.
 #[derive(Debug, Serialize)]
@@ -30,9 +29,16 @@ struct Answer {
     kms: Option<Kms>,
     /// Others that some of them need.
     other_kms: Vec<Kms>,
+    /// Directories that --from names and that could not be taken.
     left_out: Vec<LeftOut>,
+    /// What the store had that was there, or what lies in the state directory if that store can't be read, and --from does not name.
+    not_named: Vec<Found>,
     /// Where the store lies now that was there before.
     set_aside: Option<BytePath>,
+    /// Why it does not tell what it had.
+    unreadable: Option<String>,
+    /// The keys of local wrapping that lie here, and stay.
+    local_keys: Vec<BytePath>,
 }
 
 #[derive(Debug, Serialize)]
@@ -41,10 +47,14 @@ struct Found {
     backing: BytePath,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 struct Kms {
     base_url: String,
     master_key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transit_path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,50 +78,103 @@ pub(crate) fn run(
         return Err(nothing_found(&left_out));
     }
     parts::make_state_dir(&state_dir)?;
+    let local = LocalProvider::new(&state_dir);
+    let local_keys = local.keys().map_err(|e| daemon::of_keys(TITLE, &e.into()))?;
     let replaced = crate::runtime()?.block_on(replace_store(&state_dir, found))?;
     let Replaced { recovered, set_aside, before } = replaced;
     left_out.extend(
-        recovered.left_out.into_iter().map(|(path, why)| LeftOut { path: path.into(), why }),
+        recovered
+            .left_out
+            .iter()
+            .map(|(path, why)| LeftOut { path: path.as_path().into(), why: why.clone() }),
     );
-    let known: HashSet<&Path> = recovered
-        .filesystems
-        .iter()
-        .map(|(_, backing)| backing.as_path())
-        .chain(left_out.iter().map(|left_out| left_out.path.as_path()))
-        .collect();
-    let missed: Vec<LeftOut> = before
-        .into_iter()
-        .filter(|(_, backing)| !known.contains(backing.as_path()))
-        .map(|(name, backing)| LeftOut { path: backing.into(), why: format!("{name}, {MISSED}") })
-        .collect();
-    left_out.extend(missed);
-    let kms = |config: kms_core::KmsConfig| Kms {
-        base_url: config.address,
-        master_key: config.master_key,
+    let (before, unreadable) = match before {
+        Some(Ok(before)) => (before, None),
+        Some(Err(why)) => (in_state_dir(&state_dir), Some(why)),
+        None => (in_state_dir(&state_dir), None),
     };
+    let not_named = not_named(before, &recovered.filesystems, &left_out);
+    let kms = recovered.kms.map(kms);
+    let mut other_kms: Vec<Kms> = Vec::new();
+    for other in recovered.others.into_iter().map(self::kms) {
+        if kms.as_ref() != Some(&other) && !other_kms.contains(&other) {
+            other_kms.push(other);
+        }
+    }
     let answer = Answer {
         filesystems: recovered
             .filesystems
             .into_iter()
-            .map(|(name, backing)| Found { name: name.to_string(), backing: backing.into() })
+            .map(|fs| Found { name: fs.name.to_string(), backing: fs.backing.into() })
             .collect(),
         renamed: recovered.renamed.into_iter().map(|(old, new)| [old, new.to_string()]).collect(),
-        kms: recovered.kms.map(kms),
-        other_kms: recovered.others.into_iter().map(kms).collect(),
+        kms,
+        other_kms,
         left_out,
+        not_named,
         set_aside: set_aside.map(BytePath::from),
+        unreadable,
+        local_keys: local_keys.into_iter().map(|id| local.key_file(id).into()).collect(),
     };
     console.answer(&answer, output, text);
-    match answer.left_out.len() {
-        0 => Ok(Exit::Done),
-        left_out => Err(not_all(left_out)),
+    match (answer.left_out.len(), answer.not_named.len()) {
+        (0, 0) => Ok(Exit::Done),
+        (left_out, not_named) => Err(not_all(left_out, not_named)),
     }
 }
 
-fn not_all(left_out: usize) -> Problem {
-    let why = format!("{left_out} of the directories could not be read; the others are in it");
-    Problem::new(Exit::Partly, "partly-done", "the key store is rebuilt in part", why)
-        .cure("mend what is named above, or leave it out of --from, and give the command again")
+fn not_all(left_out: usize, not_named: usize) -> Problem {
+    let (mut why, mut cure) = (Vec::new(), Vec::new());
+    if left_out > 0 {
+        why.push(format!("{left_out} of the directories could not be read"));
+        cure.push("mend what was left out, or leave it out of --from");
+    }
+    if not_named > 0 {
+        why.push(format!(
+            "{not_named} filesystem(s) that were here are not among what --from names"
+        ));
+        cure.push("name the others with --from too, beside those that are recovered");
+    }
+    Problem::new(Exit::Partly, "partly-done", "the key store is rebuilt in part", why.join("; "))
+        .cure(format!("{}; then give the command again", cure.join("; ")))
+}
+
+fn kms(config: kms_core::KmsConfig) -> Kms {
+    let mut settings = config.settings;
+    Kms {
+        base_url: config.address,
+        master_key: config.master_key,
+        transit_path: settings.remove("transit_path"),
+        namespace: settings.remove("namespace"),
+    }
+}
+
+/// A filesystem that was here: its name, its key, its backing directory.
+type Here = (String, KeyId, PathBuf);
+
+/// Those in the place where backing directories lie that were given no other.
+fn in_state_dir(state_dir: &Path) -> Vec<Here> {
+    let entries = fs::read_dir(state_dir.join("filesystems")).into_iter().flatten().flatten();
+    let mut here: Vec<Here> = entries
+        .filter_map(|entry| {
+            let KeyEnvelope { filesystem, wrapped, .. } = read_envelope(&entry.path()).ok()?;
+            Some((filesystem, wrapped.key_id, entry.path()))
+        })
+        .collect();
+    here.sort();
+    here
+}
+
+/// Those whose directories are not among these. One that was moved is, by its key, unless a copy of that still lies at the old place.
+fn not_named(here: Vec<Here>, recovered: &[FilesystemRecord], left_out: &[LeftOut]) -> Vec<Found> {
+    let taken = |(_, key_id, backing): &Here| {
+        let path = backing.canonicalize().unwrap_or_else(|_| backing.clone());
+        recovered.iter().any(|fs| fs.backing == path)
+            || left_out.iter().any(|left_out| left_out.path.as_path() == path)
+            || recovered.iter().any(|fs| fs.key_id == *key_id) && read_envelope(&path).is_err()
+    };
+    let missed = here.into_iter().filter(|here| !taken(here));
+    missed.map(|(name, _, backing)| Found { name, backing: backing.into() }).collect()
 }
 
 /// What became of the store.
@@ -119,8 +182,8 @@ struct Replaced {
     recovered: Recovered,
     /// Where the one from before lies now.
     set_aside: Option<PathBuf>,
-    /// The filesystems that it had, as far as it can be read.
-    before: Vec<(FilesystemName, PathBuf)>,
+    /// The filesystems that it had, or why it can't be read; `None`: there was none.
+    before: Option<Result<Vec<Here>, String>>,
 }
 
 /// Rebuilds a store beside the one that is there, which it then replaces: at no moment does an empty one lie in its place.
@@ -134,12 +197,18 @@ async fn replace_store(
     // Sound or not it is set aside, unless a node has it open.
     let there = store.exists();
     let before = match there.then(|| SledStore::open(&store)) {
-        Some(Ok(sound)) => recorded_filesystems(&sound).await.unwrap_or_default(),
+        None => None,
+        Some(Ok(sound)) => Some(match recorded_filesystems(&sound).await {
+            Ok(had) => {
+                Ok(had.into_iter().map(|fs| (fs.name.to_string(), fs.key_id, fs.backing)).collect())
+            }
+            Err(error) => Err(error.to_string()),
+        }),
         Some(Err(in_use @ StoreError::InUse { .. })) => {
             return Err(of_keys(key_manager::Error::from(in_use))
                 .cure("stop the node that has it open first"));
         }
-        Some(Err(_)) | None => Vec::new(),
+        Some(Err(damaged)) => Some(Err(damaged.to_string())),
     };
     let new = state_dir.join("store.new");
     match fs::remove_dir_all(&new) {
@@ -147,7 +216,7 @@ async fn replace_store(
         _ => {}
     }
     let rebuilt = SledStore::open(&new).map_err(|e| of_keys(key_manager::Error::from(e)))?;
-    let recovered = key_manager::rebuild(&rebuilt, &SystemClock, found).await.map_err(of_keys)?;
+    let recovered = rebuild(&rebuilt, &SystemClock, found).await.map_err(of_keys)?;
     drop(rebuilt);
 
     let put_in_place = || {
@@ -226,7 +295,15 @@ fn text(answer: &Answer) -> String {
     let shown = |text: &str| BytePath::new(text);
     let mut text = String::new();
     if let Some(aside) = &answer.set_aside {
-        text.push_str(&format!("the store that was there is now {aside}\n"));
+        text.push_str(&format!(
+            "the store that was there is now {aside}\n  do:  remove it when all is well again: its wrapped keys lie in it, and its KMS's token\n"
+        ));
+    }
+    if let Some(why) = &answer.unreadable {
+        text.push_str(&format!(
+            "that store can't be read, so what it had beside this is not known: {}\n",
+            shown(why)
+        ));
     }
     for fs in &answer.filesystems {
         text.push_str(&format!("recovered {} in {}\n", fs.name, fs.backing));
@@ -237,20 +314,37 @@ fn text(answer: &Answer) -> String {
     for LeftOut { path, why } in &answer.left_out {
         text.push_str(&format!("left out {path}: {}\n", shown(why)));
     }
-    if let Some(Kms { base_url, master_key }) = &answer.kms {
+    for Found { name, backing } in &answer.not_named {
+        let name = shown(name);
+        text.push_str(&format!("not recovered: {name} in {backing}, which --from does not name\n"));
+    }
+    if let Some(kms) = &answer.kms {
         text.push_str(&format!(
-            "their keys say that {} wrapped them with the master key {}\n  do:  start the node and, if this is your KMS, \
+            "their keys say that {} wrapped them with {}\n  do:  start the node and, if this is your KMS, \
              give it a token: coffer fs kms set-vault <base-url> <master-key-name> --token-file FILE\n",
-            shown(base_url),
-            shown(master_key)
+            shown(&kms.base_url),
+            master_key(kms)
         ));
     }
-    for Kms { base_url, master_key } in &answer.other_kms {
+    for kms in &answer.other_kms {
+        let base_url = shown(&kms.base_url);
+        text.push_str(&format!("some need another too: {base_url} with {}\n", master_key(kms)));
+    }
+    for key in &answer.local_keys {
         text.push_str(&format!(
-            "some need another KMS too: {} with the master key {}\n",
-            shown(base_url),
-            shown(master_key)
+            "{key} stays, whatever KMS is set: what is not recovered may open under it\n  \
+             do:  erase it yourself once you know that nothing needs it\n"
         ));
+    }
+    text
+}
+
+fn master_key(kms: &Kms) -> String {
+    let mut text = format!("the master key {}", BytePath::new(kms.master_key.as_str()));
+    for (what, setting) in [("transit path", &kms.transit_path), ("namespace", &kms.namespace)] {
+        if let Some(setting) = setting {
+            text.push_str(&format!(", {what} {}", BytePath::new(setting.as_str())));
+        }
     }
     text
 }
@@ -262,22 +356,30 @@ mod tests {
     #[test]
     fn no_word_of_a_copy_upsets_a_terminal_or_looks_like_ours() {
         const EVIL: &str = "\x1b[2J\u{202e}\nrecovered nothing";
-        let kms = || Kms { base_url: EVIL.to_owned(), master_key: EVIL.to_owned() };
+        let kms = || Kms {
+            base_url: EVIL.to_owned(),
+            master_key: EVIL.to_owned(),
+            transit_path: Some(EVIL.to_owned()),
+            namespace: Some(EVIL.to_owned()),
+        };
         let answer = Answer {
             filesystems: vec![Found { name: "home".to_owned(), backing: BytePath::new(EVIL) }],
             renamed: vec![[EVIL.to_owned(), "recovered-1".to_owned()]],
             kms: Some(kms()),
             other_kms: vec![kms()],
             left_out: vec![LeftOut { path: BytePath::new(EVIL), why: EVIL.to_owned() }],
+            not_named: vec![Found { name: EVIL.to_owned(), backing: BytePath::new(EVIL) }],
             set_aside: Some(BytePath::new(EVIL)),
+            unreadable: Some(EVIL.to_owned()),
+            local_keys: vec![BytePath::new(EVIL)],
         };
         let shown = text(&answer);
         assert_eq!(
             shown.matches("\\x1B[2J\\xE2\\x80\\xAE\\x0Arecovered nothing").count(),
-            9,
+            17,
             "{shown}"
         );
         assert!(shown.lines().all(|line| !line.chars().any(char::is_control)), "{shown}");
-        assert_eq!(shown.lines().count(), 7, "{shown}");
+        assert_eq!(shown.lines().count(), 12, "{shown}");
     }
 }

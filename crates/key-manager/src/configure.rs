@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kms_core::{
     Commit, Credential, CredentialStatus, Finding, Kms, KmsConfig, KmsConfigId, KmsErrorKind,
-    KmsExt, MasterKey, Outcome, WrappedKey,
+    KmsExt, KmsProvider, MasterKey, Outcome, Record, WrappedKey,
 };
 
 use crate::error::listed;
@@ -58,15 +58,19 @@ impl KeyManager {
     /// token), it takes the place of the old one. Otherwise the keys move, as a job, and so do keys that yet another configuration
     /// wraps. A move that has not come to its end, because its target went away, ends with it.
     ///
+    /// After a recovery, or while keys move, several configurations are recorded. Where the new one opens what they wrapped it is
+    /// they, at a new place or with a new credential, and needs to open no more; its credential serves also those that are reached
+    /// in the same way and have none of their own. What it does not open is moved to it once its own KMS has been given a credential.
+    ///
     /// # Errors
     /// [`Error::Kms`] with what is missing; [`Error::NotAll`] when a key can't go along. Nothing is changed then.
     pub async fn set_kms(&self, new: NewKms) -> Result<Configured, Error> {
         let _act = self.begin_act().await;
         let old = self.current().await?;
+        let old_id = old.as_ref().map(|(_, old)| old.config.id);
         let (keys, unreadable) = self.key_entries().await?;
-        let id = old.as_ref().map_or_else(KmsConfigId::random, |(_, old)| old.config.id);
         let mut config = KmsConfig {
-            id,
+            id: old_id.unwrap_or_else(KmsConfigId::random),
             kind: new.kind,
             address: new.address,
             master_key: new.master_key,
@@ -75,14 +79,18 @@ impl KeyManager {
         let provider = Arc::clone(self.provider(&config.kind)?);
         let mut proof = provider.prove(&config, &new.credential).await?;
 
-        let takes_over = match &old {
-            Some((_, old)) => {
-                self.opens_as_it_lies(old, &config, proof.kms.as_ref(), &keys).await?
-            }
-            None => false,
+        let known = self.known_configs(&config, proof.kms.as_ref(), &keys).await?;
+        // If it is several of them, then above all the current one.
+        let same = known.iter().filter(|known| known.same).map(|known| known.record.config.id);
+        let same = same.min_by_key(|id| Some(*id) != old_id);
+        let takes_over = same.is_some() && same == old_id;
+        let id = match same {
+            Some(id) => id,
+            None if old.is_some() => KmsConfigId::random(),
+            None => config.id,
         };
-        if old.is_some() && !takes_over {
-            config.id = KmsConfigId::random();
+        if id != config.id {
+            config.id = id;
             proof.kms = provider.open(&config, &new.credential)?;
         }
         // Keys of yet other configurations go along, such as one under local wrapping.
@@ -91,8 +99,13 @@ impl KeyManager {
         let relocated = old.as_ref().is_none_or(|(_, old)| old.config != config);
         let job = ((relocated || others) && !keys.is_empty())
             .then(|| self.new_move(config.id, purpose, None));
-        if !takes_over {
-            self.check_all_open(&keys, &unreadable, "the KMS can't be changed").await?;
+        let given =
+            Given { provider: provider.as_ref(), config: &config, credential: &new.credential };
+        let (commit, mut clients) = self.serve_others(known, &given, old_id).await?;
+        clients.push(Arc::clone(&proof.kms));
+        // One that is recorded brings no key further from being opened.
+        if same.is_none() {
+            self.check_all_open(&keys, &unreadable, &clients, "the KMS can't be changed").await?;
         }
 
         let canary = make_canary(proof.kms.as_ref()).await?;
@@ -103,7 +116,7 @@ impl KeyManager {
             set_at: self.parts().clock.now(),
             kept: false,
         };
-        let mut commit = Commit::new()
+        let mut commit = commit
             .put(records::CURRENT, records::encode(&CurrentKms { config_id: config.id }))
             .put(records::config_key(config.id), records::encode(&record))
             .put(
@@ -121,7 +134,7 @@ impl KeyManager {
         }
         self.store().commit(commit).await.map_err(|e| changed(e, "the KMS configuration"))?;
         self.audit_superseded(superseded.as_ref());
-        self.keep_client(&proof.kms);
+        clients.iter().for_each(|kms| self.keep_client(kms));
         self.audit(
             "kms.configure",
             &config.id.to_string(),
@@ -166,7 +179,7 @@ impl KeyManager {
                 return Err(Error::Encrypted { count: filesystems.len(), names: names.join(", ") });
             }
             let (keys, unreadable) = self.key_entries().await?;
-            self.check_all_open(&keys, &unreadable, "the KMS can't be removed").await?;
+            self.check_all_open(&keys, &unreadable, &[], "the KMS can't be removed").await?;
             let local = self.local_config().await?;
             let record = self.new_move(local.config.id, Purpose::Downgrade, None);
             commit = put_job(commit, &record)?;
@@ -199,9 +212,11 @@ impl KeyManager {
         }
     }
 
-    /// The configuration for local wrapping, made if there is none, with its key in place.
+    /// The configuration for local wrapping, made if there is none, with its key in place. One whose key is kept wraps nothing more:
+    /// that key is never erased.
     pub(crate) async fn local_config(&self) -> Result<ConfigRecord, Error> {
-        let existing = self.configs().await?.into_iter().find(|c| c.config.kind == LOCAL);
+        let existing =
+            self.configs().await?.into_iter().find(|c| c.config.kind == LOCAL && !c.kept);
         let record = match existing {
             Some(record) => record,
             None => {
@@ -237,6 +252,69 @@ impl KeyManager {
             }
         }
         Ok((entries, unreadable))
+    }
+
+    /// The recorded configurations of this kind, as far as they can be read.
+    async fn known_configs(
+        &self,
+        new: &KmsConfig,
+        kms: &dyn Kms,
+        keys: &[KeyEntry],
+    ) -> Result<Vec<Known>, Error> {
+        let mut known = Vec::new();
+        for stored in records::all(self.store(), records::CONFIGS).await? {
+            let Ok(record) = records::decode::<ConfigRecord>(&stored) else { continue };
+            if record.config.kind == new.kind {
+                let same = self.opens_as_it_lies(&record, new, kms, keys).await?;
+                known.push(Known { stored, record, same });
+            }
+        }
+        Ok(known)
+    }
+
+    /// Gives those of the other recorded configurations that what is given serves too its credential, and the place of those that
+    /// are the same. Answers that as a commit, with a client for each.
+    async fn serve_others(
+        &self,
+        known: Vec<Known>,
+        given: &Given<'_>,
+        current: Option<KmsConfigId>,
+    ) -> Result<(Commit, Vec<Arc<dyn Kms>>), Error> {
+        let (mut commit, mut clients) = (Commit::new(), Vec::new());
+        for Known { stored, mut record, same } in known {
+            let id = record.config.id;
+            if id == given.config.id {
+                continue;
+            }
+            if same {
+                record.config = KmsConfig { id, ..given.config.clone() };
+            } else if !given.provider.reached_alike(&record.config, given.config)
+                || self.has_own_credential(id, current).await?
+            {
+                continue;
+            }
+            clients.push(given.provider.open(&record.config, given.credential)?);
+            let credential = CredentialRecord::of(given.credential);
+            commit = commit
+                .unchanged(&stored)
+                .put(stored.key, records::encode(&record))
+                .put(records::credential_key(id), records::encode(&credential));
+        }
+        Ok((commit, clients))
+    }
+
+    /// Whether a configuration has a credential, and one that it did not get with the current one.
+    async fn has_own_credential(
+        &self,
+        id: KmsConfigId,
+        current: Option<KmsConfigId>,
+    ) -> Result<bool, Error> {
+        let Some(own) = self.store().get(&records::credential_key(id)).await? else {
+            return Ok(false);
+        };
+        let Some(current) = current.filter(|current| *current != id) else { return Ok(true) };
+        let of_current = self.store().get(&records::credential_key(current)).await?;
+        Ok(of_current.is_none_or(|of_current| of_current.value != own.value))
     }
 
     /// Whether `kms` opens what the old configuration wrapped: the canary, and every key that opens at all. What nothing opens,
@@ -287,11 +365,13 @@ impl KeyManager {
         }
     }
 
-    /// Requires that every key is in memory or opens under its own configuration.
+    /// Requires that every key is in memory or opens under its own configuration, asked by the one of `clients` that is made for it or
+    /// else as it was set.
     async fn check_all_open(
         &self,
         keys: &[KeyEntry],
         unreadable: &[Error],
+        clients: &[Arc<dyn Kms>],
         act: &'static str,
     ) -> Result<(), Error> {
         let closed: Vec<&WrappedKey> = keys
@@ -309,7 +389,12 @@ impl KeyManager {
                 continue;
             }
             let mut shut: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-            let answers = match self.kms(config.id).await {
+            let given = clients.iter().find(|kms| kms.config().id == config.id);
+            let kms = match given {
+                Some(kms) => Ok(Arc::clone(kms)),
+                None => self.kms(config.id).await,
+            };
+            let answers = match kms {
                 Ok(kms) => kms.unwrap_keys(&wrapped).await.map_err(Error::from),
                 Err(error) => Err(error),
             };
@@ -325,7 +410,11 @@ impl KeyManager {
                 shut.entry(error).or_default().extend(names.map(|site| site.name.as_str()));
             }
             why.extend(shut.into_iter().map(|(error, names)| {
-                format!("{}, wrapped by {}: {error}", listed(&names, 20), described(&config))
+                format!(
+                    "{}, wrapped by {}: {error}",
+                    listed(&names, 20),
+                    described(&config, given.is_some())
+                )
             }));
         }
         if failed == 0 {
@@ -336,13 +425,29 @@ impl KeyManager {
     }
 }
 
-/// What wraps a key now. A new token for the same address is not the one that it is asked with.
-fn described(config: &KmsConfig) -> String {
+/// A configuration that is given.
+struct Given<'a> {
+    provider: &'a dyn KmsProvider,
+    config: &'a KmsConfig,
+    credential: &'a Credential,
+}
+
+/// A configuration that is recorded already.
+struct Known {
+    stored: Record,
+    record: ConfigRecord,
+    /// Whether the one that is given opens what it wrapped.
+    same: bool,
+}
+
+/// What wraps a key now, and how it was asked: a new token for the same address is for its own keys, unless there was none.
+fn described(config: &KmsConfig, with_given: bool) -> String {
+    let how = match with_given {
+        true => "asked with the token that is given now",
+        false => "which was asked as it was set before, with the token of then",
+    };
     match config.address.as_str() {
         "" => "the local key".to_owned(),
-        address => format!(
-            "{:?} at {address}, which was asked as it was set before, with the token of then",
-            config.master_key
-        ),
+        address => format!("{:?} at {address}, {how}", config.master_key),
     }
 }

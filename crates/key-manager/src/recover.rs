@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use kms_core::{Clock, Commit, KeyEnvelope, KeyStore, KmsConfig, KmsConfigId};
+use kms_core::{Clock, Commit, KeyEnvelope, KeyStore, KmsConfig, WrappedKey};
 
 use crate::filesystems::LOCAL;
 use crate::records::{self, ConfigRecord, CurrentKms, FilesystemRecord, FilesystemState, KeyEntry};
@@ -13,7 +13,7 @@ use crate::{Error, FilesystemName};
 #[derive(Debug, Clone, Default)]
 pub struct Recovered {
     /// The filesystems, with the names that they have now.
-    pub filesystems: Vec<(FilesystemName, PathBuf)>,
+    pub filesystems: Vec<FilesystemRecord>,
     /// Filesystems whose name was taken or not valid, and what they are called now.
     pub renamed: Vec<(String, FilesystemName)>,
     /// The KMS that is set; its token has to be given anew (`coffer fs kms set-vault`).
@@ -27,7 +27,11 @@ pub struct Recovered {
 /// Writes the records of these filesystems into an empty store.
 ///
 /// Each backing directory comes with the envelope that lies in it. Tokens are in no envelope: the KMS that most keys name becomes
-/// the current one, without a token. Two directories with one key are both taken: one was made from the other.
+/// the current one, without a token. Two directories with one key are both taken: one was made from the other. Configurations of
+/// other nodes, or of other times, that say the same are one.
+///
+/// No local key is ever erased that any of them names: what was forgotten or is not among these directories may open under it
+/// too, and this store does not know of it.
 ///
 /// # Errors
 /// [`Error::Exists`] when the store is not empty; [`Error::Store`].
@@ -40,7 +44,7 @@ pub async fn rebuild(
         return Err(Error::Exists { what: "a key store with records in it".into() });
     }
     let mut recovered = Recovered::default();
-    let mut configs: BTreeMap<KmsConfigId, (KmsConfig, usize)> = BTreeMap::new();
+    let mut configs: Vec<(KmsConfig, usize)> = Vec::new();
     let mut entries: BTreeMap<kms_core::KeyId, KeyEntry> = BTreeMap::new();
     let mut filesystems: BTreeMap<FilesystemName, FilesystemRecord> = BTreeMap::new();
     let mut seen = BTreeSet::new();
@@ -53,14 +57,18 @@ pub async fn rebuild(
             continue;
         }
         let key_id = envelope.wrapped.key_id;
-        let config = configs
-            .entry(envelope.wrapped.config_id)
-            .or_insert_with(|| (KmsConfig { id: envelope.wrapped.config_id, ..envelope.kms }, 0));
-        config.1 += 1;
+        let config = KmsConfig { id: envelope.wrapped.config_id, ..envelope.kms };
+        let known = configs.iter().position(|(known, _)| are_one(known, &config));
+        let known = known.unwrap_or_else(|| {
+            configs.push((config, 0));
+            configs.len() - 1
+        });
+        let (config, keys) = &mut configs[known];
+        *keys += 1;
         // The mark is all that tells of the past; that a key lies under local wrapping now shows without it.
         let entry = KeyEntry {
-            wrapped: envelope.wrapped,
-            exposed: envelope.exposed || config.0.kind == LOCAL,
+            wrapped: WrappedKey { config_id: config.id, ..envelope.wrapped },
+            exposed: envelope.exposed || config.kind == LOCAL,
             revision: envelope.revision,
         };
         let newest = entries.entry(key_id).or_insert_with(|| entry.clone());
@@ -72,7 +80,6 @@ pub async fn rebuild(
         if name.as_str() != envelope.filesystem {
             recovered.renamed.push((envelope.filesystem, name.clone()));
         }
-        recovered.filesystems.push((name.clone(), backing.clone()));
         let record = FilesystemRecord {
             name: name.clone(),
             key_id,
@@ -81,21 +88,22 @@ pub async fn rebuild(
             state: FilesystemState::Ready,
             held: false,
         };
+        recovered.filesystems.push(record.clone());
         filesystems.insert(name, record);
     }
 
     let mut commit = Commit::new();
-    for (config, _) in configs.values() {
+    for (config, _) in &configs {
         let record = ConfigRecord {
             config: config.clone(),
             canary: None,
             versions: BTreeMap::new(),
             set_at: clock.now(),
-            kept: false,
+            kept: config.kind == LOCAL,
         };
         commit = commit.put(records::config_key(config.id), records::encode(&record));
     }
-    let kms = configs.values().filter(|(config, _)| config.kind != LOCAL);
+    let kms = configs.iter().filter(|(config, _)| config.kind != LOCAL);
     if let Some((current, _)) = kms.clone().max_by_key(|(_, keys)| *keys) {
         let pointer = CurrentKms { config_id: current.id };
         commit = commit.put(records::CURRENT, records::encode(&pointer));
@@ -114,16 +122,18 @@ pub async fn rebuild(
     Ok(recovered)
 }
 
-/// The filesystems that a store has, and where they lie. Records that can't be read are passed over.
+/// The filesystems that a store has. Records that can't be read are passed over.
 ///
 /// # Errors
 /// [`Error::Store`].
-pub async fn recorded_filesystems(
-    store: &dyn KeyStore,
-) -> Result<Vec<(FilesystemName, PathBuf)>, Error> {
+pub async fn recorded_filesystems(store: &dyn KeyStore) -> Result<Vec<FilesystemRecord>, Error> {
     let records = records::all(store, records::FILESYSTEMS).await?;
-    let read = records.iter().filter_map(|r| records::decode::<FilesystemRecord>(r).ok());
-    Ok(read.map(|fs| (fs.name, fs.backing)).collect())
+    Ok(records.iter().filter_map(|record| records::decode(record).ok()).collect())
+}
+
+/// Whether what one wrapped the other opens. The local ones have nothing but their ids, which name their keys.
+fn are_one(one: &KmsConfig, other: &KmsConfig) -> bool {
+    one.id == other.id || one.kind != LOCAL && *one == KmsConfig { id: one.id, ..other.clone() }
 }
 
 /// The name itself, or with the key's id behind it when it is taken or not valid.

@@ -149,6 +149,12 @@ pub trait KmsProvider: fmt::Debug + Send + Sync {
     /// random probe. A failure names the permission and the path that are missing, and how to grant them.
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError>;
 
+    /// Whether both lead to the same place in the same way, so that what shows one who we are may be shown to the other: they
+    /// differ in the master key at most, and in where that lies there. Asks nobody.
+    fn reached_alike(&self, one: &KmsConfig, other: &KmsConfig) -> bool {
+        one.address == other.address && one.settings == other.settings
+    }
+
     /// Makes what must lie on this machine before the configuration can be used (local wrapping: its key file).
     /// Durable on `Ok`; doing it twice does no harm. A KMS that keeps nothing here has nothing to do.
     async fn provision(&self, _config: &KmsConfig) -> Result<(), KmsError> {

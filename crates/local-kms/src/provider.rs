@@ -40,6 +40,11 @@ impl LocalProvider {
         }
     }
 
+    /// Where the key of a configuration lies.
+    pub fn key_file(&self, id: KmsConfigId) -> PathBuf {
+        key_file::path(&self.dir, id)
+    }
+
     /// Makes the key of a configuration. On return it survives a power cut, so that whatever is
     /// wrapped under it can be opened again; after an error or a crash there is a whole key or none.
     ///

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::late::{Gate, Late};
 use async_trait::async_trait;
 use kms_core::{
-    Ciphertext, Credential, CredentialStatus, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
+    Auth, Ciphertext, Credential, CredentialStatus, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
     KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, UnixMillis,
 };
 
@@ -53,6 +53,13 @@ impl FakeProvider {
         let mut servers = self.servers.lock().unwrap();
         let mark = (servers.len() as u64 + 1) * 1000;
         servers.entry(address.to_owned()).or_insert_with(|| FakeServer::new(mark)).clone()
+    }
+
+    /// The one that has this master key; `<address>/<master key>`, where a test made it, is another one than the address's own.
+    fn server_of(&self, config: &KmsConfig) -> FakeServer {
+        let own = format!("{}/{}", config.address, config.master_key);
+        let known = self.servers.lock().unwrap().get(&own).cloned();
+        known.unwrap_or_else(|| self.server(&config.address))
     }
 
     /// Lets another address lead to the same server.
@@ -177,8 +184,11 @@ impl KmsProvider for FakeProvider {
         Self::KIND
     }
 
-    fn open(&self, config: &KmsConfig, _: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
-        Ok(Arc::new(FakeKms { config: config.clone(), server: self.server(&config.address) }))
+    fn open(&self, config: &KmsConfig, credential: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
+        if matches!(credential.auth, Auth::None) {
+            return Err(KmsError::new(KmsErrorKind::Invalid, "no token is known"));
+        }
+        Ok(Arc::new(FakeKms { config: config.clone(), server: self.server_of(config) }))
     }
 
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {

@@ -1,6 +1,6 @@
 //! Which Vault, and which key in it: a [`KmsConfig`] whose every part has been checked.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use kms_core::{KmsConfig, KmsError, KmsErrorKind};
 use url::{Host, Url};
@@ -99,6 +99,12 @@ impl VaultConfig {
         self.base.origin().ascii_serialization()
     }
 
+    /// Whether a token for the other one may be sent here: the same URL and namespace, with the same certificates trusted.
+    pub(crate) fn is_reached_as(&self, other: &Self) -> bool {
+        let transit_path = self.transit_path.clone();
+        *self == Self { master_key: self.master_key.clone(), transit_path, ..other.clone() }
+    }
+
     /// The master key's name.
     pub fn master_key(&self) -> &str {
         &self.master_key
@@ -135,6 +141,17 @@ impl VaultConfig {
             segments.pop_if_empty().push("v1").extend(path.split('/'));
         }
         url
+    }
+}
+
+/// Which Vault, for a message.
+impl fmt::Display for VaultConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the Vault at {}", self.origin())?;
+        match &self.namespace {
+            Some(namespace) => write!(f, ", namespace {namespace}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -281,6 +298,25 @@ mod tests {
 
     fn parse(address: &str, settings: &[(&str, &str)]) -> Result<VaultConfig, KmsError> {
         VaultConfig::parse(&config(address, "k", settings))
+    }
+
+    #[test]
+    fn what_is_reached_alike() {
+        let parse = |address, key, settings| VaultConfig::parse(&config(address, key, settings));
+        let one = parse("https://v:8200", "k", &[("namespace", "a")]).unwrap();
+        let alike = parse("https://V:8200/", "l", &[("namespace", "/a/"), ("transit_path", "t")]);
+        assert!(one.is_reached_as(&alike.unwrap()));
+        for (address, settings) in [
+            ("https://v:8201", &[("namespace", "a")][..]),
+            ("https://v:8200/base", &[("namespace", "a")]),
+            ("https://v:8200", &[]),
+            ("https://v:8200", &[("namespace", "b")]),
+            ("https://v:8200", &[("namespace", "a"), ("ca_cert", "pem")]),
+            ("https://v:8200", &[("namespace", "a"), ("allow_http", "true")]),
+        ] {
+            let other = parse(address, "k", settings).unwrap();
+            assert!(!one.is_reached_as(&other), "{address} {settings:?}");
+        }
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Session {
             _ => {
                 return Err(KmsError::new(
                     KmsErrorKind::Invalid,
-                    format!("no token is known for the Vault at {}", config.origin()),
+                    format!("no token is known for the master key {:?} in {config}", config.master_key()),
                 )
                 .cure("make one (vault token create -role=<role>) and give it with coffer fs kms set-vault"));
             }

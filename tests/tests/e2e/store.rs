@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coffer_tests::kms::{Kind, Kms};
+use coffer_tests::kms::{KEY, Kind, Kms, policy};
 use coffer_tests::node::Place;
 use testkit::tree;
 
@@ -183,23 +183,111 @@ fn largest(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn recover_says_what_of_a_sound_store_it_does_not_find_again() {
+fn recover_says_what_it_does_not_find_again() {
     let place = Place::new();
     let node = place.start();
     for name in ["home", "projects"] {
         place.ok(&["fs", "create", name, "--allow-no-kms"]);
     }
     node.stop();
-    let (state, home) = (place.state(), place.state().join("filesystems/home"));
-    let partly =
-        place.coffer(&["recover", "--from", text(&home), "--state-dir", text(&state)]).expect(8);
+    let (state, both) = (place.state(), place.state().join("filesystems"));
+    let recover = |place: &Place, from: &Path| {
+        place.coffer(&["recover", "--from", text(from), "--state-dir", text(&place.state())])
+    };
+    let partly = recover(&place, &both.join("home")).expect(8);
     assert!(partly.stdout.contains("recovered home in"), "{partly:?}");
-    assert!(partly.stdout.contains("projects, which the store had"), "{partly:?}");
+    let not_recovered = format!("not recovered: projects in {}", text(&both.join("projects")));
+    assert!(partly.stdout.contains(&not_recovered), "{partly:?}");
+    assert!(!partly.stderr.contains("could not be read"), "{partly:?}");
+    assert!(partly.stderr.contains("name the others with --from too"), "{partly:?}");
     // What one that was killed left is in nobody's way.
     fs::create_dir(state.join("store.new")).unwrap();
     fs::write(state.join("store.new/generation"), "half").unwrap();
-    let both = state.join("filesystems");
+    recover(&place, &both).expect(0);
+
+    // What is recovered from its new place is not missed at the old one.
+    let moved = place.path("moved");
+    fs::rename(&both, &moved).unwrap();
+    recover(&place, &moved).expect(0);
+    fs::rename(&moved, &both).unwrap();
+    recover(&place, &both).expect(0);
+
+    // A store that does not tell what it had: then what lies in the usual place is told.
+    let largest = largest(&state.join("store"));
+    fs::write(largest, b"").unwrap();
+    let partly = recover(&place, &both.join("home")).expect(8);
+    assert!(partly.stdout.contains("that store can't be read"), "{partly:?}");
+    assert!(partly.stdout.contains(&not_recovered), "{partly:?}");
+}
+
+#[test]
+fn a_local_key_that_was_there_before_a_recover_stays() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let node = place.start();
+    for name in ["home", "projects"] {
+        place.ok(&["fs", "create", name, "--allow-no-kms"]);
+    }
+    place.ok(&["fs", "delete", "projects", "--forget", "--yes"]);
+    node.stop();
+    let (state, both) = (place.state(), place.state().join("filesystems"));
+    let home = ["recover", "--from", text(&both.join("home")), "--state-dir", text(&state)]
+        .map(str::to_owned);
+    let said = place.ok(&home);
+    let local_key = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path());
+    let local_key = local_key.into_iter().find(|path| text(path).ends_with(".key")).unwrap();
+    assert!(said.contains(&format!("{} stays", text(&local_key))), "{said}");
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "kms", "rewrap"]);
+    assert!(local_key.exists());
+    node.stop();
     place.ok(&["recover", "--from", text(&both), "--state-dir", text(&state)]);
+    let _node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "ls", "projects"]);
+    assert!(local_key.exists());
+}
+
+#[test]
+fn filesystems_of_several_nodes_and_master_keys_of_one_vault_are_opened_together() {
+    const OTHER: &str = "other-key";
+    for (kind, first) in [(Kind::Oldest, KEY), (Kind::Newest, OTHER)] {
+        let kms = Kms::start(kind);
+        kms.admin().write(&format!("transit/keys/{OTHER}"), &serde_json::json!({}));
+        let new = Place::new();
+        let token = new.path("token");
+        fs::write(&token, kms.token_for(&format!("{}{}", policy(KEY), policy(OTHER)))).unwrap();
+        let set = |place: &Place, key: &str| {
+            place.ok(&["fs", "kms", "set-vault", kms.url(), key, "--token-file", text(&token)])
+        };
+        for (name, key) in [("a", KEY), ("b", KEY), ("c", OTHER)] {
+            let place = Place::new();
+            let node = place.start();
+            set(&place, key);
+            let backing = new.path(&format!("backing-{name}"));
+            place.ok(&["fs", "create", name, "--backing", text(&backing)]);
+            node.stop();
+        }
+        let mut recover = vec!["recover".to_owned()];
+        for name in ["a", "b", "c"] {
+            recover.extend([
+                "--from".to_owned(),
+                text(&new.path(&format!("backing-{name}"))).to_owned(),
+            ]);
+        }
+        recover.extend(["--state-dir".to_owned(), text(&new.state()).to_owned()]);
+        let said = new.ok(&recover);
+        assert_eq!(said.matches(kms.url()).count(), 2, "each master key once: {said}");
+        let _node = new.start();
+        set(&new, first);
+        for name in ["a", "b", "c"] {
+            assert_eq!(new.json(&["fs", "show", name])["state"], "unlocked", "{name}");
+        }
+        let keys = &new.json(&["fs", "kms"])["keys"];
+        assert_eq!(keys.as_array().unwrap().len(), 1, "{keys}");
+        assert_eq!((&keys[0]["master_key"], &keys[0]["keys"]), (&first.into(), &3.into()));
+    }
 }
 
 #[test]

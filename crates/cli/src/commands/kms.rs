@@ -161,9 +161,9 @@ fn change_text(change: &KmsChange) -> String {
     text
 }
 
-/// The store's files keep what was deleted until the space is used again.
-const REVOKE: &str = "the token is forgotten here; revoke it in Vault: vault token revoke <the token>, \
-                      or vault token revoke -accessor <its accessor>\n";
+/// The store's files keep what was deleted until the space is used again, and a store that `recover` set aside keeps it for good.
+const REVOKE: &str = "the token is not used any more, and may still lie on this node's disk; revoke it in Vault: \
+                      vault token revoke <the token>, or vault token revoke -accessor <its accessor>\n";
 
 fn text(kms: &Kms) -> String {
     let mut lines = kms.configured.as_ref().map(details).unwrap_or_default();

@@ -234,8 +234,8 @@ fn a_downgrade_is_confirmed_and_then_watched() {
     let ran = node.run(&["fs", "kms", "unset", "--allow-downgrade", "--yes"]);
     assert_eq!(
         ran.stdout,
-        "every key moves under local wrapping\nthe token is forgotten here; revoke it in Vault: vault token revoke <the token>, \
-         or vault token revoke -accessor <its accessor>\n\
+        "every key moves under local wrapping\nthe token is not used any more, and may still lie on this node's disk; revoke it in Vault: \
+         vault token revoke <the token>, or vault token revoke -accessor <its accessor>\n\
          warning: coffer-key can be deleted\n  do:  forbid it\n\
          put the keys under local wrapping: 2 keys\n"
     );

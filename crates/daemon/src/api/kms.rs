@@ -273,7 +273,7 @@ pub(crate) fn view(
     }
     Kms {
         configured: details,
-        keys: in_use.versions.iter().map(counted).collect(),
+        keys: counted(&in_use.versions),
         exposed_keys: exposed.len() as u64,
         findings: found,
     }
@@ -290,16 +290,30 @@ pub(crate) fn copy_out_of_reach(name: &FilesystemName, why: &str) -> Finding {
     )
 }
 
-fn counted(count: &key_manager::VersionCount) -> VersionCount {
-    let key_manager::VersionCount { config, version, keys, canary } = count;
-    let master_key = if config.kind == VAULT { config.master_key.clone() } else { String::new() };
-    VersionCount {
-        kind: config.kind.clone(),
-        master_key,
-        version: version.0,
-        keys: *keys,
-        canary: *canary,
+/// Each version of each master key once: after a recovery, and while keys move, several configurations can have it.
+fn counted(counts: &[key_manager::VersionCount]) -> Vec<VersionCount> {
+    let mut counted: Vec<VersionCount> = Vec::new();
+    for key_manager::VersionCount { config, version, keys, canary } in counts {
+        let KmsConfig { kind, master_key, .. } = config.clone();
+        let master_key = if kind == VAULT { master_key } else { String::new() };
+        let this = |count: &&mut VersionCount| {
+            (&count.kind, &count.master_key, count.version) == (&kind, &master_key, version.0)
+        };
+        match counted.iter_mut().find(this) {
+            Some(count) => {
+                count.keys += keys;
+                count.canary |= canary;
+            }
+            None => counted.push(VersionCount {
+                kind,
+                master_key,
+                version: version.0,
+                keys: *keys,
+                canary: *canary,
+            }),
+        }
     }
+    counted
 }
 
 fn setting(config: &KmsConfig, name: &str) -> Option<String> {
@@ -321,4 +335,31 @@ fn carry_on(finding: kms_core::Finding) -> Finding {
 
 fn finding(code: &str, what: &str, cure: &str) -> Finding {
     Finding { code: code.to_owned(), what: what.to_owned(), cure: cure.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_core::{KeyVersion, KmsConfigId};
+
+    use super::*;
+
+    #[test]
+    fn a_version_of_a_master_key_is_counted_once() {
+        let count = |master_key: &str, version, keys, canary| key_manager::VersionCount {
+            config: KmsConfig {
+                id: KmsConfigId::random(),
+                kind: VAULT.to_owned(),
+                address: "https://v".to_owned(),
+                master_key: master_key.to_owned(),
+                settings: BTreeMap::new(),
+            },
+            version: KeyVersion(version),
+            keys,
+            canary,
+        };
+        let counts = [count("k", 1, 2, false), count("k", 2, 1, false), count("k", 1, 3, true)];
+        let counted = counted(&counts);
+        let counted: Vec<_> = counted.iter().map(|n| (n.version, n.keys, n.canary)).collect();
+        assert_eq!(counted, [(1, 5, true), (2, 1, false)]);
+    }
 }

@@ -1,13 +1,15 @@
 //! A store that is lost, and rebuilt from the backing directories.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use key_manager::{Error, rebuild};
+use key_manager::{Error, KeyManager, NewKms, Recovered, rebuild};
 use kms_core::{KeyEnvelope, KeyStore as _, KmsErrorKind};
 use testkit::clock::ManualClock;
+use testkit::fake_kms::FakeProvider;
 use testkit::fake_store::FakeStore;
 
-use crate::world::{Acts, World, name};
+use crate::world::{Acts, NoControl, World, name, vault};
 
 fn found(world: &World) -> Vec<(PathBuf, KeyEnvelope)> {
     world.headers.files.lock().unwrap().clone().into_iter().collect()
@@ -57,7 +59,153 @@ async fn what_lay_under_local_wrapping_moves_to_the_kms_that_is_set() {
     assert!(node.unlock_all().await.unwrap().is_empty());
     let statuses = node.filesystem_statuses().await.unwrap();
     assert!(statuses.iter().all(|s| s.wrapped_by.as_ref().unwrap().address == "http://a"));
-    assert_eq!(world.local.keys(), 0);
+}
+
+#[tokio::test]
+async fn no_local_key_of_before_is_erased() {
+    let mut world = World::new();
+    let node = world.node().await;
+    for fs in ["forgotten", "left-out", "x"] {
+        node.create(fs).await.unwrap();
+    }
+    node.forget_filesystem(&name("forgotten")).await.unwrap();
+    drop(node);
+    let all = found(&world);
+    let named = all.iter().filter(|(_, envelope)| envelope.filesystem == "x").cloned().collect();
+    world.store = FakeStore::default();
+    rebuild(&world.store, &ManualClock::default(), named).await.unwrap();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    assert_eq!(world.local.keys(), 1);
+    // What is wrapped locally from now on has a key that goes with it, and not the one that stays.
+    node.downgrade().await.unwrap();
+    assert_eq!(world.local.keys(), 2);
+    node.set("http://a").await.unwrap();
+    assert_eq!(world.local.keys(), 1);
+    drop(node);
+
+    world.store = FakeStore::default();
+    rebuild(&world.store, &ManualClock::default(), found(&world)).await.unwrap();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    assert_eq!(world.local.keys(), 1);
+}
+
+/// Puts the filesystems of nodes that know nothing of each other into one store: one filesystem for each way to a KMS.
+async fn of_several_nodes(ways: &[(&str, NewKms)], world: &mut World) -> (KeyManager, Recovered) {
+    for (fs, way) in ways {
+        world.store = FakeStore::default();
+        let node = world.node().await;
+        node.set_kms(way.clone()).await.unwrap();
+        node.create(fs).await.unwrap();
+    }
+    world.store = FakeStore::default();
+    let recovered = rebuild(&world.store, &ManualClock::default(), found(world)).await.unwrap();
+    (world.node().await, recovered)
+}
+
+/// Sets the KMS, runs the move, and requires that all is open and under this one configuration, in the copies too.
+async fn set_opens_all(node: &KeyManager, world: &World, new: NewKms) {
+    let set = node.set_kms(new).await.unwrap();
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    if let Some(job) = set.job {
+        node.run(job).await.unwrap();
+    }
+    assert!(node.settle_copies().await.unwrap().is_empty());
+    for (_, envelope) in found(world) {
+        assert_eq!((envelope.wrapped.config_id, envelope.kms), (set.config.id, set.config.clone()));
+    }
+    assert_eq!(world.store.list("kms/config/", None, 9).await.unwrap().records.len(), 1);
+    node.forget_keys();
+    assert!(node.unlock_all().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn configurations_that_say_the_same_are_one() {
+    let mut world = World::new();
+    let ways = [("x", vault("http://a")), ("y", vault("http://a"))];
+    let (node, recovered) = of_several_nodes(&ways, &mut world).await;
+    let ids: BTreeSet<_> = found(&world).iter().map(|(_, e)| e.wrapped.config_id).collect();
+    assert_eq!(ids.len(), 2);
+    assert_eq!(recovered.others, []);
+    let asked = world.kms.server("http://a").asked("wrap");
+    set_opens_all(&node, &world, vault("http://a")).await;
+    let probes = 2;
+    assert!(world.kms.server("http://a").asked("wrap") <= asked + probes, "no key had to move");
+}
+
+#[tokio::test]
+async fn several_master_keys_of_one_kms_need_one_token() {
+    let other = |address: &str| NewKms { master_key: "other".into(), ..vault(address) };
+    for first in [vault("http://a"), other("http://a")] {
+        let mut world = World::new();
+        world.kms.server("http://a");
+        world.kms.server("http://a/other");
+        let ways = [("x", vault("http://a")), ("y", other("http://a")), ("z", other("http://a"))];
+        let (node, recovered) = of_several_nodes(&ways, &mut world).await;
+        assert_eq!(recovered.kms.unwrap().master_key, "other");
+        assert_eq!(recovered.others.len(), 1);
+        set_opens_all(&node, &world, first).await;
+    }
+}
+
+#[tokio::test]
+async fn one_kms_under_two_names_is_one_even_if_no_name_leads_there_any_more() {
+    for new in ["http://a", "http://b", "http://new"] {
+        let mut world = World::new();
+        let server = world.kms.server("http://a");
+        for name in ["http://b", "http://new"] {
+            world.kms.alias(name, &server);
+        }
+        let ways = [("x", vault("http://a")), ("y", vault("http://b")), ("z", vault("http://b"))];
+        let (node, _) = of_several_nodes(&ways, &mut world).await;
+        for gone in ["http://a", "http://b"].into_iter().filter(|name| *name != new) {
+            let nothing = FakeProvider::default().server(gone);
+            nothing.set_down(Some(KmsErrorKind::Unreachable));
+            world.kms.alias(gone, &nothing);
+        }
+        set_opens_all(&node, &world, vault(new)).await;
+    }
+}
+
+#[tokio::test]
+async fn several_kms_are_given_their_tokens_one_after_the_other() {
+    let mut world = World::new();
+    let ways = ["http://a", "http://b", "http://c"].map(|address| (&address[7..], vault(address)));
+    let (node, _) = of_several_nodes(&ways, &mut world).await;
+    let mut open = 0;
+    for (fs, way) in &ways {
+        let set = node.set_kms(way.clone()).await.unwrap();
+        assert_eq!(set.config.address, way.address);
+        let locked = node.unlock_all().await.unwrap();
+        node.bytes(fs).await;
+        open += 1;
+        assert_eq!(locked.len(), ways.len() - open, "{locked:?}");
+        let moved = node.run_move(set.job.unwrap(), &NoControl).await;
+        assert_eq!(moved.is_ok(), locked.is_empty(), "{moved:?}");
+    }
+    set_opens_all(&node, &world, vault("http://a")).await;
+}
+
+#[tokio::test]
+async fn a_token_is_shown_to_no_other_place() {
+    let mut world = World::new();
+    let elsewhere = NewKms { settings: [("ca".into(), "mine".into())].into(), ..vault("http://a") };
+    let elsewhere = NewKms { master_key: "other".into(), ..elsewhere };
+    world.kms.server("http://a/other");
+    let ways = [
+        ("x", vault("http://a")),
+        ("most", vault("http://a")),
+        ("y", elsewhere),
+        ("z", vault("http://b")),
+    ];
+    let (node, _) = of_several_nodes(&ways, &mut world).await;
+    node.set_kms(vault("http://a")).await.unwrap();
+    let locked = node.unlock_all().await.unwrap();
+    let locked: BTreeSet<_> = locked.iter().map(|(fs, _)| fs.as_str()).collect();
+    assert_eq!(locked, ["y", "z"].into());
 }
 
 #[tokio::test]
@@ -130,7 +278,7 @@ async fn clashes_newer_formats_and_copies_are_named() {
     ];
     let recovered = rebuild(&store, &ManualClock::default(), found).await.unwrap();
     assert_eq!(recovered.filesystems.len(), 3);
-    assert_eq!(recovered.filesystems[0].0, name("x"));
+    assert_eq!(recovered.filesystems[0].name, name("x"));
     assert_eq!(recovered.renamed.len(), 2);
     assert_eq!(recovered.left_out.len(), 1);
     assert!(recovered.left_out[0].1.contains("newer"));
