@@ -145,6 +145,27 @@ pub struct Finding {
     pub cure: String,
 }
 
+/// What would fail if something were taken away in the KMS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsImpact {
+    /// What would be taken away, in words.
+    pub what: String,
+    /// Filesystems that are unlocked and go on until the node ends.
+    pub go_on: Vec<String>,
+    /// Filesystems that are locked now and can't be unlocked any more.
+    pub shut_now: Vec<String>,
+    /// Filesystems that a node that starts can't unlock.
+    pub shut_at_start: Vec<String>,
+    /// Filesystems that have nothing to do with it.
+    pub untouched: Vec<String>,
+    /// Filesystems with a copy of their wrapped key that is out of reach or behind, so that what it needs is not known.
+    pub unknown: Vec<String>,
+    /// Whether new filesystems can't be made, and keys not be wrapped anew.
+    pub stops_wrapping: bool,
+    /// What undoes it, or saves what can be saved.
+    pub cure: String,
+}
+
 /// What a check of the KMS found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KmsCheck {

@@ -339,8 +339,28 @@ says of it.
 Example:
   coffer fs kms check")]
     Check,
+    /// Tell what would fail, now and at the next start, if something were taken away in Vault. Changes nothing
+    #[command(after_help = "\
+Examples:
+  coffer fs kms impact --revoke-token
+  coffer fs kms impact --min-version 3")]
+    Impact(Impact),
     /// Print the policy that a token for a master key needs, and nothing beyond it. Asks nobody
     Policy(Policy),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Impact {
+    /// The token, or the login, that the node has
+    #[arg(long)]
+    pub(crate) revoke_token: bool,
+    /// The master key
+    #[arg(long)]
+    pub(crate) delete_key: bool,
+    /// All versions of the master key below this one (min_decryption_version)
+    #[arg(long, value_name = "N")]
+    pub(crate) min_version: Option<u64>,
 }
 
 /// Print the policy that a token for a master key needs, and nothing beyond it. Asks nobody

@@ -7,6 +7,7 @@ mod credentials;
 mod damage;
 mod docs;
 mod documents;
+mod impact;
 mod jobs;
 mod key_versions;
 mod kms_faults;

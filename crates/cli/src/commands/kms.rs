@@ -1,17 +1,17 @@
-//! `coffer fs kms`, `set-vault`, `unset`, `rewrap`, `check`
+//! `coffer fs kms`, `set-vault`, `unset`, `rewrap`, `check`, `impact`
 
 use std::path::Path;
 
 use admin_api::{
-    Change, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck, KmsDetails, Problem,
-    VersionCount, paths,
+    Change, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck, KmsDetails,
+    KmsImpact, Problem, VersionCount, paths,
 };
 
 use super::job::outcome;
 use super::{Context, findings_text};
 use crate::console::Output;
 use crate::files::read_text;
-use crate::grammar::{KmsCommand, SetVault};
+use crate::grammar::{Impact, KmsCommand, SetVault};
 use crate::secret;
 use crate::show::{count, fields, span, under};
 
@@ -37,6 +37,16 @@ pub(super) async fn run(
             let check: KmsCheck = context.client.post(paths::CHECK, &()).await?;
             context.answer(&check, check_text);
             Ok(check.exit)
+        }
+        Some(KmsCommand::Impact(of)) => {
+            let query = match of {
+                Impact { min_version: Some(below), .. } => format!("of=versions&below={below}"),
+                Impact { delete_key: true, .. } => "of=key".to_owned(),
+                Impact { .. } => "of=token".to_owned(),
+            };
+            let impact: KmsImpact =
+                context.client.get(&format!("{}?{query}", paths::IMPACT)).await?;
+            Ok(context.answer(&impact, impact_text))
         }
         // The binary does it: only it knows Vault.
         Some(KmsCommand::Policy(_)) => Ok(Exit::Done),
@@ -140,6 +150,36 @@ fn check_text(check: &KmsCheck) -> String {
         _ => format!("{}, {}\n", count(failed, "failure"), count(warnings, "warning")),
     });
     text
+}
+
+fn impact_text(impact: &KmsImpact) -> String {
+    const NAMED: usize = 20;
+    let listed = |names: &[String]| {
+        let shown = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        match names.len() {
+            0 => "none".to_owned(),
+            n if n > NAMED => format!("{n}: {shown}, …"),
+            n => format!("{n}: {shown}"),
+        }
+    };
+    let mut lines = vec![
+        ("if", impact.what.clone()),
+        ("go on while the node runs", listed(&impact.go_on)),
+        ("can't be unlocked now", listed(&impact.shut_now)),
+        ("can't be unlocked at a start", listed(&impact.shut_at_start)),
+        ("not touched", listed(&impact.untouched)),
+    ];
+    if !impact.unknown.is_empty() {
+        lines.push((
+            "not known",
+            format!("{} (a copy of the key is out of reach)", listed(&impact.unknown)),
+        ));
+    }
+    if impact.stops_wrapping {
+        lines.push(("besides", "no filesystem can be made, no key rewrapped".to_owned()));
+    }
+    lines.push(("do", impact.cure.clone()));
+    fields(&lines)
 }
 
 fn change_text(change: &KmsChange) -> String {

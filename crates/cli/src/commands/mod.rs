@@ -123,7 +123,9 @@ impl Context<'_, '_> {
     /// The job when it has ended.
     async fn ended(&mut self, job: Job) -> Result<Job, Problem> {
         if job.resumed {
-            self.note("an earlier run of this was stopped: what it did and still holds is not done again");
+            self.note(
+                "an earlier run of this was stopped: what it did and still holds is not done again",
+            );
         }
         let shows_progress = self.console.shows_progress();
         let (client, output, console) = (&self.client, self.output, &mut *self.console);

@@ -194,7 +194,10 @@ taken up: an earlier run did a part, and what has changed in that part since is 
 imported into home: 2 items, 1.50 KiB
 "
     );
-    assert_eq!(ran.stderr, "note: an earlier run of this was stopped: what it did and still holds is not done again\n");
+    assert_eq!(
+        ran.stderr,
+        "note: an earlier run of this was stopped: what it did and still holds is not done again\n"
+    );
     assert_eq!(ran.code, 0);
     assert_eq!(node.asked()[0].1, json!({"source": "/src"}));
 }

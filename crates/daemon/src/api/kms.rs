@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use admin_api::{
     Change, CheckItem, CheckOutcome, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsCheck,
-    KmsDetails, Problem, SetVault, Token, VersionCount,
+    KmsDetails, KmsImpact, Problem, SetVault, Token, VersionCount,
 };
 use axum::Json;
 use axum::extract::{Query, State};
-use key_manager::{AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, NewKms};
+use key_manager::{AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, Loss, NewKms};
 use kms_core::{
-    Auth, ClientIdentity, Credential, CredentialStatus, KmsConfig, Login, SecretString,
+    Auth, ClientIdentity, Credential, CredentialStatus, KeyVersion, KmsConfig, Login, SecretString,
 };
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
 
 use super::{Answer, Body};
@@ -174,6 +175,64 @@ fn looked_at(item: kms_core::CheckItem) -> CheckItem {
         kms_core::CheckOutcome::Unknown => CheckOutcome::Unknown,
     };
     CheckItem { code, what, outcome, found, cure }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "of", rename_all = "kebab-case")]
+pub(crate) enum ImpactOf {
+    Token,
+    Key,
+    Versions {
+        #[serde(deserialize_with = "number")]
+        below: u64,
+    },
+}
+
+/// The values of a query are texts, and those of a tagged one stay so.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+/// What would fail, now and at the next start.
+pub(crate) async fn impact(
+    State(shared): State<Arc<Shared>>,
+    Query(of): Query<ImpactOf>,
+) -> Answer<KmsImpact> {
+    let of_keys = |e| problem::of_keys("it can't be told what would fail", &e);
+    let overview = shared.manager.kms_config().await.map_err(of_keys)?;
+    let key = overview.map(|config| config.master_key).unwrap_or_default();
+    let (loss, what, stops_wrapping, cure) = match of {
+        ImpactOf::Token => (
+            Loss::Credential,
+            "the token (or the login) is revoked or ends".to_owned(),
+            true,
+            "give another one with coffer fs kms set-vault: nothing is lost".to_owned(),
+        ),
+        ImpactOf::Key => (
+            Loss::MasterKey,
+            format!("the master key {key} is deleted"),
+            true,
+            "what it wraps is lost for good, unless Vault is restored from a backup; while filesystems are unlocked, coffer fs kms set-vault with another key saves theirs".to_owned(),
+        ),
+        ImpactOf::Versions { below } => (
+            Loss::VersionsBelow(KeyVersion(below)),
+            format!("min_decryption_version of {key} is raised to {below}"),
+            false,
+            "give coffer fs kms rewrap first; afterwards, lower it again".to_owned(),
+        ),
+    };
+    let found = shared.manager.impact(loss).await.map_err(of_keys)?;
+    let names = |names: Vec<FilesystemName>| names.iter().map(ToString::to_string).collect();
+    Ok(Json(KmsImpact {
+        what,
+        go_on: names(found.go_on),
+        shut_now: names(found.shut_now),
+        shut_at_start: names(found.shut_at_start),
+        untouched: names(found.untouched),
+        unknown: names(found.unknown),
+        stops_wrapping,
+        cure,
+    }))
 }
 
 async fn unfinished_move(shared: &Shared) -> Result<Option<JobRecord>, Problem> {

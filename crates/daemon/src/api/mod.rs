@@ -36,6 +36,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(paths::KMS, get(kms::show).put(kms::set).delete(kms::unset))
         .route(paths::REWRAP, post(kms::rewrap))
         .route(paths::CHECK, post(kms::check))
+        .route(paths::IMPACT, get(kms::impact))
         .route(paths::FILESYSTEMS, get(filesystems::list).post(filesystems::create))
         .route(paths::FILESYSTEM, get(filesystems::show).delete(filesystems::delete))
         .route(paths::LOCK, post(filesystems::lock))

@@ -1,0 +1,70 @@
+//! What would fail if something were taken away in the KMS: told before anybody does it. Asks no KMS.
+
+use kms_core::KeyVersion;
+
+use crate::unlock::KeyState;
+use crate::{Error, FilesystemName, KeyManager};
+
+/// What could be taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The credential is revoked, or ends.
+    Credential,
+    /// The master key is deleted.
+    MasterKey,
+    /// The KMS decrypts no version below this one any more.
+    VersionsBelow(KeyVersion),
+}
+
+/// What comes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Impact {
+    /// Filesystems that are unlocked and go on until the node ends.
+    pub go_on: Vec<FilesystemName>,
+    /// Filesystems that are locked now and can't be unlocked any more.
+    pub shut_now: Vec<FilesystemName>,
+    /// Filesystems that a node that starts can't unlock.
+    pub shut_at_start: Vec<FilesystemName>,
+    /// Filesystems that have nothing to do with it.
+    pub untouched: Vec<FilesystemName>,
+    /// Filesystems with a copy of their wrapped key that is out of reach or behind, so that what it needs is not known.
+    pub unknown: Vec<FilesystemName>,
+}
+
+impl KeyManager {
+    /// What would fail, now and at the next start, if this were taken away from the KMS that is set.
+    ///
+    /// # Errors
+    /// [`Error::NotConfigured`], [`Error::Store`].
+    pub async fn impact(&self, loss: Loss) -> Result<Impact, Error> {
+        let Some((_, current)) = self.current().await? else { return Err(Error::NotConfigured) };
+        let mut impact = Impact::default();
+        for status in self.filesystem_statuses().await? {
+            let name = status.filesystem.name.clone();
+            if matches!(status.key, KeyState::Deleting(_)) {
+                continue;
+            }
+            let here = status.wrapped_by.as_ref().is_some_and(|c| c.id == current.config.id);
+            let needs = match loss {
+                Loss::Credential | Loss::MasterKey => here,
+                Loss::VersionsBelow(lowest) => here && status.version < lowest,
+            };
+            if status.copies_behind.is_some() {
+                impact.unknown.push(name.clone());
+            }
+            if !needs {
+                impact.untouched.push(name);
+                continue;
+            }
+            match status.key {
+                KeyState::Unlocked => impact.go_on.push(name.clone()),
+                _ => impact.shut_now.push(name.clone()),
+            }
+            // One that an administrator locked does not open at a start whatever happens.
+            if !status.filesystem.held {
+                impact.shut_at_start.push(name);
+            }
+        }
+        Ok(impact)
+    }
+}
