@@ -317,7 +317,7 @@ Examples:
   coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-file /run/vault/token --watch-token-file
   coffer fs kms set-vault https://vault.example.com:8200 coffer-key --role-id ID --secret-id-file /run/secret-id"
     )]
-    SetVault(SetVault),
+    SetVault(Box<SetVault>),
     /// Remove the KMS, which no filesystem may need any more
     #[command(after_help = "Example:\n  coffer fs kms unset")]
     Unset {

@@ -27,7 +27,7 @@ pub(super) async fn run(
             let kms: Kms = context.client.get(paths::KMS).await?;
             Ok(context.answer(&kms, text))
         }
-        Some(KmsCommand::SetVault(arguments)) => set_vault(arguments, context).await,
+        Some(KmsCommand::SetVault(arguments)) => set_vault(*arguments, context).await,
         Some(KmsCommand::Unset { allow_downgrade }) => unset(allow_downgrade, context).await,
         Some(KmsCommand::Rewrap) => {
             let job: Job = context.client.post(paths::REWRAP, &()).await?;
