@@ -166,6 +166,35 @@ pub struct KmsImpact {
     pub cure: String,
 }
 
+/// Whether a node that starts now would open everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsRehearsal {
+    /// Filesystems that open.
+    pub open: u64,
+    /// Filesystems that would stay locked.
+    pub shut: Vec<ShutFilesystem>,
+    /// Filesystems that an administrator locked, which would stay so; their keys open.
+    pub held: Vec<String>,
+    /// Seconds until the credential ends, if it is not renewed or replaced for ever.
+    pub credential_seconds_left: Option<u64>,
+    /// What else works today and will hurt later.
+    pub warnings: Vec<String>,
+    /// How a command line ends that shows this.
+    pub exit: Exit,
+}
+
+/// A filesystem that would stay locked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShutFilesystem {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub why: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cure: Option<String>,
+}
+
 /// What a check of the KMS found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KmsCheck {

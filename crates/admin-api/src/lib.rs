@@ -48,7 +48,7 @@ pub use filesystem::{
 pub use job::{Damage, Job, JobKind, JobState, Jobs, Progress};
 pub use kms::{
     Change, CheckItem, CheckOutcome, CredentialLife, Finding, Kms, KmsChange, KmsCheck, KmsDetails,
-    KmsImpact, SetVault, VersionCount,
+    KmsImpact, KmsRehearsal, SetVault, ShutFilesystem, VersionCount,
 };
 pub use problem::{Exit, MEDIA_TYPE, Problem};
 pub use status::{FilesystemCounts, Status};

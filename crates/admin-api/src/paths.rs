@@ -10,6 +10,8 @@ pub const KMS: &str = "/v1/kms";
 pub const REWRAP: &str = "/v1/kms/rewrap";
 /// Looks at all that the KMS has to do.
 pub const CHECK: &str = "/v1/kms/check";
+/// Opens every key in another process, from what lies on disk.
+pub const REHEARSE: &str = "/v1/kms/rehearse";
 /// What would fail if something were taken away in the KMS (`?of=token`, `?of=key`, `?of=versions&below=N`).
 pub const IMPACT: &str = "/v1/kms/impact";
 /// All filesystems.

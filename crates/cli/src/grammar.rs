@@ -87,6 +87,9 @@ pub(crate) enum Command {
     /// What helps development, and is not for production
     #[command(subcommand)]
     Dev(DevCommand),
+    /// Open every key in a copy of a key store, for a node that rehearses
+    #[command(hide = true, after_help = "Example:\n  coffer fs kms rehearse")]
+    RehearseStore(RehearseStore),
     /// Print a shell's completion script
     #[command(after_help = "Example:\n  coffer completions bash > /etc/bash_completion.d/coffer")]
     Completions {
@@ -144,6 +147,17 @@ pub struct Recover {
     /// Where the new key store goes [default: /var/lib/coffer as root, else ~/.local/state/coffer]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+}
+
+/// Open every key in a copy of a key store
+#[derive(Debug, Args)]
+pub struct RehearseStore {
+    /// The copy
+    #[arg(long, value_name = "DIR")]
+    pub store: PathBuf,
+    /// The node's state directory, where local keys are
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -339,6 +353,10 @@ says of it.
 Example:
   coffer fs kms check")]
     Check,
+    /// Tell whether a node that starts now would open everything, and until when: by another process that opens every key from
+    /// what lies on disk
+    #[command(after_help = "Example:\n  coffer fs kms rehearse")]
+    Rehearse,
     /// Tell what would fail, now and at the next start, if something were taken away in Vault. Changes nothing
     #[command(after_help = "\
 Examples:

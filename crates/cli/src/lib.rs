@@ -48,7 +48,7 @@ use clap::Parser as _;
 pub use console::{Console, Output};
 pub use defaults::{default_state_dir, socket_in};
 pub use files::read_text;
-pub use grammar::{DevVault, Policy, Recover, Serve};
+pub use grammar::{DevVault, Policy, Recover, RehearseStore, Serve};
 
 /// How a run of the command line ended.
 #[derive(Debug)]
@@ -70,6 +70,8 @@ pub enum LocalCommand {
     DevVault(DevVault),
     /// Show the policy that a token needs.
     Policy(Policy),
+    /// Be the process that rehearses a start.
+    RehearseStore(RehearseStore),
 }
 
 /// Does what `args` (with the program's name first) ask for.

@@ -8,6 +8,7 @@ mod dev_vault;
 mod parts;
 mod policy;
 mod recover;
+mod rehearse;
 mod serve;
 
 use std::io::{self, BufReader};
@@ -38,6 +39,7 @@ fn run(command: LocalCommand, console: &mut Console<'_>, output: Output) -> Resu
         LocalCommand::Serve(arguments) => serve::run(arguments),
         LocalCommand::Recover(arguments) => recover::run(arguments, console, output),
         LocalCommand::DevVault(arguments) => dev_vault::run(arguments, console),
+        LocalCommand::RehearseStore(arguments) => rehearse::run(&arguments, console),
         LocalCommand::Policy(arguments) => policy::run(&arguments, console, output),
     }
 }

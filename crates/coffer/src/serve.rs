@@ -16,6 +16,7 @@ use vault_transit::VaultProvider;
 
 use crate::config::{LogFormat, Settings};
 use crate::parts::{self, Generation};
+use crate::rehearse::{self, Rehearsals};
 
 /// How long an ended node waits for what still reads or writes. Its jobs have ended before.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
@@ -69,7 +70,9 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
         audit: Arc::clone(&audit) as _,
     });
     let manager = Arc::new(manager);
-    let parts = daemon::Parts { manager, cipher, locks, audit, clock, state_dir, socket };
+    rehearse::remove_leftovers(&state_dir);
+    let rehearse = Arc::new(Rehearsals { store: Arc::clone(&store), state_dir: state_dir.clone() });
+    let parts = daemon::Parts { manager, cipher, locks, audit, rehearse, clock, state_dir, socket };
     let ended = Node::start(parts).await?.run(crate::asked_to_end()).await;
     note(&generation, &store);
     ended.map(|()| Exit::Done)

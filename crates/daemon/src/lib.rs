@@ -54,8 +54,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
+use async_trait::async_trait;
 use filesystem::{Backend, BackingLocks};
-use key_manager::KeyManager;
+use key_manager::{KeyManager, Rehearsal};
 use kms_core::{AuditEvent, AuditSink as _, Clock, Outcome, UnixMillis};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -77,6 +78,16 @@ use crate::socket::{Peer, SocketFile};
 /// requests: a large filesystem that was being deleted takes its time.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
+/// Opens every key in a process of its own that starts with nothing but what lies on disk.
+#[async_trait]
+pub trait Rehearse: fmt::Debug + Send + Sync {
+    /// What came of it.
+    ///
+    /// # Errors
+    /// It could not be tried, or a node could not even start.
+    async fn rehearse(&self) -> Result<Rehearsal, Problem>;
+}
+
 /// What a node is made of.
 pub struct Parts {
     /// Manages the keys.
@@ -87,6 +98,8 @@ pub struct Parts {
     pub locks: BackingLocks,
     /// Keeps a record of every act; the manager's own sink too.
     pub audit: Arc<AuditLog>,
+    /// Tries a start.
+    pub rehearse: Arc<dyn Rehearse>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Where notes of jobs and backing directories lie that were given no other place.
@@ -112,6 +125,7 @@ pub(crate) struct Shared {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) health: Arc<Health>,
     pub(crate) audit: Arc<AuditLog>,
+    pub(crate) rehearse: Arc<dyn Rehearse>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) state_dir: PathBuf,
     pub(crate) started_at: UnixMillis,
@@ -162,7 +176,7 @@ impl Node {
     /// # Errors
     /// With [`Exit::State`]: the socket or the state directory can't be used.
     pub async fn start(parts: Parts) -> Result<Self, Problem> {
-        let Parts { manager, cipher, locks, audit, clock, state_dir, socket } = parts;
+        let Parts { manager, cipher, locks, audit, rehearse, clock, state_dir, socket } = parts;
         for name in ["jobs", "filesystems"] {
             make_private(&state_dir.join(name))?;
         }
@@ -185,6 +199,7 @@ impl Node {
             filesystems,
             jobs,
             audit,
+            rehearse,
             clock,
             state_dir,
             settling_failed: Mutex::default(),

@@ -68,6 +68,17 @@ pub(crate) fn of_lock(title: impl Into<String>, reason: &LockReason) -> Problem 
     }
 }
 
+/// How a command ends that tells of a filesystem that would stay locked for this reason.
+pub(crate) fn exit_of_lock(reason: &LockReason) -> Exit {
+    use KmsErrorKind::{Denied, KeyMissing, KeyReplaced, KeyUnfit, VersionTooOld};
+    let refusals = [Denied, KeyMissing, KeyReplaced, KeyUnfit, VersionTooOld];
+    match refusals.iter().any(|kind| kind.code() == reason.code) {
+        true => Exit::KmsRefused,
+        false if reason.transient => Exit::KmsUnreachable,
+        false => Exit::State,
+    }
+}
+
 /// Something that Coffer itself did wrong.
 pub(crate) fn internal(title: impl Into<String>, why: impl ToString) -> Problem {
     Problem::new(Exit::Failed, "internal", title, why.to_string())

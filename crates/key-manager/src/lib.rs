@@ -32,6 +32,7 @@ mod moving;
 mod name;
 mod records;
 mod recover;
+mod rehearsal;
 mod status;
 mod unlock;
 
@@ -45,5 +46,6 @@ pub use moving::{MoveReport, MoveSpec, Purpose};
 pub use name::FilesystemName;
 pub use records::{AuthKind, CredentialKind, FilesystemRecord, FilesystemState};
 pub use recover::{Recovered, rebuild, recorded_filesystems};
+pub use rehearsal::Rehearsal;
 pub use status::{FilesystemStatus, InUse, KmsOverview, LiveKms, VersionCount};
 pub use unlock::{KeyState, LockReason};

@@ -156,6 +156,12 @@ impl KeyManager {
         self.ring().clear();
     }
 
+    /// Forgets that an administrator locked it.
+    pub(crate) async fn release(&self, name: &FilesystemName) -> Result<(), Error> {
+        let _memory = self.change_memory().await;
+        self.set_held(name, false).await.map(drop)
+    }
+
     /// The caller changes the memory.
     async fn set_held(&self, name: &FilesystemName, held: bool) -> Result<FilesystemRecord, Error> {
         let (record, mut fs) = self.filesystem_record(name).await?;

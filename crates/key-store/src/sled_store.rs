@@ -79,6 +79,18 @@ impl SledStore {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Copies what lies on disk, as it is after a commit, to a directory that does not exist: another process can open that. No
+    /// commit is made meanwhile. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; what was copied by then is left.
+    pub fn copy_to(&self, dir: &Path) -> Result<(), StoreError> {
+        let _no_commits = self.inner.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.inner.readable()?);
+        let copied = files::copy_private(&self.inner.dir, dir);
+        copied.map_err(|e| StoreError::Io { doing: "copied", source: e.into() })
+    }
+
     /// The number of the last acknowledged commit, counted over the whole life of the store.
     pub fn generation(&self) -> Version {
         self.inner.state().table.version()

@@ -14,6 +14,7 @@ mod kms_faults;
 mod main_job;
 mod ordinary_user;
 mod page;
+mod rehearse;
 mod secrets;
 mod store;
 mod terminal;

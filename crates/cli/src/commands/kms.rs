@@ -4,7 +4,7 @@ use std::path::Path;
 
 use admin_api::{
     Change, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck, KmsDetails,
-    KmsImpact, Problem, VersionCount, paths,
+    KmsImpact, KmsRehearsal, Problem, ShutFilesystem, VersionCount, paths,
 };
 
 use super::job::outcome;
@@ -37,6 +37,11 @@ pub(super) async fn run(
             let check: KmsCheck = context.client.post(paths::CHECK, &()).await?;
             context.answer(&check, check_text);
             Ok(check.exit)
+        }
+        Some(KmsCommand::Rehearse) => {
+            let rehearsal: KmsRehearsal = context.client.post(paths::REHEARSE, &()).await?;
+            context.answer(&rehearsal, rehearsal_text);
+            Ok(rehearsal.exit)
         }
         Some(KmsCommand::Impact(of)) => {
             let query = match of {
@@ -149,6 +154,35 @@ fn check_text(check: &KmsCheck) -> String {
         (0, _) => format!("it works, with {}\n", count(warnings, "warning")),
         _ => format!("{}, {}\n", count(failed, "failure"), count(warnings, "warning")),
     });
+    text
+}
+
+fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
+    let KmsRehearsal { open, shut, held, credential_seconds_left, warnings, exit: _ } = rehearsal;
+    let mut text = String::new();
+    for ShutFilesystem { name, why, cure } in shut {
+        text.push_str(&format!("FAILED  {name} would stay locked: {}\n", under(why, 8)));
+        if let Some(cure) = cure {
+            text.push_str(&format!("          do:  {}\n", under(cure, 15)));
+        }
+    }
+    let opens = count(*open, "filesystem");
+    text.push_str(&match shut.len() {
+        0 => format!("a start now would succeed: {opens} can be opened\n"),
+        n => format!("a start now would fail for {n}; {opens} can be opened\n"),
+    });
+    if !held.is_empty() {
+        text.push_str(&format!(
+            "locked by an administrator, and would stay so: {}\n",
+            held.join(", ")
+        ));
+    }
+    if let Some(seconds) = credential_seconds_left {
+        text.push_str(&format!("until the token ends, in {}\n", span(*seconds)));
+    }
+    for warning in warnings {
+        text.push_str(&format!("warning: {}\n", under(warning, 9)));
+    }
     text
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use admin_api::{
     Change, CheckItem, CheckOutcome, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsCheck,
-    KmsDetails, KmsImpact, Problem, SetVault, Token, VersionCount,
+    KmsDetails, KmsImpact, KmsRehearsal, Problem, SetVault, ShutFilesystem, Token, VersionCount,
 };
 use axum::Json;
 use axum::extract::{Query, State};
@@ -175,6 +175,25 @@ fn looked_at(item: kms_core::CheckItem) -> CheckItem {
         kms_core::CheckOutcome::Unknown => CheckOutcome::Unknown,
     };
     CheckItem { code, what, outcome, found, cure }
+}
+
+/// Tries a start in another process.
+pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsRehearsal> {
+    let found = shared.rehearse.rehearse().await?;
+    let exit = found.shut.first().map(|(_, reason)| problem::exit_of_lock(reason));
+    let shut = found.shut.into_iter().map(|(name, reason)| ShutFilesystem {
+        name: name.to_string(),
+        why: reason.why,
+        cure: reason.cure,
+    });
+    Ok(Json(KmsRehearsal {
+        open: found.open,
+        shut: shut.collect(),
+        held: found.held.iter().map(ToString::to_string).collect(),
+        credential_seconds_left: found.credential_left.map(|left| left.as_secs()),
+        warnings: found.warnings,
+        exit: exit.unwrap_or(Exit::Done),
+    }))
 }
 
 #[derive(Debug, Deserialize)]

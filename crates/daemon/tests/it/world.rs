@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use admin_api::{Exit, Problem};
 use async_trait::async_trait;
-use daemon::{AuditLog, BackingVolumes, Node, Parts, Patience};
+use daemon::{AuditLog, BackingVolumes, Node, Parts, Patience, Rehearse};
 use filesystem::{Backend, BackingHeaders, BackingLocks};
-use key_manager::KeyManager;
+use key_manager::{KeyManager, Rehearsal};
 use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Proof, SystemClock};
 use serde_json::{Value, json};
 use testkit::fake_kms::{FakeProvider, FakeServer};
@@ -91,6 +92,7 @@ impl World {
             manager: Arc::new(manager),
             cipher: Backend::default(),
             locks,
+            rehearse: Arc::new(NoRehearsal),
             audit,
             clock: Arc::new(SystemClock),
             state_dir,
@@ -222,6 +224,17 @@ pub(crate) async fn held(world: &World, node: &Running, size: usize) -> (Value, 
 pub(crate) async fn soon(held: Late) {
     tokio::time::sleep(Duration::from_millis(50)).await;
     drop(held);
+}
+
+/// Has no other process to try a start in.
+#[derive(Debug)]
+struct NoRehearsal;
+
+#[async_trait]
+impl Rehearse for NoRehearsal {
+    async fn rehearse(&self) -> Result<Rehearsal, Problem> {
+        Err(Problem::new(Exit::Failed, "no-rehearsal", "no start can be tried", "here is none"))
+    }
 }
 
 /// The fake provider under another kind.

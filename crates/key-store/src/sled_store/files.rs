@@ -24,6 +24,23 @@ pub(super) fn make_new_private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(dir)
 }
 
+/// Copies a tree of files into a new directory for its owner alone.
+pub(super) fn copy_private(from: &Path, to: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            copy_private(&from, &to)?;
+            continue;
+        }
+        let mut options = OpenOptions::new();
+        let mut copy = options.write(true).create_new(true).mode(0o600).open(to)?;
+        io::copy(&mut File::open(from)?, &mut copy)?;
+    }
+    Ok(())
+}
+
 /// Makes names that were made or removed in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()

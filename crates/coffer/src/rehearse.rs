@@ -1,0 +1,128 @@
+//! A start that is rehearsed: the node copies its key store and has another process open every key in the copy, with
+//! nothing in memory and by the parts that a node starts with.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use admin_api::{Exit, Problem};
+use async_trait::async_trait;
+use cli::Console;
+use daemon::{BackingVolumes, Patience, Rehearse};
+use filesystem::{Backend, BackingHeaders, BackingLocks};
+use key_manager::{KeyManager, Rehearsal};
+use key_store::SledStore;
+use kms_core::{AuditEvent, AuditSink, SystemClock};
+use local_kms::LocalProvider;
+use tokio::process::Command;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use vault_transit::VaultProvider;
+
+use crate::parts::Generation;
+
+const TITLE: &str = "the start can't be rehearsed";
+
+/// How long the other process may take: it meets the KMS's deadlines and disks that do not answer.
+const WITHIN: Duration = Duration::from_secs(180);
+
+/// What copies of the store begin with. One that a killed node left is removed at the next start.
+const COPY: &str = "rehearsal-";
+
+/// Rehearsals of the node in this state directory.
+#[derive(Debug)]
+pub(crate) struct Rehearsals {
+    pub(crate) store: Arc<SledStore>,
+    pub(crate) state_dir: PathBuf,
+}
+
+#[async_trait]
+impl Rehearse for Rehearsals {
+    async fn rehearse(&self) -> Result<Rehearsal, Problem> {
+        let failed = |why: String| Problem::new(Exit::Failed, "rehearsal-failed", TITLE, why);
+        let copy = tempfile::Builder::new().prefix(COPY).tempdir_in(&self.state_dir);
+        let copy = copy.map_err(|e| failed(e.to_string()))?;
+        let (store, to) = (Arc::clone(&self.store), copy.path().join("store"));
+        let copied = spawn_blocking(move || store.copy_to(&to)).await;
+        copied.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+        // The very program that runs, also when its file has been replaced.
+        let process = Command::new("/proc/self/exe")
+            .arg("rehearse-store")
+            .arg("--store")
+            .arg(copy.path().join("store"))
+            .arg("--state-dir")
+            .arg(&self.state_dir)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let ended = timeout(WITHIN, process).await.map_err(|_| {
+            failed("the process that rehearses does not come to its end".to_owned())
+        })?;
+        let ended = ended.map_err(|e| failed(e.to_string()))?;
+        let told: Result<Rehearsal, Problem> =
+            serde_json::from_slice(&ended.stdout).map_err(|_| {
+                let said = String::from_utf8_lossy(&ended.stderr);
+                failed(format!(
+                    "the process that rehearses ended with {}: {}",
+                    ended.status,
+                    said.trim()
+                ))
+            })?;
+        told
+    }
+}
+
+/// Removes copies that a killed node left.
+pub(crate) fn remove_leftovers(state_dir: &Path) {
+    for entry in fs::read_dir(state_dir).into_iter().flatten().filter_map(Result::ok) {
+        if entry.file_name().to_string_lossy().starts_with(COPY)
+            && let Err(error) = fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!(%error, copy = %entry.path().display(), "a copy of the key store can't be removed");
+        }
+    }
+}
+
+/// Is the process that rehearses: answers on stdout what would come of a start.
+pub(crate) fn run(
+    arguments: &cli::RehearseStore,
+    console: &mut Console<'_>,
+) -> Result<Exit, Problem> {
+    let failed = |e: &dyn std::fmt::Display| {
+        Problem::new(Exit::Failed, "rehearsal-failed", TITLE, e.to_string())
+    };
+    daemon::harden().map_err(|e| failed(&e))?;
+    let told = crate::runtime()?.block_on(rehearse(arguments));
+    let text = serde_json::to_string(&told).map_err(|e| failed(&e))?;
+    console.show(&text);
+    Ok(Exit::Done)
+}
+
+async fn rehearse(arguments: &cli::RehearseStore) -> Result<Rehearsal, Problem> {
+    let of_keys = |e| daemon::of_keys("a node that starts now would refuse its key store", &e);
+    let store = SledStore::open(&arguments.store).map_err(|e| of_keys(e.into()))?;
+    Generation::of(&arguments.state_dir).check(&store)?;
+    let locks = BackingLocks::default();
+    let manager = KeyManager::new(key_manager::Parts {
+        store: Arc::new(store),
+        providers: vec![
+            Arc::new(VaultProvider::default()),
+            Arc::new(LocalProvider::new(&arguments.state_dir)),
+        ],
+        holders: vec![Arc::new(Patience::new(BackingHeaders::new(locks.clone())))],
+        volumes: Arc::new(BackingVolumes::new(Backend::default(), locks)),
+        clock: Arc::new(SystemClock),
+        audit: Arc::new(Unrecorded),
+    });
+    manager.rehearse().await.map_err(of_keys)
+}
+
+/// The node that asked records that a start was rehearsed.
+#[derive(Debug)]
+struct Unrecorded;
+
+impl AuditSink for Unrecorded {
+    fn record(&self, _: &AuditEvent) {}
+}

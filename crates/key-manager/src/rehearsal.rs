@@ -1,0 +1,59 @@
+//! Whether a start would succeed: every key opened from what is recorded, by a manager that has just been made.
+
+use std::time::Duration;
+
+use kms_core::{CheckItem, CheckOutcome};
+use serde::{Deserialize, Serialize};
+
+use crate::unlock::{KeyState, LockReason};
+use crate::{Error, FilesystemName, KeyManager};
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsal {
+    /// Filesystems that open.
+    pub open: u64,
+    /// Filesystems that would stay locked, and why.
+    pub shut: Vec<(FilesystemName, LockReason)>,
+    /// Filesystems that an administrator locked, and that would stay so. Their keys were opened too.
+    pub held: Vec<FilesystemName>,
+    /// How long the credential lasts; `None`: it never ends, is renewed, or could not be asked.
+    pub credential_left: Option<Duration>,
+    /// What else works today and will hurt later.
+    pub warnings: Vec<String>,
+}
+
+impl KeyManager {
+    /// Opens every key that is recorded, also those of filesystems that an administrator locked, and forgets them.
+    /// For a manager over a copy of the store: that they were locked is undone in it.
+    ///
+    /// # Errors
+    /// The store can't be read or written.
+    pub async fn rehearse(&self) -> Result<Rehearsal, Error> {
+        let mut held = Vec::new();
+        for status in self.filesystem_statuses().await? {
+            if status.filesystem.held && !matches!(status.key, KeyState::Deleting(_)) {
+                held.push(status.filesystem.name.clone());
+            }
+        }
+        for name in &held {
+            self.release(name).await?;
+        }
+        let shut = self.unlock_all().await?;
+        let opened = |status: &crate::FilesystemStatus| status.key == KeyState::Unlocked;
+        let open = self.filesystem_statuses().await?.iter().filter(|s| opened(s)).count() as u64;
+        self.forget_keys();
+
+        let live = self.kms_overview().await?.live.and_then(Result::ok);
+        let lasting = live.as_ref().map(|kms| kms.credential);
+        let credential_left =
+            lasting.filter(|c| !(c.renewable && c.periodic)).and_then(|c| c.time_left);
+        let is_warning = |item: &CheckItem| item.outcome == CheckOutcome::Warning;
+        let checked = match live {
+            Some(_) => self.check_kms().await?,
+            None => Vec::new(),
+        };
+        let warnings = checked.into_iter().filter(is_warning).map(|item| item.found).collect();
+        Ok(Rehearsal { open, shut, held, credential_left, warnings })
+    }
+}

@@ -1,0 +1,86 @@
+//! `fs kms rehearse`: whether a start would succeed is told while everything is open, and is what then happens.
+
+use std::fs;
+
+use coffer_tests::kms::{KEY, Kind, Kms, policy};
+use coffer_tests::node::Place;
+use serde_json::{Value, json};
+
+#[test]
+fn what_is_rehearsed_happens() {
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let node = place.start();
+        place.ok(&["fs", "create", "local", "--allow-no-kms"]);
+        let alone = place.ok(&["fs", "kms", "rehearse"]);
+        assert!(alone.contains("a start now would succeed: 1 filesystem can be opened"), "{alone}");
+        let token = kms.admin().token("coffer-test", &policy(KEY), &json!({ "ttl": "2h" }));
+        place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+        for name in ["a", "b"] {
+            place.ok(&["fs", "create", name]);
+        }
+        place.ok(&["fs", "lock", "b"]);
+        let good = place.json(&["fs", "kms", "rehearse"]);
+        assert_eq!((&good["open"], &good["shut"]), (&json!(3), &json!([])), "{kind:?}: {good}");
+        assert_eq!(good["held"], json!(["b"]), "{good}");
+        let left = good["credential_seconds_left"].as_u64().unwrap();
+        assert!((7000..=7201).contains(&left), "{good}");
+        assert!(good["warnings"].to_string().contains("not periodic"), "{good}");
+        assert_eq!(place.json(&["fs", "show", "b"])["state"], "locked", "nothing is changed");
+
+        // What is open hides that a permission is gone.
+        let all = policy(KEY);
+        let lacking: Vec<_> = all.lines().filter(|line| !line.contains("decrypt")).collect();
+        let lacking = lacking.join("\n");
+        kms.admin().write("sys/policies/acl/coffer-test", &json!({ "policy": lacking }));
+        place.ok(&["fs", "ls", "a"]);
+        let refused = place.coffer(&["fs", "kms", "rehearse", "--json"]);
+        let foretold: Value = serde_json::from_str(&refused.stdout).unwrap();
+        assert_eq!(refused.code, 4, "{refused:?}");
+        let shut: Vec<_> =
+            foretold["shut"].as_array().unwrap().iter().map(|fs| fs["name"].clone()).collect();
+        assert_eq!(shut, ["a", "b", "local"], "{foretold}");
+        assert!(
+            foretold["shut"][0]["why"].as_str().unwrap().contains("transit/decrypt"),
+            "{foretold}"
+        );
+        assert!(foretold["shut"][0]["cure"].as_str().unwrap().contains("decrypt"), "{foretold}");
+        node.stop();
+        let node = place.start();
+        let locked = place.wait_for_state("a", "locked");
+        assert!(locked.to_string().contains("transit/decrypt"), "{locked}");
+        kms.admin().write("sys/policies/acl/coffer-test", &json!({ "policy": policy(KEY) }));
+        place.ok(&["fs", "unlock", "a"]);
+        drop(kms);
+        let away = place.coffer(&["fs", "kms", "rehearse"]).expect(3);
+        assert!(away.stdout.contains("FAILED  a would stay locked"), "{away:?}");
+        node.stop();
+        let left = fs::read_dir(place.state()).unwrap().map(|entry| entry.unwrap().file_name());
+        let copies = left.filter(|name| name.to_string_lossy().starts_with("rehearsal-")).count();
+        assert_eq!(copies, 0, "no copy of the store is left");
+        assert!(!place.log().contains(&token));
+    }
+}
+
+#[test]
+fn what_keeps_a_node_from_its_store_is_told() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "a"]);
+    // A copy that a killed node left is removed; a store that was spoilt on disk is seen before the node needs it.
+    fs::create_dir(place.state().join("rehearsal-left")).unwrap();
+    node.stop();
+    let _node = place.start();
+    assert!(!place.state().join("rehearsal-left").exists());
+    let db = place.state().join("store/sled/db");
+    let mut bytes = fs::read(&db).unwrap();
+    bytes.fill(0);
+    fs::write(&db, bytes).unwrap();
+    place.ok(&["fs", "list"]);
+    let refused = place.fails(6, &["fs", "kms", "rehearse"]);
+    assert!(
+        refused.contains("would refuse its key store") && refused.contains("coffer recover"),
+        "{refused}"
+    );
+}
