@@ -143,7 +143,7 @@ impl KeyManager {
         let envelope = envelope(&fs.site(), &entry, &config);
         let made = self.parts().volumes.create(&fs.site(), Arc::clone(&key), &envelope).await;
         if let Err(source) = made {
-            self.remove_filesystem(fs).await?;
+            self.remove_filesystem(fs, false).await?;
             self.audit("fs.create", name.as_str(), Outcome::Failed, &source.to_string());
             let _act = self.begin_act().await;
             self.retire_or_warn().await;
@@ -188,7 +188,7 @@ impl KeyManager {
         }
         drop(act);
         let key_id = fs.key_id;
-        self.remove_filesystem(fs).await?;
+        self.remove_filesystem(fs, !begun).await?;
         let _act = self.begin_act().await;
         let what = format!("{key_id}, left: {}", remaining.join(", "));
         self.audit("fs.delete", name.as_str(), Outcome::Done, &what);
@@ -281,7 +281,7 @@ impl KeyManager {
             }
             found = true;
             let (name, key_id) = (fs.name.clone(), fs.key_id.to_string());
-            match self.remove_filesystem(fs).await {
+            match self.remove_filesystem(fs, false).await {
                 Ok(()) => self.audit("fs.delete", name.as_str(), Outcome::Done, &key_id),
                 Err(_) => left = true,
             }
@@ -295,9 +295,9 @@ impl KeyManager {
 
     /// Removes the backing directory, then the records: found half done, it is done again. That it failed is recorded, and from then
     /// on a directory with nothing of it counts as one that is away; before, it may be what a removal left that came to its end. One that
-    /// somebody else has in use before anything of it is gone is not deleted after all: what they have must not vanish
-    /// later. The caller works on it, and holds no acts' lock.
-    async fn remove_filesystem(&self, mut fs: FilesystemRecord) -> Result<(), Error> {
+    /// somebody else has in use is not deleted after all, if its deletion `begins` here and nothing of it can be gone: what they
+    /// have must not vanish later. The caller works on it, and holds no acts' lock.
+    async fn remove_filesystem(&self, mut fs: FilesystemRecord, begins: bool) -> Result<(), Error> {
         use FilesystemState::{Creating, Deleting, HalfDeleted, Ready};
         let away = |why| Error::BackingAway { name: fs.name.to_string(), why };
         let volume = |source| Error::Volume { name: fs.name.to_string(), source };
@@ -305,7 +305,7 @@ impl KeyManager {
         let removed = match self.parts().volumes.remove(&fs.site()).await {
             Err(source) => Err(volume(source)),
             Ok(Removal::InUse(source)) => {
-                kept = fs.state == Deleting;
+                kept = begins;
                 Err(volume(source))
             }
             Ok(Removal::NotOurs { why }) if fs.state != Creating => Err(away(why)),

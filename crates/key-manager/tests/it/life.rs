@@ -214,7 +214,21 @@ async fn a_deletion_that_meets_another_node_is_taken_back() {
     assert!(node.finish_removals().await.unwrap(), "nothing is left to be removed");
     node.unlock_all().await.unwrap();
     assert_eq!(node.bytes("x").await, key);
-    // Nor is one that a node died over before it had begun.
+    // One that a node died over is gone on with: nobody knows how much of it is left.
+    let (mut dies, x) = (world.headers.hang(), name("x"));
+    tokio::select! {
+        _ = node.delete_filesystem(&x) => unreachable!("it hangs"),
+        () = dies.reached() => {}
+    }
+    world.headers.set_in_use("/backing/x", true);
+    assert!(!node.finish_removals().await.unwrap());
+    assert!(matches!(node.filesystem(&name("x")).await, Err(Error::Deleting { .. })));
+    world.headers.set_in_use("/backing/x", false);
+    assert!(node.finish_removals().await.unwrap());
+    assert!(matches!(node.filesystem(&name("x")).await, Err(Error::Unknown { .. })));
+
+    // So is one that failed.
+    node.create("x").await.unwrap();
     world.headers.allow_writes(0);
     world.headers.set_in_use("/backing/x", false);
     node.delete_filesystem(&name("x")).await.unwrap_err();
