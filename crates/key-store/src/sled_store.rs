@@ -20,7 +20,8 @@
 //!
 //! After a write or a sync that failed nobody can tell what is on disk, and asking again can answer what
 //! is only in the page cache. The commit answers [`StoreError::Unknown`] and the store answers nothing more:
-//! reading back is opening it again. A disk that is nearly full is refused before, with nothing done.
+//! reading back is opening it again. A disk that is nearly full, and a process that may open no more files, is
+//! refused before, with nothing done.
 
 mod entries;
 mod files;
@@ -39,7 +40,7 @@ use kms_core::{Commit, KeyStore, Page, Record, StoreError, Version};
 
 use self::entries::Contents;
 use self::files::SledFiles;
-use self::head::{Head, HeadError};
+use self::head::{Head, HeadError, HeadFile};
 use crate::table::{Table, is_empty};
 
 /// Free space below which no commit is begun. A commit of the largest records takes a few sled segments of 512 KiB.
@@ -160,16 +161,17 @@ impl Inner {
         let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         let state = self.state();
         if let Some(why) = &state.failed {
-            return Err(StoreError::Io { doing: "written", source: reopen(why) });
+            return Err(not_written(reopen(why)));
         }
         let version = state.table.admit(&commit)?;
         if is_empty(&commit) {
             return Ok(version);
         }
         disk.has_room(&self.dir, RESERVE)?;
+        let head_file = HeadFile::open(&self.dir).map_err(not_written)?;
         let (batch, head) = entries::batch(&state.table, &disk.head, &commit, version);
         drop(state);
-        match disk.write(&self.dir, batch, head) {
+        match disk.write(batch, head, head_file) {
             Ok(()) => {
                 self.state_mut().table.apply(commit, version);
                 Ok(version)
@@ -180,6 +182,11 @@ impl Inner {
             }
         }
     }
+}
+
+/// Nothing was done.
+fn not_written(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+    StoreError::Io { doing: "written", source: source.into() }
 }
 
 fn reopen(why: &str) -> Box<dyn std::error::Error + Send + Sync> {
@@ -219,30 +226,26 @@ impl Disk {
         }
         let files = SledFiles::settle(&sled_dir)?;
         if settle(acknowledged, head)? {
-            head.write_file(dir)?;
+            HeadFile::open(dir)?.write(&head)?;
         }
         Ok((Table::new(records, head.generation), Self { db, files, head, _lock: lock }))
     }
 
     fn has_room(&self, dir: &Path, reserve: u64) -> Result<(), StoreError> {
-        let refuse = |source| StoreError::Io { doing: "written", source };
-        match files::free_space(dir).map_err(|e| refuse(e.into()))? {
-            Some(free) if free < reserve => Err(refuse(
-                format!(
-                    "{} has {free} bytes left and {reserve} are kept free; make room on its disk",
-                    dir.display()
-                )
-                .into(),
-            )),
+        match files::free_space(dir).map_err(not_written)? {
+            Some(free) if free < reserve => Err(not_written(format!(
+                "{} has {free} bytes left and {reserve} are kept free; make room on its disk",
+                dir.display()
+            ))),
             _ => Ok(()),
         }
     }
 
     /// Makes a commit durable: records first, then the file that says they must be there.
-    fn write(&mut self, dir: &Path, batch: sled::Batch, head: Head) -> Result<(), Fault> {
+    fn write(&mut self, batch: sled::Batch, head: Head, file: HeadFile) -> Result<(), Fault> {
         write_sled(&self.db, batch)?;
         self.files.sync()?;
-        head.write_file(dir)?;
+        file.write(&head)?;
         self.head = head;
         Ok(())
     }
@@ -413,12 +416,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = SledStore::open(dir.path()).unwrap();
         store.commit(put("first")).await.unwrap();
-        // A directory in its way makes the generation file impossible to write.
-        let obstacle = dir.path().join("generation.new");
-        std::fs::create_dir(&obstacle).unwrap();
+        // A directory in its place makes the generation file impossible to replace.
+        let (file, aside) = (dir.path().join("generation"), dir.path().join("aside"));
+        std::fs::rename(&file, &aside).unwrap();
+        std::fs::create_dir(&file).unwrap();
         let failed = store.commit(put("second")).await;
         assert!(matches!(failed, Err(StoreError::Unknown { .. })), "{failed:?}");
-        std::fs::remove_dir(&obstacle).unwrap();
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(&aside, &file).unwrap();
 
         assert!(matches!(store.get("first").await, Err(StoreError::Io { .. })));
         assert!(matches!(store.list("", None, 9).await, Err(StoreError::Io { .. })));
@@ -428,6 +433,19 @@ mod tests {
         let store = SledStore::open(dir.path()).unwrap();
         assert!(store.get("second").await.unwrap().is_some());
         assert!(store.get("third").await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_stops_a_commit_before_its_records_leaves_the_store_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path()).unwrap();
+        let obstacle = dir.path().join("generation.new");
+        std::fs::create_dir(&obstacle).unwrap();
+        let refused = store.commit(put("first")).await;
+        assert!(matches!(refused, Err(StoreError::Io { doing: "written", .. })), "{refused:?}");
+        std::fs::remove_dir(&obstacle).unwrap();
+        assert!(store.get("first").await.unwrap().is_none());
+        store.commit(put("first")).await.unwrap();
     }
 
     #[tokio::test]

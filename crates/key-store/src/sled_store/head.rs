@@ -17,7 +17,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kms_core::Version;
 use sha2::{Digest as _, Sha256};
@@ -127,17 +127,32 @@ impl Head {
             Err(e) => Err(e),
         }
     }
+}
 
-    /// Puts this into the file in `dir`. Afterwards the file is the old or the new one, whatever
-    /// happened; on `Ok` the new one survives a power cut.
-    pub(crate) fn write_file(&self, dir: &Path) -> io::Result<()> {
-        let before = dir.join(FILE_BEFORE);
+/// What a head is written with, opened before a commit begins: a process that may open no more files is told so while nothing
+/// is done yet.
+pub(crate) struct HeadFile {
+    dir: File,
+    path: PathBuf,
+    before: PathBuf,
+    file: File,
+}
+
+impl HeadFile {
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
+        let (path, before) = (dir.join(FILE), dir.join(FILE_BEFORE));
         let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&before)?;
-        file.write_all(self.encode().as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&before, dir.join(FILE))?;
-        File::open(dir)?.sync_all()
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&before)?;
+        Ok(Self { dir: File::open(dir)?, path, before, file })
+    }
+
+    /// Puts a head into the file. Afterwards the file is the old or the new one, whatever happened; on `Ok` the new one
+    /// survives a power cut.
+    pub(crate) fn write(mut self, head: &Head) -> io::Result<()> {
+        self.file.write_all(head.encode().as_bytes())?;
+        self.file.sync_all()?;
+        fs::rename(&self.before, &self.path)?;
+        self.dir.sync_all()
     }
 }
 
