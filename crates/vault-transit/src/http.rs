@@ -93,13 +93,14 @@ impl Client {
     /// refused, [`KmsErrorKind::Denied`] for a login. What Vault answers to this request in particular, 4xx included, is an
     /// [`Answer`].
     pub(crate) async fn send(&self, operation: Operation, body: Bytes) -> Result<Answer, KmsError> {
+        let call = Call::of(operation, &self.config);
         let token = self.token().await?;
-        let answer = self.exchange(operation, body.clone(), Some(&token)).await?;
+        let answer = self.exchange(&call, body.clone(), Some(&token)).await?;
         if answer.status != StatusCode::FORBIDDEN {
             return Ok(answer);
         }
         match self.other_token(&token).await? {
-            Some(other) => self.exchange(operation, body, Some(&other)).await,
+            Some(other) => self.exchange(&call, body, Some(&other)).await,
             None => Ok(answer),
         }
     }
@@ -140,7 +141,7 @@ impl Client {
                 if let Some(other) = self.session.other_than(refused) {
                     return Ok(Some(other));
                 }
-                match self.is_alive(refused).await? {
+                match self.is_alive(refused, None).await? {
                     true => Ok(None),
                     false => self.log_in(mount, login).await.map(Some),
                 }
@@ -148,11 +149,20 @@ impl Client {
         }
     }
 
-    /// Whether a token may do anything at all: to one that it does not know Vault says what it says to one that lacks a
-    /// permission.
-    async fn is_alive(&self, token: &Token) -> Result<bool, KmsError> {
-        for operation in [Operation::LookupSelf, Operation::ReadKey] {
-            let status = self.exchange(operation, Bytes::new(), Some(token)).await?.status;
+    /// Tells a token that lacks a permission from one that Vault does not know: to both, Vault says "permission denied".
+    /// Whatever else than this the token may do shows that it is alive.
+    pub(crate) async fn may_more_than(&self, denied: Operation) -> Result<bool, KmsError> {
+        let token = self.token().await?;
+        self.is_alive(&token, Some(denied)).await
+    }
+
+    async fn is_alive(&self, token: &Token, denied: Option<Operation>) -> Result<bool, KmsError> {
+        for other in [Operation::LookupSelf, Operation::ReadKey] {
+            if denied == Some(other) {
+                continue;
+            }
+            let call = Call::of(other, &self.config);
+            let status = self.exchange(&call, Bytes::new(), Some(token)).await?.status;
             if status.is_success() || status == StatusCode::NOT_FOUND {
                 return Ok(true);
             }
@@ -166,7 +176,8 @@ impl Client {
             |e| KmsError::new(KmsErrorKind::Internal, "no login can be made").because(e);
         let body =
             wire::login_body(&login.id, login.secret.expose_secret()).map_err(unencodable)?;
-        let answer = self.exchange(Operation::Login, body, None).await?;
+        let call = Call { path: format!("auth/{mount}/login"), is_read: false };
+        let answer = self.exchange(&call, body, None).await?;
         if !answer.status.is_success() {
             return Err(refusal::login(mount, answer.status.as_u16(), &answer.errors()));
         }
@@ -180,14 +191,14 @@ impl Client {
     /// Sends a request until it is answered, refused for good, or out of time.
     async fn exchange(
         &self,
-        operation: Operation,
+        call: &Call,
         body: Bytes,
         token: Option<&Token>,
     ) -> Result<Answer, KmsError> {
         let deadline = Instant::now() + self.limits.deadline;
         let mut tries = 1;
         loop {
-            let failure = match self.attempt(operation, body.clone(), token, deadline).await {
+            let failure = match self.attempt(call, body.clone(), token, deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -197,36 +208,25 @@ impl Client {
             if tries >= self.limits.tries || pause >= left {
                 return Err(failure.error);
             }
-            let path = self.path(operation);
-            tracing::debug!(%path, tries, ?pause, reason = %failure.error, "asking Vault again");
+            tracing::debug!(path = call.path, tries, ?pause, reason = %failure.error, "asking Vault again");
             tokio::time::sleep(pause).await;
             tries += 1;
-        }
-    }
-
-    fn path(&self, operation: Operation) -> String {
-        match self.session.source() {
-            Source::Login { mount, .. } if operation == Operation::Login => {
-                format!("auth/{mount}/login")
-            }
-            _ => operation.path(&self.config),
         }
     }
 
     /// One try, with at most one redirect.
     async fn attempt(
         &self,
-        operation: Operation,
+        call: &Call,
         body: Bytes,
         token: Option<&Token>,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
-        let url = self.config.url(&self.path(operation));
-        let mut response =
-            self.request(operation, url.clone(), body.clone(), token, deadline).await?;
+        let url = self.config.url(&call.path);
+        let mut response = self.request(call, url.clone(), body.clone(), token, deadline).await?;
         if response.status().is_redirection() {
             let target = self.redirect_target(&url, &response)?;
-            response = self.request(operation, target, body, token, deadline).await?;
+            response = self.request(call, target, body, token, deadline).await?;
             if response.status().is_redirection() {
                 return Err(self.foreign("a second redirect").into());
             }
@@ -246,13 +246,13 @@ impl Client {
 
     async fn request(
         &self,
-        operation: Operation,
+        call: &Call,
         url: Url,
         body: Bytes,
         token: Option<&Token>,
         deadline: Instant,
     ) -> Result<Response, Failure> {
-        let mut request = if operation.is_read() {
+        let mut request = if call.is_read {
             self.http.request(Method::GET, url)
         } else {
             self.http.request(Method::POST, url).body(body)
@@ -386,6 +386,18 @@ impl Client {
             format!("something else than Vault answered at {}: {what}", self.config.origin()),
         )
         .cure("check the URL: host, port and base path; no login page or proxy may stand before Vault's API")
+    }
+}
+
+/// What is asked of Vault: a path of its API, read or written to.
+struct Call {
+    path: String,
+    is_read: bool,
+}
+
+impl Call {
+    fn of(operation: Operation, config: &VaultConfig) -> Self {
+        Self { path: operation.path(config), is_read: operation.is_read() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The requests that Coffer sends to Vault: these and no others.
+//! The requests that Coffer sends to Vault with its token: these and no others. (A login has none: see `http`.)
 
 use crate::config::VaultConfig;
 
@@ -13,8 +13,6 @@ pub(crate) enum Operation {
     RenewSelf,
     /// Vault's default policy allows it; only a check needs it.
     CapabilitiesSelf,
-    /// Needs no token and no permission. Where it is, the session knows.
-    Login,
 }
 
 impl Operation {
@@ -34,7 +32,6 @@ impl Operation {
             Self::LookupSelf => return "auth/token/lookup-self".to_owned(),
             Self::RenewSelf => return "auth/token/renew-self".to_owned(),
             Self::CapabilitiesSelf => return "sys/capabilities-self".to_owned(),
-            Self::Login => return "auth/approle/login".to_owned(),
             Self::ReadKey => "keys",
             Self::Encrypt => "encrypt",
             Self::Decrypt => "decrypt",

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use kms_core::{ClientIdentity, Credential, KmsErrorKind, KmsProvider as _};
 use serde_json::json;
@@ -91,10 +92,7 @@ over!(newest, vault_server::NEWEST);
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_with_a_private_ca() {
     let folder = tempfile::tempdir().unwrap();
-    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-    let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    std::fs::write(&certificate, issued.cert.pem()).unwrap();
-    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    let (certificate, key, right) = server_certificate(folder.path());
     let program = VaultServer::program(vault_server::OLDEST);
     let server = VaultServer::start_tls(
         &program,
@@ -102,7 +100,6 @@ async fn tls_with_a_private_ca() {
     );
 
     let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let right = issued.cert.pem();
     let by_name = server.url().replace("127.0.0.1", "localhost");
     for (url, ca, good) in [
         (server.url(), Some(right.clone()), true),
@@ -133,10 +130,7 @@ async fn tls_with_a_private_ca() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_with_client_certificates() {
     let folder = tempfile::tempdir().unwrap();
-    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-    let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    std::fs::write(&certificate, issued.cert.pem()).unwrap();
-    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    let (certificate, key, right) = server_certificate(folder.path());
     let authority = Authority::new();
     let clients = folder.path().join("clients.pem");
     std::fs::write(&clients, authority.certificate.pem()).unwrap();
@@ -146,7 +140,7 @@ async fn tls_with_client_certificates() {
 
     let (good, stranger) = (authority.client(), Authority::new().client());
     let mut config = shared::config(server.url(), "k");
-    config.settings.insert("ca_cert".into(), issued.cert.pem());
+    config.settings.insert("ca_cert".into(), right);
     for (identity, kind) in [
         // Beyond TLS: this Vault has no transit.
         (Some(good.clone()), KmsErrorKind::KeyMissing),
@@ -163,6 +157,15 @@ async fn tls_with_client_certificates() {
             assert!(error.how_to_mend().unwrap().contains("--client-cert"), "{error:?}");
         }
     }
+}
+
+/// A certificate for this machine, its key, and the certificate's text.
+fn server_certificate(folder: &Path) -> (PathBuf, PathBuf, String) {
+    let (certificate, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&certificate, issued.cert.pem()).unwrap();
+    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    (certificate, key, issued.cert.pem())
 }
 
 struct Authority {
