@@ -16,13 +16,40 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use admin_api::{Exit, Problem};
+use daemon::{BackingVolumes, Patience};
+use filesystem::{Backend, BackingHeaders, BackingLocks};
+use key_manager::KeyManager;
 use key_store::SledStore;
+use kms_core::{AuditSink, SystemClock};
+use local_kms::LocalProvider;
+use vault_transit::VaultProvider;
 
 /// Where the key store lies.
 pub(crate) fn store_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("store")
+}
+
+/// What manages the keys of the node with this state directory, over its store or a copy of it.
+pub(crate) fn key_manager(
+    state_dir: &Path,
+    store: Arc<SledStore>,
+    locks: &BackingLocks,
+    audit: Arc<dyn AuditSink>,
+) -> KeyManager {
+    KeyManager::new(key_manager::Parts {
+        store,
+        providers: vec![
+            Arc::new(VaultProvider::default()),
+            Arc::new(LocalProvider::new(state_dir)),
+        ],
+        holders: vec![Arc::new(Patience::new(BackingHeaders::new(locks.clone())))],
+        volumes: Arc::new(BackingVolumes::new(Backend::default(), locks.clone())),
+        clock: Arc::new(SystemClock),
+        audit,
+    })
 }
 
 /// Makes the state directory, or sees to it that nobody else may put files into it.

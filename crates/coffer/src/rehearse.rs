@@ -10,18 +10,16 @@ use std::time::Duration;
 use admin_api::{Exit, Problem};
 use async_trait::async_trait;
 use cli::Console;
-use daemon::{BackingVolumes, Patience, Rehearse};
-use filesystem::{Backend, BackingHeaders, BackingLocks};
-use key_manager::{KeyManager, Rehearsal};
+use daemon::Rehearse;
+use filesystem::BackingLocks;
+use key_manager::Rehearsal;
 use key_store::SledStore;
-use kms_core::{AuditEvent, AuditSink, SystemClock};
-use local_kms::LocalProvider;
+use kms_core::{AuditEvent, AuditSink};
 use tokio::process::Command;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use vault_transit::VaultProvider;
 
-use crate::parts::Generation;
+use crate::parts::{self, Generation};
 
 const TITLE: &str = "the start can't be rehearsed";
 
@@ -61,16 +59,12 @@ impl Rehearse for Rehearsals {
             failed("the process that rehearses does not come to its end".to_owned())
         })?;
         let ended = ended.map_err(|e| failed(e.to_string()))?;
-        let told: Result<Rehearsal, Problem> =
-            serde_json::from_slice(&ended.stdout).map_err(|_| {
-                let said = String::from_utf8_lossy(&ended.stderr);
-                failed(format!(
-                    "the process that rehearses ended with {}: {}",
-                    ended.status,
-                    said.trim()
-                ))
-            })?;
-        told
+        let told: Result<Result<Rehearsal, Problem>, _> = serde_json::from_slice(&ended.stdout);
+        told.unwrap_or_else(|_| {
+            let said = String::from_utf8_lossy(&ended.stderr);
+            let status = ended.status;
+            Err(failed(format!("the process that rehearses ended with {status}: {}", said.trim())))
+        })
     }
 }
 
@@ -104,18 +98,8 @@ async fn rehearse(arguments: &cli::RehearseStore) -> Result<Rehearsal, Problem> 
     let of_keys = |e| daemon::of_keys("a node that starts now would refuse its key store", &e);
     let store = SledStore::open(&arguments.store).map_err(|e| of_keys(e.into()))?;
     Generation::of(&arguments.state_dir).check(&store)?;
-    let locks = BackingLocks::default();
-    let manager = KeyManager::new(key_manager::Parts {
-        store: Arc::new(store),
-        providers: vec![
-            Arc::new(VaultProvider::default()),
-            Arc::new(LocalProvider::new(&arguments.state_dir)),
-        ],
-        holders: vec![Arc::new(Patience::new(BackingHeaders::new(locks.clone())))],
-        volumes: Arc::new(BackingVolumes::new(Backend::default(), locks)),
-        clock: Arc::new(SystemClock),
-        audit: Arc::new(Unrecorded),
-    });
+    let (store, locks) = (Arc::new(store), BackingLocks::default());
+    let manager = parts::key_manager(&arguments.state_dir, store, &locks, Arc::new(Unrecorded));
     manager.rehearse().await.map_err(of_keys)
 }
 

@@ -5,14 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
-use daemon::{AuditLog, BackingVolumes, Node, Patience};
-use filesystem::{Backend, BackingHeaders, BackingLocks, read_envelope};
-use key_manager::KeyManager;
+use daemon::{AuditLog, Node};
+use filesystem::{Backend, BackingLocks, read_envelope};
 use key_store::SledStore;
 use kms_core::{Clock, StoreError, SystemClock};
-use local_kms::LocalProvider;
 use tracing_subscriber::EnvFilter;
-use vault_transit::VaultProvider;
 
 use crate::config::{LogFormat, Settings};
 use crate::parts::{self, Generation};
@@ -58,18 +55,8 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
     let audit = Arc::new(audit);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (cipher, locks) = (Backend::default(), BackingLocks::default());
-    let manager = KeyManager::new(key_manager::Parts {
-        store: Arc::clone(&store) as _,
-        providers: vec![
-            Arc::new(VaultProvider::default()),
-            Arc::new(LocalProvider::new(&state_dir)),
-        ],
-        holders: vec![Arc::new(Patience::new(BackingHeaders::new(locks.clone())))],
-        volumes: Arc::new(BackingVolumes::new(cipher, locks.clone())),
-        clock: Arc::clone(&clock),
-        audit: Arc::clone(&audit) as _,
-    });
-    let manager = Arc::new(manager);
+    let (kept, recorded) = (Arc::clone(&store), Arc::clone(&audit) as _);
+    let manager = Arc::new(parts::key_manager(&state_dir, kept, &locks, recorded));
     rehearse::remove_leftovers(&state_dir);
     let rehearse = Arc::new(Rehearsals { store: Arc::clone(&store), state_dir: state_dir.clone() });
     let parts = daemon::Parts { manager, cipher, locks, audit, rehearse, clock, state_dir, socket };
