@@ -19,6 +19,8 @@ pub enum Loss {
 /// What comes of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Impact {
+    /// The master key of the KMS that is set.
+    pub master_key: String,
     /// Filesystems that are unlocked and go on until the node ends.
     pub go_on: Vec<FilesystemName>,
     /// Filesystems that are locked now and can't be unlocked any more.
@@ -38,7 +40,8 @@ impl KeyManager {
     /// [`Error::NotConfigured`], [`Error::Store`].
     pub async fn impact(&self, loss: Loss) -> Result<Impact, Error> {
         let Some((_, current)) = self.current().await? else { return Err(Error::NotConfigured) };
-        let mut impact = Impact::default();
+        let mut impact =
+            Impact { master_key: current.config.master_key.clone(), ..Impact::default() };
         for status in self.filesystem_statuses().await? {
             let name = status.filesystem.name.clone();
             if matches!(status.key, KeyState::Deleting(_)) {

@@ -112,11 +112,6 @@ impl KeyManager {
         Ok(statuses)
     }
 
-    /// The KMS configuration; `None`: no KMS is set. Asks nobody.
-    pub async fn kms_config(&self) -> Result<Option<KmsConfig>, Error> {
-        Ok(self.current().await?.map(|(_, record)| record.config))
-    }
-
     /// The KMS configuration, and what it answers now.
     pub async fn kms_overview(&self) -> Result<KmsOverview, Error> {
         let current = self.current().await?.map(|(_, record)| record);

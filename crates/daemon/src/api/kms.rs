@@ -218,29 +218,27 @@ pub(crate) async fn impact(
     Query(of): Query<ImpactOf>,
 ) -> Answer<KmsImpact> {
     let of_keys = |e| problem::of_keys("it can't be told what would fail", &e);
-    let overview = shared.manager.kms_config().await.map_err(of_keys)?;
-    let key = overview.map(|config| config.master_key).unwrap_or_default();
-    let (loss, what, stops_wrapping, cure) = match of {
-        ImpactOf::Token => (
-            Loss::Credential,
-            "the token (or the login) is revoked or ends".to_owned(),
-            true,
-            "give another one with coffer fs kms set-vault: nothing is lost".to_owned(),
-        ),
-        ImpactOf::Key => (
-            Loss::MasterKey,
-            format!("the master key {key} is deleted"),
-            true,
-            "what it wraps is lost for good, unless Vault is restored from a backup; while filesystems are unlocked, coffer fs kms set-vault with another key saves theirs".to_owned(),
-        ),
-        ImpactOf::Versions { below } => (
-            Loss::VersionsBelow(KeyVersion(below)),
-            format!("min_decryption_version of {key} is raised to {below}"),
-            false,
-            "give coffer fs kms rewrap first; afterwards, lower it again".to_owned(),
-        ),
+    let loss = match of {
+        ImpactOf::Token => Loss::Credential,
+        ImpactOf::Key => Loss::MasterKey,
+        ImpactOf::Versions { below } => Loss::VersionsBelow(KeyVersion(below)),
     };
     let found = shared.manager.impact(loss).await.map_err(of_keys)?;
+    let key = &found.master_key;
+    let (what, cure) = match loss {
+        Loss::Credential => (
+            "the token (or the login) is revoked or ends".to_owned(),
+            "give another one with coffer fs kms set-vault: nothing is lost",
+        ),
+        Loss::MasterKey => (
+            format!("the master key {key} is deleted"),
+            "what it wraps is lost for good, unless Vault is restored from a backup; while filesystems are unlocked, coffer fs kms set-vault with another key saves theirs",
+        ),
+        Loss::VersionsBelow(below) => (
+            format!("min_decryption_version of {key} is raised to {}", below.0),
+            "give coffer fs kms rewrap first; afterwards, lower it again",
+        ),
+    };
     let names = |names: Vec<FilesystemName>| names.iter().map(ToString::to_string).collect();
     Ok(Json(KmsImpact {
         what,
@@ -249,8 +247,8 @@ pub(crate) async fn impact(
         shut_at_start: names(found.shut_at_start),
         untouched: names(found.untouched),
         unknown: names(found.unknown),
-        stops_wrapping,
-        cure,
+        stops_wrapping: !matches!(loss, Loss::VersionsBelow(_)),
+        cure: cure.to_owned(),
     }))
 }
 
