@@ -58,6 +58,7 @@ impl Keeper {
         let mut settle_at = Instant::now();
         loop {
             if settle_at <= Instant::now() {
+                self.filesystems.compare_soon();
                 let (removed, renewed) = (self.finish_removals().await, self.settle_copies().await);
                 let pause = if removed && renewed { COMPARE_EVERY } else { REFUSED };
                 settle_at = Instant::now() + jittered(pause);

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use admin_api::Problem;
@@ -44,6 +45,8 @@ pub(crate) struct OpenFilesystems {
     /// Unlocked, and not held: why.
     unheld: Mutex<BTreeMap<FilesystemName, Unheld>>,
     wake: Notify,
+    /// Whether what is held is to be compared with what lies at its path.
+    compare: AtomicBool,
 }
 
 /// Why a filesystem that is unlocked is not held against other nodes.
@@ -126,6 +129,7 @@ impl OpenFilesystems {
             places: Mutex::default(),
             unheld: Mutex::default(),
             wake: Notify::new(),
+            compare: AtomicBool::new(false),
         }
     }
 
@@ -156,22 +160,10 @@ impl OpenFilesystems {
     /// [`Self::unheld`], or by its first use.
     pub(crate) async fn hold(&self, name: &FilesystemName) {
         let Ok(Unlocked { place, key, backing }) = self.unlocked(name).await else { return };
-        if let Some(held) = place.held.get() {
-            let (held, at) = (Arc::clone(held), backing.clone());
-            match self.disks.ask(&backing, move || held.is_at(&at)).await {
-                Ok(false) if place.opened.initialized() => {
-                    self.note(name, Unheld::Replaced(backing));
-                    return;
-                }
-                // Nothing of it is open: what lies there now is held instead.
-                Ok(false) => self.close(name),
-                Ok(true) | Err(_) => return,
-            }
-            let Ok(Unlocked { place, key, backing }) = self.unlocked(name).await else { return };
-            let _ = self.held(name, &place, &backing, key.id(), "it can't be held").await;
+        if place.held.initialized() {
             return;
         }
-        if self.count_held() >= files() / FILES_EACH_HELD {
+        if self.locks.count() as u64 >= files() / FILES_EACH_HELD {
             self.note(name, Unheld::TooMany);
             return;
         }
@@ -183,19 +175,44 @@ impl OpenFilesystems {
         self.wake.notify_one();
     }
 
+    /// Looks too whether what is held still lies at its path.
+    pub(crate) fn compare_soon(&self) {
+        self.compare.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
     /// Holds what is unlocked each time somebody asks for it, for ever.
     pub(crate) async fn keep_holding(&self) -> Infallible {
         loop {
             self.wake.notified().await;
+            let compare = self.compare.swap(false, Ordering::AcqRel);
             match self.unlocked_names().await {
                 Ok(names) => {
-                    let each = |name| async move { self.hold(&name).await };
-                    stream::iter(names).for_each_concurrent(AT_ONCE, each).await;
+                    let wanted = names.into_iter().filter(|name| compare || !self.is_held(name));
+                    let each = |name| async move {
+                        self.compare(&name).await;
+                        self.hold(&name).await;
+                    };
+                    stream::iter(wanted).for_each_concurrent(AT_ONCE, each).await;
                 }
                 Err(error) => {
                     tracing::error!(%error, "the filesystems can't be held against other nodes");
                 }
             }
+        }
+    }
+
+    /// Notes whether what is held of this filesystem still lies at its path. Where it does not and nothing of it is open, it is
+    /// let go, so that what lies there now is held instead.
+    async fn compare(&self, name: &FilesystemName) {
+        let Ok(Unlocked { place, backing, .. }) = self.unlocked(name).await else { return };
+        let Some(held) = place.held.get().cloned() else { return };
+        let at = backing.clone();
+        match self.disks.ask(&backing, move || held.is_at(&at)).await {
+            Ok(true) => drop(lock(&self.unheld).remove(name)),
+            Ok(false) if place.opened.initialized() => self.note(name, Unheld::Replaced(backing)),
+            Ok(false) => self.close(name),
+            Err(_) => {}
         }
     }
 
@@ -283,15 +300,14 @@ impl OpenFilesystems {
         Ok(unlocked.map(|fs| fs.filesystem.name).collect())
     }
 
-    fn count_held(&self) -> u64 {
-        let places = lock(&self.places);
-        places.places.values().filter(|place| place.held.initialized()).count() as u64
+    fn is_held(&self, name: &FilesystemName) -> bool {
+        lock(&self.places).places.get(name).is_some_and(|place| place.held.initialized())
     }
 
     /// Makes room for one more that is open: closes those that are idle where there are too many, and lets them go where
     /// too many are held.
     fn make_room(&self) {
-        let (files, held) = (files(), self.count_held());
+        let (files, held) = (files(), self.locks.count() as u64);
         let places = &mut lock(&self.places).places;
         let open = places.values().filter(|place| place.opened.initialized()).count() as u64;
         if open < IDLE_OPEN.min(files / FILES_EACH) {

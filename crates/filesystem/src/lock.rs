@@ -69,6 +69,11 @@ impl BackingLocks {
         take().map_err(|fault| fault.at_path(backing))
     }
 
+    /// How many this node holds.
+    pub fn count(&self) -> usize {
+        self.held.locks().len()
+    }
+
     /// The lock of whatever lies in this directory.
     pub(crate) fn lock(&self, backing: &OwnedFd) -> Result<Arc<BackingLock>, Fault> {
         for tried in 1.. {

@@ -1,5 +1,6 @@
 //! `/v1/status`
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -74,13 +75,15 @@ fn findings(shared: &Shared, statuses: &[FilesystemStatus]) -> Vec<Finding> {
     if let Some(trouble) = shared.settling_failed() {
         add("half-done", trouble, "mend what it names and start the node again");
     }
-    let is_unlocked = |name: &FilesystemName| {
-        statuses.iter().any(|fs| fs.filesystem.name == *name && fs.key == KeyState::Unlocked)
-    };
+    let unlocked: HashSet<&FilesystemName> = statuses
+        .iter()
+        .filter(|fs| fs.key == KeyState::Unlocked)
+        .map(|fs| &fs.filesystem.name)
+        .collect();
     let mut too_many = 0_u64;
     for (name, why) in shared.filesystems.unheld() {
         match why {
-            _ if !is_unlocked(&name) => {}
+            _ if !unlocked.contains(&name) => {}
             Unheld::InUse(why) => add(
                 problem::IN_USE,
                 format!("{name} can't be used here: {why}"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::tree;
 
-use crate::world::World;
+use crate::world::{World, beside_a_listing};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn made_filled_listed_emptied_and_deleted() {
@@ -235,15 +235,11 @@ async fn a_lock_is_not_undone_by_what_was_being_opened() {
     let node = world.start_with_kms().await;
     node.post("/v1/filesystems", &json!({"name": "home"})).await;
     // The listing has the key and goes on to open the directory.
-    let mut key = world.store().hold("fs/home");
-    let (listed, ()) = tokio::join!(node.ask("GET", "/v1/filesystems/home/ls", ""), async {
-        key.reached().await;
-        let mut place = world.store().hold("fs/home");
-        drop(key);
-        place.reached().await;
+    let (listed, ()) = beside_a_listing(&world, &node, async |place| {
         node.post("/v1/filesystems/home/lock", &json!({})).await;
         drop(place);
-    });
+    })
+    .await;
     assert_eq!(listed.status, 200, "{listed:?}");
     let lock = fs::File::open(world.path("state/filesystems/home/coffer.lock")).unwrap();
     lock.try_lock().unwrap();
@@ -287,17 +283,13 @@ async fn a_node_does_not_take_itself_for_another() {
     let node = world.start_with_kms().await;
     node.post("/v1/filesystems", &json!({"name": "home"})).await;
     // A listing that goes on while its filesystem is locked and unlocked again.
-    let mut key = world.store().hold("fs/home");
-    let (listed, ()) = tokio::join!(node.ask("GET", "/v1/filesystems/home/ls", ""), async {
-        key.reached().await;
-        let mut place = world.store().hold("fs/home");
-        drop(key);
-        place.reached().await;
+    let (listed, ()) = beside_a_listing(&world, &node, async |place| {
         node.post("/v1/filesystems/home/lock", &json!({})).await;
         node.post("/v1/filesystems/home/unlock", &json!({})).await;
         node.get("/v1/filesystems/home/ls").await;
         drop(place);
-    });
+    })
+    .await;
     assert_eq!(listed.status, 200, "{listed:?}");
     assert_eq!(node.get("/v1/status").await["findings"], json!([]));
     node.stop().await;
@@ -325,6 +317,14 @@ async fn a_backing_directory_that_is_replaced_is_noticed() {
     let status = node.until("/v1/status", is_told).await;
     assert!(status["findings"][0]["what"].as_str().unwrap().starts_with("what is open of used"));
     assert_eq!(status["findings"].as_array().unwrap().len(), 1, "{status}");
+    // Put back, it is all right again.
+    let (place, moved) = (world.path("state/filesystems/used"), world.path("used-moved"));
+    fs::rename(&place, world.path("used")).unwrap();
+    fs::rename(&moved, &place).unwrap();
+    node.post("/v1/filesystems/idle/unlock", &json!({})).await;
+    node.until("/v1/status", |status| status["findings"] == json!([])).await;
+    fs::rename(&place, &moved).unwrap();
+    fs::rename(world.path("used"), &place).unwrap();
     let locked = |place: &str| {
         let lock = fs::File::open(world.path(place).join("coffer.lock")).unwrap();
         lock.try_lock_shared().is_err()
@@ -345,19 +345,15 @@ async fn a_deletion_waits_for_what_is_being_listed() {
     let node = world.start_with_kms().await;
     node.post("/v1/filesystems", &json!({"name": "home"})).await;
     // One that has the key and opens the directory when the deletion has begun.
-    let mut key = world.store().hold("fs/home");
-    let (listed, deleted) = tokio::join!(node.ask("GET", "/v1/filesystems/home/ls", ""), async {
-        key.reached().await;
-        let mut place = world.store().hold("fs/home");
-        drop(key);
-        place.reached().await;
+    let (listed, deleted) = beside_a_listing(&world, &node, async |place| {
         let deleting = node.ok("DELETE", "/v1/filesystems/home", &Value::Null);
         let let_go = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             drop(place);
         };
         tokio::join!(deleting, let_go).0
-    });
+    })
+    .await;
     assert_eq!(deleted["name"], "home");
     assert!([200, 404, 409].contains(&listed.status), "{listed:?}");
     assert!(!world.path("state/filesystems/home").exists());

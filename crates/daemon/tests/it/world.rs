@@ -220,6 +220,22 @@ pub(crate) async fn held(world: &World, node: &Running, size: usize) -> (Value, 
     (job, begun)
 }
 
+/// A listing of `home` that has its key, and is held before it opens the directory; what `act` gives, which lets it go.
+pub(crate) async fn beside_a_listing<T>(
+    world: &World,
+    node: &Running,
+    act: impl AsyncFnOnce(Late) -> T,
+) -> (Answer, T) {
+    let mut key = world.store().hold("fs/home");
+    tokio::join!(node.ask("GET", "/v1/filesystems/home/ls", ""), async {
+        key.reached().await;
+        let mut place = world.store().hold("fs/home");
+        drop(key);
+        place.reached().await;
+        act(place).await
+    })
+}
+
 /// Lets it go when what is asked beside it has arrived.
 pub(crate) async fn soon(held: Late) {
     tokio::time::sleep(Duration::from_millis(50)).await;
