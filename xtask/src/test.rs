@@ -67,7 +67,11 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "unit",
         about: "each crate by itself: unit, contract, vector and property tests",
-        run: |run| run.cargo(&["test", "--workspace", "--exclude", "coffer-tests"]),
+        run: |run| {
+            // All that fails is told at once.
+            let test = ["test", "--workspace", "--no-fail-fast"];
+            run.cargo(&[&test[..], &["--exclude", "coffer-tests"]].concat())
+        },
     },
     Stage {
         name: "vault-1.1.5",
