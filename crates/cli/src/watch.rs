@@ -47,6 +47,9 @@ async fn until_ended(
             );
             problem.cure(cure)
         })?;
+        if let Some(refused) = refusal(&job) {
+            return Err(refused);
+        }
         match (bar, &job.problem) {
             (Some(bar), _) => bar.show(&job),
             (None, Some(problem)) if job.state == JobState::Waiting && problem.detail != told => {
@@ -58,6 +61,17 @@ async fn until_ended(
         }
     }
     Ok(job)
+}
+
+/// What keeps a move of keys from going on that no time mends. The job is left as it is.
+fn refusal(job: &Job) -> Option<Problem> {
+    let copies = matches!(job.kind, JobKind::Import | JobKind::Export | JobKind::Verify);
+    let waits = job.state == JobState::Waiting && !copies;
+    let problem = job.problem.clone().filter(|p| waits && p.exit != Exit::KmsUnreachable)?;
+    let seen =
+        format!("see it with coffer job show {id}, stop it with coffer job stop {id}", id = job.id);
+    let cure = problem.cure.clone().map_or(seen.clone(), |cure| format!("{cure}; {seen}"));
+    Some(problem.cure(cure))
 }
 
 /// What a job is called.

@@ -95,6 +95,11 @@ impl Health {
         self.wake.notify_one();
     }
 
+    /// Has a look taken beside whoever asks.
+    pub(crate) fn look_soon(&self) {
+        self.wake.notify_one();
+    }
+
     /// Looks and renews, for ever.
     pub(crate) async fn watch(&self) -> Infallible {
         let mut granted: Option<Duration> = None;

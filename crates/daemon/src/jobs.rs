@@ -56,6 +56,8 @@ pub(crate) struct Jobs {
 #[derive(Default)]
 struct Live {
     stop: AtomicBool,
+    /// It stops because the node ends, and the next one takes it up.
+    node_ends: AtomicBool,
     progress: Mutex<Progress>,
 }
 
@@ -237,10 +239,11 @@ impl Jobs {
         self.moved.subscribe()
     }
 
-    /// How many jobs run or wait.
-    pub(crate) async fn unfinished(&self) -> Result<u64, key_manager::Error> {
+    /// What runs or waits.
+    pub(crate) async fn unfinished(&self) -> Result<Vec<Job>, key_manager::Error> {
         let records = self.manager.jobs().await?;
-        Ok(records.iter().filter(|record| record.state == JobState::Running).count() as u64)
+        let unfinished = records.iter().filter(|record| record.state == JobState::Running);
+        Ok(unfinished.map(|record| self.show(record)).collect())
     }
 
     /// Asks a job to stop at its next safe point.
@@ -250,13 +253,13 @@ impl Jobs {
         let _starting = self.starting.lock().await;
         let mut record = self.manager.job(id).await.map_err(of_keys)?;
         match (self.find_live(id), record.state) {
-            (Some(live), _) => live.stop.store(true, Ordering::Release),
+            (Some(live), state) if !state.is_final() => live.stop.store(true, Ordering::Release),
             (None, JobState::Running) => {
                 record.state = JobState::Stopped;
                 self.manager.save_job(&record).await.map_err(of_keys)?;
                 self.changed.notify_waiters();
             }
-            (None, _) => {
+            _ => {
                 return Err(Problem::new(Exit::State, "job-ended", title, "it has ended already"));
             }
         }
@@ -299,15 +302,18 @@ impl Jobs {
         Ok(())
     }
 
-    /// Waits until the job has ended, but no longer than `longest`, nor than the node takes requests. A job that waits for its
-    /// filesystem or the KMS has not ended.
+    /// Waits until the job has ended, or something refuses that it goes on, but no longer than `longest`, nor than the node takes
+    /// requests. A job that waits for its filesystem or the KMS has not ended.
     pub(crate) async fn until_ended(&self, id: JobId, longest: Duration) -> Result<(), Problem> {
         let ended = async {
             loop {
                 let changed = self.changed.notified();
                 // Asked after the wait has begun, so that an end in between is not missed.
                 let record = self.manager.job(id).await?;
-                if record.state != JobState::Running || self.closing.load(Ordering::Acquire) {
+                let refused = record.blocked.is_some_and(|reason| !reason.transient)
+                    && self.find_live(id).is_none();
+                let ended = record.state != JobState::Running;
+                if ended || refused || self.closing.load(Ordering::Acquire) {
                     return Ok(());
                 }
                 changed.await;
@@ -327,6 +333,8 @@ impl Jobs {
     pub(crate) async fn close(&self) {
         self.begin_close();
         for live in self.lock_live().values() {
+            // One that somebody has stopped stays so.
+            live.node_ends.store(!live.stop_requested(), Ordering::Release);
             live.stop.store(true, Ordering::Release);
         }
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
@@ -372,6 +380,7 @@ impl Jobs {
     }
 
     async fn begin(self: &Arc<Self>, mut record: JobRecord) -> Result<Job, key_manager::Error> {
+        let before = record.clone();
         if record.kind != JobKind::Move {
             let resumed = self.notes.has_checkpoint(record.id);
             Standing { resumed, ..Standing::default() }.put(&mut record);
@@ -379,7 +388,10 @@ impl Jobs {
         record.state = JobState::Running;
         record.ended = None;
         record.message.clear();
-        self.manager.save_job(&record).await?;
+        // A move is recorded already, and one that waits is begun again and again.
+        if record.kind != JobKind::Move || record != before {
+            self.manager.save_job(&record).await?;
+        }
         let live = Arc::new(Live { progress: Mutex::new(record.progress), ..Live::default() });
         self.lock_live().insert(record.id, Arc::clone(&live));
         let job = self.show(&record);
@@ -461,6 +473,10 @@ impl JobControl for Live {
 
     fn stop_requested(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    fn goes_on_later(&self) -> bool {
+        self.node_ends.load(Ordering::Acquire)
     }
 }
 

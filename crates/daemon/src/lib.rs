@@ -56,7 +56,7 @@ use std::time::Duration;
 use admin_api::{Exit, Problem};
 use async_trait::async_trait;
 use filesystem::{Backend, BackingLocks};
-use key_manager::{KeyManager, Rehearsal};
+use key_manager::{Class, Error, KeyManager, Rehearsal};
 use kms_core::{AuditEvent, AuditSink as _, Clock, Outcome, UnixMillis};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -137,6 +137,14 @@ impl Shared {
     pub(crate) fn kms_changed(&self) {
         self.health.changed();
         self.keeper.wake();
+    }
+
+    /// The KMS did not do what was asked of it: what was seen of it before may not hold any more.
+    pub(crate) fn noted(&self, error: Error) -> Error {
+        if matches!(error.class(), Class::KmsRefused | Class::KmsUnreachable) {
+            self.health.look_soon();
+        }
+        error
     }
 
     /// Why what an earlier node left half done could not be finished or undone.

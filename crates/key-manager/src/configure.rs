@@ -15,7 +15,7 @@ use crate::jobs::put_job;
 use crate::manager::key_entry_of;
 use crate::moving::Purpose;
 use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
-use crate::unlock::changed;
+use crate::unlock::{as_read, changed};
 use crate::{Error, JobId, JobRecord, KeyManager};
 
 /// A KMS configuration that an administrator gives.
@@ -65,10 +65,13 @@ impl KeyManager {
     /// # Errors
     /// [`Error::Kms`] with what is missing; [`Error::NotAll`] when a key can't go along. Nothing is changed then.
     pub async fn set_kms(&self, new: NewKms) -> Result<Configured, Error> {
-        let _act = self.begin_act().await;
+        let act = self.begin_act().await;
         let old = self.current().await?;
         let old_id = old.as_ref().map(|(_, old)| old.config.id);
+        let epoch = self.store().get(records::FS_EPOCH).await?;
         let (keys, unreadable) = self.key_entries().await?;
+        // The KMSs take their time, or hang: other acts go on meanwhile. What they change is noticed when this one is committed.
+        drop(act);
         let mut config = KmsConfig {
             id: old_id.unwrap_or_else(KmsConfigId::random),
             kind: new.kind,
@@ -109,6 +112,7 @@ impl KeyManager {
         }
 
         let canary = make_canary(proof.kms.as_ref()).await?;
+        let _act = self.begin_act().await;
         let record = ConfigRecord {
             config: config.clone(),
             canary: Some(canary),
@@ -123,16 +127,16 @@ impl KeyManager {
                 records::credential_key(config.id),
                 records::encode(&CredentialRecord::of(&new.credential)),
             );
-        commit = match &old {
-            Some((pointer, _)) => commit.unchanged(pointer),
-            None => commit.absent(records::CURRENT),
-        };
+        commit = as_read(commit, records::CURRENT, old.as_ref().map(|(pointer, _)| pointer));
+        if !takes_over {
+            commit = as_read(commit, records::FS_EPOCH, epoch.as_ref());
+        }
         let mut superseded = None;
         if let Some(job) = &job {
             (commit, superseded) = self.supersede_move(commit, &format!("job {}", job.id)).await?;
             commit = put_job(commit, job)?;
         }
-        self.store().commit(commit).await.map_err(|e| changed(e, "the KMS configuration"))?;
+        self.store().commit(commit).await.map_err(|e| changed(e, "the KMS or a filesystem"))?;
         self.audit_superseded(superseded.as_ref());
         clients.iter().for_each(|kms| self.keep_client(kms));
         self.audit(
@@ -142,7 +146,7 @@ impl KeyManager {
             &format!("{} {} ({purpose:?})", config.address, config.master_key),
         );
         if job.is_none() {
-            self.retire_unused().await?;
+            self.retire_or_warn().await;
         }
         Ok(Configured {
             config,
@@ -161,25 +165,27 @@ impl KeyManager {
     /// [`Error::Encrypted`] while filesystems exist and `allow_downgrade` is not given; [`Error::NotAll`] when a key
     /// can't be opened, so that it would be lost. Nothing is changed then.
     pub async fn unset_kms(&self, allow_downgrade: bool) -> Result<Option<JobId>, Error> {
-        let _act = self.begin_act().await;
+        let act = self.begin_act().await;
         let epoch = self.store().get(records::FS_EPOCH).await?;
         let Some((pointer, old)) = self.current().await? else {
             return Err(Error::NotConfigured);
         };
         let filesystems = self.filesystems().await?;
-        let mut commit = Commit::new().unchanged(&pointer).delete(records::CURRENT);
-        commit = match &epoch {
-            Some(record) => commit.unchanged(record),
-            None => commit.absent(records::FS_EPOCH),
-        };
-        let mut job = None;
+        if !filesystems.is_empty() && !allow_downgrade {
+            let names: Vec<_> = filesystems.iter().map(|fs| fs.name.as_str()).take(5).collect();
+            return Err(Error::Encrypted { count: filesystems.len(), names: names.join(", ") });
+        }
+        // As in `set_kms`.
+        drop(act);
         if !filesystems.is_empty() {
-            if !allow_downgrade {
-                let names: Vec<_> = filesystems.iter().map(|fs| fs.name.as_str()).take(5).collect();
-                return Err(Error::Encrypted { count: filesystems.len(), names: names.join(", ") });
-            }
             let (keys, unreadable) = self.key_entries().await?;
             self.check_all_open(&keys, &unreadable, &[], "the KMS can't be removed").await?;
+        }
+        let _act = self.begin_act().await;
+        let commit = Commit::new().unchanged(&pointer).delete(records::CURRENT);
+        let mut commit = as_read(commit, records::FS_EPOCH, epoch.as_ref());
+        let mut job = None;
+        if !filesystems.is_empty() {
             let local = self.local_config().await?;
             let record = self.new_move(local.config.id, Purpose::Downgrade, None);
             commit = put_job(commit, &record)?;
@@ -193,7 +199,7 @@ impl KeyManager {
             if job.is_some() { "downgrade to local wrapping" } else { "no filesystem exists" };
         self.audit("kms.unset", &old.config.id.to_string(), Outcome::Done, how);
         if job.is_none() {
-            self.retire_unused().await?;
+            self.retire_or_warn().await;
         }
         Ok(job)
     }

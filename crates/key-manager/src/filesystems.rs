@@ -12,7 +12,7 @@ use kms_core::{
 
 use crate::identity::{with_new_canary, wrap_and_open};
 use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
-use crate::unlock::{LockReason, changed};
+use crate::unlock::{LockReason, as_read, changed};
 use crate::{Error, FilesystemName, KeyManager};
 
 /// Makes and removes backing directories. What it fails at says why in words for an administrator.
@@ -87,14 +87,7 @@ impl KeyManager {
     ) -> Result<Created, Error> {
         let _work = self.begin_work(&name).await?;
         let act = self.begin_act().await;
-        let fs_key = records::fs_key(&name);
-        if self.store().get(&fs_key).await?.is_some() {
-            if let Err(deleting @ Error::Deleting { .. }) = self.filesystem(&name).await {
-                return Err(deleting);
-            }
-            return Err(Error::Exists { what: format!("the filesystem {name}") });
-        }
-        self.check_backing(&backing).await?;
+        self.check_new(&name, &backing).await?;
         let (pointer, config) = match self.current().await? {
             Some((pointer, config)) => (Some(pointer), config),
             None if allow_no_kms => (None, self.local_config().await?),
@@ -102,8 +95,9 @@ impl KeyManager {
         };
         let exposed = config.config.kind == LOCAL;
         let kms = self.kms(config.config.id).await?;
-
         let key = Arc::new(FilesystemKey::generate()?);
+        // A KMS takes its time, or hangs: other acts go on meanwhile. A local key does not, and must not be erased in between.
+        let act = exposed.then_some(act);
         self.prove_identity(&config, kms.as_ref()).await?;
         let wrapped = wrap_and_open(kms.as_ref(), &key).await?;
         let newer = |canary: &WrappedKey| canary.ciphertext.version < wrapped.ciphertext.version;
@@ -112,6 +106,12 @@ impl KeyManager {
             false => None,
         };
 
+        let act = match act {
+            Some(act) => act,
+            None => self.begin_act().await,
+        };
+        self.check_new(&name, &backing).await?;
+        let fs_key = records::fs_key(&name);
         let mut fs = FilesystemRecord {
             name: name.clone(),
             key_id: key.id(),
@@ -125,16 +125,14 @@ impl KeyManager {
             .absent(&fs_key)
             .put(&fs_key, records::encode(&fs))
             .put(records::wrapped_key(key.id()), records::encode(&entry));
-        let intent = match &renewed {
-            Some(config) => {
-                intent.put(records::config_key(config.config.id), records::encode(config))
+        let intent = match renewed {
+            // Somebody else may have renewed it meanwhile.
+            Some(renewed) if self.config(config.config.id).await? == config => {
+                intent.put(records::config_key(config.config.id), records::encode(&renewed))
             }
-            None => intent,
+            _ => intent,
         };
-        let intent = match &pointer {
-            Some(record) => intent.unchanged(record),
-            None => intent.absent(records::CURRENT),
-        };
+        let intent = as_read(intent, records::CURRENT, pointer.as_ref());
         let intent = self.raise_epoch(intent).await?;
         self.store().commit(intent).await.map_err(|e| changed(e, "the KMS configuration"))?;
 
@@ -368,13 +366,21 @@ impl KeyManager {
 
     /// Adds to a commit that the set of filesystems changes, so that an unset at the same moment conflicts.
     async fn raise_epoch(&self, commit: Commit) -> Result<Commit, Error> {
-        Ok(match self.store().get(records::FS_EPOCH).await? {
-            Some(record) => {
-                let next = record.version.0.to_string();
-                commit.unchanged(&record).put(records::FS_EPOCH, next.into_bytes())
+        let read = self.store().get(records::FS_EPOCH).await?;
+        let next = read.as_ref().map_or(0, |record| record.version.0);
+        let commit = as_read(commit, records::FS_EPOCH, read.as_ref());
+        Ok(commit.put(records::FS_EPOCH, next.to_string().into_bytes()))
+    }
+
+    /// Refuses a new filesystem whose name or place another one has.
+    async fn check_new(&self, name: &FilesystemName, backing: &Path) -> Result<(), Error> {
+        if self.store().get(&records::fs_key(name)).await?.is_some() {
+            if let Err(deleting @ Error::Deleting { .. }) = self.filesystem(name).await {
+                return Err(deleting);
             }
-            None => commit.absent(records::FS_EPOCH).put(records::FS_EPOCH, b"0".to_vec()),
-        })
+            return Err(Error::Exists { what: format!("the filesystem {name}") });
+        }
+        self.check_backing(backing).await
     }
 
     async fn check_backing(&self, backing: &Path) -> Result<(), Error> {

@@ -8,10 +8,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::records::{self, Stored};
-use crate::unlock::changed;
+use crate::unlock::{LockReason, changed};
 use crate::{Error, KeyManager};
 
 const PREFIX: &str = "job/";
+
+/// Bytes that the failures of a job may take in its record.
+const FAILURES_LEN: usize = Record::MAX_VALUE / 2;
 
 /// Names a job. Ids sort by the time at which the jobs were made (UUID version 7 order is not
 /// needed: [`JobRecord::created`] says when).
@@ -104,6 +107,8 @@ pub trait JobControl: Send + Sync {
     fn progress(&self, progress: Progress);
     /// Whether the job should end at its next safe point.
     fn stop_requested(&self) -> bool;
+    /// Whether such a stop is for now alone: the job stays recorded as running, and the next node takes it up.
+    fn goes_on_later(&self) -> bool;
 }
 
 /// A job as it is recorded.
@@ -131,9 +136,9 @@ pub struct JobRecord {
     pub failures: Vec<String>,
     /// Why it ended early, or what it has to say at its end.
     pub message: String,
-    /// What to do about the message, if that is known.
+    /// Why it waits, while it can't go on.
     #[serde(default)]
-    pub cure: Option<String>,
+    pub blocked: Option<LockReason>,
 }
 
 impl JobRecord {
@@ -159,14 +164,18 @@ impl JobRecord {
             progress: Progress::default(),
             failures: Vec::new(),
             message: String::new(),
-            cure: None,
+            blocked: None,
         }
     }
 
-    /// Adds a failure, up to the limit.
+    /// Adds a failure, up to the limits.
     pub fn fail_item(&mut self, what: &str) {
-        if self.failures.len() < Self::MAX_FAILURES {
-            self.failures.push(what.chars().take(300).collect());
+        let what: String = what.chars().take(300).collect();
+        // As it stands in the record, which has an end: what is escaped there is longer.
+        let length = |text: &String| serde_json::to_string(text).map_or(0, |text| text.len());
+        let kept: usize = self.failures.iter().map(length).sum();
+        if self.failures.len() < Self::MAX_FAILURES && kept + length(&what) <= FAILURES_LEN {
+            self.failures.push(what);
         }
     }
 }
@@ -243,7 +252,7 @@ impl KeyManager {
         job.state = JobState::Failed;
         job.ended = Some(self.parts().clock.now());
         job.message = format!("{by} took its place before it had come to its end");
-        job.cure = None;
+        job.blocked = None;
         Ok((put_job(commit.unchanged(&record), &job)?, Some(job)))
     }
 
@@ -265,4 +274,19 @@ pub(crate) fn put_job(commit: Commit, job: &JobRecord) -> Result<Commit, Error> 
         });
     }
     Ok(commit.put(key, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_many_failures_the_record_can_be_kept() {
+        for text in ["a/path", "道路".repeat(200).as_str(), "\u{1}".repeat(300).as_str()] {
+            let mut job = JobRecord::new(JobKind::Move, "", serde_json::Value::Null, UnixMillis(1));
+            (0..500).for_each(|_| job.fail_item(text));
+            assert!(!job.failures.is_empty());
+            put_job(Commit::new(), &job).unwrap();
+        }
+    }
 }

@@ -238,8 +238,8 @@ impl KeyManager {
         let config = self.config(id).await?.config;
         let credential = self.credential(id).await?.credential();
         let kms = self.provider(&config.kind)?.open(&config, &credential)?;
-        self.keep_client(&kms);
-        Ok(kms)
+        // One that was kept meanwhile may have a newer credential.
+        Ok(Arc::clone(write(&self.clients).entry(id).or_insert(kms)))
     }
 
     /// What is stored to show a KMS who we are; nothing, after a recovery and for local wrapping.

@@ -16,6 +16,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use futures::{StreamExt as _, stream};
 use kms_core::{
     Commit, FilesystemKey, FilesystemSite, HolderError, KeyEnvelope, KeyId, KeyVersion, Kms,
     KmsConfigId, KmsError, KmsExt, Outcome, Record, StoreError, WrappedKey,
@@ -27,7 +28,7 @@ use crate::identity::with_new_canary;
 use crate::jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress, put_job};
 use crate::manager::{key_entry_of, write};
 use crate::records::{self, ConfigRecord, FilesystemState, KeyEntry};
-use crate::unlock::changed;
+use crate::unlock::{DISKS_AT_ONCE, LockReason, changed};
 use crate::{Error, FilesystemName, KeyManager};
 
 const AHEAD: &str = "it is newer than what the store has: another node wrapped the key anew, or an older store was put back";
@@ -82,19 +83,20 @@ impl KeyManager {
     /// [`Error::NotConfigured`]; [`Error::Busy`] while another move is unfinished; [`Error::Kms`] when the master key is not
     /// the one that was configured, or can't be asked.
     pub async fn start_rewrap(&self, only: Option<FilesystemName>) -> Result<JobId, Error> {
-        let _act = self.begin_act().await;
         let Some((pointer, config)) = self.current().await? else {
             return Err(Error::NotConfigured);
         };
         self.refuse_second_move().await?;
+        let kms = self.kms(config.config.id).await?;
+        self.prove_identity(&config, kms.as_ref()).await?;
+        let _act = self.begin_act().await;
+        self.refuse_second_move().await?;
         if let Some(name) = &only {
             self.filesystem(name).await?;
         }
-        let kms = self.kms(config.config.id).await?;
-        self.prove_identity(&config, kms.as_ref()).await?;
         let job = self.new_move(config.config.id, Purpose::Rewrap, only);
         let commit = put_job(Commit::new().unchanged(&pointer), &job)?;
-        self.store().commit(commit).await?;
+        self.store().commit(commit).await.map_err(|e| changed(e, "the KMS configuration"))?;
         Ok(job.id)
     }
 
@@ -138,10 +140,11 @@ impl KeyManager {
         let spec: MoveSpec = serde_json::from_value(job.spec.clone()).map_err(|e| {
             Error::Record { key: format!("job {id}"), why: format!("its spec can't be read: {e}") }
         })?;
+        let before = job.clone();
         job.state = JobState::Running;
         let mut run = Run {
             manager: self,
-            config: self.config(spec.target).await?,
+            config: Arc::new(self.config(spec.target).await?),
             target: self.kms(spec.target).await?,
             newest: KeyVersion(0),
             job: record,
@@ -150,13 +153,20 @@ impl KeyManager {
             report: MoveReport::default(),
         };
         if let Err(error) = run.all(&spec).await {
-            (job.message, job.cure) = (error.to_string(), error.cure());
-            job.progress = run.progress;
-            self.save_job(&job).await?;
+            job.blocked = Some(LockReason::from(&error));
+            if run.progress.items_total > 0 {
+                job.progress = run.progress;
+            }
+            // One that waits is tried again and again.
+            if job != before {
+                self.save_job(&job).await?;
+            }
             return Err(error);
         }
         let Run { progress, report, .. } = run;
-        self.end_move(job, &spec, progress, &report).await?;
+        if !(report.stopped && control.goes_on_later()) {
+            self.end_move(job, &spec, progress, &report).await?;
+        }
         Ok(report)
     }
 
@@ -169,19 +179,28 @@ impl KeyManager {
     pub async fn settle_copies(&self) -> Result<Vec<String>, Error> {
         let moves = self.moves.try_lock();
         let _move = moves.map_err(|_| Error::Busy { what: "a move of keys".to_owned() })?;
-        let _act = self.begin_act().await;
-        let mut failed = Vec::new();
+        let mut wanted = Vec::new();
+        let act = self.begin_act().await;
         for (key_id, sites) in self.sites_by_key().await? {
             // A record that can't be read keeps its filesystem locked and says so there.
             let Ok((_, entry)) = self.key_entry(key_id).await else { continue };
-            let config = self.config(entry.wrapped.config_id).await?;
-            for site in sites {
-                if let Err(error) = self.renew_copies(&site, &entry, &config).await {
-                    failed.push(format!("{}: {error}", site.name));
-                }
-            }
+            let config = Arc::new(self.config(entry.wrapped.config_id).await?);
+            let renewals = sites
+                .into_iter()
+                .map(|site| self.renew_copies(site, entry.clone(), Arc::clone(&config)));
+            wanted.extend(renewals);
         }
+        // Disks take their time, or hang: other acts go on meanwhile.
+        drop(act);
+        let mut renewed = stream::iter(wanted).buffer_unordered(DISKS_AT_ONCE);
+        let mut failed = Vec::new();
+        while let Some((site, renewed)) = renewed.next().await {
+            failed.extend(renewed.err().map(|error| format!("{}: {error}", site.name)));
+        }
+        drop(renewed);
+        failed.sort();
         write(&self.copies).compared = true;
+        let _act = self.begin_act().await;
         self.retire_unused().await?;
         Ok(failed)
     }
@@ -190,13 +209,13 @@ impl KeyManager {
     /// answers how many were replaced. A copy that is ahead of the store is left: see [`KeyManager::unlock_all`].
     async fn renew_copies(
         &self,
-        site: &FilesystemSite,
-        entry: &KeyEntry,
-        config: &ConfigRecord,
-    ) -> Result<u64, HolderError> {
-        let renewed = self.replace_copies(site, entry, config).await;
-        self.note_copies(site, renewed.as_ref().map(drop));
-        renewed
+        site: FilesystemSite,
+        entry: KeyEntry,
+        config: Arc<ConfigRecord>,
+    ) -> (FilesystemSite, Result<u64, HolderError>) {
+        let renewed = self.replace_copies(&site, &entry, &config).await;
+        self.note_copies(&site, renewed.as_ref().map(drop));
+        (site, renewed)
     }
 
     async fn replace_copies(
@@ -246,7 +265,7 @@ impl KeyManager {
             (false, false) => JobState::PartlyDone,
         };
         job.ended = job.state.is_final().then(|| self.parts().clock.now());
-        job.cure = None;
+        job.blocked = None;
         job.message = format!(
             "{} key(s) wrapped anew, {} already current, {} copies replaced, {} failure(s)",
             report.moved,
@@ -261,7 +280,7 @@ impl KeyManager {
         // An old configuration whose copies were not all renewed stays, so that they can still be opened.
         if job.state == JobState::Done {
             let _act = self.begin_act().await;
-            self.retire_unused().await?;
+            self.retire_or_warn().await;
         }
         Ok(())
     }
@@ -286,7 +305,7 @@ type Wrapped = Vec<(KeyId, Result<WrappedKey, KmsError>)>;
 /// One run of a move.
 struct Run<'a> {
     manager: &'a KeyManager,
-    config: ConfigRecord,
+    config: Arc<ConfigRecord>,
     target: Arc<dyn Kms>,
     newest: KeyVersion,
     /// The job as it was when this run began. Once another has taken its place nothing more is committed.
@@ -346,18 +365,24 @@ impl Run<'_> {
             current.extend(self.wrap_anew(pending).await?);
         }
         let sites = self.manager.sites_by_key().await?;
+        let (manager, config) = (self.manager, Arc::clone(&self.config));
+        let mut wanted = Vec::new();
         for entry in &current {
             for site in sites.get(&entry.wrapped.key_id).into_iter().flatten() {
-                match self.manager.renew_copies(site, entry, &self.config).await {
-                    Ok(replaced) => self.report.copies += replaced,
-                    Err(error) if self.still_there(site).await? => {
-                        self.fail(&site.name, &error.to_string());
-                    }
-                    Err(_) => {}
-                }
+                wanted.push(manager.renew_copies(site.clone(), entry.clone(), Arc::clone(&config)));
             }
-            self.progress.items_done += 1;
         }
+        let renewed: Vec<_> = stream::iter(wanted).buffered(DISKS_AT_ONCE).collect().await;
+        for (site, renewed) in renewed {
+            match renewed {
+                Ok(replaced) => self.report.copies += replaced,
+                Err(error) if self.still_there(&site).await? => {
+                    self.fail(&site.name, &error.to_string());
+                }
+                Err(_) => {}
+            }
+        }
+        self.progress.items_done += current.len() as u64;
         Ok(())
     }
 
@@ -499,7 +524,6 @@ impl Run<'_> {
     }
 
     async fn renew_canary(&self) -> Result<(), Error> {
-        let _act = self.manager.begin_act().await;
         let key = records::config_key(self.config.config.id);
         let Some(record) = self.manager.store().get(&key).await? else { return Ok(()) };
         let config: ConfigRecord = records::decode(&record)?;
@@ -509,6 +533,7 @@ impl Run<'_> {
         let renewed = with_new_canary(&config, self.target.as_ref()).await?;
         // After the new one is made: the old one still opens, so it is the same master key that made it.
         self.manager.prove_identity(&config, self.target.as_ref()).await?;
+        let _act = self.manager.begin_act().await;
         let put = Commit::new()
             .unchanged(&self.job)
             .unchanged(&record)

@@ -67,7 +67,7 @@ impl Stored for CurrentKms {
 }
 
 /// A KMS configuration that some key names, or that wraps new ones.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ConfigRecord {
     pub(crate) config: KmsConfig,
     /// A key record of ours with a random key that is used for nothing: if it opens, the master key is the one we know.

@@ -170,13 +170,15 @@ impl KeyManager {
         if items.iter().any(|item| item.code == "answers" && item.failure.is_some()) {
             return Ok(items);
         }
-        items.push(match self.prove_identity(&record, kms.as_ref()).await {
+        let proved = self.prove_identity(&record, kms.as_ref()).await;
+        let can_rewrap = proved.is_ok();
+        items.push(match proved {
             Ok(()) => CheckItem::passed("same-key", SAME, ""),
             Err(Error::Kms(error)) => CheckItem::failed("same-key", SAME, &error),
             Err(error) => return Err(error),
         });
         if let Ok(master_key) = kms.master_key().await {
-            items.push(match self.cut_off(&record, &master_key).await? {
+            items.push(match self.cut_off(&record, &master_key, can_rewrap).await? {
                 None => CheckItem::passed("versions", NEEDED, ""),
                 Some(Finding { code, what, cure }) => CheckItem {
                     code,
@@ -201,7 +203,9 @@ impl KeyManager {
         let kms = self.kms(record.config.id).await?;
         let (master_key, credential) = (kms.master_key().await?, kms.credential().await?);
         let mut findings = kms.findings(&master_key, &credential);
-        match self.prove_identity(record, kms.as_ref()).await {
+        let proved = self.prove_identity(record, kms.as_ref()).await;
+        let can_rewrap = proved.is_ok();
+        match proved {
             Ok(()) => {}
             Err(Error::Kms(error)) if !error.kind().is_transient() => findings.push(Finding {
                 code: error.kind().code().to_owned(),
@@ -210,18 +214,25 @@ impl KeyManager {
             }),
             Err(error) => return Err(error),
         }
-        findings.extend(self.cut_off(record, &master_key).await?);
+        findings.extend(self.cut_off(record, &master_key, can_rewrap).await?);
         Ok(LiveKms { master_key, credential, findings })
     }
 
     /// The filesystems that are open now and that a node that starts could not unlock, because the KMS no longer decrypts
-    /// the version that wrapped their keys.
+    /// the version that wrapped their keys. Where nothing is left that could prove the master key, a rewrap would be refused.
     async fn cut_off(
         &self,
         record: &ConfigRecord,
         master_key: &MasterKey,
+        can_rewrap: bool,
     ) -> Result<Option<Finding>, Error> {
         const NAMED: usize = 5;
+        let saves = match can_rewrap {
+            true => "coffer fs kms rewrap",
+            false => {
+                "coffer fs kms set-vault, with the same URL and key if you know that it is the right key,"
+            }
+        };
         let minimum = master_key.min_decryption_version;
         let statuses = self.filesystem_statuses().await?;
         let names: Vec<_> = statuses
@@ -237,7 +248,7 @@ impl KeyManager {
                 "a node that starts can't unlock {named}: min_decryption_version is {}, and older versions wrapped their keys",
                 minimum.0
             ),
-            cure: "give coffer fs kms rewrap while they are unlocked; for those that are locked, lower min_decryption_version first".to_owned(),
+            cure: format!("give {saves} while they are unlocked; for those that are locked, lower min_decryption_version first"),
         }))
     }
 

@@ -2,17 +2,25 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures::{StreamExt as _, stream};
 use kms_core::{
-    Commit, FilesystemKey, KeyCopy, KmsConfigId, KmsError, KmsErrorKind, KmsExt, Outcome,
+    Commit, FilesystemKey, KeyCopy, KmsConfigId, KmsError, KmsErrorKind, KmsExt, Outcome, Record,
     StoreError,
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use crate::error::Class;
 use crate::records::{self, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::{Error, FilesystemName, KeyManager};
+
+/// How many backing directories are looked into at once. A few that don't answer hold the others up no longer.
+pub(crate) const DISKS_AT_ONCE: usize = 64;
+
+/// A disk that answers takes less.
+const DISKS_PAUSE: Duration = Duration::from_millis(500);
 
 /// Whether a filesystem's key is in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,27 +122,43 @@ impl KeyManager {
         }
     }
 
-    /// Unlocks one filesystem, also one that an administrator locked.
+    /// Unlocks one filesystem, also one that an administrator locked; if that fails it stays so.
     ///
     /// # Errors
-    /// What kept the key from opening.
+    /// What kept the key from opening. [`Error::Changed`]: it was locked or unlocked at the same moment.
     pub async fn unlock(&self, name: &FilesystemName) -> Result<(), Error> {
+        let (record, mut fs) = self.filesystem_record(name).await?;
+        if let Err(error) = self.try_to_open(&fs).await {
+            let reason = LockReason::from(&error);
+            self.audit("key.unwrap", name.as_str(), Outcome::Failed, &reason.why);
+            self.lock_reasons().insert(name.clone(), reason);
+            return Err(error);
+        }
         let memory = self.change_memory().await;
-        let fs = self.set_held(name, false).await?;
+        if fs.held {
+            self.put_held(&record, &mut fs, false).await?;
+        }
         drop(memory);
         if self.unlocked(fs.key_id).is_some() {
             return Ok(());
-        }
-        let wrapped = self.key_entry(fs.key_id).await?.1.wrapped;
-        let kms = self.kms(wrapped.config_id).await?;
-        // Asked once by itself, so that the failure is the KMS's own and not a summary of it.
-        for answer in kms.unwrap_keys(&[wrapped]).await? {
-            answer?;
         }
         match self.unlock_these(vec![fs]).await?.pop() {
             None => Ok(()),
             Some((name, reason)) => Err(locked(&name, reason)),
         }
+    }
+
+    /// Asks for one key by itself, so that the failure is its own and not a summary of many.
+    async fn try_to_open(&self, fs: &FilesystemRecord) -> Result<(), Error> {
+        if self.unlocked(fs.key_id).is_some() {
+            return Ok(());
+        }
+        let wrapped = self.entry_for(fs).await?.wrapped;
+        let kms = self.kms(wrapped.config_id).await?;
+        for answer in kms.unwrap_keys(&[wrapped]).await? {
+            answer?;
+        }
+        Ok(())
     }
 
     /// Locks a filesystem: its key leaves memory and stays out, over restarts, until [`KeyManager::unlock`]; also if it
@@ -166,12 +190,21 @@ impl KeyManager {
     async fn set_held(&self, name: &FilesystemName, held: bool) -> Result<FilesystemRecord, Error> {
         let (record, mut fs) = self.filesystem_record(name).await?;
         if fs.held != held {
-            fs.held = held;
-            let commit =
-                Commit::new().unchanged(&record).put(record.key.clone(), records::encode(&fs));
-            self.store().commit(commit).await.map_err(|e| changed(e, "the filesystem"))?;
+            self.put_held(&record, &mut fs, held).await?;
         }
         Ok(fs)
+    }
+
+    async fn put_held(
+        &self,
+        record: &Record,
+        fs: &mut FilesystemRecord,
+        held: bool,
+    ) -> Result<(), Error> {
+        fs.held = held;
+        let commit = Commit::new().unchanged(record).put(record.key.clone(), records::encode(fs));
+        self.store().commit(commit).await.map_err(|e| changed(e, "the filesystem"))?;
+        Ok(())
     }
 
     /// Whether it could not be removed at the last try.
@@ -192,10 +225,40 @@ impl KeyManager {
         &self,
         wanted: Vec<FilesystemRecord>,
     ) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
+        let compared: Vec<_> = wanted.into_iter().map(|fs| self.compared(fs)).collect();
+        let mut compared = stream::iter(compared).buffer_unordered(DISKS_AT_ONCE);
+        let mut locked = Vec::new();
+        // What has been compared is opened while a disk that takes its time is waited for.
+        while let Some(first) = compared.next().await {
+            let mut ready = vec![first];
+            while let Ok(Some(next)) = timeout(DISKS_PAUSE, compared.next()).await {
+                ready.push(next);
+            }
+            locked.extend(self.unlock_compared(ready).await?);
+        }
+        let mut reasons = self.lock_reasons();
+        for (name, reason) in &locked {
+            if reasons.insert(name.clone(), reason.clone()).as_ref() != Some(reason) {
+                tracing::warn!(filesystem = %name, why = %reason.why, "the filesystem stays locked");
+                self.audit("key.unwrap", name.as_str(), Outcome::Failed, &reason.why);
+            }
+        }
+        Ok(locked)
+    }
+
+    async fn compared(&self, fs: FilesystemRecord) -> (FilesystemRecord, Result<KeyEntry, Error>) {
+        let entry = self.entry_for(&fs).await;
+        (fs, entry)
+    }
+
+    async fn unlock_compared(
+        &self,
+        compared: Vec<(FilesystemRecord, Result<KeyEntry, Error>)>,
+    ) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
         let mut locked = Vec::new();
         let mut by_config: HashMap<KmsConfigId, Vec<(FilesystemRecord, KeyEntry)>> = HashMap::new();
-        for fs in wanted {
-            match self.entry_for(&fs).await {
+        for (fs, entry) in compared {
+            match entry {
                 Ok(entry) => {
                     by_config.entry(entry.wrapped.config_id).or_default().push((fs, entry));
                 }
@@ -212,13 +275,6 @@ impl KeyManager {
                     let reason = LockReason::from(&error);
                     locked.extend(members.into_iter().map(|(fs, _)| (fs.name, reason.clone())));
                 }
-            }
-        }
-        let mut reasons = self.lock_reasons();
-        for (name, reason) in &locked {
-            if reasons.insert(name.clone(), reason.clone()).as_ref() != Some(reason) {
-                tracing::warn!(filesystem = %name, why = %reason.why, "the filesystem stays locked");
-                self.audit("key.unwrap", name.as_str(), Outcome::Failed, &reason.why);
             }
         }
         Ok(locked)
@@ -309,6 +365,14 @@ impl KeyManager {
 
 fn locked(name: &FilesystemName, reason: LockReason) -> Error {
     Error::Locked { name: name.to_string(), why: reason.why, cure: reason.cure }
+}
+
+/// The condition that what was read there, or nothing, still is.
+pub(crate) fn as_read(commit: Commit, key: &str, read: Option<&Record>) -> Commit {
+    match read {
+        Some(record) => commit.unchanged(record),
+        None => commit.absent(key),
+    }
 }
 
 pub(crate) fn changed(error: StoreError, what: &str) -> Error {

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use coffer_tests::kms::{KEY, Kind, Kms};
+use coffer_tests::kms::{KEY, Kind, Kms, policy};
 use coffer_tests::node::Place;
 use dev_vault::{DevVault, Fault};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn a_node_that_starts_without_its_kms_opens_when_it_is_back() {
@@ -112,4 +112,32 @@ fn a_key_that_cannot_encrypt_is_refused() {
     let root = kms.embedded().root_token().to_owned();
     let refused = place.fails(4, &["fs", "kms", "set-vault", kms.url(), "signing", &root]);
     assert!(refused.contains("ed25519"), "{refused}");
+}
+
+#[test]
+fn a_rewrap_that_the_kms_refuses_ends_its_command_and_goes_on_when_it_is_granted() {
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let _node = place.start();
+        place.set_vault(&kms);
+        place.ok(&["fs", "create", "home"]);
+        kms.rotate();
+        let grant = |lines: &str| {
+            let policy = json!({ "policy": lines });
+            kms.admin().write("sys/policies/acl/coffer-test", &policy);
+        };
+        let all = policy(KEY);
+        let lacking: Vec<_> = all.lines().filter(|line| !line.contains("rewrap")).collect();
+        grant(&lacking.join("\n"));
+        let refused = place.fails(4, &["fs", "kms", "rewrap"]);
+        assert!(refused.contains(&format!("transit/rewrap/{KEY}")), "{kind:?}: {refused}");
+        assert!(refused.contains("do:"), "{refused}");
+        let refused = place.coffer(&["fs", "kms", "rewrap", "--json"]).expect(4);
+        let problem: Value = serde_json::from_str(&refused.stderr).unwrap();
+        assert_eq!(problem["code"], "kms-denied", "{problem}");
+        assert!(place.wait_for_finding("job-waits").to_string().contains("rewrap"));
+        grant(&all);
+        place.ok(&["fs", "kms", "rewrap"]);
+        assert_eq!(place.json(&["fs", "show", "home"])["wrapped_by"]["version"], 2);
+    }
 }

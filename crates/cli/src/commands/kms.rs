@@ -275,7 +275,12 @@ fn details(details: &KmsDetails) -> Vec<(&'static str, String)> {
     lines.push((
         "lowest needed",
         match details.lowest_needed {
-            Some(needed) => format!("{needed} (min_decryption_version can go up to it)"),
+            Some(needed)
+                if details.min_decryption_version.is_none_or(|lowest| lowest <= needed) =>
+            {
+                format!("{needed} (min_decryption_version can go up to it)")
+            }
+            Some(needed) => format!("{needed} (it is not decrypted any more)"),
             None => "not known now".to_owned(),
         },
     ));

@@ -59,7 +59,7 @@ pub(crate) async fn create(
     refuse_state_dir(&shared, &backing, &title)?;
     let created =
         shared.manager.create_filesystem(name.clone(), backing, request.allow_no_kms).await;
-    created.map_err(|e| problem::of_keys(&title, &e))?;
+    created.map_err(|e| problem::of_keys(&title, &shared.noted(e)))?;
     shared.filesystems.hold(&name).await;
     Ok(Json(one(&shared, &name, &title).await?))
 }
@@ -124,8 +124,10 @@ pub(crate) async fn unlock(
 ) -> Answer<Filesystem> {
     let name = name(&fs, "the filesystem can't be unlocked")?;
     let title = format!("the filesystem {name} can't be unlocked");
-    shared.manager.unlock(&name).await.map_err(|e| problem::of_keys(&title, &e))?;
+    let unlocked = shared.manager.unlock(&name).await;
+    // One that failed is tried again as soon as those that nobody asked for.
     shared.keeper.wake();
+    unlocked.map_err(|e| problem::of_keys(&title, &shared.noted(e)))?;
     Ok(Json(one(&shared, &name, &title).await?))
 }
 

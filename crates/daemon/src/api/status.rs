@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use admin_api::{FilesystemCounts, Finding, Status};
+use admin_api::{FilesystemCounts, Finding, Job, Status};
 use axum::Json;
 use axum::extract::State;
 use key_manager::{FilesystemName, FilesystemStatus, KeyState, LockReason};
@@ -38,19 +38,20 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
         },
     };
     let in_use = shared.manager.in_use().await.map_err(of_keys)?;
+    let jobs = shared.jobs.unfinished().await.map_err(of_keys)?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         started_at: shared.started_at.0,
         state_dir: shared.state_dir.as_path().into(),
         filesystems,
-        jobs_running: shared.jobs.unfinished().await.map_err(of_keys)?,
+        jobs_running: jobs.len() as u64,
         kms: kms::view(&shared, &seen, &statuses, &in_use),
-        findings: findings(&shared, &statuses),
+        findings: findings(&shared, &statuses, &jobs),
     }))
 }
 
-fn findings(shared: &Shared, statuses: &[FilesystemStatus]) -> Vec<Finding> {
+fn findings(shared: &Shared, statuses: &[FilesystemStatus], jobs: &[Job]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |code: &str, what: String, cure: &str| {
         findings.push(Finding { code: code.to_owned(), what, cure: cure.to_owned() });
@@ -74,6 +75,11 @@ fn findings(shared: &Shared, statuses: &[FilesystemStatus]) -> Vec<Finding> {
     }
     if let Some(trouble) = shared.settling_failed() {
         add("half-done", trouble, "mend what it names and start the node again");
+    }
+    for Job { id, problem, .. } in jobs {
+        let Some(problem) = problem else { continue };
+        let what = format!("job {id} waits: {}", problem.detail);
+        add("job-waits", what, problem.cure.as_deref().unwrap_or_default());
     }
     let unlocked: HashSet<&FilesystemName> = statuses
         .iter()

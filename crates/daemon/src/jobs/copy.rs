@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering;
 
 use admin_api::{Exit, Problem};
 use filesystem::{Checkpoint, Outcome, ProblemKind, Report};
-use key_manager::{FilesystemName, JobKind, JobRecord, JobState, KeyManager, Progress};
+use key_manager::{
+    FilesystemName, JobControl as _, JobKind, JobRecord, JobState, KeyManager, Progress,
+};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -54,7 +56,7 @@ impl Jobs {
                 standing.owners_lost = report.progress.owners_lost;
                 record.state = match report.outcome {
                     // A node that ends leaves it as running: the next one takes it up.
-                    Outcome::Stopped if self.closing.load(Ordering::Acquire) => JobState::Running,
+                    Outcome::Stopped if live.goes_on_later() => JobState::Running,
                     Outcome::Stopped => JobState::Stopped,
                     Outcome::Done => JobState::Done,
                     Outcome::PartlyDone => JobState::PartlyDone,

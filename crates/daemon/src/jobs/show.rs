@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use admin_api::{BytePath, Damage, Exit, Job, JobKind as ApiKind, JobState as ApiState, Problem};
-use key_manager::{JobId, JobKind, JobRecord, JobState};
+use key_manager::{JobId, JobKind, JobRecord, JobState, LockReason};
 use tokio::task::spawn_blocking;
 
 use super::{Jobs, Spec, Standing, lock};
@@ -97,7 +97,7 @@ impl Jobs {
             created_at: record.created.0,
             ended_at: record.ended.map(|at| at.0),
             owners_lost: standing.owners_lost,
-            problem: if is_move { move_problem(record) } else { standing.problem },
+            problem: if is_move { move_problem(record, state) } else { standing.problem },
             damage: Vec::new(),
             next_damage: None,
             names_sealed: false,
@@ -105,18 +105,19 @@ impl Jobs {
     }
 }
 
-fn move_problem(record: &JobRecord) -> Option<Problem> {
+fn move_problem(record: &JobRecord, state: ApiState) -> Option<Problem> {
     let title = || "not every key was moved".to_owned();
-    match record.state {
-        JobState::PartlyDone => Some(
+    match (state, &record.blocked) {
+        (ApiState::Partly, _) => Some(
             Problem::new(Exit::Partly, "partly-done", title(), record.message.clone())
                 .cure("mend what the job names, then give coffer fs kms rewrap"),
         ),
-        JobState::Running if !record.message.is_empty() => Some(
-            Problem::new(Exit::KmsUnreachable, "waiting", title(), record.message.clone())
-                .cure(waiting_cure(record)),
-        ),
-        JobState::Failed => Some(
+        (ApiState::Waiting, Some(reason)) => {
+            let exit = problem::exit_of_lock(reason);
+            let waits = Problem::new(exit, &reason.code, title(), reason.why.clone());
+            Some(waits.cure(waiting_cure(reason)))
+        }
+        (ApiState::Failed, _) => Some(
             Problem::new(Exit::State, "superseded", title(), record.message.clone())
                 .cure("see coffer fs kms"),
         ),
@@ -124,9 +125,9 @@ fn move_problem(record: &JobRecord) -> Option<Problem> {
     }
 }
 
-fn waiting_cure(record: &JobRecord) -> String {
+fn waiting_cure(reason: &LockReason) -> String {
     const AGAIN: &str = "the node tries again by itself";
-    match &record.cure {
+    match &reason.cure {
         Some(cure) => format!("{cure}; {AGAIN}"),
         None => format!("{AGAIN}; see coffer fs kms"),
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kms_core::KmsErrorKind;
+use kms_core::{KeyStore as _, KmsErrorKind};
 use serde_json::{Value, json};
 
 use crate::world::{TOKEN, World, held, set_vault, soon};
@@ -77,6 +77,18 @@ async fn keys_are_rewrapped_and_put_under_local_wrapping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_has_met_is_seen_by_status_too() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let answers = |status: &Value| status["kms"]["configured"]["problem"] == Value::Null;
+    node.until("/v1/status", answers).await;
+    world.kms().set_down(Some(KmsErrorKind::Denied));
+    node.refused(502, "POST", "/v1/filesystems", &json!({"name": "a"})).await;
+    node.until("/v1/status", |status| !answers(status)).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rewrap_that_loses_its_kms_goes_on_when_it_is_back() {
     let world = World::new();
     let node = world.start_with_kms().await;
@@ -110,7 +122,7 @@ async fn a_rewrap_whose_kms_went_away_goes_on_by_itself_and_by_the_same_command(
         drop(first_key);
         let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
         let waiting = node.until(&path, |job| job["state"] == "waiting").await;
-        assert_eq!(waiting["problem"]["code"], "waiting", "{waiting}");
+        assert_eq!(waiting["problem"]["code"], "kms-unreachable", "{waiting}");
         if !by_itself {
             assert_eq!(node.post("/v1/kms/rewrap", &Value::Null).await["id"], job["id"]);
         }
@@ -119,6 +131,36 @@ async fn a_rewrap_whose_kms_went_away_goes_on_by_itself_and_by_the_same_command(
         assert_eq!(node.get("/v1/filesystems/a").await["wrapped_by"]["version"], 2);
         node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrap_that_the_kms_refuses_waits_and_says_so_wherever_one_looks() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "a"})).await;
+    world.kms().rotate();
+    let mut first_key = world.kms().hold("rewrap");
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    first_key.reached().await;
+    world.kms().set_down(Some(KmsErrorKind::Denied));
+    drop(first_key);
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let waiting = node.until(&path, |job| job["state"] == "waiting").await;
+    let (exit, code) = (&waiting["problem"]["exit"], &waiting["problem"]["code"]);
+    assert_eq!((exit, code), (&json!("kms-refused"), &json!("kms-denied")), "{waiting}");
+    let status = node.get("/v1/status").await;
+    assert_eq!(status["findings"][0]["code"], "job-waits", "{status}");
+    // Tried again meanwhile, it is recorded once.
+    let record = format!("job/{}", job["id"].as_str().unwrap());
+    let recorded = world.store().get(&record).await.unwrap();
+    node.post("/v1/kms/rewrap", &Value::Null).await;
+    node.until(&path, |job| job["state"] == "waiting").await;
+    assert_eq!(world.store().get(&record).await.unwrap(), recorded);
+    world.kms().set_down(None);
+    node.post("/v1/kms/rewrap", &Value::Null).await;
+    assert_eq!(node.ended(&job).await["state"], "done");
+    assert_eq!(node.get("/v1/status").await["findings"], json!([]));
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

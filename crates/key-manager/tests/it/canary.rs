@@ -179,6 +179,30 @@ async fn keys_that_the_kms_no_longer_decrypts_are_told_and_rewrapped_from_memory
 }
 
 #[tokio::test]
+async fn where_nothing_is_left_to_prove_the_master_key_by_what_is_advised_saves_the_keys() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    let before = node.bytes("x").await;
+    let server = world.kms.server("http://a");
+    server.rotate();
+    server.set_minimum(2);
+    let findings = node.kms_overview().await.unwrap().live.unwrap().unwrap().findings;
+    assert_eq!(
+        findings.iter().map(|f| f.code.as_str()).collect::<Vec<_>>(),
+        [KmsErrorKind::VersionTooOld.code(), "keys-cut-off"]
+    );
+    assert!(findings.iter().all(|f| f.cure.contains("set-vault")), "{findings:?}");
+    assert!(!findings[1].cure.contains("give coffer fs kms rewrap"), "{findings:?}");
+    node.rewrap().await.unwrap_err();
+    node.set("http://a").await.unwrap();
+    let node = world.node().await;
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    assert_eq!(node.bytes("x").await, before);
+}
+
+#[tokio::test]
 async fn a_master_key_made_again_in_the_middle_of_a_rewrap_gets_no_key() {
     let world = World::new();
     let node = world.node().await;

@@ -5,6 +5,7 @@
 
 mod canary;
 mod crash;
+mod hangs;
 mod life;
 mod moves;
 mod recover;

@@ -1,6 +1,6 @@
 //! Rewrap, takeover, moves between KMSs, from and to local wrapping.
 
-use key_manager::{Error, JobState, KeyState};
+use key_manager::{Error, JobControl, JobState, KeyState, Progress};
 use kms_core::{KeyStore as _, KeyVersion, KmsErrorKind};
 
 use crate::world::{Acts, NoControl, World, name, vault};
@@ -329,4 +329,33 @@ async fn a_copy_out_of_reach_keeps_the_old_kms_and_is_named() {
     assert!(in_use.copies_behind.is_empty());
     assert_eq!(in_use.lowest_needed(new.config.id), Some(KeyVersion(1)));
     assert_eq!(world.headers.at("/backing/away").kms.address, "http://new");
+}
+
+#[tokio::test]
+async fn a_move_whose_node_ends_is_left_for_the_next_one() {
+    struct Stops {
+        for_now: bool,
+    }
+    impl JobControl for Stops {
+        fn progress(&self, _: Progress) {}
+
+        fn stop_requested(&self) -> bool {
+            true
+        }
+
+        fn goes_on_later(&self) -> bool {
+            self.for_now
+        }
+    }
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    world.kms.server("http://a").rotate();
+    let job = node.start_rewrap(None).await.unwrap();
+    for (for_now, state) in [(true, JobState::Running), (false, JobState::Stopped)] {
+        assert!(node.run_move(job, &Stops { for_now }).await.unwrap().stopped);
+        assert_eq!(node.job(job).await.unwrap().state, state);
+    }
+    assert_eq!(node.run(job).await.unwrap().moved, 1);
 }

@@ -68,6 +68,8 @@ pub(crate) struct Headers {
     away: Mutex<HashSet<PathBuf>>,
     /// What another node has in use.
     in_use: Mutex<HashSet<PathBuf>>,
+    /// What does not answer when it is read.
+    silent: Mutex<HashSet<PathBuf>>,
     /// Where the next creation or removal is held back.
     late: Mutex<Option<Gate>>,
     writes_left: AtomicU64,
@@ -79,6 +81,7 @@ impl Default for Headers {
             files: Mutex::default(),
             away: Mutex::default(),
             in_use: Mutex::default(),
+            silent: Mutex::default(),
             late: Mutex::default(),
             writes_left: AtomicU64::new(u64::MAX),
         }
@@ -98,6 +101,11 @@ impl Headers {
         } else {
             all.remove(Path::new(backing))
         };
+    }
+
+    /// Has whoever reads it wait for ever, as for a network disk whose server is gone.
+    pub(crate) fn set_silent(&self, backing: &str) {
+        self.silent.lock().unwrap().insert(backing.into());
     }
 
     /// Has another node use what lies there, or not any more.
@@ -148,6 +156,9 @@ impl Headers {
 #[async_trait]
 impl KeyHolder for Headers {
     async fn list(&self, site: &FilesystemSite) -> Result<Vec<KeyCopy>, HolderError> {
+        if self.silent.lock().unwrap().contains(&site.backing) {
+            std::future::pending::<()>().await;
+        }
         let location = site.backing.display().to_string();
         let envelope = self.read(&site.backing).map_err(|why| failed(&location, "read", why));
         Ok(vec![KeyCopy { location, envelope, uploaded: false }])
@@ -225,6 +236,10 @@ impl JobControl for NoControl {
     fn progress(&self, _: Progress) {}
 
     fn stop_requested(&self) -> bool {
+        false
+    }
+
+    fn goes_on_later(&self) -> bool {
         false
     }
 }
