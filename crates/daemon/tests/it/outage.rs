@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use kms_core::{KeyStore as _, KmsErrorKind};
 use serde_json::{Value, json};
+use testkit::late::Late;
 
-use crate::world::{TOKEN, World, held, set_vault, soon};
+use crate::world::{Running, TOKEN, World, held, set_vault, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_starts_without_its_kms_and_opens_when_it_is_back() {
@@ -108,19 +109,25 @@ async fn a_rewrap_that_loses_its_kms_goes_on_when_it_is_back() {
     node.stop().await;
 }
 
+/// A rewrap that has asked the KMS for its first key, which answers when the last is dropped; the job, and its path.
+async fn rewrapping(world: &World, node: &Running) -> (Value, String, Late) {
+    node.post("/v1/filesystems", &json!({"name": "a"})).await;
+    world.kms().rotate();
+    let mut first_key = world.kms().hold("rewrap");
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    first_key.reached().await;
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    (job, path, first_key)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewrap_whose_kms_went_away_goes_on_by_itself_and_by_the_same_command() {
     for by_itself in [true, false] {
         let world = World::new();
         let node = world.start_with_kms().await;
-        node.post("/v1/filesystems", &json!({"name": "a"})).await;
-        world.kms().rotate();
-        let mut first_key = world.kms().hold("rewrap");
-        let job = node.post("/v1/kms/rewrap", &Value::Null).await;
-        first_key.reached().await;
+        let (job, path, first_key) = rewrapping(&world, &node).await;
         world.kms().set_down(Some(KmsErrorKind::Unreachable));
         drop(first_key);
-        let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
         let waiting = node.until(&path, |job| job["state"] == "waiting").await;
         assert_eq!(waiting["problem"]["code"], "kms-unreachable", "{waiting}");
         if !by_itself {
@@ -137,14 +144,9 @@ async fn a_rewrap_whose_kms_went_away_goes_on_by_itself_and_by_the_same_command(
 async fn a_rewrap_that_the_kms_refuses_waits_and_says_so_wherever_one_looks() {
     let world = World::new();
     let node = world.start_with_kms().await;
-    node.post("/v1/filesystems", &json!({"name": "a"})).await;
-    world.kms().rotate();
-    let mut first_key = world.kms().hold("rewrap");
-    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
-    first_key.reached().await;
+    let (job, path, first_key) = rewrapping(&world, &node).await;
     world.kms().set_down(Some(KmsErrorKind::Denied));
     drop(first_key);
-    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
     let waiting = node.until(&path, |job| job["state"] == "waiting").await;
     let (exit, code) = (&waiting["problem"]["exit"], &waiting["problem"]["code"]);
     assert_eq!((exit, code), (&json!("kms-refused"), &json!("kms-denied")), "{waiting}");
@@ -167,14 +169,9 @@ async fn a_rewrap_that_the_kms_refuses_waits_and_says_so_wherever_one_looks() {
 async fn a_rewrap_whose_master_key_was_replaced_says_what_lets_it_go_on() {
     let world = World::new();
     let node = world.start_with_kms().await;
-    node.post("/v1/filesystems", &json!({"name": "a"})).await;
-    world.kms().rotate();
-    let mut first_key = world.kms().hold("rewrap");
-    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
-    first_key.reached().await;
+    let (_, path, first_key) = rewrapping(&world, &node).await;
     world.kms().recreate();
     drop(first_key);
-    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
     let waiting = node.until(&path, |job| job["problem"] != Value::Null).await;
     assert_eq!(waiting["state"], "waiting", "{waiting}");
     assert!(waiting["problem"]["cure"].to_string().contains("set-vault"), "{waiting}");
