@@ -47,6 +47,15 @@ pub struct SetVault {
     pub allow_http: bool,
 }
 
+/// Which keys are wrapped anew. A request without a body takes all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rewrap {
+    /// Only this filesystem's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<String>,
+}
+
 /// The KMS as the node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kms {

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `/v1/status` | GET | → [`Status`] |
 //! | `/v1/kms` | GET, PUT, DELETE `?allow_downgrade=` | [`SetVault`] → [`Kms`], [`KmsChange`] |
-//! | `/v1/kms/rewrap` | POST | → [`Job`] |
+//! | `/v1/kms/rewrap` | POST | [`Rewrap`] or nothing → [`Job`] |
 //! | `/v1/filesystems` | GET `?after=&limit=`, POST | [`CreateFilesystem`] → [`Filesystems`], [`Filesystem`] |
 //! | `/v1/filesystems/{name}` | GET, DELETE | → [`Filesystem`], [`Deleted`] |
 //! | `/v1/filesystems/{name}/lock`, `/unlock` | POST | [`Lock`] → [`Filesystem`] |
@@ -48,7 +48,7 @@ pub use filesystem::{
 pub use job::{Damage, Job, JobKind, JobState, Jobs, Progress};
 pub use kms::{
     Change, CheckItem, CheckOutcome, CredentialLife, Finding, Kms, KmsChange, KmsCheck, KmsDetails,
-    KmsImpact, KmsRehearsal, SetVault, ShutFilesystem, VersionCount,
+    KmsImpact, KmsRehearsal, Rewrap, SetVault, ShutFilesystem, VersionCount,
 };
 pub use problem::{Exit, MEDIA_TYPE, Problem};
 pub use status::{FilesystemCounts, Status};

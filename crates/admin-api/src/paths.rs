@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 pub const STATUS: &str = "/v1/status";
 /// The KMS configuration.
 pub const KMS: &str = "/v1/kms";
-/// Rewraps every key.
+/// Rewraps every key, or one.
 pub const REWRAP: &str = "/v1/kms/rewrap";
 /// Looks at all that the KMS has to do.
 pub const CHECK: &str = "/v1/kms/check";

@@ -341,10 +341,15 @@ Examples:
         allow_downgrade: bool,
     },
     /// Encrypt every filesystem key anew under the newest version of the master key; data stays as it is
-    #[command(
-        after_help = "Example:\n  vault write -f transit/keys/coffer-key/rotate && coffer fs kms rewrap"
-    )]
-    Rewrap,
+    #[command(after_help = "\
+Examples:
+  vault write -f transit/keys/coffer-key/rotate && coffer fs kms rewrap
+  coffer fs kms rewrap home")]
+    Rewrap {
+        /// Only the key of this filesystem [default: those of all]
+        #[arg(value_name = "NAME", value_parser = segment())]
+        filesystem: Option<String>,
+    },
     /// Try all that Coffer needs of the KMS, and name what is missing, what is too much, and what will end
     #[command(after_help = "\
 Each permission is proved by use. What the token may do beyond them, and should not, is what Vault

@@ -159,7 +159,8 @@ impl Jobs {
         // An unlocked filesystem first: a job that could only wait is refused.
         self.manager.key(name).await.map_err(of_keys)?;
         let records = self.manager.jobs().await.map_err(of_keys)?;
-        let mut of_this = records.iter().filter(|r| r.filesystem == name.as_str());
+        let mut of_this =
+            records.iter().filter(|r| r.filesystem == name.as_str() && r.kind != JobKind::Move);
         if let Some(running) = of_this.find(|r| r.state == JobState::Running) {
             if same(running) {
                 return Ok(self.show(running));
@@ -221,8 +222,10 @@ impl Jobs {
                 continue;
             }
             let can_go_on = match record.filesystem.parse::<FilesystemName>() {
+                // It takes no open filesystem: the KMS opens the key.
+                _ if record.kind == JobKind::Move => true,
                 Ok(name) => self.manager.key(&name).await.is_ok(),
-                Err(_) => record.kind == JobKind::Move,
+                Err(_) => false,
             };
             if can_go_on && !self.closing.load(Ordering::Acquire) {
                 tracing::info!(job = %record.id, kind = word(record.kind), "taking the job up again");

@@ -204,7 +204,7 @@ impl KeyManager {
         Ok(job)
     }
 
-    fn audit_superseded(&self, job: Option<&JobRecord>) {
+    pub(crate) fn audit_superseded(&self, job: Option<&JobRecord>) {
         if let Some(JobRecord { id, message, .. }) = job {
             self.audit("kms.superseded", &id.to_string(), Outcome::Failed, message);
         }

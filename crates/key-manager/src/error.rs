@@ -206,7 +206,7 @@ impl Error {
             ),
             Self::Locked { cure, .. } | Self::Deleting { cure, .. } => cure.clone(),
             Self::AtWork { .. } => Some("wait for it; a disk that does not answer holds it up: check the disk and its mount".into()),
-            Self::Busy { .. } => Some("wait for it (coffer job list); where its KMS is gone for good, coffer fs kms set-vault with another one takes its place".into()),
+            Self::Busy { .. } => Some("wait for it (coffer job list), or take it up if it was stopped (coffer fs kms rewrap); where its KMS is gone for good, coffer fs kms set-vault with another one takes its place".into()),
             Self::NotAll { .. } => Some(
                 "bring the KMS that is named back, with its master key, until their keys have moved (a new KMS at its address does not open them), or delete these filesystems (coffer fs delete), and try again".into(),
             ),

@@ -78,6 +78,7 @@ pub struct MoveReport {
 
 impl KeyManager {
     /// Makes the job that rewraps every key (or one filesystem's) under the newest version of the master key. Run it with [`KeyManager::run_move`].
+    /// It takes the place of an unfinished rewrap of one filesystem that it includes, or that was stopped.
     ///
     /// # Errors
     /// [`Error::NotConfigured`]; [`Error::Busy`] while another move is unfinished; [`Error::Kms`] when the master key is not
@@ -86,17 +87,19 @@ impl KeyManager {
         let Some((pointer, config)) = self.current().await? else {
             return Err(Error::NotConfigured);
         };
-        self.refuse_second_move().await?;
+        self.refuse_second_move(only.as_ref()).await?;
         let kms = self.kms(config.config.id).await?;
         self.prove_identity(&config, kms.as_ref()).await?;
         let _act = self.begin_act().await;
-        self.refuse_second_move().await?;
+        self.refuse_second_move(only.as_ref()).await?;
         if let Some(name) = &only {
             self.filesystem(name).await?;
         }
         let job = self.new_move(config.config.id, Purpose::Rewrap, only);
         let commit = put_job(Commit::new().unchanged(&pointer), &job)?;
-        self.store().commit(commit).await.map_err(|e| changed(e, "the KMS configuration"))?;
+        let (commit, superseded) = self.supersede_move(commit, &format!("job {}", job.id)).await?;
+        self.store().commit(commit).await.map_err(|e| changed(e, "the move of keys"))?;
+        self.audit_superseded(superseded.as_ref());
         Ok(job.id)
     }
 
@@ -113,12 +116,16 @@ impl KeyManager {
         JobRecord::new(JobKind::Move, filesystem, spec, self.parts().clock.now())
     }
 
-    pub(crate) async fn refuse_second_move(&self) -> Result<(), Error> {
+    async fn refuse_second_move(&self, only: Option<&FilesystemName>) -> Result<(), Error> {
+        let gives_way = |begun: &JobRecord| {
+            let of_one = !begun.filesystem.is_empty();
+            of_one && (only.is_none() || begun.state == JobState::Stopped)
+        };
         match self.unfinished_move().await? {
-            None => Ok(()),
-            Some(running) => {
-                Err(Error::Busy { what: format!("the move of keys that job {} does", running.id) })
+            Some(begun) if !gives_way(&begun) => {
+                Err(Error::Busy { what: format!("the move of keys that job {} does", begun.id) })
             }
+            _ => Ok(()),
         }
     }
 
@@ -318,7 +325,12 @@ struct Run<'a> {
 impl Run<'_> {
     async fn all(&mut self, spec: &MoveSpec) -> Result<(), Error> {
         let only = match &spec.only {
-            Some(name) => Some(self.manager.filesystem(name).await?.key_id),
+            Some(name) => match self.manager.filesystem(name).await {
+                Ok(filesystem) => Some(filesystem.key_id),
+                // Deleted since it began, and its key with it.
+                Err(Error::Unknown { .. } | Error::Deleting { .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            },
             None => None,
         };
         // A job that is taken up again can meet another master key than the one that it began with.

@@ -26,6 +26,23 @@ fn what_is_not_shown_as_needed_can_be_cut_off() {
 }
 
 #[test]
+fn one_filesystem_s_key_is_rewrapped_alone() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let _node = place.start();
+    place.set_vault(&kms);
+    for fs in ["home", "projects"] {
+        place.ok(&["fs", "create", fs]);
+    }
+    kms.rotate();
+    assert_eq!(place.ok(&["fs", "kms", "rewrap", "home"]), "rewrapped the key of home: 1 key\n");
+    let version = |fs| place.json(&["fs", "show", fs])["wrapped_by"]["version"].clone();
+    assert_eq!((version("home"), version("projects")), (json!(2), json!(1)));
+    place.fails(5, &["fs", "kms", "rewrap", "nobody"]);
+    place.ok(&["fs", "kms", "rewrap"]);
+    assert_eq!(version("projects"), json!(2));
+}
+
+#[test]
 fn a_master_key_that_nothing_can_prove_is_refused_with_the_cure() {
     for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
         let kms = Kms::start(kind);

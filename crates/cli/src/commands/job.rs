@@ -99,6 +99,7 @@ pub(super) fn ended_text(job: &Job) -> String {
         JobKind::Import => format!("imported into {name}"),
         JobKind::Export => format!("exported from {name}"),
         JobKind::Verify => format!("verified {name}"),
+        JobKind::Rewrap if job.filesystem.is_some() => format!("rewrapped the key of {name}"),
         JobKind::Rewrap => format!("rewrapped the keys of {name}"),
         JobKind::Move => "moved the keys to the new KMS".to_owned(),
         JobKind::Renew => "renewed the copies of the keys".to_owned(),

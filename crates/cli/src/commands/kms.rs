@@ -4,7 +4,7 @@ use std::path::Path;
 
 use admin_api::{
     Change, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck, KmsDetails,
-    KmsImpact, KmsRehearsal, Problem, ShutFilesystem, VersionCount, paths,
+    KmsImpact, KmsRehearsal, Problem, Rewrap, ShutFilesystem, VersionCount, paths,
 };
 
 use super::job::outcome;
@@ -29,8 +29,8 @@ pub(super) async fn run(
         }
         Some(KmsCommand::SetVault(arguments)) => set_vault(*arguments, context).await,
         Some(KmsCommand::Unset { allow_downgrade }) => unset(allow_downgrade, context).await,
-        Some(KmsCommand::Rewrap) => {
-            let job: Job = context.client.post(paths::REWRAP, &()).await?;
+        Some(KmsCommand::Rewrap { filesystem }) => {
+            let job: Job = context.client.post(paths::REWRAP, &Rewrap { filesystem }).await?;
             context.finish(job).await
         }
         Some(KmsCommand::Check) => {

@@ -293,6 +293,17 @@ fn rewrap_is_watched_to_its_end() {
 }
 
 #[test]
+fn one_filesystem_s_key_is_rewrapped_alone() {
+    let mut of_home = rewrapped();
+    of_home["filesystem"] = "home".into();
+    of_home["progress"]["items"] = 1.into();
+    let node = Node::answering([("POST /v1/kms/rewrap", 200, of_home)]);
+    let ran = node.run(&["fs", "kms", "rewrap", "home"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "rewrapped the key of home: 1 key\n"));
+    assert_eq!(node.asked()[0].1, json!({"filesystem": "home"}));
+}
+
+#[test]
 fn why_a_job_waits_is_told_once() {
     let mut waiting = job("waiting", 0);
     waiting["problem"] = problem(503, "kms-unreachable", Some("unseal it"));

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use admin_api::{
     Change, CheckItem, CheckOutcome, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsCheck,
-    KmsDetails, KmsImpact, KmsRehearsal, Problem, SetVault, ShutFilesystem, Token, VersionCount,
+    KmsDetails, KmsImpact, KmsRehearsal, Problem, Rewrap, SetVault, ShutFilesystem, Token,
+    VersionCount,
 };
 use axum::Json;
 use axum::extract::{Query, State};
@@ -18,7 +19,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
 
-use super::{Answer, Body};
+use super::{Answer, Body, name};
 use crate::health::Seen;
 use crate::{Shared, problem};
 
@@ -147,12 +148,22 @@ pub(crate) async fn unset(
     Ok(Json(KmsChange { change, kms: look(&shared, title).await?, job }))
 }
 
-/// Rewraps, or goes on with the move of keys that is under way, waits or was stopped: it ends at the newest version too.
-pub(crate) async fn rewrap(State(shared): State<Arc<Shared>>) -> Answer<Job> {
-    let of_keys = |e| problem::of_keys("the keys can't be rewrapped", &e);
-    let id = match unfinished_move(&shared).await?.filter(|begun| !is_downgrade(begun)) {
+/// Rewraps, or goes on with the move of the same keys that is under way, waits or was stopped: it ends at the newest version too.
+pub(crate) async fn rewrap(
+    State(shared): State<Arc<Shared>>,
+    Body(request): Body<Option<Rewrap>>,
+) -> Answer<Job> {
+    let title = "the keys can't be rewrapped";
+    let only = request.and_then(|request| request.filesystem);
+    let only = only.map(|text| name(&text, title)).transpose()?;
+    let filesystem = only.as_ref().map_or("", FilesystemName::as_str);
+    let goes_on = |begun: &JobRecord| !is_downgrade(begun) && begun.filesystem == filesystem;
+    let id = match unfinished_move(&shared).await?.filter(goes_on) {
         Some(begun) => begun.id,
-        None => shared.manager.start_rewrap(None).await.map_err(of_keys)?,
+        None => {
+            let begun = shared.manager.start_rewrap(only).await;
+            begun.map_err(|e| problem::of_keys(title, &e))?
+        }
     };
     Ok(Json(shared.jobs.run_move(id).await?))
 }

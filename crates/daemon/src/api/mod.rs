@@ -136,7 +136,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// A request's body. What does not fit is told by place and not quoted, for it can hold a token.
+/// A request's body; without one it is `null`. What does not fit is told by place and not quoted, for it can hold a token.
 pub(crate) struct Body<T>(T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
@@ -146,7 +146,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         let title = "the request is not understood";
         let usage = |why: String| Refusal(Problem::new(Exit::Usage, "bad-request", title, why));
         let bytes = Bytes::from_request(request, state).await.map_err(|e| usage(e.body_text()))?;
-        serde_json::from_slice(&bytes).map(Self).map_err(|e| {
+        let text = if bytes.is_empty() { b"null" } else { bytes.as_ref() };
+        serde_json::from_slice(text).map(Self).map_err(|e| {
             usage(format!(
                 "its body is not what this resource takes ({:?} error at line {}, column {})",
                 e.classify(),

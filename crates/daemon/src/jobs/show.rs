@@ -22,6 +22,7 @@ impl Jobs {
         let record = record.map_err(|e| problem::of_keys("the job can't be shown", &e))?;
         let mut job = self.show(&record);
         if job.state == ApiState::Waiting
+            && record.kind != JobKind::Move
             && job.problem.is_none()
             && let Ok(name) = record.filesystem.parse()
             && let Err(error) = self.manager.key(&name).await

@@ -90,6 +90,61 @@ async fn what_a_command_has_met_is_seen_by_status_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_one_filesystem_is_rewrapped_locked_or_not() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for name in ["a", "b"] {
+        node.post("/v1/filesystems", &json!({"name": name})).await;
+    }
+    world.kms().rotate();
+    node.post("/v1/filesystems/a/lock", &json!({})).await;
+    let of_a = json!({"filesystem": "a"});
+    node.refused(404, "POST", "/v1/kms/rewrap", &json!({"filesystem": "nobody"})).await;
+    node.refused(400, "POST", "/v1/kms/rewrap", &json!({"filesystem": "_"})).await;
+    let job = node.post("/v1/kms/rewrap", &of_a).await;
+    assert_eq!((&job["kind"], &job["filesystem"]), (&json!("rewrap"), &json!("a")), "{job}");
+    assert_eq!(node.ended(&job).await["state"], "done");
+    for (name, version) in [("a", 2), ("b", 1)] {
+        let filesystem = node.get(&format!("/v1/filesystems/{name}")).await;
+        assert_eq!(filesystem["wrapped_by"]["version"], version, "{filesystem}");
+    }
+
+    // One that the node died under goes on, though its filesystem stays locked.
+    world.kms().rotate();
+    let mut first_key = world.kms().hold("rewrap");
+    let job = node.post("/v1/kms/rewrap", &of_a).await;
+    first_key.reached().await;
+    world.kms().set_down(Some(KmsErrorKind::Unreachable));
+    drop(first_key);
+    node.stop().await;
+    world.kms().set_down(None);
+    let node = world.start().await;
+    assert_eq!(node.ended(&job).await["state"], "done");
+    let filesystem = node.get("/v1/filesystems/a").await;
+    assert_eq!(
+        (&filesystem["wrapped_by"]["version"], &filesystem["state"]),
+        (&json!(3), &json!("locked"))
+    );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrap_that_waits_leaves_its_filesystem_to_other_jobs() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "a"})).await;
+    world.kms().rotate();
+    let mut first_key = world.kms().hold("rewrap");
+    let rewrap = node.post("/v1/kms/rewrap", &json!({"filesystem": "a"})).await;
+    first_key.reached().await;
+    let verify = node.post("/v1/filesystems/a/verify", &json!({})).await;
+    assert_eq!(node.ended(&verify).await["state"], "done");
+    drop(first_key);
+    assert_eq!(node.ended(&rewrap).await["state"], "done");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rewrap_that_loses_its_kms_goes_on_when_it_is_back() {
     let world = World::new();
     let node = world.start_with_kms().await;

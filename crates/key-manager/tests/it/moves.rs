@@ -54,6 +54,42 @@ async fn one_filesystem_alone_can_be_rewrapped() {
 }
 
 #[tokio::test]
+async fn a_rewrap_of_one_filesystem_holds_no_other_up() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    for fs in ["a", "b", "c"] {
+        node.create(fs).await.unwrap();
+    }
+    world.kms.server("http://a").rotate();
+    let of_a = node.start_rewrap(Some(name("a"))).await.unwrap();
+    let busy = node.start_rewrap(Some(name("b"))).await.unwrap_err();
+    assert!(matches!(busy, Error::Busy { .. }), "it runs: {busy}");
+    let mut stopped = node.job(of_a).await.unwrap();
+    stopped.state = JobState::Stopped;
+    node.save_job(&stopped).await.unwrap();
+    let of_b = node.start_rewrap(Some(name("b"))).await.unwrap();
+    assert_eq!(node.job(of_a).await.unwrap().state, JobState::Failed);
+    let of_all = node.start_rewrap(None).await.unwrap();
+    assert_eq!(node.job(of_b).await.unwrap().state, JobState::Failed, "it is one of all");
+    let busy = node.start_rewrap(Some(name("c"))).await.unwrap_err();
+    assert!(matches!(busy, Error::Busy { .. }), "one of all gives way to none: {busy}");
+    assert_eq!(node.run(of_all).await.unwrap().moved, 3);
+}
+
+#[tokio::test]
+async fn a_rewrap_of_a_filesystem_that_was_deleted_has_nothing_to_do() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("a").await.unwrap();
+    let job = node.start_rewrap(Some(name("a"))).await.unwrap();
+    node.delete_filesystem(&name("a")).await.unwrap();
+    assert_eq!(node.run(job).await.unwrap().moved, 0);
+    assert_eq!(node.job(job).await.unwrap().state, JobState::Done);
+}
+
+#[tokio::test]
 async fn a_new_address_of_the_same_kms_takes_over() {
     let world = World::new();
     let node = world.node().await;
