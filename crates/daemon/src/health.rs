@@ -8,8 +8,8 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use admin_api::Problem;
-use key_manager::{CredentialKind, Error, KeyManager, LiveKms};
+use admin_api::{Exit, Problem};
+use key_manager::{CredentialKind, Error, KeyManager, KmsOverview, LiveKms};
 use kms_core::{CredentialStatus, KmsConfig};
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -65,9 +65,13 @@ impl Health {
         Self { manager, seen: Mutex::default(), not_renewed: Mutex::default(), wake: Notify::new() }
     }
 
-    /// The last look, if there was one.
-    pub(crate) fn seen(&self) -> Option<Seen> {
-        lock(&self.seen).clone()
+    /// The last look; before there was one, what is recorded. Asks no KMS.
+    pub(crate) async fn seen(&self) -> Result<Seen, Error> {
+        let last = lock(&self.seen).clone();
+        match last {
+            Some(seen) => Ok(seen),
+            None => Ok(not_asked_yet(self.manager.kms_recorded().await?)),
+        }
     }
 
     /// Why the last renewal of the token failed.
@@ -157,6 +161,19 @@ impl Health {
             }
         }
     }
+}
+
+fn not_asked_yet(recorded: KmsOverview) -> Seen {
+    let config = recorded.config.map(|(config, _)| config);
+    let waits = Problem::new(
+        Exit::KmsUnreachable,
+        "kms-not-asked",
+        "the KMS has not answered yet",
+        "the node has just started, or its KMS was just changed",
+    )
+    .cure("look again in a moment; coffer fs kms waits for its answer");
+    let live = config.is_some().then_some(Err(waits));
+    Seen { config, credential: recorded.credential, live }
 }
 
 /// How long until a renewal is due; `None` if it is. At two thirds of what was granted, and at first sight.

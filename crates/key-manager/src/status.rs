@@ -84,7 +84,7 @@ pub struct KmsOverview {
     pub config: Option<(KmsConfig, UnixMillis)>,
     /// What shows it who we are.
     pub credential: Option<CredentialKind>,
-    /// What the KMS says now, or why it does not answer.
+    /// What the KMS says now, or why it does not answer; `None` also where it was not asked.
     pub live: Option<Result<LiveKms, Error>>,
 }
 
@@ -115,15 +115,26 @@ impl KeyManager {
     /// The KMS configuration, and what it answers now.
     pub async fn kms_overview(&self) -> Result<KmsOverview, Error> {
         let current = self.current().await?.map(|(_, record)| record);
-        let (live, credential) = match &current {
-            Some(record) => {
-                let credential = self.credential(record.config.id).await?.kind();
-                (Some(self.ask(record).await), Some(credential))
-            }
-            None => (None, None),
+        let live = match &current {
+            Some(record) => Some(self.ask(record).await),
+            None => None,
+        };
+        Ok(KmsOverview { live, ..self.recorded(current).await? })
+    }
+
+    /// The KMS configuration as it is recorded. Asks no KMS.
+    pub async fn kms_recorded(&self) -> Result<KmsOverview, Error> {
+        let current = self.current().await?.map(|(_, record)| record);
+        self.recorded(current).await
+    }
+
+    async fn recorded(&self, current: Option<ConfigRecord>) -> Result<KmsOverview, Error> {
+        let credential = match &current {
+            Some(record) => Some(self.credential(record.config.id).await?.kind()),
+            None => None,
         };
         let config = current.map(|record| (record.config, record.set_at));
-        Ok(KmsOverview { config, credential, live })
+        Ok(KmsOverview { config, credential, live: None })
     }
 
     /// What hangs on which version of which master key. Asks no KMS.

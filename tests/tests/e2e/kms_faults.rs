@@ -1,5 +1,6 @@
 //! A KMS that is away, sealed, slow, or something else; and what filesystems do meanwhile.
 
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use coffer_tests::kms::{KEY, Kind, Kms, policy};
@@ -39,6 +40,25 @@ fn a_node_that_starts_without_its_kms_opens_when_it_is_back() {
     let _vault = start(address);
     place.wait_for_state("home", "unlocked");
     place.ok(&["fs", "ls", "home"]);
+}
+
+#[test]
+fn status_asks_no_kms_and_does_not_wait_for_one() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let node = place.start();
+    place.set_vault(&kms);
+    node.stop();
+    let url = kms.url().to_owned();
+    drop(kms);
+    // It takes connections, and says nothing.
+    let _silent = TcpListener::bind(url.strip_prefix("http://").unwrap()).unwrap();
+    let _node = place.start();
+    let begun = Instant::now();
+    let status = place.json(&["status"]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let kms = &status["kms"]["configured"];
+    assert_eq!((&kms["base_url"], &kms["credential_set"]), (&json!(url), &json!(true)), "{status}");
+    assert_eq!(kms["problem"]["code"], "kms-not-asked", "{status}");
 }
 
 #[test]

@@ -49,7 +49,11 @@ fn kms_line(kms: &Kms) -> String {
     match &kms.configured {
         None => "not set".to_owned(),
         Some(details) => {
-            let answers = if details.problem.is_none() { "answers" } else { "does not answer" };
+            let answers = match details.problem.as_ref().map(|problem| problem.code.as_str()) {
+                None => "answers",
+                Some("kms-not-asked") => "has not answered yet",
+                Some(_) => "does not answer",
+            };
             let keys = count(kms.keys.iter().map(|version| version.keys).sum(), "key");
             format!("{}, master key {}, {keys}, {answers}", details.base_url, details.master_key)
         }

@@ -1,6 +1,6 @@
 //! `/v1/kms`
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -280,24 +280,6 @@ async fn look(shared: &Shared, title: &str) -> Result<Kms, Problem> {
     Ok(view(shared, &seen, &statuses, &in_use))
 }
 
-/// What the filesystems' records tell of the KMS before it was looked at: the one that wraps most keys.
-pub(crate) fn by_filesystems(statuses: &[FilesystemStatus]) -> Option<Seen> {
-    let mut users: BTreeMap<_, (u64, &KmsConfig)> = BTreeMap::new();
-    for config in statuses.iter().filter_map(|fs| fs.wrapped_by.as_ref()) {
-        if config.kind == VAULT {
-            users.entry(config.id).or_insert((0, config)).0 += 1;
-        }
-    }
-    let (_, config) = users.into_values().max_by_key(|(keys, _)| *keys)?;
-    let waits = Problem::new(
-        Exit::KmsUnreachable,
-        "kms-not-asked",
-        "the KMS has not answered yet",
-        "the node has just started",
-    );
-    Some(Seen { config: Some(config.clone()), credential: None, live: Some(Err(waits)) })
-}
-
 /// What an administrator sees of the KMS.
 pub(crate) fn view(
     shared: &Shared,
@@ -426,6 +408,8 @@ fn finding(code: &str, what: &str, cure: &str) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use kms_core::{KeyVersion, KmsConfigId};
 
     use super::*;

@@ -29,14 +29,7 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
         deleting: count(|key| matches!(key, KeyState::Deleting(_))),
         exposed: statuses.iter().filter(|fs| fs.exposed).count() as u64,
     };
-    let seen = match shared.health.seen() {
-        Some(seen) => seen,
-        // The first look is under way. The filesystems' own records tell which KMS it goes to.
-        None => match kms::by_filesystems(&statuses) {
-            Some(seen) => seen,
-            None => shared.health.look().await.map_err(of_keys)?,
-        },
-    };
+    let seen = shared.health.seen().await.map_err(of_keys)?;
     let in_use = shared.manager.in_use().await.map_err(of_keys)?;
     let jobs = shared.jobs.unfinished().await.map_err(of_keys)?;
     Ok(Json(Status {
