@@ -220,6 +220,19 @@ impl Place {
         }
     }
 
+    /// Waits until a filesystem is locked for a reason with this code.
+    pub fn wait_for_problem(&self, fs: &str, code: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let shown = self.json(&["fs", "show", fs]);
+            if shown["problem"]["code"] == code {
+                return shown;
+            }
+            assert!(Instant::now() < deadline, "no {code} of {fs}: {shown}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Waits until the status has a finding with this code.
     pub fn wait_for_finding(&self, code: &str) -> Value {
         let deadline = Instant::now() + Duration::from_secs(30);

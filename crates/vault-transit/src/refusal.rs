@@ -31,7 +31,7 @@ pub(crate) fn bad_token(config: &VaultConfig, operation: Operation) -> KmsError 
             operation.path(config)
         ),
     )
-    .cure("make a new token and set it: vault token create -role=<role>")
+    .cure("make a new token (vault token create -role=<role>) and set it (coffer fs kms set-vault)")
 }
 
 /// A login that was refused. Vault does not tell a wrong role id from a wrong secret id.

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use coffer_tests::kms::{KEY, Kind, Kms, policy};
-use coffer_tests::node::Place;
+use coffer_tests::node::{Node, Place};
 use serde_json::{Value, json};
 
 /// An AppRole whose tokens live for 3 seconds, at most 4. Its role id and secret id.
@@ -63,6 +63,37 @@ fn an_app_role_logs_in_again_and_again() {
         node.stop();
         let said = place.log();
         assert!(!said.contains(&secret_id) && !said.contains("canary-of"), "{said}");
+    }
+}
+
+#[test]
+fn a_periodic_token_is_renewed_in_time_and_one_that_ended_is_replaced() {
+    let place = |kms: Kms| {
+        let place = Place::new();
+        let settings = json!({ "period": "6s", "no_parent": true });
+        let token = kms.admin().token("coffer-test", &policy(KEY), &settings);
+        let node = place.start();
+        place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+        place.ok(&["fs", "create", "home"]);
+        node.stop();
+        (kms, place)
+    };
+    let places = [Kind::Embedded, Kind::Oldest, Kind::Newest].map(|kind| place(Kms::start(kind)));
+    let nodes: Vec<_> = places.iter().map(|(_, place)| place.start()).collect();
+    sleep(Duration::from_secs(15));
+    for (_, place) in &places {
+        place.ok(&["fs", "create", "while-it-is-renewed"]);
+    }
+    nodes.into_iter().for_each(Node::stop);
+
+    // While nobody asks for a renewal the period ends, and Vault revokes it.
+    sleep(Duration::from_secs(8));
+    for (kms, place) in &places {
+        let _node = place.start();
+        let locked = place.wait_for_problem("home", "kms-denied");
+        assert!(locked["problem"]["cure"].to_string().contains("set-vault"), "{locked}");
+        place.set_vault(kms);
+        place.wait_for_state("home", "unlocked");
     }
 }
 

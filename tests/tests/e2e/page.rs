@@ -6,6 +6,7 @@ use coffer_tests::kms::{KEY, Kind, Kms, policy};
 use coffer_tests::node::Place;
 use serde_json::json;
 use testkit::tree;
+use testkit::vault_server::VaultAdmin;
 
 #[test]
 fn set_vault_takes_url_key_and_token_as_arguments() {
@@ -39,14 +40,35 @@ fn set_vault_fails_unless_all_is_right_and_changes_nothing() {
 
 #[test]
 fn set_vault_updates_url_key_and_token() {
+    const SECOND: &str = "second-key";
     let kms = Kms::start(Kind::Embedded);
     let other = Kms::start(Kind::Embedded);
     let place = Place::new();
     let node = place.start();
-    place.set_vault(&kms);
+    let set = |kms: &Kms, key: &str, token: &str| {
+        place.ok(&["fs", "kms", "set-vault", kms.url(), key, token])
+    };
+    let first = kms.token();
+    set(&kms, KEY, &first);
     place.ok(&["fs", "create", "home"]);
-    // A new token for the same KMS.
-    place.set_vault(&kms);
+    // A new token for the same KMS, which is the one that is used from now on.
+    set(&kms, KEY, &kms.token());
+    kms.admin().write("auth/token/revoke", &json!({ "token": first }));
+    place.ok(&["fs", "create", "projects"]);
+
+    // Another master key of it: the keys move.
+    kms.admin().write(&format!("transit/keys/{SECOND}"), &json!({}));
+    set(&kms, SECOND, &kms.token_for(&policy(SECOND)));
+    assert_eq!(place.json(&["fs", "kms"])["configured"]["master_key"], SECOND);
+    kms.configure(&json!({ "deletion_allowed": true }));
+    kms.admin().delete(&format!("transit/keys/{KEY}"));
+    node.stop();
+    let node = place.start();
+    for fs in ["home", "projects"] {
+        let shown = place.wait_for_state(fs, "unlocked");
+        assert_eq!(shown["wrapped_by"]["master_key"], SECOND, "{shown}");
+    }
+
     // Another KMS: the keys move, and the old one is not needed any more.
     place.set_vault(&other);
     let shown = place.json(&["fs", "kms"]);
@@ -143,25 +165,43 @@ fn without_consent_nothing_is_destroyed() {
 
 #[test]
 fn the_page_s_own_policy_works_and_creates_no_key() {
-    let kms = Kms::start(Kind::Embedded);
-    let place = Place::new();
-    let _node = place.start();
-    let page = format!(
-        "path \"transit/+/{KEY}\" {{\n capabilities = [\"read\", \"create\", \"update\"]\n}}\npath \"transit/keys/{KEY}\" {{\n capabilities = [\"read\"]\n}}\n"
-    );
-    let token = kms.token_for(&page);
-    place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
-    place.ok(&["fs", "create", "home"]);
-    // The key is deleted: its policy would let Vault make another. It is noticed, and none is made.
-    kms.configure(&json!({ "deletion_allowed": true }));
-    kms.admin().delete(&format!("transit/keys/{KEY}"));
-    place.fails(4, &["fs", "create", "second"]);
-    assert_eq!(kms.admin().ask("GET", &format!("transit/keys/{KEY}"), &json!({})).0, 404);
-    // Made again under its name, it is still not the same. (Vault tells creation times in seconds.)
-    std::thread::sleep(std::time::Duration::from_millis(1100));
-    kms.admin().write(&format!("transit/keys/{KEY}"), &json!({}));
-    let refused = place.fails(4, &["fs", "create", "second"]);
-    assert!(refused.contains("made again"), "{refused}");
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let kms = Kms::start(kind);
+        let place = Place::new();
+        let node = place.start();
+        let page = format!(
+            "path \"transit/+/{KEY}\" {{\n capabilities = [\"read\", \"create\", \"update\"]\n}}\npath \"transit/keys/{KEY}\" {{\n capabilities = [\"read\"]\n}}\n"
+        );
+        let token = kms.token_for(&page);
+        place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+        let (source, target) = (place.path("source"), place.path("target"));
+        tree::small_files(&source, 20).unwrap();
+        place.ok(&["fs", "create", "home"]);
+        place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+        node.stop();
+        let _node = place.start();
+        place.wait_for_state("home", "unlocked");
+        place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+        assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+        kms.rotate();
+        place.ok(&["fs", "kms", "rewrap"]);
+        assert_eq!(place.json(&["fs", "show", "home"])["wrapped_by"]["version"], 2, "{kind:?}");
+
+        // It can't destroy the key, even where that is allowed.
+        let key = format!("transit/keys/{KEY}");
+        kms.configure(&json!({ "deletion_allowed": true }));
+        let refused = VaultAdmin::new(kms.url(), &token).ask("DELETE", &key, &json!({}));
+        assert_eq!(refused.0, 403, "{kind:?}: {refused:?}");
+        // The key is deleted: the policy would let Vault make another. It is noticed, and none is made.
+        kms.admin().delete(&key);
+        place.fails(4, &["fs", "create", "second"]);
+        assert_eq!(kms.admin().ask("GET", &key, &json!({})).0, 404);
+        // Made again under its name, it is still not the same. (Vault tells creation times in seconds.)
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        kms.admin().write(&key, &json!({}));
+        let refused = place.fails(4, &["fs", "create", "second"]);
+        assert!(refused.contains("made again"), "{kind:?}: {refused}");
+    }
 }
 
 #[test]

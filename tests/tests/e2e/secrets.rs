@@ -75,6 +75,54 @@ fn nothing_readable_lies_in_the_state_directory() {
     assert_eq!(mode & 0o077, 0, "the state directory is its owner's alone");
 }
 
+/// What the node stores can't rebuild a key of the KMS, since it never sees one. Vault gives this one away to its root,
+/// so that the test knows what to look for.
+#[test]
+fn the_master_key_lies_nowhere() {
+    let (kms, place) = (Kms::start(Kind::Newest), Place::new());
+    kms.configure(&json!({ "exportable": true }));
+    let source = place.path("source");
+    tree::small_files(&source, 20).unwrap();
+    let node = place.start();
+    place.set_vault(&kms);
+    let backing = place.path("backing");
+    place.ok(&["fs", "create", "home"]);
+    place.ok(&["fs", "create", "projects", "--backing", backing.to_str().unwrap()]);
+    place.ok(&["fs", "import", "projects", source.to_str().unwrap()]);
+    kms.rotate();
+    place.ok(&["fs", "kms", "rewrap"]);
+    node.stop();
+    let node = place.start();
+    place.wait_for_state("projects", "unlocked");
+    node.stop();
+
+    let exported = kms.admin().read(&format!("transit/export/encryption-key/{KEY}"));
+    let keys = exported["data"]["keys"].as_object().unwrap();
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    let mut forms = Vec::new();
+    for key in keys.values().map(|key| key.as_str().unwrap()) {
+        let raw = STANDARD.decode(key).unwrap();
+        assert_eq!(raw.len(), 32);
+        let hex: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+        let unpadded = key.trim_end_matches('=').to_owned();
+        let of_urls = unpadded.replace('+', "-").replace('/', "_");
+        forms.extend([raw, hex.to_uppercase().into_bytes(), hex.into_bytes()]);
+        forms.extend([unpadded.into_bytes(), of_urls.into_bytes()]);
+    }
+    let lies_in = |secret: &[u8], dir: &Path| {
+        let files = all_files(dir).into_iter();
+        files.filter(|file| contains(&fs::read(file).unwrap(), secret)).collect::<Vec<_>>()
+    };
+    let token = fs::read(place.path("token")).unwrap();
+    assert!(!lies_in(&token, &place.state()).is_empty(), "this search finds what is there");
+    for form in forms {
+        for dir in [place.state(), backing.clone()] {
+            assert_eq!(lies_in(&form, &dir), Vec::<std::path::PathBuf>::new());
+        }
+        assert!(!contains(place.log().as_bytes(), &form), "it is logged");
+    }
+}
+
 #[test]
 fn debug_logging_shows_no_secret() {
     let kms = Kms::start(Kind::Embedded);
