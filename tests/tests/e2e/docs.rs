@@ -22,6 +22,31 @@ fn requirements_name_tests_that_exist() {
     assert!(named > 30, "{named}");
 }
 
+/// The page's sentences, each in the left column of a row, whose right one says what became of it. The product's name is left out there.
+#[test]
+fn every_sentence_of_the_page_is_answered() {
+    let in_words = |text: &str| {
+        let text = text.replace('`', "").replace("WekaIO ", "").replace("weka fs", "coffer fs");
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let read = |name: &str| fs::read_to_string(project().join(name)).unwrap();
+    let requirements = read("docs/requirements.md");
+    let rows = requirements.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
+    let answered: Vec<String> = rows
+        .filter(|(_, answer)| answer.trim_end_matches('|').trim().len() > 5)
+        .map(|(sentence, _)| in_words(sentence))
+        .collect();
+    let page = read("tests/data/kms-management.txt");
+    let sentences = page.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut held = 0;
+    for sentence in sentences.map(in_words) {
+        let is_answered = answered.iter().any(|row| row.contains(&sentence));
+        assert!(is_answered, "docs/requirements.md has no row for: {sentence}");
+        held += 1;
+    }
+    assert!(held > 80, "{held}");
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
     let mut pages = vec![project().join("README.md")];
