@@ -27,6 +27,8 @@ pub(crate) enum Outcome {
 struct Stage {
     name: &'static str,
     about: &'static str,
+    /// Its tests mount, make devices, change owners and read another process's memory.
+    as_root: bool,
     run: fn(&mut Run<'_>) -> Result<Outcome>,
 }
 
@@ -34,21 +36,25 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "fmt",
         about: "the source is formatted",
+        as_root: false,
         run: |run| run.cargo(&["fmt", "--all", "--check"]),
     },
     Stage {
         name: "layers",
         about: "each crate uses only what its layer allows",
+        as_root: false,
         run: |run| layers::run(run.workspace).map(|()| Outcome::Whole),
     },
     Stage {
         name: "deny",
         about: "dependencies: advisories, bans, licences, sources",
+        as_root: false,
         run: |run| deny::run(run.workspace),
     },
     Stage {
         name: "clippy",
         about: "no lint warns",
+        as_root: false,
         run: |run| {
             let scope = ["clippy", "--workspace", "--all-targets", "--all-features"];
             run.cargo(&[&scope[..], &["--", "--deny", "warnings"]].concat())
@@ -57,6 +63,7 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "docs",
         about: "the documentation builds without a warning",
+        as_root: false,
         run: |run| {
             run.cargo_with(
                 &["doc", "--workspace", "--no-deps"],
@@ -67,6 +74,7 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "unit",
         about: "each crate by itself: unit, contract, vector and property tests",
+        as_root: true,
         run: |run| {
             // All that fails is told at once.
             let test = ["test", "--workspace", "--no-fail-fast"];
@@ -76,16 +84,19 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "vault-1.1.5",
         about: "the oldest Vault that Coffer supports is there",
+        as_root: false,
         run: |run| run.oldest().map(|_| Outcome::Whole),
     },
     Stage {
         name: "vault-1.21.4",
         about: "the newest Vault is there",
+        as_root: false,
         run: |run| run.wait_for_newest(),
     },
     Stage {
         name: "contract",
         about: "the KMS contract over both real Vaults",
+        as_root: false,
         run: |run| {
             let vaults = run.vaults()?;
             let test = ["test", "--package", "vault-transit", "--features", "real-vault"];
@@ -95,16 +106,19 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "e2e",
         about: "the built program, end to end, over embedded and real Vaults",
+        as_root: true,
         run: |run| run.over_program("e2e"),
     },
     Stage {
         name: "demo",
         about: "the demo that newcomers see",
+        as_root: false,
         run: |run| demo::run(run.workspace, None).map(|()| Outcome::Whole),
     },
     Stage {
         name: "crash",
         about: "the built program, killed at every system call that changes something",
+        as_root: true,
         run: |run| run.over_program("crash"),
     },
 ];
@@ -147,6 +161,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         }
         return Ok(());
     }
+    refuse_without_root(&stages, rustix::process::geteuid().is_root())?;
     let began = Instant::now();
     let mut run = Run { workspace, began, newest: None };
     if stages.iter().any(|stage| stage.name == "vault-1.21.4") {
@@ -167,6 +182,22 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         }
     }
     summary(&results, began.elapsed())
+}
+
+/// Before anything is built: these stages would fail in the end, each in words of its own.
+fn refuse_without_root(stages: &[&Stage], is_root: bool) -> Result<()> {
+    let needing: Vec<&str> =
+        stages.iter().filter(|stage| stage.as_root).map(|stage| stage.name).collect();
+    if is_root || needing.is_empty() {
+        return Ok(());
+    }
+    let others: Vec<&str> =
+        stages.iter().filter(|stage| !stage.as_root).map(|stage| stage.name).collect();
+    let without = match others.join(",") {
+        none if none.is_empty() => String::new(),
+        others => format!(", or leave them out: cargo xtask test --only {others}"),
+    };
+    bail!("{} need root: run it as root (in a container, say){without}", needing.join(", "))
 }
 
 /// Prints what each stage took; fails if one failed.
@@ -296,6 +327,17 @@ mod tests {
         assert_eq!(selected(&[], None).len(), STAGES.len());
         assert_eq!(selected(&["deny", "fmt"], None), ["fmt", "deny"]);
         assert_eq!(selected(&[], Some("contract")), ["contract", "e2e", "demo", "crash"]);
+    }
+
+    #[test]
+    fn who_is_not_root_is_told_before_anything_is_built() {
+        let stages: Vec<&Stage> = STAGES.iter().collect();
+        refuse_without_root(&stages, true).unwrap();
+        let said = refuse_without_root(&stages, false).unwrap_err().to_string();
+        assert!(said.starts_with("unit, e2e, crash need root"), "{said}");
+        assert!(said.contains("--only fmt,layers,deny,clippy,docs,"), "{said}");
+        let quick: Vec<&Stage> = STAGES.iter().filter(|stage| stage.name == "fmt").collect();
+        refuse_without_root(&quick, false).unwrap();
     }
 
     #[test]
