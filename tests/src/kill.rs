@@ -60,6 +60,12 @@ impl Watched {
         self.shared.killed.load(Ordering::SeqCst)
     }
 
+    /// Waits until the process ends, by itself or killed. Answers whether it was killed at the call that was asked for.
+    pub fn wait(self) -> bool {
+        self.thread.join().unwrap();
+        self.shared.killed.load(Ordering::SeqCst)
+    }
+
     /// Ends the process if it still runs, and waits for its end. Answers whether it was killed at the call that was asked for.
     pub fn end(self) -> bool {
         let killed = self.was_killed();

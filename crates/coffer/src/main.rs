@@ -10,6 +10,7 @@ mod policy;
 mod recover;
 mod rehearse;
 mod serve;
+mod store;
 
 use std::io::{self, BufReader};
 use std::process::ExitCode;

@@ -13,7 +13,6 @@
 //! ```
 
 use std::fs::{self, DirBuilder};
-use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,8 +21,7 @@ use admin_api::{Exit, Problem};
 use daemon::{BackingVolumes, Patience};
 use filesystem::{Backend, BackingHeaders, BackingLocks};
 use key_manager::KeyManager;
-use key_store::SledStore;
-use kms_core::{AuditSink, SystemClock};
+use kms_core::{AuditSink, KeyStore, SystemClock};
 use local_kms::LocalProvider;
 use vault_transit::VaultProvider;
 
@@ -35,7 +33,7 @@ pub(crate) fn store_dir(state_dir: &Path) -> PathBuf {
 /// What manages the keys of the node with this state directory, over its store or a copy of it.
 pub(crate) fn key_manager(
     state_dir: &Path,
-    store: Arc<SledStore>,
+    store: Arc<dyn KeyStore>,
     locks: &BackingLocks,
     audit: Arc<dyn AuditSink>,
 ) -> KeyManager {
@@ -71,82 +69,11 @@ pub(crate) fn make_state_dir(state_dir: &Path) -> Result<(), Problem> {
     Ok(())
 }
 
-/// How far the store is known to have been, in a file beside it: an older store that is put back whole is
-/// noticed by it. The note may be behind (it is written when a node starts and ends), never ahead.
-pub(crate) struct Generation(PathBuf);
-
-impl Generation {
-    pub(crate) fn of(state_dir: &Path) -> Self {
-        Self(state_dir.join("generation"))
-    }
-
-    /// # Errors
-    /// The store is older than it was known to be.
-    pub(crate) fn check(&self, store: &SledStore) -> Result<(), Problem> {
-        let known = match fs::read_to_string(&self.0) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            read => read.ok().and_then(|text| text.trim().parse::<u64>().ok()),
-        };
-        let now = store.generation().0;
-        let why = match known {
-            Some(known) if known <= now => return Ok(()),
-            Some(known) => format!(
-                "it is at generation {now} and was at {known} before: an older store was put back"
-            ),
-            None => format!("{} can't be read, so its age can't be told", self.0.display()),
-        };
-        Err(Problem::new(Exit::NotAuthentic, "store-older", "the key store is not trusted", why)
-            .cure(
-                "put the newest backup back, or rebuild the store from the backing directories: \
-                 coffer recover --from DIR…",
-            ))
-    }
-
-    /// Notes where the store is now, in one step.
-    pub(crate) fn note(&self, store: &SledStore) -> io::Result<()> {
-        let new = self.0.with_extension("new");
-        fs::write(&new, format!("{}\n", store.generation().0))?;
-        fs::File::open(&new)?.sync_all()?;
-        fs::rename(&new, &self.0)
-    }
-
-    /// Forgets it: another store comes.
-    pub(crate) fn forget(&self) -> io::Result<()> {
-        match fs::remove_file(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use kms_core::{Commit, KeyStore as _};
-
     use super::*;
-
-    #[tokio::test]
-    async fn an_older_store_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = SledStore::open(&store_dir(dir.path())).unwrap();
-        let generation = Generation::of(dir.path());
-        generation.check(&store).unwrap();
-        generation.note(&store).unwrap();
-        store.commit(Commit::new().put("a", vec![1])).await.unwrap();
-        generation.check(&store).unwrap();
-        generation.note(&store).unwrap();
-        generation.check(&store).unwrap();
-        drop(store);
-        fs::remove_dir_all(store_dir(dir.path())).unwrap();
-        let older = SledStore::open(&store_dir(dir.path())).unwrap();
-        let refused = generation.check(&older).unwrap_err();
-        assert_eq!(refused.exit, Exit::NotAuthentic);
-        assert!(refused.cure.unwrap().contains("coffer recover"));
-        generation.forget().unwrap();
-        generation.check(&older).unwrap();
-    }
 
     #[test]
     fn a_state_directory_that_others_may_write_to_is_refused() {

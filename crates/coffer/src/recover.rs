@@ -15,7 +15,8 @@ use local_kms::LocalProvider;
 use serde::Serialize;
 
 use crate::config::Settings;
-use crate::parts::{self, Generation};
+use crate::parts;
+use crate::store::{self, Refused};
 
 const TITLE: &str = "the key store can't be rebuilt";
 
@@ -193,10 +194,9 @@ async fn replace_store(
 ) -> Result<Replaced, Problem> {
     let of_keys = |e| daemon::of_keys(TITLE, &e);
     let failed = |e: std::io::Error| Problem::new(Exit::Failed, "set-aside", TITLE, e.to_string());
-    let store = parts::store_dir(state_dir);
     // Sound or not it is set aside, unless a node has it open.
-    let there = store.exists();
-    let before = match there.then(|| SledStore::open(&store)) {
+    let there = parts::store_dir(state_dir).exists();
+    let before = match there.then(|| store::open(state_dir)) {
         None => None,
         Some(Ok(sound)) => Some(match recorded_filesystems(&sound).await {
             Ok(had) => {
@@ -204,11 +204,11 @@ async fn replace_store(
             }
             Err(error) => Err(error.to_string()),
         }),
-        Some(Err(in_use @ StoreError::InUse { .. })) => {
+        Some(Err(Refused::Store(in_use @ StoreError::InUse { .. }))) => {
             return Err(of_keys(key_manager::Error::from(in_use))
                 .cure("stop the node that has it open first"));
         }
-        Some(Err(damaged)) => Some(Err(damaged.to_string())),
+        Some(Err(refused)) => Some(Err(refused.to_string())),
     };
     let new = state_dir.join("store.new");
     match fs::remove_dir_all(&new) {
@@ -217,20 +217,13 @@ async fn replace_store(
     }
     let rebuilt = SledStore::open(&new).map_err(|e| of_keys(key_manager::Error::from(e)))?;
     let recovered = rebuild(&rebuilt, &SystemClock, found).await.map_err(of_keys)?;
+    let generation = rebuilt.generation();
     drop(rebuilt);
 
-    let put_in_place = || {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let aside = there.then(|| state_dir.join(format!("store.set-aside-{now}")));
-        if let Some(aside) = &aside {
-            fs::rename(&store, aside)?;
-        }
-        Generation::of(state_dir).forget()?;
-        fs::rename(&new, &store)?;
-        fs::File::open(state_dir)?.sync_all()?;
-        Ok(aside)
-    };
-    Ok(Replaced { recovered, set_aside: put_in_place().map_err(failed)?, before })
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let set_aside = there.then(|| state_dir.join(format!("store.set-aside-{now}")));
+    store::replace(state_dir, &new, generation, set_aside.as_deref()).map_err(failed)?;
+    Ok(Replaced { recovered, set_aside, before })
 }
 
 /// Copies of wrapped keys.

@@ -13,13 +13,13 @@ use cli::Console;
 use daemon::Rehearse;
 use filesystem::BackingLocks;
 use key_manager::Rehearsal;
-use key_store::SledStore;
 use kms_core::{AuditEvent, AuditSink};
 use tokio::process::Command;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::parts::{self, Generation};
+use crate::parts;
+use crate::store::{self, NotedStore};
 
 const TITLE: &str = "the start can't be rehearsed";
 
@@ -32,7 +32,7 @@ const COPY: &str = "rehearsal-";
 /// Rehearsals of the node in this state directory.
 #[derive(Debug)]
 pub(crate) struct Rehearsals {
-    pub(crate) store: Arc<SledStore>,
+    pub(crate) store: Arc<NotedStore>,
     pub(crate) state_dir: PathBuf,
 }
 
@@ -42,14 +42,14 @@ impl Rehearse for Rehearsals {
         let failed = |why: String| Problem::new(Exit::Failed, "rehearsal-failed", TITLE, why);
         let copy = tempfile::Builder::new().prefix(COPY).tempdir_in(&self.state_dir);
         let copy = copy.map_err(|e| failed(e.to_string()))?;
-        let (store, to) = (Arc::clone(&self.store), copy.path().join("store"));
+        let (store, to) = (Arc::clone(&self.store), copy.path().to_owned());
         let copied = spawn_blocking(move || store.copy_to(&to)).await;
         copied.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
         // The very program that runs, also when its file has been replaced.
         let process = Command::new("/proc/self/exe")
             .arg("rehearse-store")
             .arg("--store")
-            .arg(copy.path().join("store"))
+            .arg(copy.path())
             .arg("--state-dir")
             .arg(&self.state_dir)
             .stdin(Stdio::null())
@@ -95,9 +95,10 @@ pub(crate) fn run(
 }
 
 async fn rehearse(arguments: &cli::RehearseStore) -> Result<Rehearsal, Problem> {
-    let of_keys = |e| daemon::of_keys("a node that starts now would refuse its key store", &e);
-    let store = SledStore::open(&arguments.store).map_err(|e| of_keys(e.into()))?;
-    Generation::of(&arguments.state_dir).check(&store)?;
+    const REFUSED: &str = "a node that starts now would refuse its key store";
+    let of_keys = |e| daemon::of_keys(REFUSED, &e);
+    let store = store::open(&arguments.store)
+        .map_err(|refused| refused.problem(REFUSED, &arguments.state_dir))?;
     let (store, locks) = (Arc::new(store), BackingLocks::default());
     let manager = parts::key_manager(&arguments.state_dir, store, &locks, Arc::new(Unrecorded));
     manager.rehearse().await.map_err(of_keys)

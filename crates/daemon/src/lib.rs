@@ -14,6 +14,7 @@
 //! | `disks` | disks that may not answer |
 //! | `patience` | copies of wrapped keys that lie on such |
 //! | `volumes` | backing directories: made, removed |
+//! | `strangers` | filesystems that lie here and are not known
 //! | `open` | what is unlocked: held against other nodes, opened once |
 //! | `audit` | the chained log of acts on keys and of requests |
 //! | `hardening` | no core dumps, private files |
@@ -43,6 +44,7 @@ mod open;
 mod patience;
 mod problem;
 mod socket;
+mod strangers;
 mod volumes;
 
 use std::convert::Infallible;
@@ -73,6 +75,7 @@ use crate::jobs::{Jobs, Notes};
 use crate::keeper::Keeper;
 use crate::open::OpenFilesystems;
 use crate::socket::{Peer, SocketFile};
+use crate::strangers::Stranger;
 
 /// How long the start waits for what an earlier node left half done. Beyond that it goes on beside the
 /// requests: a large filesystem that was being deleted takes its time.
@@ -129,6 +132,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) state_dir: PathBuf,
     pub(crate) started_at: UnixMillis,
+    /// Filesystems that lay here at the start and that the store did not know.
+    pub(crate) strangers: Vec<Stranger>,
     settling_failed: Mutex<Option<String>>,
 }
 
@@ -188,6 +193,7 @@ impl Node {
         for name in ["jobs", "filesystems"] {
             make_private(&state_dir.join(name))?;
         }
+        let strangers = find_strangers(&manager, state_dir.join("filesystems")).await;
         let filesystems = Arc::new(OpenFilesystems::new(Arc::clone(&manager), cipher, locks));
         let jobs = Arc::new(Jobs::new(
             Arc::clone(&manager),
@@ -210,6 +216,7 @@ impl Node {
             rehearse,
             clock,
             state_dir,
+            strangers,
             settling_failed: Mutex::default(),
         });
         let (listener, socket) = socket::listen(&socket)?;
@@ -283,6 +290,19 @@ async fn until_stopped(
     let why = ended.map_or_else(|e| e.to_string(), |never| match never {});
     Err(Problem::new(Exit::Failed, "internal", "a part of the node broke", why)
         .cure("start the node again, and report this with the node's log"))
+}
+
+/// As far as the disk answers: nothing waits for this.
+async fn find_strangers(manager: &KeyManager, directory: PathBuf) -> Vec<Stranger> {
+    // What keeps the records from being read shows when the node settles.
+    let Ok(known) = manager.filesystems().await else { return Vec::new() };
+    let found = tokio::task::spawn_blocking(move || strangers::find(&directory, &known));
+    let found = tokio::time::timeout(SETTLE_WITHIN, found).await;
+    let found = found.ok().and_then(Result::ok).unwrap_or_default();
+    for Stranger { name, backing } in &found {
+        tracing::warn!(name, backing = %backing.display(), "a filesystem lies here that the key store does not know");
+    }
+    found
 }
 
 fn make_private(directory: &Path) -> Result<(), Problem> {

@@ -80,6 +80,11 @@ impl SledStore {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Whether there is one in `dir`, sound or not: then [`SledStore::open`] makes none there.
+    pub fn is_in(dir: &Path) -> bool {
+        !matches!(Head::read_file(dir), Ok(None)) || db_file(&dir.join("sled")).is_file()
+    }
+
     /// Copies what lies on disk, as it is after a commit, to a directory that does not exist: another process can open that. No
     /// commit is made meanwhile. Blocks.
     ///
@@ -212,7 +217,7 @@ impl Disk {
             None => None,
         };
         let sled_dir = dir.join("sled");
-        match (acknowledged, sled_dir.join("db").is_file()) {
+        match (acknowledged, db_file(&sled_dir).is_file()) {
             (Some(_), false) => return Err(Fault::Contents("its records are gone".into())),
             (None, false) => make_empty(dir, &sled_dir)?,
             (_, true) => files::remove_unfinished_snapshots(&sled_dir)?,
@@ -330,6 +335,11 @@ fn make_empty(dir: &Path, sled_dir: &Path) -> Result<(), Fault> {
     SledFiles::settle(&unfinished)?;
     std::fs::rename(&unfinished, sled_dir)?;
     Ok(files::sync_dir(dir)?)
+}
+
+/// What sled has as soon as it has anything.
+fn db_file(sled_dir: &Path) -> PathBuf {
+    sled_dir.join("db")
 }
 
 fn open_sled(sled_dir: &Path) -> Result<sled::Db, Fault> {

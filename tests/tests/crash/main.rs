@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use coffer_tests::kill::Watched;
 use coffer_tests::kms::{Kind, Kms};
-use coffer_tests::node::Place;
+use coffer_tests::node::{Place, program};
 use serde_json::Value;
 use testkit::tree;
 
@@ -138,6 +140,56 @@ fn unset() {
         },
     );
     assert!(points > 5, "{points}");
+}
+
+#[test]
+fn first_start() {
+    for kill_at in 1.. {
+        let place = Place::new();
+        let node = Watched::start(place.serve(), kill_at);
+        node.arm();
+        while !node.was_killed() && UnixStream::connect(place.socket()).is_err() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let killed = node.end();
+        // Nothing was here before, and nothing is missed.
+        let node = place.start();
+        assert!(names(&place).is_empty());
+        node.stop();
+        if !killed {
+            assert!(kill_at > 20, "{kill_at}");
+            return;
+        }
+    }
+}
+
+#[test]
+fn recover() {
+    let place = Place::new();
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    node.kill();
+    let prepared = place.copy();
+    let state = place.state();
+    let from = state.join("filesystems");
+    let args =
+        ["recover", "--from", from.to_str().unwrap(), "--state-dir", state.to_str().unwrap()];
+    for kill_at in 1.. {
+        place.restore(&prepared);
+        let mut command = Command::new(program());
+        command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
+        let watched = Watched::start(command, kill_at);
+        watched.arm();
+        let killed = watched.wait();
+        place.ok(&args);
+        let node = place.start();
+        place.wait_for_state("home", "unlocked");
+        node.stop();
+        if !killed {
+            assert!(kill_at > 20, "{kill_at}");
+            return;
+        }
+    }
 }
 
 fn two_and_a_rotation(place: &Place, kms: &Kms) {

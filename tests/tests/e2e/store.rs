@@ -103,14 +103,8 @@ fn a_store_that_is_emptied_damaged_or_older_is_refused_and_rebuilt() {
         }),
         ("removed", &|store| fs::remove_file(largest(store)).unwrap()),
         ("gone", &|store| fs::remove_dir_all(store).unwrap()),
-        ("older", &|store| {
-            // sled's files alone: what was acknowledged since is missing, and the file beside them knows.
-            let sled = store.join("sled");
-            fs::remove_dir_all(&sled).unwrap();
-            let from = older.state().join("store/sled");
-            let copied = Command::new("cp").arg("-a").arg(from).arg(sled).status();
-            assert!(copied.unwrap().success());
-        }),
+        // sled's files alone: what was acknowledged since is missing, and the file beside them knows.
+        ("older", &|store| put_back(&older.state().join("store/sled"), &store.join("sled"))),
     ];
     for (what, damage) in damages {
         let hurt = place.copy();
@@ -161,6 +155,114 @@ fn a_whole_older_state_directory_is_noticed() {
     let _node = place.start();
     let shown = place.wait_for_state("home", "locked");
     assert!(shown["problem"].to_string().contains("older store"), "{shown}");
+}
+
+#[test]
+fn after_a_kill_an_emptied_or_older_store_is_refused_too() {
+    let place = Place::new();
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    let older = place.copy();
+    place.ok(&["fs", "create", "later", "--allow-no-kms"]);
+    place.ok(&["fs", "delete", "home", "--yes"]);
+    node.kill();
+
+    type Damage<'a> = &'a dyn Fn(&Path);
+    let emptied = |state: &Path| files(&state.join("store")).iter().for_each(|file| remove(file));
+    let unknown = |state: &Path| remove(&state.join("generation"));
+    let damages: [(&str, Damage<'_>); 6] = [
+        ("emptied", &emptied),
+        ("emptied, and nothing tells how far it was", &|state| {
+            remove(&state.join("store"));
+            fs::create_dir(state.join("store")).unwrap();
+            unknown(state);
+        }),
+        ("gone", &|state| remove(&state.join("store"))),
+        ("gone, and nothing tells how far it was", &|state| {
+            remove(&state.join("store"));
+            unknown(state);
+        }),
+        ("nothing tells how far it was", &unknown),
+        ("older", &|state| put_back(&older.state().join("store"), &state.join("store"))),
+    ];
+    for (what, damage) in damages {
+        let hurt = place.copy();
+        let state = hurt.state();
+        damage(&state);
+        for _ in ["the first start", "another one"] {
+            let refused = hurt.serve_refused().expect(6);
+            assert!(refused.stderr.contains("coffer recover"), "{what}: {refused:?}");
+        }
+        let from = state.join("filesystems");
+        hurt.ok(&["recover", "--from", text(&from), "--state-dir", text(&state)]);
+        let _node = hurt.start();
+        hurt.wait_for_state("later", "unlocked");
+        assert_eq!(names(&hurt), ["later"], "{what}");
+    }
+    let _node = place.start();
+    assert_eq!(names(&place), ["later"]);
+}
+
+#[test]
+fn an_emptied_store_does_not_tell_recover_what_was_there() {
+    let place = Place::new();
+    let node = place.start();
+    for name in ["home", "projects"] {
+        place.ok(&["fs", "create", name, "--allow-no-kms"]);
+    }
+    node.kill();
+    let state = place.state();
+    files(&state.join("store")).iter().for_each(|file| remove(file));
+    let home = state.join("filesystems/home");
+    let recover = ["recover", "--from", text(&home), "--state-dir", text(&state)];
+    let partly = place.coffer(&recover).expect(8);
+    assert!(partly.stdout.contains("not recovered: projects in"), "{partly:?}");
+}
+
+#[test]
+fn a_filesystem_that_the_store_does_not_know_is_named() {
+    let place = Place::new();
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    node.stop();
+    let older = place.copy();
+    let node = place.start();
+    place.ok(&["fs", "create", "later", "--allow-no-kms"]);
+    node.kill();
+    // All but the backing directories.
+    let state = place.state();
+    for name in ["store", "generation"] {
+        put_back(&older.state().join(name), &state.join(name));
+    }
+    let node = place.start();
+    let finding = place.wait_for_finding("unknown-filesystem");
+    let what = finding["what"].as_str().unwrap();
+    assert!(what.contains("later") && what.contains("filesystems/later"), "{finding}");
+    assert!(finding["cure"].as_str().unwrap().contains("coffer recover"), "{finding}");
+    node.stop();
+    let both = state.join("filesystems");
+    place.ok(&["recover", "--from", text(&both), "--state-dir", text(&state)]);
+    let _node = place.start();
+    place.wait_for_state("later", "unlocked");
+    let status = place.json(&["status"]);
+    assert!(!status["findings"].to_string().contains("unknown-filesystem"), "{status}");
+}
+
+fn remove(path: &Path) {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+}
+
+/// Puts a copy in the place of what is there.
+fn put_back(copy: &Path, path: &Path) {
+    remove(path);
+    let copied = Command::new("cp").arg("-a").args([copy, path]).status();
+    assert!(copied.unwrap().success());
+}
+
+fn names(place: &Place) -> Vec<String> {
+    let list = place.json(&["fs", "list"]);
+    let all = list["filesystems"].as_array().unwrap().iter();
+    all.map(|fs| fs["name"].as_str().unwrap().to_owned()).collect()
 }
 
 /// Without access times: the copies that this test makes of backing directories read, and so touch, the originals.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use admin_api::{FilesystemCounts, Finding, Job, Status};
+use admin_api::{BytePath, FilesystemCounts, Finding, Job, Status};
 use axum::Json;
 use axum::extract::State;
 use key_manager::{FilesystemName, FilesystemStatus, KeyState, LockReason};
@@ -12,6 +12,7 @@ use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use super::{Answer, kms};
 use crate::open::Unheld;
+use crate::strangers::Stranger;
 use crate::{Shared, problem};
 
 /// With less room on its disk the node soon can't record what it does.
@@ -73,6 +74,18 @@ fn findings(shared: &Shared, statuses: &[FilesystemStatus], jobs: &[Job]) -> Vec
         let Some(problem) = problem else { continue };
         let what = format!("job {id} waits: {}", problem.detail);
         add("job-waits", what, problem.cure.as_deref().unwrap_or_default());
+    }
+    for Stranger { name, backing } in shared.strangers.iter().filter(|found| found.is_there()) {
+        add(
+            "unknown-filesystem",
+            format!(
+                "the filesystem {} lies in {} and the key store does not know it: it was forgotten, or an older store was put back",
+                BytePath::new(name.as_str()),
+                BytePath::from(backing.as_path())
+            ),
+            "if it was forgotten, leave the directory or remove it; if not, stop the node and put the newest backup of the state \
+             directory back, or rebuild the store: coffer recover --from DIR… (all backing directories)",
+        );
     }
     let unlocked: HashSet<&FilesystemName> = statuses
         .iter()
