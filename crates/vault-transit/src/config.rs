@@ -222,23 +222,29 @@ fn parse_flag(key: &str, value: &str) -> Result<bool, KmsError> {
     }
 }
 
+/// The text is in no error: it may hold a password.
 fn parse_address(text: &str, allow_http: bool) -> Result<Url, KmsError> {
     const EXAMPLE: &str = "give Vault's base URL, such as https://vault.example.com:8200";
-    // The URL standard drops some of these characters and takes others for slashes; what an
-    // administrator reads must be what is connected to.
-    if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
-        return Err(invalid(format!("{text:?} is not a valid URL"), EXAMPLE));
-    }
-    let url = Url::parse(text)
-        .map_err(|e| invalid(format!("{text:?} is not a valid URL"), EXAMPLE).because(e))?;
     let refuse = |why: &str, cure: &str| Err(invalid(format!("the Vault URL {why}"), cure));
-    if !matches!(url.scheme(), "https" | "http") {
-        return refuse("has another scheme than https", EXAMPLE);
+    // The URL standard drops some of these characters, takes others for slashes, and does without slashes, or takes more than two;
+    // what an administrator reads must be what is connected to.
+    if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
+        return refuse("has characters that no URL has", EXAMPLE);
     }
-    if text.split('/').nth(2).is_some_and(|authority| authority.contains('@')) {
-        // Not shown: it may be a password.
+    let Some(rest) = after_scheme(text) else {
+        return refuse("does not begin with https://", EXAMPLE);
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.is_empty() {
+        return refuse("names no host", EXAMPLE);
+    }
+    let parsed = Url::parse(text);
+    let named = |url: &Url| !url.username().is_empty() || url.password().is_some();
+    if authority.contains('@') || parsed.as_ref().is_ok_and(named) {
         return refuse("holds a user or a password", "leave them out: the token shows who we are");
     }
+    let url =
+        parsed.map_err(|e| invalid("the Vault URL is not a valid URL", EXAMPLE).because(e))?;
     if url.query().is_some() || url.fragment().is_some() {
         return refuse("has a query or a fragment", "end it before the ? or #");
     }
@@ -264,6 +270,12 @@ fn parse_address(text: &str, allow_http: bool) -> Result<Url, KmsError> {
         );
     }
     Ok(url)
+}
+
+/// What follows `https://` or `http://`.
+fn after_scheme(text: &str) -> Option<&str> {
+    let (scheme, rest) = text.split_once("://")?;
+    ["https", "http"].iter().any(|known| scheme.eq_ignore_ascii_case(known)).then_some(rest)
 }
 
 fn names_loopback(url: &Url) -> bool {
@@ -347,19 +359,38 @@ mod tests {
     #[test]
     fn bad_urls() {
         for (address, word) in [
-            ("", "valid URL"),
-            ("vault.example.com", "valid URL"),
-            ("vault.example.com:8200", "scheme"),
-            ("ftp://vault.example.com", "scheme"),
-            ("file:///etc/passwd", "scheme"),
-            ("unix:///run/vault.sock", "scheme"),
-            ("https://", "valid URL"),
-            ("https:\\\\vault.example.com", "valid URL"),
-            ("https://vault.example\n.com", "valid URL"),
-            ("https://vault.example.com /", "valid URL"),
+            ("", "https://"),
+            ("vault.example.com", "https://"),
+            ("vault.example.com:8200", "https://"),
+            ("ftp://vault.example.com", "https://"),
+            ("file:///etc/passwd", "https://"),
+            ("unix:///run/vault.sock", "https://"),
+            ("https:vault.example.com", "https://"),
+            ("https:/vault.example.com", "https://"),
+            ("https://", "no host"),
+            ("https:///vault.example.com", "no host"),
+            ("https://:8200", "valid URL"),
+            ("https://vault.example.com:99999", "valid URL"),
+            ("https:\\\\vault.example.com", "characters"),
+            ("https://vault.example\n.com", "characters"),
+            ("https://vault.example.com /", "characters"),
             ("https://user:secret@vault.example.com", "user"),
+            ("HTTPS://user:secret@vault.example.com", "user"),
             ("https://user@vault.example.com", "user"),
             ("https://@vault.example.com", "user"),
+            ("https://:secret@vault.example.com", "user"),
+            ("https://user:secret@", "user"),
+            ("http://user:secret@127.0.0.1:99999", "user"),
+            ("http://user:secret%40127.0.0.1", "valid URL"),
+            ("http:user:secret@127.0.0.1", "https://"),
+            ("http:/user:secret@127.0.0.1", "https://"),
+            ("http:///user:secret@127.0.0.1", "no host"),
+            ("http:////user:secret@127.0.0.1", "no host"),
+            ("http:\\user:secret@127.0.0.1", "characters"),
+            ("ht\ntp://user:secret@127.0.0.1", "characters"),
+            ("//user:secret@127.0.0.1", "https://"),
+            ("user:secret@127.0.0.1", "https://"),
+            ("https://127.0.0.1/?token=secret", "query"),
             ("https://vault.example.com/?x=1", "query"),
             ("https://vault.example.com/#x", "fragment"),
             ("https://vault.example.com/v1/", "/v1"),
@@ -380,7 +411,8 @@ mod tests {
             assert_eq!(error.kind(), KmsErrorKind::Invalid, "{address}");
             assert!(error.to_string().contains(word), "{address}: {error}");
             assert!(error.how_to_mend().is_some(), "{address}");
-            assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+            let shown = format!("{error:?} {}", error.chain());
+            assert!(!shown.contains("secret"), "{shown}");
         }
     }
 

@@ -13,6 +13,13 @@ fn urls() {
         "ftp://127.0.0.1",
         "file:///etc/passwd",
         "http://user:pass@127.0.0.1:8200",
+        "http:user:pass@127.0.0.1:8200",
+        "http:/user:pass@127.0.0.1:8200",
+        "http:////user:pass@127.0.0.1:8200",
+        "http://user:pass@127.0.0.1:99999",
+        "https://user:pass@",
+        "//user:pass@127.0.0.1",
+        "user:pass@127.0.0.1",
         "https://vault.example.com/?a=b",
         "https://vault.example.com/#f",
         "http://vault.example.com",
@@ -26,6 +33,7 @@ fn urls() {
         assert!(wrong_usage(&answer), "{url}: {answer:?}");
         assert!(!answer.stderr.contains("pass@"), "{answer:?}");
     }
+    assert!(!place.log().contains("pass@"), "{}", place.log());
     assert!(place.json(&["fs", "kms"])["configured"].is_null());
 }
 
