@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use data_path::layout::{self, GROUP, PAGE};
-use data_path::{Entries, FileCipher, FileState, FilesystemKeys, FormatError, HoleMap, SealBudget};
+use data_path::{
+    Entries, FileCipher, FileState, FilesystemKeys, FormatError, HoleMap, OpenedGroup, SealBudget,
+};
 
 use crate::error::{Doing, Fault};
 use crate::report::{Unfinished, lock};
@@ -265,8 +267,19 @@ impl SealedFile {
         file.cipher.update_header(file.header.as_mut_slice(), &state).doing("encrypted")?;
         sys::write_at(&file.fd, file.header.as_slice(), 0).doing("written")?;
         sys::sync_file(&file.fd).doing("written")?;
-        file.take_over(&unfinished.holes, first * SEGMENT_GROUPS)?;
+        let first_group = first * SEGMENT_GROUPS;
+        file.take_over(&unfinished.holes, first_group)?;
+        file.drop_from(first_group)?;
         Ok(file)
+    }
+
+    /// Removes all groups from `first` on. An earlier run may have written data where the source has a hole by now.
+    fn drop_from(&self, first: u64) -> Result<(), Fault> {
+        // A death between the two leaves what the checkpoint tells of, under no name in the tree: the next run does the
+        // same again.
+        sys::set_len(&self.fd, layout::group_position(first))
+            .and_then(|()| sys::set_len(&self.fd, layout::backing_len(self.len)))
+            .doing("written")
     }
 
     /// What [`Self::resume`] has to be told of what was written so far.
@@ -335,25 +348,30 @@ impl SealedFile {
     /// Writes what is known only when all segments are there.
     pub(crate) fn end(&self) -> Result<(), Fault> {
         let holes = lock(&self.holes);
-        for (region, map) in holes.iter().filter(|(_, map)| !map.is_empty()) {
+        for (region, map) in holes.iter() {
             let group = region * layout::REGION_GROUPS;
-            let position = layout::group_position(group);
-            let mut buffer = vec![0; layout::group_len(group, self.len)];
-            sys::read_at(&self.fd, &mut buffer, position).doing("read")?;
-            let opened = self.cipher.open_group(group, &mut buffer).doing("read")?;
-            let mut damage = Damage::default();
-            opened.damage().for_each(|error| damage.add(&error));
-            damage.into_result()?;
+            let (mut buffer, opened) = self.read_sound_group(group)?;
             self.cipher
                 .seal_group(group, &mut buffer, opened.written, Some(map))
                 .doing("encrypted")?;
-            sys::write_at(&self.fd, &buffer, position).doing("written")?;
+            sys::write_at(&self.fd, &buffer, layout::group_position(group)).doing("written")?;
         }
         if !holes.is_empty() {
             // The last group may be a hole.
             sys::set_len(&self.fd, layout::backing_len(self.len)).doing("written")?;
         }
         Ok(())
+    }
+
+    /// Opens all of a group, and fails when anything in it is damaged.
+    fn read_sound_group(&self, group: u64) -> Result<(Vec<u8>, OpenedGroup), Fault> {
+        let mut buffer = vec![0; layout::group_len(group, self.len)];
+        sys::read_at(&self.fd, &mut buffer, layout::group_position(group)).doing("read")?;
+        let opened = self.cipher.open_group(group, &mut buffer).doing("read")?;
+        let mut damage = Damage::default();
+        opened.damage().for_each(|error| damage.add(&error));
+        damage.into_result()?;
+        Ok((buffer, opened))
     }
 
     /// Takes over these holes; all other groups below `end`, which were written before a stop, must be there.
@@ -367,7 +385,13 @@ impl SealedFile {
         }
         let mut page = [0; PAGE];
         for group in 0..end {
-            if !maps.get(&layout::region_of(group)).is_some_and(|map| map.is_hole(group)) {
+            if layout::is_region_start(group) {
+                // With all its blocks: a run that died after the last segment may have sealed it again in part, or
+                // left a hole map, in whose place another one is sealed.
+                if self.read_sound_group(group)?.1.holes.is_some() {
+                    maps.entry(layout::region_of(group)).or_default();
+                }
+            } else if !maps.get(&layout::region_of(group)).is_some_and(|map| map.is_hole(group)) {
                 sys::read_at(&self.fd, &mut page, layout::group_position(group)).doing("read")?;
                 self.cipher.open_tag_page(group, &page).doing("resumed")?;
             }

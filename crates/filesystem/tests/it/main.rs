@@ -8,6 +8,7 @@
 mod damage;
 mod deep;
 mod disk_full;
+mod holes;
 mod key_holder;
 mod life;
 mod resume;
