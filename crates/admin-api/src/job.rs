@@ -29,7 +29,7 @@ pub struct Job {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<u64>,
     /// Files, directories, links and nodes that an import or export copied without their owner or group, since the node
-    /// is not root's.
+    /// is not root's or the disk does not let it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub owners_lost: u64,
     /// Why it failed, or did only a part.

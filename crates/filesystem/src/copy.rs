@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::error::{Doing, Error, Fault, shown};
+use crate::error::{Doing, Error, Fault};
 use crate::report::{
     Checkpoint, Control, Fingerprint, Identity, Problem, ProblemKind, Report, Tally, lock,
 };
@@ -198,12 +198,6 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         }
     }
 
-    fn lost_attribute(&self, at: &Trail, what: &[u8], fault: &Fault) {
-        let reason = format!("its attribute {} is lost: {fault}", shown(what));
-        let problem = Problem::new(&at.plain(), None, ProblemKind::Attribute, reason);
-        self.tally.problem(problem, self.control);
-    }
-
     /// Copies an entry that is no directory and no large file.
     fn entry(&self, pair: &Pair<S, K>, item: &Item, buffers: &mut Buffers) {
         let linked = item.linked();
@@ -283,73 +277,9 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
             let node = self.source.node(&pair.from, &item.raw, &item.stat)?;
             self.sink.make_node(tmp, staged, node)?;
         }
-        if self.gives_owner(&item.stat) {
-            sys::set_owner_at(tmp, staged, &item.stat).doing("given its owner")?;
-        }
-        if kind != Kind::Symlink {
-            sys::set_mode_at(tmp, staged, sys::permissions(&item.stat)).doing("given its mode")?;
-        }
-        let from = Owner::Named(pair.from.fd.as_fd(), &item.raw);
         let at = pair.trail.entry(&item.raw, name);
-        self.dress(&at, &from, &Owner::Named(tmp.as_fd(), staged))?;
-        sys::set_times_at(tmp, staged, &item.stat).doing("given its times")
-    }
-
-    /// Gives a file all but its name.
-    fn dress_file(
-        &self,
-        at: &Trail,
-        stat: &Stat,
-        from: &S::File,
-        to: &K::File,
-    ) -> Result<(), Fault> {
-        // In this order: a change of owner clears the set-id bits and capabilities.
-        let gives_owner = self.gives_owner(stat);
-        if gives_owner {
-            sys::set_owner(to, stat).doing("given its owner")?;
-        }
-        if gives_owner || self.stage.needs_mode(stat) {
-            sys::set_mode(to, sys::permissions(stat)).doing("given its mode")?;
-        }
-        self.dress(at, &Owner::File(from), &Owner::File(to))?;
-        sys::set_times(to, stat).doing("given its times")
-    }
-
-    /// Whether what was made has to be given its owner. What has to and can't be is counted.
-    fn gives_owner(&self, like: &Stat) -> bool {
-        let needed = self.stage.needs_owner(like);
-        if needed && !sys::is_root() {
-            self.tally.owners_lost.fetch_add(1, Ordering::Relaxed);
-        }
-        needed && sys::is_root()
-    }
-
-    /// Copies extended attributes, ACLs among them. One that can't be opened or set is a problem,
-    /// not the end of the file.
-    fn dress(&self, at: &Trail, from: &Owner<'_, S>, to: &Owner<'_, K>) -> Result<(), Fault> {
-        for raw in sys::xattrs(from.inode()).doing("read (its attributes)")? {
-            let raw_name = raw.0.clone();
-            let plain = match self.source.plain_xattr(from, raw) {
-                Ok(plain) => plain,
-                Err(fault) => {
-                    self.lost_attribute(at, &raw_name, &fault);
-                    continue;
-                }
-            };
-            let Some(plain) = plain else { continue };
-            let name = plain.0.clone();
-            let set = self.sink.raw_xattr(to, plain).and_then(|(name, value)| {
-                sys::set_xattr(to.inode(), &name, &value).doing("written")
-            });
-            match set {
-                Err(fault) if fault.is_final() && !attribute_too_large(&fault) => {
-                    return Err(fault);
-                }
-                Err(fault) => self.lost_attribute(at, &name, &fault),
-                Ok(()) => {}
-            }
-        }
-        Ok(())
+        let from = Owner::Named(pair.from.fd.as_fd(), &item.raw);
+        self.dress_named(&at, &item.stat, &from, staged)
     }
 
     /// Gives what was staged its name; it replaces what had the name before.
@@ -459,24 +389,9 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         if pair.users.fetch_sub(1, Ordering::AcqRel) != 1 || lock(&self.failure).is_some() {
             return;
         }
-        let finish = || {
-            // Counted where it is lost; given in any case where it can be, for it may have been there before, as another's.
-            self.gives_owner(&pair.stat);
-            if sys::is_root() {
-                sys::set_owner(&pair.to.fd, &pair.stat).doing("given its owner")?;
-            }
-            sys::set_mode(&pair.to.fd, sys::permissions(&pair.stat)).doing("given its mode")?;
-            self.dress(&pair.trail, &Owner::Directory(&pair.from), &Owner::Directory(&pair.to))?;
-            sys::set_times(&pair.to.fd, &pair.stat).doing("given its times")
-        };
-        if let Err(fault) = finish() {
+        if let Err(fault) = self.dress_directory(pair) {
             self.trouble_at(&pair.trail, fault);
         }
         self.tally.files_done.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// Filesystems answer NOSPC also when one inode's attributes are full, which is no full disk.
-const fn attribute_too_large(fault: &Fault) -> bool {
-    matches!(fault, Fault::System { errno: Errno::NOSPC, .. })
 }

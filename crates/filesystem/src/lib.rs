@@ -42,6 +42,7 @@
 //! |---|---|
 //! | `filesystem` | [`Filesystem`]: the life of one, and the entrance to everything |
 //! | `copy`, `walk` | the engine of import and export, between a `Source` and a `Sink` (`side`): what the workers do, and the thread that walks |
+//! | `dress` | owner, mode, attributes, times |
 //! | `plain`, `sealed` | those two sides: a plain tree, an encrypted one |
 //! | `sealed_file` | one encrypted file, in segments |
 //! | `stage` | things in the making, hard-link anchors |
@@ -88,6 +89,7 @@
 //! ```
 
 mod copy;
+mod dress;
 mod error;
 mod filesystem;
 mod header;

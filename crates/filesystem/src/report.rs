@@ -40,8 +40,8 @@ pub struct Progress {
     pub files_done: u64,
     /// Problems met; an entry may have several. What was skipped or is left over is none.
     pub failed: u64,
-    /// Entries that were copied without their owner or group, which only root can give. None is a problem of its own:
-    /// where the process is not root's it may be all of them.
+    /// Entries that were copied without their owner or group, which only root can give, and not everywhere. None is a
+    /// problem of its own: where the process is not root's it may be all of them. Files among them have no set-id bits.
     pub owners_lost: u64,
 }
 

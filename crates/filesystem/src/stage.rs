@@ -74,12 +74,12 @@ impl Stage {
     }
 
     pub(crate) const fn needs_owner(&self, like: &Stat) -> bool {
-        like.st_uid != self.defaults.st_uid || like.st_gid != self.defaults.st_gid
+        !sys::same_owner(like, &self.defaults)
     }
 
-    pub(crate) const fn needs_mode(&self, like: &Stat) -> bool {
+    pub(crate) const fn needs_mode(&self, mode: u32) -> bool {
         // The probe was made with 0777, so its mode is what the umask leaves of that.
-        sys::permissions(like) & !sys::permissions(&self.defaults) != 0
+        mode & !sys::permissions(&self.defaults) != 0
     }
 
     /// Whether a job that copied the tree with this root has begun here, and not ended.

@@ -245,13 +245,32 @@ pub(crate) fn set_mode_at(dir: impl AsFd, name: &[u8], mode: u32) -> Result<()> 
     rustix::fs::chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
-pub(crate) fn set_owner(file: impl AsFd, like: &Stat) -> Result<()> {
-    rustix::fs::fchown(file, Some(Uid::from_raw(like.st_uid)), Some(Gid::from_raw(like.st_gid)))
+pub(crate) const fn same_owner(one: &Stat, other: &Stat) -> bool {
+    one.st_uid == other.st_uid && one.st_gid == other.st_gid
 }
 
-pub(crate) fn set_owner_at(dir: impl AsFd, name: &[u8], like: &Stat) -> Result<()> {
-    let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
-    rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+/// Answers whether it has its owner now: see [`is_given`].
+pub(crate) fn set_owner(file: impl AsFd, like: &Stat) -> Result<bool> {
+    let (uid, gid) = owner(like);
+    is_given(rustix::fs::fchown(file, Some(uid), Some(gid)))
+}
+
+pub(crate) fn set_owner_at(dir: impl AsFd, name: &[u8], like: &Stat) -> Result<bool> {
+    let (uid, gid) = owner(like);
+    is_given(rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW))
+}
+
+fn owner(like: &Stat) -> (Uid, Gid) {
+    (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid))
+}
+
+/// Root may be refused an owner too: without `CAP_CHOWN`, by a server that takes it for nobody, for an id that the user
+/// namespace does not have, on a filesystem without owners.
+fn is_given(chown: Result<()>) -> Result<bool> {
+    match chown {
+        Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => Ok(false),
+        other => other.map(|()| true),
+    }
 }
 
 fn times(like: &Stat) -> Timestamps {

@@ -136,11 +136,13 @@ fn taken_up(job: &Job) -> Option<String> {
     }
 }
 
-/// What became of owners that only root can give.
+/// What became of owners that only root can give, and not on every disk.
 fn owners(job: &Job) -> Option<String> {
     (job.owners_lost > 0).then(|| {
         let items = count(job.owners_lost, "item");
-        format!("not kept for {items}; only a node that runs as root keeps them")
+        format!(
+            "not kept for {items}; only a node that runs as root keeps them, where the disk lets it"
+        )
     })
 }
 

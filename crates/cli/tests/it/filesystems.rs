@@ -214,7 +214,7 @@ fn owners_that_could_not_be_kept_are_told_once() {
     assert_eq!(
         ran.stdout,
         "\
-owners: not kept for 2 items; only a node that runs as root keeps them
+owners: not kept for 2 items; only a node that runs as root keeps them, where the disk lets it
 imported into home: 2 items, 1.50 KiB
 "
     );

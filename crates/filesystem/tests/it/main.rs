@@ -12,5 +12,6 @@ mod holes;
 mod key_holder;
 mod life;
 mod resume;
+mod rights;
 mod round_trip;
 mod support;

@@ -12,6 +12,7 @@ use filesystem::{
     Backend, Checkpoint, Control, Error, ErrorKind, Filesystem, Outcome, Problem, Progress, Report,
 };
 use kms_core::FilesystemKey;
+use rustix::thread::CapabilitySet;
 use tempfile::TempDir;
 pub(crate) use testkit::key_holder::envelope;
 
@@ -154,4 +155,22 @@ pub(crate) fn needs_root() {
         root,
         "this test needs root: run it as root (or in a user namespace with its own root)"
     );
+}
+
+/// Runs `work` in a thread without this capability; the threads that it starts don't have it either.
+pub(crate) fn without(capability: CapabilitySet, work: impl FnOnce() + Send) {
+    needs_root();
+    in_a_thread(|| {
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        sets.effective -= capability;
+        sets.permitted -= capability;
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        work();
+    });
+}
+
+/// Rights are a thread's own on Linux, so that other tests keep theirs.
+fn in_a_thread(work: impl FnOnce() + Send) {
+    let ended = thread::scope(|scope| scope.spawn(work).join());
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

@@ -1,0 +1,138 @@
+//! What an entry gets besides its content and its name: owner, mode, attributes, times.
+//!
+//! In this order: a change of owner clears the set-id bits and capabilities, and a change of anything the times.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+use crate::copy::{Copy, Pair};
+use crate::error::{Doing, Fault, shown};
+use crate::report::{Problem, ProblemKind};
+use crate::side::{Owner, Sink, Source};
+use crate::sys::{self, Errno, Stat};
+use crate::trail::Trail;
+
+const SET_ID: u32 = 0o6000;
+
+/// Whether an entry has the owner that it had in the source.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ownership {
+    /// It was made with it.
+    Has,
+    Given,
+    /// It is the node's. With a set-id bit it would run as the node, whatever another one wrote into it.
+    Lost,
+}
+
+impl Ownership {
+    const fn mode(self, like: &Stat) -> u32 {
+        match self {
+            Self::Lost => sys::permissions(like) & !SET_ID,
+            Self::Has | Self::Given => sys::permissions(like),
+        }
+    }
+}
+
+impl<S: Source, K: Sink> Copy<'_, S, K> {
+    /// Gives a file all but its name.
+    pub(crate) fn dress_file(
+        &self,
+        at: &Trail,
+        stat: &Stat,
+        from: &S::File,
+        to: &K::File,
+    ) -> Result<(), Fault> {
+        let owner = self.give_owner(stat, || sys::set_owner(to, stat))?;
+        let mode = owner.mode(stat);
+        if owner == Ownership::Given || self.stage.needs_mode(mode) {
+            sys::set_mode(to, mode).doing("given its mode")?;
+        }
+        self.dress(at, &Owner::File(from), &Owner::File(to))?;
+        sys::set_times(to, stat).doing("given its times")
+    }
+
+    /// Gives a link or a node all but its name.
+    pub(crate) fn dress_named(
+        &self,
+        at: &Trail,
+        stat: &Stat,
+        from: &Owner<'_, S>,
+        staged: &[u8],
+    ) -> Result<(), Fault> {
+        let tmp = self.stage.tmp();
+        let owner = self.give_owner(stat, || sys::set_owner_at(tmp, staged, stat))?;
+        if sys::FileType::from_raw_mode(stat.st_mode) != sys::FileType::Symlink {
+            sys::set_mode_at(tmp, staged, owner.mode(stat)).doing("given its mode")?;
+        }
+        self.dress(at, from, &Owner::Named(tmp.as_fd(), staged))?;
+        sys::set_times_at(tmp, staged, stat).doing("given its times")
+    }
+
+    /// Gives a directory all but its name, when all of its entries are there.
+    pub(crate) fn dress_directory(&self, pair: &Pair<S, K>) -> Result<(), Fault> {
+        let (stat, to) = (&pair.stat, &pair.to.fd);
+        // In any case, for it may have been there before, as another's.
+        let given = sys::is_root() && sys::set_owner(to, stat).doing("given its owner")?;
+        if !given && !sys::same_owner(&sys::stat_open(to).doing("read")?, stat) {
+            self.tally.owners_lost.fetch_add(1, Ordering::Relaxed);
+        }
+        sys::set_mode(to, sys::permissions(stat)).doing("given its mode")?;
+        self.dress(&pair.trail, &Owner::Directory(&pair.from), &Owner::Directory(&pair.to))?;
+        sys::set_times(to, stat).doing("given its times")
+    }
+
+    /// Gives what was made its owner, where it needs one. What needs one and can't get it is counted.
+    fn give_owner(
+        &self,
+        like: &Stat,
+        give: impl FnOnce() -> sys::Result<bool>,
+    ) -> Result<Ownership, Fault> {
+        if !self.stage.needs_owner(like) {
+            return Ok(Ownership::Has);
+        }
+        if sys::is_root() && give().doing("given its owner")? {
+            return Ok(Ownership::Given);
+        }
+        self.tally.owners_lost.fetch_add(1, Ordering::Relaxed);
+        Ok(Ownership::Lost)
+    }
+
+    /// Copies extended attributes, ACLs among them. One that can't be opened or set is a problem,
+    /// not the end of the file.
+    fn dress(&self, at: &Trail, from: &Owner<'_, S>, to: &Owner<'_, K>) -> Result<(), Fault> {
+        for raw in sys::xattrs(from.inode()).doing("read (its attributes)")? {
+            let raw_name = raw.0.clone();
+            let plain = match self.source.plain_xattr(from, raw) {
+                Ok(plain) => plain,
+                Err(fault) => {
+                    self.lost_attribute(at, &raw_name, &fault);
+                    continue;
+                }
+            };
+            let Some(plain) = plain else { continue };
+            let name = plain.0.clone();
+            let set = self.sink.raw_xattr(to, plain).and_then(|(name, value)| {
+                sys::set_xattr(to.inode(), &name, &value).doing("written")
+            });
+            match set {
+                Err(fault) if fault.is_final() && !attribute_too_large(&fault) => {
+                    return Err(fault);
+                }
+                Err(fault) => self.lost_attribute(at, &name, &fault),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn lost_attribute(&self, at: &Trail, what: &[u8], fault: &Fault) {
+        let reason = format!("its attribute {} is lost: {fault}", shown(what));
+        let problem = Problem::new(&at.plain(), None, ProblemKind::Attribute, reason);
+        self.tally.problem(problem, self.control);
+    }
+}
+
+/// Filesystems answer NOSPC also when one inode's attributes are full, which is no full disk.
+const fn attribute_too_large(fault: &Fault) -> bool {
+    matches!(fault, Fault::System { errno: Errno::NOSPC, .. })
+}

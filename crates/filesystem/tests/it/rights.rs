@@ -1,0 +1,62 @@
+//! A process that may not do all that root may.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
+use std::path::Path;
+
+use rustix::thread::CapabilitySet;
+use testkit::tree;
+
+use crate::support::{Home, Watch, done, export, import, without};
+
+fn set_mode(path: impl AsRef<Path>, mode: u32) {
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn an_owner_that_can_not_be_given_costs_no_content_and_gives_no_rights() {
+    let home = Home::new();
+    let (source, target) = (home.path("source"), home.path("target"));
+    fs::create_dir_all(source.join("directory")).unwrap();
+    let (small, large) = (source.join("small"), source.join("directory/large"));
+    fs::write(&small, "content").unwrap();
+    fs::write(&large, tree::noise(1, 9_000_000)).unwrap();
+    symlink("small", source.join("link")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        source.join("fifo"),
+        rustix::fs::FileType::Fifo,
+        0o640.into(),
+        0,
+    )
+    .unwrap();
+    fs::write(source.join("of root"), "").unwrap();
+    for path in ["small", "directory", "directory/large", "link", "fifo"] {
+        lchown(source.join(path), Some(1234), Some(5678)).unwrap();
+    }
+    set_mode(&small, 0o6755);
+    set_mode(&large, 0o4711);
+    let filesystem = home.create();
+    let watch = || Watch::default();
+    without(CapabilitySet::CHOWN, || {
+        let report = done(filesystem.import(&source, None, &watch()).unwrap());
+        assert_eq!(report.progress.owners_lost, 5);
+    });
+    export(&filesystem, &target);
+    for (path, mode) in [("small", 0o755), ("directory/large", 0o711)] {
+        let there = fs::metadata(target.join(path)).unwrap();
+        // Root's with a set-id bit, it would be a program of another one that runs as root.
+        assert_eq!((there.uid(), there.mode() & 0o7777), (0, mode), "{path}");
+        assert!(fs::read(target.join(path)).unwrap() == fs::read(source.join(path)).unwrap());
+    }
+    assert_eq!(fs::read_link(target.join("link")).unwrap(), Path::new("small"));
+
+    import(&filesystem, &source);
+    without(CapabilitySet::CHOWN, || {
+        let other = home.path("other target");
+        let report = done(filesystem.export(&other, None, &watch()).unwrap());
+        assert_eq!(report.progress.owners_lost, 5);
+        let report = done(filesystem.import(&source, None, &watch()).unwrap());
+        assert_eq!(report.progress.owners_lost, 4, "the directory there is its owner's already");
+    });
+}
