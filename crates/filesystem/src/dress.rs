@@ -1,6 +1,7 @@
 //! What an entry gets besides its content and its name: owner, mode, attributes, times.
 //!
-//! In this order: a change of owner clears the set-id bits and capabilities, and a change of anything the times.
+//! In this order: a change of owner clears the set-id bits and capabilities; what its owner may not write takes no
+//! `user.*` attributes of his; and each of them changes the times.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -9,7 +10,7 @@ use crate::copy::{Copy, Pair};
 use crate::error::{Doing, Fault, shown};
 use crate::report::{Problem, ProblemKind};
 use crate::side::{Owner, Sink, Source};
-use crate::sys::{self, Errno, Stat};
+use crate::sys::{self, Errno, FileType, Stat};
 use crate::trail::Trail;
 
 const SET_ID: u32 = 0o6000;
@@ -43,11 +44,11 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         to: &K::File,
     ) -> Result<(), Fault> {
         let owner = self.give_owner(stat, || sys::set_owner(to, stat))?;
+        self.dress(at, &Owner::File(from), &Owner::File(to))?;
         let mode = owner.mode(stat);
         if owner == Ownership::Given || self.stage.needs_mode(mode) {
             sys::set_mode(to, mode).doing("given its mode")?;
         }
-        self.dress(at, &Owner::File(from), &Owner::File(to))?;
         sys::set_times(to, stat).doing("given its times")
     }
 
@@ -61,10 +62,10 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
     ) -> Result<(), Fault> {
         let tmp = self.stage.tmp();
         let owner = self.give_owner(stat, || sys::set_owner_at(tmp, staged, stat))?;
-        if sys::FileType::from_raw_mode(stat.st_mode) != sys::FileType::Symlink {
+        self.dress(at, from, &Owner::Named(tmp.as_fd(), staged))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
             sys::set_mode_at(tmp, staged, owner.mode(stat)).doing("given its mode")?;
         }
-        self.dress(at, from, &Owner::Named(tmp.as_fd(), staged))?;
         sys::set_times_at(tmp, staged, stat).doing("given its times")
     }
 
@@ -76,8 +77,8 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         if !given && !sys::same_owner(&sys::stat_open(to).doing("read")?, stat) {
             self.tally.owners_lost.fetch_add(1, Ordering::Relaxed);
         }
-        sys::set_mode(to, sys::permissions(stat)).doing("given its mode")?;
         self.dress(&pair.trail, &Owner::Directory(&pair.from), &Owner::Directory(&pair.to))?;
+        sys::set_mode(to, sys::permissions(stat)).doing("given its mode")?;
         sys::set_times(to, stat).doing("given its times")
     }
 
@@ -100,7 +101,10 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
     /// Copies extended attributes, ACLs among them. One that can't be opened or set is a problem,
     /// not the end of the file.
     fn dress(&self, at: &Trail, from: &Owner<'_, S>, to: &Owner<'_, K>) -> Result<(), Fault> {
-        for raw in sys::xattrs(from.inode()).doing("read (its attributes)")? {
+        let mut attributes = sys::xattrs(from.inode()).doing("read (its attributes)")?;
+        // An ACL can take the right to give the others.
+        attributes.sort_by_key(|(name, _)| !name.starts_with(b"user."));
+        for raw in attributes {
             let raw_name = raw.0.clone();
             let plain = match self.source.plain_xattr(from, raw) {
                 Ok(plain) => plain,

@@ -18,6 +18,8 @@ use crate::sys::{self, Errno, Result, Stat};
 const RESUME: &[u8] = b"resume";
 /// Begins the names of large files that are done in part.
 const LARGE: &[u8] = b"large-";
+/// What the owner of a file in the making may do.
+const OWN: u32 = 0o600;
 /// So many stopped jobs keep their anchors while others run: what an anchor's names are removed from, or replaced in,
 /// takes room until the anchor goes.
 const STOPPED_MAX: usize = 8;
@@ -68,9 +70,9 @@ impl Stage {
         format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes()
     }
 
-    /// Makes a file that will get the mode and owner of `like`, and says whether it still needs them.
+    /// Makes a file that will get the mode of `like`, and that a later run can go on with whatever that is.
     pub(crate) fn create(&self, dir: &OwnedFd, name: &[u8], like: &Stat) -> Result<OwnedFd> {
-        sys::create(dir, name, sys::permissions(like) & 0o777)
+        sys::create(dir, name, sys::permissions(like) & 0o777 | OWN)
     }
 
     pub(crate) const fn needs_owner(&self, like: &Stat) -> bool {
@@ -79,7 +81,7 @@ impl Stage {
 
     pub(crate) const fn needs_mode(&self, mode: u32) -> bool {
         // The probe was made with 0777, so its mode is what the umask leaves of that.
-        mode & !sys::permissions(&self.defaults) != 0
+        mode & !sys::permissions(&self.defaults) != 0 || mode & OWN != OWN
     }
 
     /// Whether a job that copied the tree with this root has begun here, and not ended.

@@ -7,7 +7,10 @@ use std::path::Path;
 use rustix::thread::CapabilitySet;
 use testkit::tree;
 
-use crate::support::{Home, Watch, done, export, import, without};
+use crate::support::{
+    ACCESS_ACL, Home, Watch, acl, as_ordinary_user, assert_equal_trees, done, export, import,
+    set_xattr, without,
+};
 
 fn set_mode(path: impl AsRef<Path>, mode: u32) {
     fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
@@ -58,5 +61,32 @@ fn an_owner_that_can_not_be_given_costs_no_content_and_gives_no_rights() {
         assert_eq!(report.progress.owners_lost, 5);
         let report = done(filesystem.import(&source, None, &watch()).unwrap());
         assert_eq!(report.progress.owners_lost, 4, "the directory there is its owner's already");
+    });
+}
+
+fn set_attribute(path: &Path) {
+    set_xattr(path, "user.kept", b"value");
+}
+
+#[test]
+fn an_ordinary_user_s_read_only_files_are_gone_on_with_and_keep_their_attributes() {
+    let home = Home::new();
+    let source = home.path("source");
+    as_ordinary_user(&home, || {
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("large"), tree::noise(1, 30_000_000)).unwrap();
+        fs::write(source.join("small"), "").unwrap();
+        for name in ["large", "small"] {
+            set_attribute(&source.join(name));
+            set_xattr(&source.join(name), ACCESS_ACL, &acl(4));
+        }
+        let filesystem = home.create();
+        let watch = Watch { stop_at: Some(6), ..Watch::default() };
+        let checkpoint = filesystem.import(&source, None, &watch).unwrap().checkpoint;
+        let watch = Watch::default();
+        done(filesystem.import(&source, checkpoint, &watch).unwrap());
+        assert!(watch.asked.into_inner() <= 5, "not from its start");
+        export(&filesystem, &home.path("target"));
+        assert_equal_trees(&source, &home.path("target"));
     });
 }

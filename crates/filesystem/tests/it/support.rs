@@ -12,6 +12,7 @@ use filesystem::{
     Backend, Checkpoint, Control, Error, ErrorKind, Filesystem, Outcome, Problem, Progress, Report,
 };
 use kms_core::FilesystemKey;
+use rustix::fs::{Gid, Uid};
 use rustix::thread::CapabilitySet;
 use tempfile::TempDir;
 pub(crate) use testkit::key_holder::envelope;
@@ -157,6 +158,32 @@ pub(crate) fn needs_root() {
     );
 }
 
+pub(crate) const ACCESS_ACL: &str = "system.posix_acl_access";
+
+pub(crate) fn set_xattr(path: &Path, name: &str, value: &[u8]) {
+    rustix::fs::setxattr(path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
+}
+
+/// An ACL in the kernel's form (`linux/posix_acl_xattr.h`) that lets the owner do this, and the user 1234 and the
+/// group read.
+pub(crate) fn acl(owner: u16) -> Vec<u8> {
+    const NONE: u32 = u32::MAX;
+    const READ: u16 = 4;
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [
+        (0x01_u16, owner, NONE),
+        (0x02, READ, 1234),
+        (0x04, READ, NONE),
+        (0x10, READ, NONE),
+        (0x20, 0, NONE),
+    ] {
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&permissions.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
 /// Runs `work` in a thread without this capability; the threads that it starts don't have it either.
 pub(crate) fn without(capability: CapabilitySet, work: impl FnOnce() + Send) {
     needs_root();
@@ -165,6 +192,22 @@ pub(crate) fn without(capability: CapabilitySet, work: impl FnOnce() + Send) {
         sets.effective -= capability;
         sets.permitted -= capability;
         rustix::thread::set_capabilities(None, sets).unwrap();
+        work();
+    });
+}
+
+/// Runs `work` as a user who is not root, whose `home` it is: nobody, or whoever runs the tests.
+pub(crate) fn as_ordinary_user(home: &Home, work: impl FnOnce() + Send) {
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        return work();
+    }
+    std::os::unix::fs::chown(home.dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    in_a_thread(|| {
+        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+        rustix::thread::set_thread_res_uid(user, user, user).unwrap();
         work();
     });
 }
