@@ -310,14 +310,20 @@ impl Filesystem {
                 let why = "it is not empty";
                 return Err(refused("written", why, "name a new or an empty directory"));
             }
+            // One that was taken up may have its mode already, and an empty one gets another.
+            sys::give_owner_s_rights(&root).doing("written")?;
             let stage = Stage::open(&root, &staging).doing("written")?;
             Ok((root, stage, resume))
         };
         let (root, stage, resume) = prepare().map_err(|fault: Fault| fault.at_path(target))?;
         let finish = |root: &OwnedFd| {
-            // It lies in the root, whose times are its own.
+            // It lies in the root, whose mode and times are its own.
             let before = sys::stat_open(root).doing("read")?;
+            let was_closed = sys::give_owner_s_rights(root).doing("tidied up")?;
             remove_tree(root, &staging).doing("tidied up")?;
+            if was_closed {
+                sys::set_mode(root, sys::permissions(&before)).doing("given its mode")?;
+            }
             sys::set_times(root, &before).doing("given its times")?;
             sys::sync_all(root).doing("made durable")
         };
@@ -435,10 +441,10 @@ fn check_owner(backing: &OwnedFd, lock: &BackingLock, key: KeyId) -> Result<(), 
         let why = format!("it belongs to the key {other}, not to {key}");
         return Err(Fault::Refused { doing: "removed", why, cure });
     }
-    match occupied(backing)? {
-        Some(why) if named == [None, None] => Err(refused("removed", why, cure)),
-        _ => Ok(()),
+    if named != [None, None] {
+        return Ok(());
     }
+    occupied(backing)?.map_or(Ok(()), |why| Err(refused("removed", why, cure)))
 }
 
 /// Refuses a directory that holds anything but what an interrupted `create` leaves.

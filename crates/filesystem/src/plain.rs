@@ -236,11 +236,12 @@ impl Side for PlainSink<'_> {
 
 impl Sink for PlainSink<'_> {
     fn root(&self) -> Result<Place<()>, Fault> {
+        sys::give_owner_s_rights(&self.root).doing("written")?;
         Ok(Place { fd: sys::open_dir(&self.root, b".").doing("opened")?, dir: () })
     }
 
     fn make_dir(&self, parent: &Place<()>, name: &[u8]) -> Result<Place<()>, Fault> {
-        let fd = match sys::open_dir(&parent.fd, name) {
+        let fd = match sys::open_to_change(&parent.fd, name) {
             Err(Errno::NOENT) => {
                 let (tmp, staged) = (self.stage.tmp(), self.stage.fresh());
                 sys::make_dir(tmp, &staged).doing("written")?;

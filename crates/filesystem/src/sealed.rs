@@ -258,12 +258,13 @@ impl Source for SealedTree {
 
 impl Sink for SealedTree {
     fn root(&self) -> Result<Place<DirId>, Fault> {
+        sys::give_owner_s_rights(&self.root).doing("written")?;
         self.open_root()
     }
 
     fn make_dir(&self, parent: &Place<DirId>, name: &[u8]) -> Result<Place<DirId>, Fault> {
         let raw = self.raw_name(parent, name)?;
-        match sys::open_dir(&parent.fd, &raw) {
+        match sys::open_to_change(&parent.fd, &raw) {
             Ok(fd) => self.with_id(fd),
             Err(Errno::NOENT) => {
                 let (staged, place) =

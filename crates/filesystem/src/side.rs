@@ -117,7 +117,8 @@ pub(crate) trait Source: Side {
 /// Where a tree is written to.
 pub(crate) trait Sink: Side {
     fn root(&self) -> Result<Place<Self::Dir>, Fault>;
-    /// Opens the directory `name`, or makes it; it is whole from the moment it has its name.
+    /// Opens the directory `name`, or makes it; it is whole from the moment it has its name. Its owner can change what is
+    /// in it: the mode of a read-only one is given when its entries are done.
     fn make_dir(&self, parent: &Place<Self::Dir>, name: &[u8]) -> Result<Place<Self::Dir>, Fault>;
     /// The name under which an entry lies in `dir`, readable from now on.
     fn raw_name(&self, dir: &Place<Self::Dir>, name: &[u8]) -> Result<Vec<u8>, Fault>;

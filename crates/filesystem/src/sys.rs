@@ -32,8 +32,18 @@ pub(crate) fn open_dir(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     open_quietly(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
-/// Opens a directory to remove what is in it: never one that is mounted there, be it of the same filesystem; `XDEV` then.
+/// Opens a directory to change what is in it, as its owner may, whatever its mode.
+pub(crate) fn open_to_change(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    with_owner_s_rights(&dir, name, || open_dir(&dir, name))
+}
+
+/// Opens a directory to remove what is in it, as its owner may, whatever its mode: never one that is mounted there, be it
+/// of the same filesystem; `XDEV` then.
 pub(crate) fn open_to_empty(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    with_owner_s_rights(&dir, name, || open_beneath(&dir, name))
+}
+
+fn open_beneath(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
     match rustix::fs::openat2(&dir, name, flags, Mode::empty(), resolve) {
@@ -46,6 +56,44 @@ pub(crate) fn open_to_empty(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
             }
         }
         other => other,
+    }
+}
+
+/// Opens a directory, and gives its owner the rights that he needs in it, if necessary before.
+fn with_owner_s_rights(
+    dir: impl AsFd,
+    name: &[u8],
+    open: impl Fn() -> Result<OwnedFd>,
+) -> Result<OwnedFd> {
+    let opened = match open() {
+        Err(Errno::ACCESS) => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let handle = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+            // Such a handle allows no fchmod.
+            let path = Inode::Open(handle.as_fd()).path();
+            let mode = permissions(&stat_open(&handle)?) | OWNER_S_RIGHTS;
+            rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
+            open()?
+        }
+        other => other?,
+    };
+    give_owner_s_rights(&opened)?;
+    Ok(opened)
+}
+
+/// To read a directory, to change what is in it, to reach it.
+const OWNER_S_RIGHTS: u32 = 0o700;
+
+/// Gives the owner of a directory his rights in it, and answers whether he had them not. What is another's stays as it
+/// is: he may let us write in other ways.
+pub(crate) fn give_owner_s_rights(dir: impl AsFd) -> Result<bool> {
+    let mode = permissions(&stat_open(&dir)?);
+    if mode & OWNER_S_RIGHTS == OWNER_S_RIGHTS {
+        return Ok(false);
+    }
+    match set_mode(dir, mode | OWNER_S_RIGHTS) {
+        Err(Errno::PERM) => Ok(false),
+        other => other.map(|()| true),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::Path;
 
+use filesystem::{BackingLocks, Checkpoint, Filesystem, Outcome, Report};
 use rustix::thread::CapabilitySet;
 use testkit::tree;
 
@@ -88,5 +89,82 @@ fn an_ordinary_user_s_read_only_files_are_gone_on_with_and_keep_their_attributes
         assert!(watch.asked.into_inner() <= 5, "not from its start");
         export(&filesystem, &home.path("target"));
         assert_equal_trees(&source, &home.path("target"));
+    });
+}
+
+/// Directories that not even their owner may change, with files that he may not write.
+fn make_read_only_tree(root: &Path) {
+    for n in 0..8 {
+        let dir = root.join(format!("{n}/below"));
+        fs::create_dir_all(&dir).unwrap();
+        for file in ["a", "b"] {
+            let file = dir.join(file);
+            fs::write(&file, format!("of {n}")).unwrap();
+            set_attribute(&file);
+            set_mode(&file, 0o444);
+        }
+        set_attribute(&dir);
+        set_mode(&dir, 0o555);
+        set_mode(dir.parent().unwrap(), 0o500);
+    }
+    fs::write(root.join("9 large"), tree::noise(9, 20_000_000)).unwrap();
+    set_mode(root.join("9 large"), 0o400);
+    set_mode(root, 0o555);
+}
+
+/// Runs a job that dies some time after its first checkpoint, and one that goes on from there.
+fn die_and_go_on(job: impl Fn(Option<Checkpoint>, &Watch) -> Report) {
+    let run = |resume, stop_at| {
+        let stopped = job(resume, &Watch { stop_at: Some(stop_at), ..Watch::default() });
+        assert_eq!((stopped.outcome, stopped.problems), (Outcome::Stopped, vec![]));
+        stopped.checkpoint
+    };
+    let checkpoint = run(None, 7);
+    run(checkpoint.clone(), 30);
+    assert!(done(job(checkpoint, &Watch::default())).resumed);
+}
+
+#[test]
+fn an_ordinary_user_s_read_only_directories_are_filled_again_and_emptied() {
+    let home = Home::new();
+    let (source, target) = (home.path("source"), home.path("target"));
+    as_ordinary_user(&home, || {
+        make_read_only_tree(&source);
+        let filesystem = home.create();
+        die_and_go_on(|resume, watch| filesystem.import(&source, resume, watch).unwrap());
+        import(&filesystem, &source);
+        done(filesystem.verify(false, &Watch::default()).unwrap());
+        die_and_go_on(|resume, watch| filesystem.export(&target, resume, watch).unwrap());
+        assert_equal_trees(&source, &target);
+        let other = home.path("other target");
+        fs::create_dir(&other).unwrap();
+        set_mode(&other, 0o500);
+        export(&filesystem, &other);
+        assert_equal_trees(&source, &other);
+        drop(filesystem);
+        let locks = BackingLocks::default();
+        assert!(Filesystem::remove(&locks, &home.backing(), home.key.id()).unwrap());
+        assert!(!home.backing().exists());
+    });
+}
+
+#[test]
+fn a_directory_whose_owner_may_not_even_read_it_is_removed() {
+    let home = Home::new();
+    let source = home.path("source");
+    as_ordinary_user(&home, || {
+        fs::create_dir_all(source.join("directory/below")).unwrap();
+        let filesystem = home.create();
+        import(&filesystem, &source);
+        drop(filesystem);
+        let root = home.backing().join("root");
+        let directories = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path());
+        let directory = directories.into_iter().find(|path| path.is_dir()).unwrap();
+        for (path, mode) in [(&directory, 0o000), (&root, 0o200)] {
+            set_mode(path, mode);
+        }
+        let locks = BackingLocks::default();
+        assert!(Filesystem::remove(&locks, &home.backing(), home.key.id()).unwrap());
+        assert!(!home.backing().exists());
     });
 }
