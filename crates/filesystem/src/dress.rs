@@ -10,7 +10,7 @@ use crate::copy::{Copy, Pair};
 use crate::error::{Doing, Fault, shown};
 use crate::report::{Problem, ProblemKind};
 use crate::side::{Owner, Sink, Source};
-use crate::sys::{self, Errno, FileType, Stat};
+use crate::sys::{self, Errno, FileType, Stat, Xattr};
 use crate::trail::Trail;
 
 const SET_ID: u32 = 0o6000;
@@ -101,39 +101,84 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
     /// Copies extended attributes, ACLs among them. One that can't be opened or set is a problem,
     /// not the end of the file.
     fn dress(&self, at: &Trail, from: &Owner<'_, S>, to: &Owner<'_, K>) -> Result<(), Fault> {
-        let mut attributes = sys::xattrs(from.inode()).doing("read (its attributes)")?;
-        // An ACL can take the right to give the others.
-        attributes.sort_by_key(|(name, _)| !name.starts_with(b"user."));
-        for raw in attributes {
-            let raw_name = raw.0.clone();
-            let plain = match self.source.plain_xattr(from, raw) {
-                Ok(plain) => plain,
-                Err(fault) => {
-                    self.lost_attribute(at, &raw_name, &fault);
-                    continue;
-                }
+        let attributes = self.attributes(at, from, to)?;
+        if matches!(to, Owner::Directory(_)) {
+            self.strip(at, to, &attributes)?;
+        }
+        for Attribute { plain_name, raw: (name, value) } in attributes {
+            let Err(fault) = sys::set_xattr(to.inode(), &name, &value).doing("written") else {
+                continue;
             };
-            let Some(plain) = plain else { continue };
-            let name = plain.0.clone();
-            let set = self.sink.raw_xattr(to, plain).and_then(|(name, value)| {
-                sys::set_xattr(to.inode(), &name, &value).doing("written")
+            if fault.is_final() && !attribute_too_large(&fault) {
+                return Err(fault);
+            }
+            // Nor does what a directory had before stay in its place.
+            let _ = sys::remove_xattr(to.inode(), &name);
+            self.lost_attribute(at, &plain_name, &fault);
+        }
+        Ok(())
+    }
+
+    /// What the source has, as it is to lie in the target, in the order in which it can be given.
+    fn attributes(
+        &self,
+        at: &Trail,
+        from: &Owner<'_, S>,
+        to: &Owner<'_, K>,
+    ) -> Result<Vec<Attribute>, Fault> {
+        let mut attributes = Vec::new();
+        for raw in sys::xattrs(from.inode()).doing("read (its attributes)")? {
+            let mut name = raw.0.clone();
+            let carried = self.source.plain_xattr(from, raw).and_then(|plain| {
+                let Some(plain) = plain else { return Ok(None) };
+                name.clone_from(&plain.0);
+                self.sink.raw_xattr(to, plain).map(Some)
             });
-            match set {
-                Err(fault) if fault.is_final() && !attribute_too_large(&fault) => {
-                    return Err(fault);
-                }
+            match carried {
+                Ok(Some(raw)) => attributes.push(Attribute { plain_name: name, raw }),
+                Ok(None) => {}
+                Err(fault) if fault.is_final() => return Err(fault),
                 Err(fault) => self.lost_attribute(at, &name, &fault),
+            }
+        }
+        // An ACL can take the right to give the others.
+        attributes.sort_by_key(|attribute| !attribute.plain_name.starts_with(b"user."));
+        Ok(attributes)
+    }
+
+    /// Takes from a directory, which may have been there before, what the source's does not have. An ACL that stayed would
+    /// let somebody in.
+    fn strip(&self, at: &Trail, of: &Owner<'_, K>, but: &[Attribute]) -> Result<(), Fault> {
+        for name in sys::xattr_names(of.inode()).doing("read (its attributes)")? {
+            if !self.sink.gives_xattr(&name) || but.iter().any(|kept| kept.raw.0 == name) {
+                continue;
+            }
+            match sys::remove_xattr(of.inode(), &name).doing("written") {
+                Err(fault) if fault.is_final() => return Err(fault),
+                Err(fault) => {
+                    let name = shown(&name);
+                    self.attribute_problem(at, format!("its old attribute {name} stays: {fault}"));
+                }
                 Ok(()) => {}
             }
         }
         Ok(())
     }
 
-    fn lost_attribute(&self, at: &Trail, what: &[u8], fault: &Fault) {
-        let reason = format!("its attribute {} is lost: {fault}", shown(what));
+    fn lost_attribute(&self, at: &Trail, name: &[u8], fault: &Fault) {
+        self.attribute_problem(at, format!("its attribute {} is lost: {fault}", shown(name)));
+    }
+
+    fn attribute_problem(&self, at: &Trail, reason: String) {
         let problem = Problem::new(&at.plain(), None, ProblemKind::Attribute, reason);
         self.tally.problem(problem, self.control);
     }
+}
+
+struct Attribute {
+    plain_name: Vec<u8>,
+    /// As it lies in the target.
+    raw: Xattr,
 }
 
 /// Filesystems answer NOSPC also when one inode's attributes are full, which is no full disk.

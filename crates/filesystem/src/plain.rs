@@ -313,4 +313,8 @@ impl Sink for PlainSink<'_> {
     fn raw_xattr(&self, _: &Owner<'_, Self>, plain: Xattr) -> Result<Xattr, Fault> {
         Ok(plain)
     }
+
+    fn gives_xattr(&self, raw: &[u8]) -> bool {
+        raw.starts_with(b"user.") || sys::is_acl(raw)
+    }
 }

@@ -355,4 +355,8 @@ impl Sink for SealedTree {
         let sealed = self.keys.seal_xattr(owner, &name, &value).doing("encrypted")?;
         Ok((self.keys.xattr_name(owner, &name).into_bytes(), sealed))
     }
+
+    fn gives_xattr(&self, raw: &[u8]) -> bool {
+        raw.starts_with(BACKING_PREFIX.as_bytes()) || sys::is_acl(raw)
+    }
 }

@@ -154,4 +154,6 @@ pub(crate) trait Sink: Side {
     /// Removes what a replaced entry kept elsewhere. What a failure leaves, `verify` finds.
     fn forget(&self, _: &str) {}
     fn raw_xattr(&self, of: &Owner<'_, Self>, plain: Xattr) -> Result<Xattr, Fault>;
+    /// Whether an attribute with this raw name is one that a copy gave, not one of the target's own.
+    fn gives_xattr(&self, raw: &[u8]) -> bool;
 }

@@ -364,6 +364,28 @@ impl Inode<'_> {
 
 /// All attributes that the caller may see; none where the filesystem has no attributes.
 pub(crate) fn xattrs(of: Inode<'_>) -> Result<Vec<Xattr>> {
+    let mut found = Vec::new();
+    for name in xattr_names(of)? {
+        let mut value = vec![0; XATTR_MAX];
+        let len = match of {
+            Inode::Open(fd) => rustix::fs::fgetxattr(fd, &name, value.as_mut_slice()),
+            Inode::Named(..) => rustix::fs::lgetxattr(of.path(), &name, value.as_mut_slice()),
+        };
+        match len {
+            Ok(len) => {
+                value.truncate(len);
+                found.push((name, value));
+            }
+            // Removed since it was listed.
+            Err(Errno::NODATA) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(found)
+}
+
+/// The names of all attributes that the caller may see.
+pub(crate) fn xattr_names(of: Inode<'_>) -> Result<Vec<Vec<u8>>> {
     // Nearly every file has none or little: a small buffer first.
     let mut small = [0; 1024];
     let large;
@@ -383,24 +405,13 @@ pub(crate) fn xattrs(of: Inode<'_>) -> Result<Vec<Xattr>> {
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
-    let mut found = Vec::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let mut value = vec![0; XATTR_MAX];
-        let len = match of {
-            Inode::Open(fd) => rustix::fs::fgetxattr(fd, name, value.as_mut_slice()),
-            Inode::Named(..) => rustix::fs::lgetxattr(of.path(), name, value.as_mut_slice()),
-        };
-        match len {
-            Ok(len) => {
-                value.truncate(len);
-                found.push((name.to_vec(), value));
-            }
-            // Removed since it was listed.
-            Err(Errno::NODATA) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(found)
+    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    Ok(names.map(<[u8]>::to_vec).collect())
+}
+
+/// Whether it is the name of an ACL.
+pub(crate) fn is_acl(name: &[u8]) -> bool {
+    name.starts_with(b"system.posix_acl_")
 }
 
 pub(crate) fn set_xattr(of: Inode<'_>, name: &[u8], value: &[u8]) -> Result<()> {
@@ -410,10 +421,15 @@ pub(crate) fn set_xattr(of: Inode<'_>, name: &[u8], value: &[u8]) -> Result<()> 
     }
 }
 
+/// Removes an attribute, if it is there.
 pub(crate) fn remove_xattr(of: Inode<'_>, name: &[u8]) -> Result<()> {
-    match of {
+    let removed = match of {
         Inode::Open(fd) => rustix::fs::fremovexattr(fd, name),
         Inode::Named(..) => rustix::fs::lremovexattr(of.path(), name),
+    };
+    match removed {
+        Err(Errno::NODATA) => Ok(()),
+        other => other,
     }
 }
 

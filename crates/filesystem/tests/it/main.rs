@@ -11,6 +11,7 @@ mod disk_full;
 mod holes;
 mod key_holder;
 mod life;
+mod merge;
 mod resume;
 mod rights;
 mod round_trip;

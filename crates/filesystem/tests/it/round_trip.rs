@@ -9,7 +9,8 @@ use filesystem::{Backend, EntryKind, ErrorKind, Filesystem, Outcome, ProblemKind
 use testkit::tree;
 
 use crate::support::{
-    Home, Watch, assert_equal_trees, done, export, files_below, import, needs_root,
+    ACCESS_ACL, DEFAULT_ACL, Home, Watch, acl, assert_equal_trees, done, export, files_below,
+    import, needs_root, set_xattr,
 };
 
 #[test]
@@ -292,22 +293,17 @@ fn an_export_needs_an_empty_target_and_leaves_nothing_of_its_own() {
 }
 
 #[test]
-fn a_default_acl_of_the_target_is_not_inherited() {
+fn acls_and_attributes_of_the_target_are_neither_inherited_nor_kept() {
     let home = Home::new();
     let (source, target) = (home.path("source"), home.path("target"));
     tree::everything(&source).unwrap();
     let filesystem = home.create();
     import(&filesystem, &source);
     fs::create_dir(&target).unwrap();
-    // A directory of `everything` has one.
-    let guarded = source.join("attributes/default acl");
-    let name = "system.posix_acl_default";
-    let mut acl = vec![0; 1000];
-    let len = rustix::fs::getxattr(&guarded, name, acl.as_mut_slice()).unwrap();
-    let flags = rustix::fs::XattrFlags::empty();
-    rustix::fs::setxattr(&target, name, &acl[..len], flags).unwrap();
+    set_xattr(&target, DEFAULT_ACL, &acl(7));
+    set_xattr(&target, ACCESS_ACL, &acl(7));
+    set_xattr(&target, "user.old", b"value");
     export(&filesystem, &target);
-    rustix::fs::removexattr(&target, name).unwrap();
     assert_equal_trees(&source, &target);
 }
 

@@ -159,6 +159,7 @@ pub(crate) fn needs_root() {
 }
 
 pub(crate) const ACCESS_ACL: &str = "system.posix_acl_access";
+pub(crate) const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 pub(crate) fn set_xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::setxattr(path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
