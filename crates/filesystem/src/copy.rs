@@ -292,11 +292,17 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
         staged: &[u8],
     ) -> Result<(), Fault> {
         let raw = self.sink.raw_name(&pair.to, name)?;
-        if let Some(file) = item.linked() {
-            let anchor = anchor_name(file, self.epoch.load(Ordering::Relaxed));
-            sys::hard_link(dir, staged, self.kept.dir(), &anchor).doing("linked")?;
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let anchor = item.linked().map(|file| anchor_name(file, epoch));
+        if let Some(anchor) = &anchor {
+            sys::hard_link(dir, staged, self.kept.dir(), anchor).doing("linked")?;
         }
-        self.put_in_place(dir, staged, &pair.to, &raw)
+        self.put_in_place(dir, staged, &pair.to, &raw).inspect_err(|_| {
+            // Another name of it makes its own.
+            if let Some(anchor) = &anchor {
+                let _ = sys::unlink(self.kept.dir(), anchor);
+            }
+        })
     }
 
     /// Moves what was staged to its name; what it replaces goes with all that it kept elsewhere.

@@ -1,6 +1,11 @@
 //! An import into what an earlier one left.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use filesystem::{Outcome, ProblemKind};
+use testkit::tree;
 
 use crate::support::{
     ACCESS_ACL, DEFAULT_ACL, Home, Watch, acl, assert_equal_trees, done, export, import, set_xattr,
@@ -32,4 +37,35 @@ fn a_directory_keeps_no_acl_and_no_attribute_that_the_source_has_no_more() {
     done(filesystem.verify(false, &Watch::default()).unwrap());
     export(&filesystem, &target);
     assert_equal_trees(&second, &target);
+}
+
+#[test]
+fn what_has_several_names_is_imported_when_the_first_meets_a_directory() {
+    let home = Home::new();
+    let (first, second, target) = (home.path("first"), home.path("second"), home.path("target"));
+    for name in ["a small", "a large"] {
+        fs::create_dir_all(first.join(name)).unwrap();
+    }
+    fs::create_dir(&second).unwrap();
+    fs::write(second.join("a small"), "content").unwrap();
+    fs::write(second.join("a large"), tree::noise(1, 9_000_000)).unwrap();
+    for (old, new) in [("small", "b"), ("small", "c"), ("large", "b"), ("large", "c")] {
+        fs::hard_link(second.join(format!("a {old}")), second.join(format!("{new} {old}")))
+            .unwrap();
+    }
+    let filesystem = home.create();
+    import(&filesystem, &first);
+    let report = filesystem.import(&second, None, &Watch::default()).unwrap();
+    assert_eq!(report.outcome, Outcome::PartlyDone);
+    let mut problems: Vec<_> = report.problems.iter().map(|p| (&*p.path, p.kind)).collect();
+    problems.sort_by_key(|(path, _)| *path);
+    let conflicts = ["a large", "a small"].map(|name| (Path::new(name), ProblemKind::Conflict));
+    assert_eq!(problems, conflicts);
+    export(&filesystem, &target);
+    for name in ["small", "large"] {
+        let [b, c] = ["b", "c"].map(|link| target.join(format!("{link} {name}")));
+        assert!(fs::read(&b).unwrap() == fs::read(second.join(format!("a {name}"))).unwrap());
+        let [b, c] = [b, c].map(|link| fs::metadata(link).unwrap());
+        assert_eq!((b.ino(), b.nlink()), (c.ino(), 2), "{name}");
+    }
 }
