@@ -115,9 +115,11 @@ pub(crate) struct Item {
 }
 
 impl Item {
-    /// What tells it from all others, if it has other names.
+    /// What tells it from all others, if it has other names. Of a socket nothing is made that they could be linked to.
     pub(crate) fn linked(&self) -> Option<Fingerprint> {
-        (self.stat.st_nlink > 1).then(|| Identity::of(&self.stat).fingerprint())
+        let is_socket = FileType::from_raw_mode(self.stat.st_mode) == FileType::Socket;
+        let has_others = self.stat.st_nlink > 1 && !is_socket;
+        has_others.then(|| Identity::of(&self.stat).fingerprint())
     }
 }
 

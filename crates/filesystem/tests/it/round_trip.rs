@@ -165,6 +165,7 @@ fn what_cannot_be_taken_is_named_and_the_rest_goes_on() {
     fs::write(second.join("clash"), "file").unwrap();
     fs::write(second.join("fine"), "file").unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(second.join("socket")).unwrap();
+    fs::hard_link(second.join("socket"), second.join("socket's other name")).unwrap();
     let filesystem = home.create();
     import(&filesystem, &first);
     let report = filesystem.import(&second, None, &Watch::default()).unwrap();
@@ -178,6 +179,7 @@ fn what_cannot_be_taken_is_named_and_the_rest_goes_on() {
             ("clash", ProblemKind::Conflict),
             ("other clash", ProblemKind::Conflict),
             ("socket", ProblemKind::Skipped),
+            ("socket's other name", ProblemKind::Skipped),
         ]
     );
     let listing = filesystem.list(Path::new("/")).unwrap();
