@@ -362,7 +362,7 @@ impl Inode<'_> {
     }
 }
 
-/// All attributes that the caller may see; none where the filesystem has no attributes.
+/// All attributes of a file's own ([`is_carried`]) that the caller may see; none where the filesystem has no attributes.
 pub(crate) fn xattrs(of: Inode<'_>) -> Result<Vec<Xattr>> {
     let mut found = Vec::new();
     for name in xattr_names(of)? {
@@ -384,7 +384,7 @@ pub(crate) fn xattrs(of: Inode<'_>) -> Result<Vec<Xattr>> {
     Ok(found)
 }
 
-/// The names of all attributes that the caller may see.
+/// The names of those attributes.
 pub(crate) fn xattr_names(of: Inode<'_>) -> Result<Vec<Vec<u8>>> {
     // Nearly every file has none or little: a small buffer first.
     let mut small = [0; 1024];
@@ -405,8 +405,14 @@ pub(crate) fn xattr_names(of: Inode<'_>) -> Result<Vec<Vec<u8>>> {
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
-    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    Ok(names.map(<[u8]>::to_vec).collect())
+    Ok(names.split(|byte| *byte == 0).filter(|name| is_carried(name)).map(<[u8]>::to_vec).collect())
+}
+
+/// Whether an attribute goes with a file to another filesystem. What a filesystem shows beside these (`system.nfs4_acl`,
+/// `lustre.lov`, `btrfs.compression`) tells how it keeps the file itself, and others refuse it.
+fn is_carried(name: &[u8]) -> bool {
+    let everywhere: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    is_acl(name) || everywhere.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Whether it is the name of an ACL.
@@ -454,5 +460,27 @@ pub(crate) fn raise_file_limit() {
         limit.current = limit.maximum;
         // Where it is not allowed, only very deep trees fail, each with its own error.
         let _ = setrlimit(Resource::Nofile, limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// The kernel shows `system.sockprotoname` of each socket, as NFS shows `system.nfs4_acl` of each file.
+    #[test]
+    fn what_a_filesystem_shows_of_its_own_is_no_attribute_of_a_file() {
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let mut list = [0; 100];
+        let len = rustix::fs::flistxattr(&socket, &mut list).unwrap();
+        assert!(list[..len].ends_with(b"system.sockprotoname\0"));
+        let names = xattr_names(Inode::Open(socket.as_fd())).unwrap();
+        assert!(!names.contains(&b"system.sockprotoname".to_vec()), "{names:?}");
+        let all = "system.posix_acl_access system.posix_acl_default user.x trusted.x security.x \
+            system.nfs4_acl system.cifs_acl system.richacl lustre.lov ceph.dir.layout btrfs.compression";
+        let carried: Vec<_> = all.split(' ').filter(|name| is_carried(name.as_bytes())).collect();
+        assert_eq!(carried.join(" "), &all[..all.find(" system.nfs4").unwrap()]);
     }
 }
