@@ -193,6 +193,8 @@ fn attributes_come_back_and_belong_to_their_owner_and_name() {
             (keys.xattr_name(file, name), keys.seal_xattr(file, name, value).unwrap());
         assert!(backing.len() <= 40 && backing.starts_with("user.coffer."));
         assert_eq!(keys.xattr_name(file, name), backing);
+        let more = backing.len() + sealed.len() - name.len() - value.len();
+        assert_eq!(more, 67, "docs/administration.md tells it");
         assert_ne!(keys.seal_xattr(file, name, value).unwrap(), sealed);
         let opened = keys.open_xattr(file, backing.as_bytes(), &sealed);
         assert_eq!(opened, Ok((name.to_vec(), value.to_vec())));
