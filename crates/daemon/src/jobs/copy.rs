@@ -214,6 +214,10 @@ fn problem_of(kind: JobKind, name: &str, report: &Report) -> Option<Problem> {
         _ if damaged => format!(
             "bring the files back from a copy; coffer fs verify {name} names all that is damaged"
         ),
+        // Its directory is not empty by now.
+        JobKind::Export => {
+            "see the list, mend what it names, and export to a new directory".to_owned()
+        }
         _ => "see the list, mend what it names, and give the command again".to_owned(),
     };
     Some(Problem::new(exit, code, title, detail).cure(cure))
@@ -224,6 +228,10 @@ mod tests {
     use super::*;
 
     fn verified(kinds: &[ProblemKind]) -> Problem {
+        partly(JobKind::Verify, kinds)
+    }
+
+    fn partly(job: JobKind, kinds: &[ProblemKind]) -> Problem {
         let problem = |kind: &ProblemKind| filesystem::Problem {
             path: "file".into(),
             ciphertext: None,
@@ -238,7 +246,7 @@ mod tests {
             problems_omitted: 0,
             checkpoint: None,
         };
-        problem_of(JobKind::Verify, "home", &report).unwrap()
+        problem_of(job, "home", &report).unwrap()
     }
 
     #[test]
@@ -254,5 +262,16 @@ mod tests {
             assert!(unsound.cure.unwrap().contains("from a copy"));
         }
         assert_eq!(verified(&[ProblemKind::Io, ProblemKind::Damaged]).exit, Exit::NotAuthentic);
+    }
+
+    /// The command itself would answer that the directory is not empty.
+    #[test]
+    fn an_export_that_is_not_complete_is_given_again_to_a_new_directory() {
+        let cure = |job| partly(job, &[ProblemKind::Io]).cure.unwrap();
+        assert!(cure(JobKind::Import).ends_with("give the command again"));
+        let cure = cure(JobKind::Export);
+        assert!(cure.contains("new directory") && !cure.contains("command again"), "{cure}");
+        let damaged = partly(JobKind::Export, &[ProblemKind::Io, ProblemKind::Damaged]);
+        assert!(damaged.cure.unwrap().contains("from a copy"));
     }
 }
