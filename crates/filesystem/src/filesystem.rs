@@ -248,7 +248,8 @@ impl Filesystem {
     }
 
     /// Copies everything below `source` into the filesystem, as `cp -a` does: what has the same
-    /// name is replaced, file by file and each in one step; what is not in `source` stays.
+    /// name is replaced, file by file and each in one step; what is not in `source` stays, but for the ACLs and `user.*`
+    /// attributes of a directory that is in it.
     ///
     /// It streams in parallel within 128 MiB of memory, and reads each file to its end, whatever length it is said to
     /// have (`/proc` and some mounts say 0). What can't be read, changes while it is

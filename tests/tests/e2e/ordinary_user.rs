@@ -16,7 +16,10 @@ fn does_the_main_job_and_names_what_it_may_not_read() {
     std::os::unix::fs::symlink("no such thing", source.join("link")).unwrap();
     fs::write(source.join("one name"), b"of two").unwrap();
     fs::hard_link(source.join("one name"), source.join("another name")).unwrap();
+    fs::create_dir(source.join("read-only")).unwrap();
+    fs::write(source.join("read-only/file"), b"that stays").unwrap();
     place.hand_over(&source);
+    fs::set_permissions(source.join("read-only"), PermissionsExt::from_mode(0o555)).unwrap();
     let unreadable = source.join("unreadable");
     fs::write(&unreadable, b"of another user").unwrap();
     fs::set_permissions(&unreadable, PermissionsExt::from_mode(0o000)).unwrap();
@@ -39,6 +42,8 @@ fn does_the_main_job_and_names_what_it_may_not_read() {
     assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done");
     place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
     assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
+    place.ok(&["fs", "delete", "home", "--yes"]);
+    assert_eq!(fs::read_dir(place.state().join("filesystems")).unwrap().count(), 0);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use testkit::tree;
 
 use crate::support::{
     ACCESS_ACL, Home, Watch, acl, as_ordinary_user, assert_equal_trees, done, export, import,
-    set_xattr, without,
+    needs_root, set_xattr, without,
 };
 
 fn set_mode(path: impl AsRef<Path>, mode: u32) {
@@ -19,6 +19,7 @@ fn set_mode(path: impl AsRef<Path>, mode: u32) {
 
 #[test]
 fn an_owner_that_can_not_be_given_costs_no_content_and_gives_no_rights() {
+    needs_root();
     let home = Home::new();
     let (source, target) = (home.path("source"), home.path("target"));
     fs::create_dir_all(source.join("directory")).unwrap();

@@ -187,7 +187,6 @@ pub(crate) fn acl(owner: u16) -> Vec<u8> {
 
 /// Runs `work` in a thread without this capability; the threads that it starts don't have it either.
 pub(crate) fn without(capability: CapabilitySet, work: impl FnOnce() + Send) {
-    needs_root();
     in_a_thread(|| {
         let mut sets = rustix::thread::capabilities(None).unwrap();
         sets.effective -= capability;
