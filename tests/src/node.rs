@@ -194,9 +194,11 @@ impl Place {
             .unwrap_or_else(|e| panic!("{args:?} answers no JSON: {e}\n{out}"))
     }
 
-    /// Runs a command that must fail with this exit code, and gives what it wrote to stderr.
+    /// Runs a command that must fail with this exit code, and gives what it wrote to stderr: what to do is in it.
     pub fn fails<S: AsRef<str>>(&self, code: i32, args: &[S]) -> String {
-        self.coffer(args).expect(code).stderr
+        let answer = self.coffer(args).expect(code);
+        assert!(answer.says_what_to_do(), "{answer:?}");
+        answer.stderr
     }
 
     /// Sets the KMS with a token in a file, as the documentation advises.
@@ -276,6 +278,12 @@ impl Answer {
             self.line, self.stdout, self.stderr
         );
         self
+    }
+
+    /// Whether its error has a cure. That of arguments which are not understood is the usage below it.
+    pub fn says_what_to_do(&self) -> bool {
+        let by_usage = self.stderr.contains("try '--help'");
+        by_usage || ["\n  do:  ", "\"cure\":"].iter().any(|cure| self.stderr.contains(cure))
     }
 }
 

@@ -31,6 +31,7 @@ impl Client {
             .build()
             .map_err(|e| {
                 Problem::new(Exit::Failed, "client", "no request can be made", e.to_string())
+                    .cure("name the node's socket with --socket PATH or COFFER_SOCKET")
             })?;
         Ok(Self { http, socket })
     }

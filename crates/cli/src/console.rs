@@ -141,7 +141,8 @@ impl<'a> Console<'a> {
             "not-confirmed",
             format!("{what} was not confirmed"),
             format!("the answer was not {word}; nothing was changed"),
-        ))
+        )
+        .cure(format!("give the command again and type {word}, or add --yes")))
     }
 }
 

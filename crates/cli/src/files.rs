@@ -2,7 +2,21 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use admin_api::{Exit, Problem};
+
+/// A path of this process as another one has to be told it, or a later one: they have other working directories.
+///
+/// # Errors
+/// It is empty, or this process has no working directory.
+pub fn absolute(path: &Path) -> Result<PathBuf, Problem> {
+    std::path::absolute(path).map_err(|e| {
+        let title = format!("\"{}\" is no path", path.display());
+        Problem::new(Exit::Usage, "path", title, e.to_string())
+            .cure("name a file or a directory, by an absolute path if need be")
+    })
+}
 
 /// Reads a text of fewer than `limit` bytes.
 ///

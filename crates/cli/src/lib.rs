@@ -15,7 +15,7 @@
 //! | `watch` | waits for a job and shows its progress |
 //! | `show` | how quantities, moments and tables read |
 //! | `secret` | reads a token from an argument, a file or stdin |
-//! | `files` | reads a file that somebody names |
+//! | `files` | paths and files that somebody names |
 //! | `usage` | arguments that are not understood |
 //! | `defaults` | where a node is that was told no other place |
 //!
@@ -47,7 +47,7 @@ use clap::Parser as _;
 
 pub use console::{Console, Output};
 pub use defaults::{default_state_dir, socket_in};
-pub use files::read_text;
+pub use files::{absolute, read_text};
 pub use grammar::{DevVault, Policy, Recover, RehearseStore, Serve};
 
 /// How a run of the command line ended.

@@ -8,6 +8,7 @@ use admin_api::{BytePath, Exit, Problem, Token};
 use zeroize::Zeroizing;
 
 use crate::console::Console;
+use crate::files::absolute;
 use crate::grammar::SetVault;
 
 /// Longest token that is read. Vault's service tokens have about a hundred bytes, batch tokens a few hundred.
@@ -30,7 +31,7 @@ pub(crate) fn auth(arguments: &mut SetVault, console: &mut Console<'_>) -> Resul
     match (arguments.token.take(), &arguments.token_file, &arguments.secret_id_file) {
         (Some(token), ..) => auth.token = Some(token),
         (None, Some(path), _) if arguments.watch_token_file => {
-            auth.token_file = Some(absolute(path)?);
+            auth.token_file = Some(absolute(path)?.into());
         }
         (None, Some(path), _) => auth.token = Some(from_file(path)?),
         (None, None, Some(path)) => auth.secret_id = Some(from_file(path)?),
@@ -63,12 +64,6 @@ pub(crate) fn key(path: &Path) -> Result<Token, Problem> {
         return Err(unreadable("it holds none"));
     }
     Ok(Token::new(Zeroizing::new(text.to_owned())))
-}
-
-fn absolute(path: &Path) -> Result<BytePath, Problem> {
-    let absolute = std::path::absolute(path);
-    let absolute = absolute.map_err(|e| unreadable(&path.display().to_string(), &e.to_string()))?;
-    Ok(absolute.as_path().into())
 }
 
 fn from_file(path: &Path) -> Result<Token, Problem> {

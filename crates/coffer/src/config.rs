@@ -50,9 +50,10 @@ impl Settings {
             Some(path) => read(path)?,
         };
         let state_dir = state_dir.or(file.state_dir).unwrap_or_else(cli::default_state_dir);
-        let state_dir = absolute(&state_dir)?;
+        // Backing directories are recorded by absolute paths, and the node may be started from anywhere.
+        let state_dir = cli::absolute(&state_dir)?;
         let socket = match socket.or(file.socket) {
-            Some(socket) => absolute(&socket)?,
+            Some(socket) => cli::absolute(&socket)?,
             None => cli::socket_in(&state_dir),
         };
         Ok(Self { state_dir, socket, log_format: file.log_format })
@@ -69,13 +70,6 @@ fn read(path: &Path) -> Result<File, Problem> {
     };
     let text = cli::read_text(path, LIMIT).map_err(|e| problem(e.to_string()))?;
     toml::from_str(&text).map_err(|e| problem(e.to_string()))
-}
-
-/// Backing directories are recorded by absolute paths, and the node may be started from anywhere.
-fn absolute(path: &Path) -> Result<PathBuf, Problem> {
-    std::path::absolute(path).map_err(|e| {
-        Problem::new(Exit::Usage, "path", format!("{} is no path", path.display()), e.to_string())
-    })
 }
 
 #[cfg(test)]

@@ -48,7 +48,10 @@ fn run(command: LocalCommand, console: &mut Console<'_>, output: Output) -> Resu
 /// A runtime with few threads: what takes long runs on threads of its own.
 fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(
-        |e| Problem::new(Exit::Failed, "runtime", "no thread can be started", e.to_string()),
+        |e| {
+            Problem::new(Exit::Failed, "runtime", "no thread can be started", e.to_string())
+                .cure("raise the limits on processes and memory")
+        },
     )
 }
 

@@ -73,7 +73,10 @@ pub(crate) fn run(
     let cli::Recover { from, config, state_dir } = arguments;
     let settings = Settings::of(config.as_deref(), state_dir, None)?;
     let state_dir = settings.state_dir;
-    daemon::harden().map_err(|e| Problem::new(Exit::Failed, "start", TITLE, e.to_string()))?;
+    daemon::harden().map_err(|e| {
+        Problem::new(Exit::Failed, "start", TITLE, format!("core dumps can't be turned off: {e}"))
+            .cure("let this user lower its own limits, and try again")
+    })?;
     let Copies { found, mut left_out } = Copies::search(&from)?;
     if found.is_empty() {
         return Err(nothing_found(&left_out));
@@ -193,7 +196,11 @@ async fn replace_store(
     found: Vec<(PathBuf, KeyEnvelope)>,
 ) -> Result<Replaced, Problem> {
     let of_keys = |e| daemon::of_keys(TITLE, &e);
-    let failed = |e: std::io::Error| Problem::new(Exit::Failed, "set-aside", TITLE, e.to_string());
+    let failed = |e: std::io::Error| {
+        Problem::new(Exit::Failed, "set-aside", TITLE, e.to_string()).cure(
+            "check the state directory: its room, its mount, who may write to it; then try again",
+        )
+    };
     // Sound or not it is set aside, unless a node has it open.
     let there = parts::store_dir(state_dir).exists();
     let before = match there.then(|| store::open(state_dir)) {

@@ -39,7 +39,10 @@ pub(crate) struct Rehearsals {
 #[async_trait]
 impl Rehearse for Rehearsals {
     async fn rehearse(&self) -> Result<Rehearsal, Problem> {
-        let failed = |why: String| Problem::new(Exit::Failed, "rehearsal-failed", TITLE, why);
+        let failed = |why: String| {
+            Problem::new(Exit::Failed, "rehearsal-failed", TITLE, why)
+                .cure("make room for a copy of the key store in the state directory, and try again; the node itself is not touched")
+        };
         let copy = tempfile::Builder::new().prefix(COPY).tempdir_in(&self.state_dir);
         let copy = copy.map_err(|e| failed(e.to_string()))?;
         let (store, to) = (Arc::clone(&self.store), copy.path().to_owned());
@@ -86,6 +89,7 @@ pub(crate) fn run(
 ) -> Result<Exit, Problem> {
     let failed = |e: &dyn std::fmt::Display| {
         Problem::new(Exit::Failed, "rehearsal-failed", TITLE, e.to_string())
+            .cure("try again; the node itself is not touched")
     };
     daemon::harden().map_err(|e| failed(&e))?;
     let told = crate::runtime()?.block_on(rehearse(arguments));

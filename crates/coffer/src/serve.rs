@@ -51,6 +51,7 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
 
 fn cannot_start(what: &str, error: &std::io::Error) -> Problem {
     Problem::new(Exit::State, "start", "the node can't start", format!("{what}: {error}"))
+        .cure("let the node's user do that (its limits, and owner, room and mount of the state directory), and start it again")
 }
 
 fn log_to_stderr(format: LogFormat) {

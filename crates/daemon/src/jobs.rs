@@ -263,7 +263,9 @@ impl Jobs {
                 self.changed.notify_waiters();
             }
             _ => {
-                return Err(Problem::new(Exit::State, "job-ended", title, "it has ended already"));
+                let why = "it has ended already";
+                return Err(Problem::new(Exit::State, "job-ended", title, why)
+                    .cure(format!("see how it ended: coffer job show {id}")));
             }
         }
         Ok(self.show(&record))

@@ -268,6 +268,7 @@ impl Node {
         }
         served.map_err(|e| {
             Problem::new(Exit::Failed, "socket-failed", "the node can't serve", e.to_string())
+                .cure("start the node again, and report this with the node's log")
         })
     }
 }

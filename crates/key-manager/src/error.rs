@@ -38,6 +38,8 @@ pub enum Error {
         what: String,
         /// What is wrong with it.
         why: String,
+        /// What would be right.
+        cure: &'static str,
     },
     /// There is one already.
     #[error("{what} exists already")]
@@ -194,6 +196,11 @@ impl Error {
     pub fn cure(&self) -> Option<String> {
         match self {
             Self::Kms(e) => e.how_to_mend().map(str::to_owned),
+            Self::Invalid { cure, .. } => Some((*cure).to_owned()),
+            Self::Unknown { what } => Some(format!("see what there is: {}", listing(what))),
+            Self::Exists { what } => {
+                Some(format!("take another name; what there is: {}", listing(what)))
+            }
             Self::NoKms => Some(
                 "set a KMS first (coffer fs kms set-vault), or accept local wrapping with --allow-no-kms".into(),
             ),
@@ -204,7 +211,9 @@ impl Error {
             Self::Encrypted { .. } => Some(
                 "delete these filesystems first, or re-encrypt their keys locally, where they may be compromised, with --allow-downgrade".into(),
             ),
-            Self::Locked { cure, .. } | Self::Deleting { cure, .. } => cure.clone(),
+            Self::Locked { name, cure, .. } | Self::Deleting { name, cure, .. } => {
+                Some(cure.clone().unwrap_or_else(|| format!("see how it stands: coffer fs show {name}")))
+            }
             Self::AtWork { .. } => Some("wait for it; a disk that does not answer holds it up: check the disk and its mount".into()),
             Self::Busy { .. } => Some("wait for it (coffer job list), or take it up if it was stopped (coffer fs kms rewrap); where its KMS is gone for good, coffer fs kms set-vault with another one takes its place".into()),
             Self::NotAll { .. } => Some(
@@ -214,7 +223,10 @@ impl Error {
             Self::Store(StoreError::Damaged { .. }) | Self::Record { .. } => Some(
                 "rebuild the store from the backing directories: coffer recover --from DIR…".into(),
             ),
-            _ => None,
+            Self::Store(error) => Some(of_store(error).to_owned()),
+            Self::Holder(_) | Self::Volume { .. } => Some(
+                "check the backing directory: its disk, its mount, who may write to it; then try again".into(),
+            ),
         }
     }
 
@@ -239,6 +251,24 @@ impl Error {
             Self::Changed { .. } => "changed",
             Self::Record { .. } => "record-damaged",
         }
+    }
+}
+
+/// The command that lists what there is of this kind.
+fn listing(what: &str) -> &'static str {
+    if what.starts_with("job") { "coffer job list" } else { "coffer fs list" }
+}
+
+const fn of_store(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::InUse { .. } => "stop the process that has it open",
+        StoreError::Newer { .. } => "start the program that wrote it, or a newer one",
+        StoreError::Conflict { .. } => "look at the new state and try again",
+        StoreError::Invalid { .. } => "report this: Coffer asked for a record that can't be",
+        StoreError::Unknown { .. } => {
+            "check the disk of the state directory, then start the node again: it reads what is there"
+        }
+        _ => "check the disk of the state directory: its room, its mount, who may write to it",
     }
 }
 

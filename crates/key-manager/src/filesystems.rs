@@ -387,6 +387,7 @@ impl KeyManager {
         let bad = |why: String| Error::Invalid {
             what: format!("the backing directory {}", backing.display()),
             why,
+            cure: "name another one with --backing, by an absolute path and apart from those that coffer fs list shows",
         };
         if !backing.is_absolute() {
             return Err(bad("it must be an absolute path".into()));

@@ -44,7 +44,8 @@ impl FromStr for JobId {
     fn from_str(text: &str) -> Result<Self, Error> {
         Uuid::try_parse(text).map(Self).map_err(|_| Error::Invalid {
             what: "the job id".into(),
-            why: "a UUID was expected; coffer job list shows them".into(),
+            why: "a UUID was expected".into(),
+            cure: "coffer job list shows the ids",
         })
     }
 }
@@ -271,6 +272,7 @@ pub(crate) fn put_job(commit: Commit, job: &JobRecord) -> Result<Commit, Error> 
         return Err(Error::Invalid {
             what: format!("the job record {}", job.id),
             why: format!("it takes {} bytes, more than a record holds", value.len()),
+            cure: "name directories with shorter paths",
         });
     }
     Ok(commit.put(key, value))

@@ -142,6 +142,7 @@ impl KeyManager {
             return Err(Error::Invalid {
                 what: format!("job {id}"),
                 why: "it has come to its end already".into(),
+                cure: "see how it ended: coffer job list",
             });
         }
         let spec: MoveSpec = serde_json::from_value(job.spec.clone()).map_err(|e| {

@@ -44,6 +44,7 @@ impl FromStr for FilesystemName {
         Err(Error::Invalid {
             what: format!("the filesystem name \"{shown}\""),
             why: why.to_owned(),
+            cure: "take 1 to 64 of A-Z a-z 0-9 . _ -, of which the first is a letter or a digit",
         })
     }
 }

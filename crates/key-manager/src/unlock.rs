@@ -52,7 +52,7 @@ impl LockReason {
         Self {
             code: "not-tried".into(),
             why: "its key has not been asked for yet".into(),
-            cure: None,
+            cure: Some("wait a moment: the node asks for it by itself".into()),
             transient: true,
         }
     }

@@ -65,16 +65,32 @@ fn what_is_not_there() {
     place.ok(&["fs", "create", "home", "--allow-no-kms"]);
     for args in [
         &["fs", "show", "nobody"][..],
+        &["fs", "delete", "nobody"],
         &["fs", "unlock", "nobody"],
+        &["fs", "lock", "nobody"],
+        &["fs", "ls", "nobody"],
+        &["fs", "export", "nobody", "/tmp/none"],
+        &["fs", "verify", "nobody"],
+        &["fs", "create", "_x"],
+        &["fs", "create", "home", "--allow-no-kms"],
+        &["fs", "create", "other", "--allow-no-kms", "--backing", "/dev/null/x"],
         &["fs", "import", "nobody", "/tmp"],
         &["fs", "import", "home", "/no/such/dir"],
         &["fs", "ls", "home", "/no/such/dir"],
         &["job", "show", "6f1c2d3e-0a1b-4c5d-8e9f-001122334455"],
         &["job", "show", "x"],
+        &["job", "stop", "6f1c2d3e-0a1b-4c5d-8e9f-001122334455"],
+        &["fs", "import", "home", ""],
     ] {
-        let answer = place.coffer(args);
-        assert!(answer.code != 0 && answer.stderr.starts_with("error: "), "{answer:?}");
+        for json in [false, true] {
+            let args = [args, if json { &["--json"] } else { &[] }].concat();
+            let answer = place.coffer(&args);
+            assert!(answer.code != 0 && answer.says_what_to_do(), "{answer:?}");
+            assert!(json || answer.stderr.starts_with("error: "), "{answer:?}");
+        }
     }
+    assert!(place.fails(5, &["fs", "show", "hom"]).contains("coffer fs list"));
+    assert!(place.fails(2, &["job", "show", "x"]).contains("coffer job list"));
     place.fails(5, &["fs", "create", "home", "--allow-no-kms"]);
     place.fails(5, &["fs", "kms", "rewrap"]);
 }
@@ -88,7 +104,7 @@ fn no_node_answers() {
 
 /// clap's own refusal and the node's both end with 2 and say what to do.
 fn wrong_usage(answer: &Answer) -> bool {
-    answer.code == 2 && answer.stderr.contains("error: ")
+    answer.code == 2 && answer.stderr.contains("error: ") && answer.says_what_to_do()
 }
 
 #[test]

@@ -6,7 +6,8 @@ use admin_api::{
 };
 use url::form_urlencoded;
 
-use super::{Context, absolute, findings_text};
+use super::{Context, findings_text};
+use crate::files::absolute;
 use crate::grammar::{FsCommand, Name};
 use crate::show::{fields, moment, table, under};
 

@@ -81,6 +81,7 @@ pub(super) fn outcome(job: &Job) -> Result<Exit, Problem> {
     let problem = |exit, code: &str, why: &str| {
         let title = format!("the {} is not complete", noun(job.kind));
         Problem::new(exit, code, title, why)
+            .cure(format!("see what of it was not done: coffer job show {}", job.id))
     };
     Err(match (&job.problem, job.state) {
         (Some(problem), _) => problem.clone(),

@@ -5,8 +5,7 @@ mod job;
 mod kms;
 mod status;
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use admin_api::{Exit, Finding, Job, Problem, paths};
 use clap::CommandFactory as _;
@@ -64,6 +63,7 @@ fn ask_node(command: Command, mut context: Context<'_, '_>) -> Result<Exit, Prob
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| {
             Problem::new(Exit::Failed, "runtime", "no request can be made", e.to_string())
+                .cure("raise the limits on open files and memory")
         })?;
     runtime.block_on(async {
         match command {
@@ -152,13 +152,6 @@ fn note(console: &mut Console<'_>, output: Output, text: &str) {
     if output == Output::Text {
         console.note(&printable(&format!("note: {}\n", under(text, 6))));
     }
-}
-
-/// A path of this process as the node has to be told it: the node has another working directory.
-fn absolute(path: &Path) -> Result<PathBuf, Problem> {
-    std::path::absolute(path).map_err(|e: io::Error| {
-        Problem::new(Exit::Usage, "path", format!("{} is no path", path.display()), e.to_string())
-    })
 }
 
 /// Warnings, each with its cure.

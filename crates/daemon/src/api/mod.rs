@@ -144,7 +144,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         let title = "the request is not understood";
-        let usage = |why: String| Refusal(Problem::new(Exit::Usage, "bad-request", title, why));
+        let usage = |why: String| {
+            let problem = Problem::new(Exit::Usage, "bad-request", title, why);
+            Refusal(problem.cure("use the command line of the node's own version"))
+        };
         let bytes = Bytes::from_request(request, state).await.map_err(|e| usage(e.body_text()))?;
         let text = if bytes.is_empty() { b"null" } else { bytes.as_ref() };
         serde_json::from_slice(text).map(Self).map_err(|e| {
