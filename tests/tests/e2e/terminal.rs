@@ -24,7 +24,7 @@ fn progress_is_shown_on_a_terminal_only() {
     assert_eq!(code, 0, "{shown}");
     let (bar, answer) = shown.rsplit_once(CLEARED).expect("a bar that is cleared in the end");
     let tells_all = |frame: &str| {
-        let measures = ["import ", &format!(" MiB/{TOTAL} "), " MiB/s ", "s left"];
+        let measures = ["import ", &format!(" MiB/{TOTAL} "), "iB/s ", "s left"];
         measures.iter().all(|measure| frame.contains(measure)) && frame.contains('█')
     };
     assert!(bar.split(CLEARED).any(tells_all), "no bar with bytes, rate and time left: {bar:?}");
