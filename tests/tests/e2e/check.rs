@@ -47,6 +47,9 @@ fn a_check_names_what_is_missing_and_what_is_too_much() {
         );
         assert!(refused.stdout.contains("do:  add to a policy of the token"), "{refused:?}");
         assert!(!refused.stdout.contains(&token));
+        let told = place.fails(4, &["fs", "kms", "check", "--json"]);
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert!(told["detail"].to_string().contains("transit/rewrap/"), "{told}");
 
         with("");
         for _ in 0..2 {

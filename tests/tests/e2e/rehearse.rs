@@ -37,6 +37,9 @@ fn what_is_rehearsed_happens() {
         let refused = place.coffer(&["fs", "kms", "rehearse", "--json"]);
         let foretold: Value = serde_json::from_str(&refused.stdout).unwrap();
         assert_eq!(refused.code, 4, "{refused:?}");
+        let told: Value = serde_json::from_str(&refused.stderr).unwrap();
+        assert_eq!(told["exit"], "kms-refused", "{told}");
+        assert!(told["detail"].to_string().contains("3 filesystems, the first: a: "), "{told}");
         let shut: Vec<_> =
             foretold["shut"].as_array().unwrap().iter().map(|fs| fs["name"].clone()).collect();
         assert_eq!(shut, ["a", "b", "local"], "{foretold}");

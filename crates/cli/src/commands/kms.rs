@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use admin_api::{
-    Change, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck, KmsDetails,
-    KmsImpact, KmsRehearsal, Problem, Rewrap, ShutFilesystem, VersionCount, paths,
+    Change, CheckItem, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck,
+    KmsDetails, KmsImpact, KmsRehearsal, Problem, Rewrap, ShutFilesystem, VersionCount, paths,
 };
 
 use super::job::outcome;
@@ -36,12 +36,12 @@ pub(super) async fn run(
         Some(KmsCommand::Check) => {
             let check: KmsCheck = context.client.post(paths::CHECK, &()).await?;
             context.answer(&check, check_text);
-            Ok(check.exit)
+            check_outcome(check)
         }
         Some(KmsCommand::Rehearse) => {
             let rehearsal: KmsRehearsal = context.client.post(paths::REHEARSE, &()).await?;
             context.answer(&rehearsal, rehearsal_text);
-            Ok(rehearsal.exit)
+            rehearsal_outcome(rehearsal)
         }
         Some(KmsCommand::Impact(of)) => {
             let query = match of {
@@ -155,6 +155,37 @@ fn check_text(check: &KmsCheck) -> String {
         _ => format!("{}, {}\n", count(failed, "failure"), count(warnings, "warning")),
     });
     text
+}
+
+/// What failed first is the cause of the others, as a rule.
+fn check_outcome(check: KmsCheck) -> Result<Exit, Problem> {
+    let failed = |item: &CheckItem| item.outcome == CheckOutcome::Failed;
+    let failures = check.items.iter().filter(|item| failed(item)).count() as u64;
+    match check.items.into_iter().find(failed) {
+        Some(CheckItem { code, what, found, cure, .. }) if check.exit != Exit::Done => {
+            let title = "the KMS does not do all that Coffer needs";
+            let why = format!("{}, the first: {what}: {found}", count(failures, "failure"));
+            let problem = Problem::new(check.exit, &code, title, why);
+            Err(problem
+                .cure(cure.unwrap_or_else(|| "mend what failed, and check again".to_owned())))
+        }
+        _ => Ok(check.exit),
+    }
+}
+
+fn rehearsal_outcome(rehearsal: KmsRehearsal) -> Result<Exit, Problem> {
+    let shut = rehearsal.shut.len() as u64;
+    match rehearsal.shut.into_iter().next() {
+        Some(ShutFilesystem { name, why, cure }) if rehearsal.exit != Exit::Done => {
+            let title = "a start now would not open everything";
+            let why = format!("{}, the first: {name}: {why}", count(shut, "filesystem"));
+            let problem = Problem::new(rehearsal.exit, "start-would-fail", title, why);
+            Err(problem.cure(cure.unwrap_or_else(|| {
+                "do not restart the node before that is mended; what is open goes on".to_owned()
+            })))
+        }
+        _ => Ok(rehearsal.exit),
+    }
 }
 
 fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {

@@ -280,6 +280,43 @@ fn unset_destroys_nothing_and_asks_nothing() {
 }
 
 #[test]
+fn what_a_check_or_a_rehearsal_finds_is_a_problem_too() {
+    let check = json!({"exit": "kms-refused", "items": [
+        {"code": "answers", "what": "Vault answers", "outcome": "passed"},
+        {"code": "may-rewrap", "what": "the token may rewrap", "outcome": "failed", "found": "it may not", "cure": "grant it"},
+        {"code": "versions", "what": "every version is there", "outcome": "failed", "found": "1 is not", "cure": "lower it"},
+    ]});
+    let rehearsal = json!({"exit": "kms-refused", "open": 1, "held": [], "warnings": [], "credential_seconds_left": null,
+        "shut": [{"name": "home", "why": "it may not", "cure": "grant it"}]});
+    for (command, answer, text) in [
+        (
+            "check",
+            check,
+            "error: the KMS does not do all that Coffer needs\n  \
+             why: 2 failures, the first: the token may rewrap: it may not\n  do:  grant it\n",
+        ),
+        (
+            "rehearse",
+            rehearsal,
+            "error: a start now would not open everything\n  \
+             why: 1 filesystem, the first: home: it may not\n  do:  grant it\n",
+        ),
+    ] {
+        let request = format!("POST /v1/kms/{command}");
+        let node = Node::answering([(request.as_str(), 200, answer.clone())]);
+        let ran = node.run(&["fs", "kms", command]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (4, text));
+        let ran = node.run(&["fs", "kms", command, "--json"]);
+        assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap(), answer);
+        let told: Value = serde_json::from_str(&ran.stderr).unwrap();
+        assert_eq!(
+            (ran.code, &told["exit"], &told["cure"]),
+            (4, &json!("kms-refused"), &json!("grant it"))
+        );
+    }
+}
+
+#[test]
 fn rewrap_is_watched_to_its_end() {
     let node = Node::answering([
         ("POST /v1/kms/rewrap", 200, job("running", 0)),
