@@ -85,11 +85,8 @@ pub(crate) enum Command {
     /// Rebuild a lost or damaged key store from backing directories
     Recover(Recover),
     /// What helps development, and is not for production
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  coffer dev vault")]
     Dev(DevCommand),
-    /// Open every key in a copy of a key store, for a node that rehearses
-    #[command(hide = true, after_help = "Example:\n  coffer fs kms rehearse")]
-    RehearseStore(RehearseStore),
     /// Print a shell's completion script
     #[command(after_help = "Example:\n  coffer completions bash > /etc/bash_completion.d/coffer")]
     Completions {
@@ -149,8 +146,10 @@ pub struct Recover {
     pub state_dir: Option<PathBuf>,
 }
 
-/// Open every key in a copy of a key store
-#[derive(Debug, Args)]
+/// Open every key in a copy of a key store: for a node that rehearses, not for people, so no command that help, completions
+/// or manual pages show.
+#[derive(Debug, Parser)]
+#[command(name = RehearseStore::NAME)]
 pub struct RehearseStore {
     /// The copy
     #[arg(long, value_name = "DIR")]
@@ -158,6 +157,11 @@ pub struct RehearseStore {
     /// The node's state directory, where local keys are
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
+}
+
+impl RehearseStore {
+    /// The first argument of a process that is to be this.
+    pub const NAME: &str = "rehearse-store";
 }
 
 #[derive(Debug, Subcommand)]

@@ -80,9 +80,16 @@ where
     A: Into<OsString> + Clone,
 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let not_understood = |error, console| Outcome::Exit(usage::show(&error, &args, console));
+    if args.get(1).is_some_and(|first| first == RehearseStore::NAME) {
+        return match RehearseStore::try_parse_from(args.iter().skip(1)) {
+            Ok(it) => Outcome::Local(LocalCommand::RehearseStore(it), Output::Text),
+            Err(error) => not_understood(error, console),
+        };
+    }
     let arguments = match grammar::Arguments::try_parse_from(&args) {
         Ok(arguments) => arguments,
-        Err(error) => return Outcome::Exit(usage::show(&error, &args, console)),
+        Err(error) => return not_understood(error, console),
     };
     let output = arguments.common.output();
     match commands::run(arguments, console) {

@@ -50,7 +50,7 @@ impl Rehearse for Rehearsals {
         copied.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
         // The very program that runs, also when its file has been replaced.
         let process = Command::new("/proc/self/exe")
-            .arg("rehearse-store")
+            .arg(cli::RehearseStore::NAME)
             .arg("--store")
             .arg(copy.path())
             .arg("--state-dir")

@@ -36,7 +36,6 @@ pub(crate) fn run(arguments: Arguments, console: &mut Console<'_>) -> Result<Out
             local(LocalCommand::Serve(serve))
         }
         Command::Recover(recover) => local(LocalCommand::Recover(recover)),
-        Command::RehearseStore(arguments) => local(LocalCommand::RehearseStore(arguments)),
         Command::Dev(DevCommand::Vault(vault)) => local(LocalCommand::DevVault(vault)),
         Command::Fs(FsCommand::Kms { command: Some(KmsCommand::Policy(policy)) }) => {
             local(LocalCommand::Policy(policy))
@@ -74,7 +73,6 @@ fn ask_node(command: Command, mut context: Context<'_, '_>) -> Result<Exit, Prob
             // `run` has done these.
             Command::Serve(_)
             | Command::Recover(_)
-            | Command::RehearseStore(_)
             | Command::Dev(_)
             | Command::Completions { .. }
             | Command::Man { .. } => Ok(Exit::Done),

@@ -62,6 +62,23 @@ fn with_json_wrong_usage_is_a_problem_like_any_other() {
 }
 
 #[test]
+fn what_a_node_asks_of_itself_is_shown_to_nobody() {
+    for line in [
+        &["coffer", "--help"][..],
+        &["coffer", "--json"],
+        &["coffer", "rehearse", "--json"],
+        &["coffer", "completions", "bash"],
+        &["coffer", "completions", "zsh"],
+        &["coffer", "man"],
+    ] {
+        let ran = run(line.iter().copied(), "");
+        assert!(!format!("{ran:?}").contains("rehearse-store"), "{line:?}: {ran:?}");
+    }
+    let ran = run(["coffer", "rehearse-store"], "");
+    assert_eq!(ran.code, 2, "{ran:?}");
+}
+
+#[test]
 fn help_stays_text() {
     for line in [["coffer", "--json", "--help"], ["coffer", "--version", "--json"]] {
         let ran = run(line, "");
