@@ -49,6 +49,11 @@ const PATHS: [&str; 4] = ["/etc/coffer", "/run/coffer", "/srv/", "/var/lib/coffe
 const VAULT: &str = "https://vault.example:8200";
 
 impl Document {
+    /// One whose text is commands, which somebody has from elsewhere.
+    pub fn of_commands(name: &'static str, commands: &str) -> Self {
+        Self { name, text: format!("```sh\n{commands}\n```\n") }
+    }
+
     /// Reads `docs/….md`, or another file by its path from the project's root.
     pub fn read(name: &'static str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

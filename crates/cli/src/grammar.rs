@@ -21,8 +21,9 @@ use crate::console::Output;
     infer_long_args = false,
     after_help = "\
 A first look, with the development KMS:
-  coffer dev vault &
+  coffer dev vault --root-token root &
   coffer serve &
+  echo root > token
   coffer fs kms set-vault http://127.0.0.1:8200 coffer-key --token-file token
   coffer fs create home
   coffer fs import home ~/documents

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, FileTimes};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -55,6 +56,31 @@ fn the_first_five_minutes_are_as_the_readme_says() {
         vault_url: server.url(),
         vault_program: &VaultServer::program(NEWEST),
         environment: &[("VAULT_ADDR", server.url()), ("VAULT_TOKEN", VaultServer::ROOT_TOKEN)],
+    });
+}
+
+#[test]
+fn the_first_look_is_as_the_help_says() {
+    let help = Command::new(program()).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let look = help.lines().skip_while(|line| !line.starts_with("A first look")).skip(1);
+    let look: Vec<&str> = look.take_while(|line| !line.is_empty()).map(str::trim).collect();
+    assert!(look.len() > 4, "{help}");
+    let place = Place::new();
+    tree::small_files(&place.path("documents"), 50).unwrap();
+    // The machine has one port 8200 and one state directory, which are not a test's.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let socket = place.socket();
+    let typed = look
+        .join("\n")
+        .replace("http://127.0.0.1:8200", &format!("http://{port}"))
+        .replace("dev vault", &format!("dev vault --listen {port}"))
+        .replace("serve", &format!("serve --state-dir {}", place.state().display()));
+    Document::of_commands("coffer --help", &typed).type_it(&Differences {
+        place: &place,
+        vault_url: "",
+        vault_program: &VaultServer::program(NEWEST),
+        environment: &[("COFFER_SOCKET", socket.to_str().unwrap())],
     });
 }
 
