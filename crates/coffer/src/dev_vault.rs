@@ -1,11 +1,27 @@
 //! `coffer dev vault`
 
 use admin_api::{Exit, Problem};
-use cli::Console;
+use cli::{Console, Output};
+#[cfg(feature = "dev-vault")]
+use serde::Serialize;
+
+/// How to use it. (Its root token is no secret: nothing that matters is under it.)
+#[cfg(feature = "dev-vault")]
+#[derive(Serialize)]
+struct Started {
+    url: String,
+    root_token: String,
+    unseal_key: String,
+    master_key: &'static str,
+}
 
 /// Is a development KMS, until it is asked to end.
 #[cfg(feature = "dev-vault")]
-pub(crate) fn run(arguments: cli::DevVault, console: &mut Console<'_>) -> Result<Exit, Problem> {
+pub(crate) fn run(
+    arguments: cli::DevVault,
+    console: &mut Console<'_>,
+    output: Output,
+) -> Result<Exit, Problem> {
     /// The key that is there from the start, so that the first `set-vault` works.
     const KEY: &str = "coffer-key";
     let cli::DevVault { listen, allow_remote, root_token, state } = arguments;
@@ -29,11 +45,18 @@ pub(crate) fn run(arguments: cli::DevVault, console: &mut Console<'_>) -> Result
             Problem::new(Exit::Failed, "dev-vault", title, e.to_string())
                 .cure("give it another address with --listen ADDR; port 0 takes a free one")
         })?;
-        console.show(&format!(
-            "{}\nTo use it, with the token in a file:\n\n    coffer fs kms set-vault {} {KEY} --token-file FILE\n",
-            vault.banner(),
-            vault.url()
-        ));
+        let started = Started {
+            url: vault.url(),
+            root_token: vault.root_token().to_owned(),
+            unseal_key: vault.unseal_key().to_owned(),
+            master_key: KEY,
+        };
+        console.answer(&started, output, |Started { url, master_key, .. }| {
+            format!(
+                "{}\nTo use it, with the token in a file:\n\n    coffer fs kms set-vault {url} {master_key} --token-file FILE\n",
+                vault.banner()
+            )
+        });
         crate::asked_to_end().await;
         vault.stop().await;
         Ok(Exit::Done)
@@ -42,7 +65,7 @@ pub(crate) fn run(arguments: cli::DevVault, console: &mut Console<'_>) -> Result
 
 /// Built without one.
 #[cfg(not(feature = "dev-vault"))]
-pub(crate) fn run(_: cli::DevVault, _: &mut Console<'_>) -> Result<Exit, Problem> {
+pub(crate) fn run(_: cli::DevVault, _: &mut Console<'_>, _: Output) -> Result<Exit, Problem> {
     let title = "the development KMS can't start";
     Err(Problem::new(Exit::Usage, "dev-vault", title, "this program was built without it")
         .cure("build it with the feature dev-vault"))

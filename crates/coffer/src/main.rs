@@ -39,7 +39,7 @@ fn run(command: LocalCommand, console: &mut Console<'_>, output: Output) -> Resu
     match command {
         LocalCommand::Serve(arguments) => serve::run(arguments),
         LocalCommand::Recover(arguments) => recover::run(arguments, console, output),
-        LocalCommand::DevVault(arguments) => dev_vault::run(arguments, console),
+        LocalCommand::DevVault(arguments) => dev_vault::run(arguments, console, output),
         LocalCommand::RehearseStore(arguments) => rehearse::run(&arguments, console),
         LocalCommand::Policy(arguments) => policy::run(&arguments, console, output),
     }

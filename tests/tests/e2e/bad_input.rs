@@ -1,7 +1,9 @@
 //! Input that is wrong gets a clear error, the exit code for wrong usage, and changes nothing.
 
+use std::process::{Command, Stdio};
+
 use coffer_tests::kms::KEY;
-use coffer_tests::node::{Answer, Place};
+use coffer_tests::node::{Answer, Place, program};
 
 #[test]
 fn urls() {
@@ -114,4 +116,23 @@ fn the_development_kms_is_for_this_machine() {
         let refused = place.fails(2, &["dev", "vault", "--listen", listen]);
         assert!(refused.contains("--allow-remote"), "{refused}");
     }
+}
+
+#[test]
+fn the_development_kms_tells_programs_too_how_to_use_it() {
+    let mut vault = Command::new(program())
+        .args(["dev", "vault", "--listen", "127.0.0.1:0", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let told = serde_json::Deserializer::from_reader(vault.stdout.take().unwrap());
+    let told: serde_json::Value = told.into_iter().next().unwrap().unwrap();
+    let text = |name: &str| told[name].as_str().unwrap().to_owned();
+    let place = Place::new();
+    let _node = place.start();
+    let (url, key, token) = (text("url"), text("master_key"), text("root_token"));
+    let set = place.coffer(&["fs", "kms", "set-vault", &url, &key, &token]);
+    vault.kill().unwrap();
+    vault.wait().unwrap();
+    set.expect(0);
 }
