@@ -8,7 +8,7 @@ use crate::{BytePath, Damage, Finding, Problem};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateFilesystem {
-    /// Its name: 1 to 64 of `A-Z a-z 0-9 . _ -`, not starting with `.` or `-`.
+    /// Its name: 1 to 64 of `A-Z a-z 0-9 . _ -`, of which the first is a letter or a digit.
     pub name: String,
     /// Where its ciphertext lies, absolute; the node's own place if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

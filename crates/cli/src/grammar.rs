@@ -78,10 +78,10 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  coffer status --json")]
     Status,
     /// Long work: see it, stop it
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  coffer job list")]
     Job(JobCommand),
     /// Filesystems and their KMS
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  coffer fs list\n  coffer fs kms")]
     Fs(FsCommand),
     /// Rebuild a lost or damaged key store from backing directories
     Recover(Recover),
@@ -218,7 +218,7 @@ Examples:
   coffer fs create home
   coffer fs create projects --backing /mnt/nfs/projects")]
     Create {
-        /// Its name: 1 to 64 of A-Z a-z 0-9 . _ -, not starting with . or -
+        /// Its name: 1 to 64 of A-Z a-z 0-9 . _ -, of which the first is a letter or a digit
         #[arg(value_parser = segment())]
         name: String,
         /// Every filesystem is encrypted; this changes nothing
@@ -487,7 +487,7 @@ mod tests {
             assert!(command.get_about().is_some(), "{name} has no help text");
             let has_example =
                 command.get_after_help().is_some_and(|text| text.to_string().contains("coffer "));
-            assert!(has_example || command.has_subcommands(), "{name} has no example");
+            assert!(has_example, "{name} has no example");
             command.get_subcommands().for_each(check);
         }
         check(&Arguments::command());
