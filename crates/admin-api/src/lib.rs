@@ -10,8 +10,11 @@
 //! | `/v1/status` | GET | → [`Status`] |
 //! | `/v1/kms` | GET, PUT, DELETE `?allow_downgrade=` | [`SetVault`] → [`Kms`], [`KmsChange`] |
 //! | `/v1/kms/rewrap` | POST | [`Rewrap`] or nothing → [`Job`] |
+//! | `/v1/kms/check` | POST | → [`KmsCheck`] |
+//! | `/v1/kms/rehearse` | POST | → [`KmsRehearsal`] |
+//! | `/v1/kms/impact` | GET `?of=token`, `?of=key`, `?of=versions&below=` | → [`KmsImpact`] |
 //! | `/v1/filesystems` | GET `?after=&limit=`, POST | [`CreateFilesystem`] → [`Filesystems`], [`Filesystem`] |
-//! | `/v1/filesystems/{name}` | GET, DELETE | → [`Filesystem`], [`Deleted`] |
+//! | `/v1/filesystems/{name}` | GET, DELETE `?forget=` | → [`Filesystem`], [`Deleted`] |
 //! | `/v1/filesystems/{name}/lock`, `/unlock` | POST | [`Lock`] → [`Filesystem`] |
 //! | `/v1/filesystems/{name}/verify`, `/import`, `/export` | POST | [`Verify`], [`Import`], [`Export`] → [`Job`] |
 //! | `/v1/filesystems/{name}/ls` | GET `?path=&after=&limit=` | → [`Listing`] |

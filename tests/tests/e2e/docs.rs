@@ -7,6 +7,12 @@ fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
+fn pages() -> Vec<PathBuf> {
+    let docs = fs::read_dir(project().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = docs.filter(|page| page.extension().is_some_and(|extension| extension == "md"));
+    pages.chain([project().join("README.md")]).collect()
+}
+
 #[test]
 fn requirements_name_tests_that_exist() {
     let text = fs::read_to_string(project().join("docs/requirements.md")).unwrap();
@@ -47,13 +53,54 @@ fn every_sentence_of_the_page_is_answered() {
     assert!(held > 80, "{held}");
 }
 
+/// What a document calls by a path in the repository, or in `crates/`, is there.
+#[test]
+fn paths_in_documents_are_there() {
+    let crates = project().join("crates");
+    let is_part = |name: &str| {
+        !name.is_empty() && (crates.join(name).is_dir() || project().join(name).is_dir())
+    };
+    let mut named = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for quoted in text.split('`').skip(1).step_by(2).filter(|q| !q.contains([' ', '\n'])) {
+            let path = quoted.split("::").next().unwrap();
+            let is_source = path.ends_with(".rs");
+            assert!(!is_source || path.contains('/'), "{}: where is {quoted}?", page.display());
+            let of_ours = path.split_once('/').is_some_and(|(first, _)| is_part(first));
+            if is_source || of_ours {
+                let is_there = crates.join(path).exists() || project().join(path).exists();
+                assert!(is_there, "{} names {quoted}, which is not there", page.display());
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 100, "{named}");
+}
+
+/// Until there is another description of the API, it is the table in the crate's own documentation.
+#[test]
+fn the_table_of_the_api_has_every_path() {
+    let source =
+        |name: &str| fs::read_to_string(project().join("crates/admin-api/src").join(name)).unwrap();
+    let (paths, table) = (source("paths.rs"), source("lib.rs"));
+    let constants = paths.lines().filter(|line| line.starts_with("pub const"));
+    let paths: Vec<&str> = constants.filter_map(|line| line.split('"').nth(1)).collect();
+    assert!(paths.len() > 15, "{paths:?}");
+    for path in paths {
+        // What differs in its end alone stands on one line.
+        let end = path.rsplit('/').next().unwrap();
+        let is_there =
+            table.contains(&format!("`{path}`")) || table.contains(&format!(", `/{end}`"));
+        assert!(is_there, "crates/admin-api/src/lib.rs has no {path}");
+    }
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
-    let mut pages = vec![project().join("README.md")];
-    pages.extend(fs::read_dir(project().join("docs")).unwrap().map(|e| e.unwrap().path()));
     let mut followed = 0;
-    for page in pages.iter().filter(|page| page.extension().is_some_and(|e| e == "md")) {
-        let text = fs::read_to_string(page).unwrap();
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if link.starts_with("http") || link.starts_with('#') {
                 continue;
