@@ -37,6 +37,10 @@ fn what_is_foretold_happens() {
         assert_eq!(versions["shut_now"], json!(["b"]), "{versions}");
         assert_eq!(versions["shut_at_start"], json!(["a"]), "{versions}");
         assert_eq!(versions["untouched"], json!(["c", "d"]), "{versions}");
+        assert!(!versions["cure"].to_string().contains("rotate"), "{versions}");
+        let beyond = all(&["--min-version", "3"]);
+        assert_eq!(beyond["untouched"], json!([]), "{beyond}");
+        assert!(beyond["cure"].to_string().contains("rotate the key before"), "{beyond}");
         let token_gone = all(&["--revoke-token"]);
         assert_eq!(token_gone["go_on"], json!(["a", "c"]));
         assert_eq!(token_gone["shut_now"], json!(["b", "d"]));

@@ -239,15 +239,15 @@ pub(crate) async fn impact(
     let (what, cure) = match loss {
         Loss::Credential => (
             "the token (or the login) is revoked or ends".to_owned(),
-            "give another one with coffer fs kms set-vault: nothing is lost",
+            "give another one with coffer fs kms set-vault: nothing is lost".to_owned(),
         ),
         Loss::MasterKey => (
             format!("the master key {key} is deleted"),
-            "what it wraps is lost for good, unless Vault is restored from a backup; while filesystems are unlocked, coffer fs kms set-vault with another key saves theirs",
+            "what it wraps is lost for good, unless Vault is restored from a backup; while filesystems are unlocked, coffer fs kms set-vault with another key saves theirs".to_owned(),
         ),
         Loss::VersionsBelow(below) => (
             format!("min_decryption_version of {key} is raised to {}", below.0),
-            "give coffer fs kms rewrap first; afterwards, lower it again",
+            cure_of_versions(below, newest_seen(&shared).await.map_err(of_keys)?),
         ),
     };
     let names = |names: Vec<FilesystemName>| names.iter().map(ToString::to_string).collect();
@@ -259,8 +259,31 @@ pub(crate) async fn impact(
         untouched: names(found.untouched),
         unknown: names(found.unknown),
         stops_wrapping: !matches!(loss, Loss::VersionsBelow(_)),
-        cure: cure.to_owned(),
+        cure,
     }))
+}
+
+/// The newest version that the KMS told when it was last asked, or that something was wrapped with since.
+async fn newest_seen(shared: &Shared) -> Result<Option<KeyVersion>, key_manager::Error> {
+    let Seen { config: Some(config), live: Some(Ok(answered)), .. } = shared.health.seen().await?
+    else {
+        return Ok(None);
+    };
+    let in_use = shared.manager.in_use().await?;
+    let of_this = in_use.versions.iter().filter(|count| count.config.id == config.id);
+    let told = answered.kms.master_key.latest_version;
+    Ok(of_this.map(|count| count.version).chain([told]).max())
+}
+
+fn cure_of_versions(below: KeyVersion, newest: Option<KeyVersion>) -> String {
+    match newest {
+        Some(newest) if below > newest => format!(
+            "give coffer fs kms rewrap first, but rotate the key before that if it was not done by now: the newest version was {} when the KMS was last asked, \
+             and a rewrap brings keys to no newer one than there is",
+            newest.0
+        ),
+        _ => "give coffer fs kms rewrap first; afterwards, lower it again".to_owned(),
+    }
 }
 
 async fn unfinished_move(shared: &Shared) -> Result<Option<JobRecord>, Problem> {
