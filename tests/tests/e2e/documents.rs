@@ -155,6 +155,7 @@ fn every_command_that_a_document_names_is_one() {
                 .map(|word| match word {
                     "ADDR" => "127.0.0.1:8200",
                     "shell" => "bash",
+                    "N" => "2",
                     word => word,
                 })
                 .collect();

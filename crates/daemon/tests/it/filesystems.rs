@@ -146,6 +146,13 @@ async fn a_backing_directory_that_is_not_as_it_should_be_is_warned_of() {
     node.stop().await;
 }
 
+/// Two minutes later, as far as pauses are concerned.
+async fn later() {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(121)).await;
+    tokio::time::resume();
+}
+
 #[tokio::test]
 async fn a_backing_directory_that_goes_away_later_is_noticed() {
     let world = World::new();
@@ -153,10 +160,18 @@ async fn a_backing_directory_that_goes_away_later_is_noticed() {
     node.post("/v1/filesystems", &json!({"name": "home"})).await;
     node.until("/v1/kms", |kms| kms["configured"]["lowest_needed"] == 1).await;
     fs::rename(world.path("state/filesystems/home"), world.path("elsewhere")).unwrap();
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(121)).await;
-    tokio::time::resume();
+    later().await;
     node.until("/v1/filesystems/home", |home| !home["findings"].is_null()).await;
+    fs::rename(world.path("elsewhere"), world.path("state/filesystems/home")).unwrap();
+    later().await;
+    node.until("/v1/filesystems/home", |home| home["findings"].is_null()).await;
+
+    // A copy of the wrapped key that is gone is put back by the same look.
+    let header = world.path("state/filesystems/home/coffer.key");
+    let sound = fs::read(&header).unwrap();
+    fs::remove_file(&header).unwrap();
+    later().await;
+    node.until("/v1/status", |_| fs::read(&header).is_ok_and(|found| found == sound)).await;
     node.stop().await;
 }
 
