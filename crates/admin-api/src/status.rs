@@ -32,8 +32,11 @@ pub struct FilesystemCounts {
     pub total: u64,
     /// Those that are open.
     pub unlocked: u64,
-    /// Those that are not.
+    /// Those that are not, and that the node has tried to open.
     pub locked: u64,
+    /// Those that the node is about to open.
+    #[serde(default)]
+    pub unlocking: u64,
     /// Those whose deletion has not come to its end.
     #[serde(default)]
     pub deleting: u64,

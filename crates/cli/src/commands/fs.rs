@@ -187,7 +187,8 @@ fn list_text(filesystems: &[Filesystem]) -> String {
         if let Some(problem) = &fs.problem {
             let stands = match fs.state {
                 FilesystemState::Deleting => "is being deleted",
-                _ => "is locked",
+                FilesystemState::Unlocking => "is being unlocked",
+                FilesystemState::Unlocked | FilesystemState::Locked => "is locked",
             };
             text.push_str(&format!("{} {stands}: {}\n", fs.name, under(&problem.detail, 7)));
             if let Some(cure) = &problem.cure {

@@ -16,6 +16,9 @@ fn text(status: &Status) -> String {
         0 => "none".to_owned(),
         total => format!("{total}: {} unlocked, {} locked", n.unlocked, n.locked),
     };
+    if n.unlocking > 0 {
+        filesystems.push_str(&format!(", {} being unlocked", n.unlocking));
+    }
     if n.deleting > 0 {
         filesystems.push_str(&format!(", {} half deleted", n.deleting));
     }

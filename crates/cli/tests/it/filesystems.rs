@@ -26,7 +26,7 @@ fn job(kind: &str, state: &str) -> Value {
 fn status_is_short_and_warns() {
     let answer = json!({
         "version": "0.1.0", "pid": 42, "started_at": 0, "state_dir": "/var/lib/coffer",
-        "filesystems": {"total": 3, "unlocked": 2, "locked": 1, "exposed": 1},
+        "filesystems": {"total": 5, "unlocked": 2, "locked": 1, "unlocking": 2, "exposed": 1},
         "jobs_running": 0,
         "kms": {"configured": null, "keys": [], "exposed_keys": 1, "findings": []},
         "findings": [{"code": "memory-unlocked", "what": "keys may be swapped out", "cure": "raise it"}],
@@ -39,7 +39,7 @@ node:             coffer 0.1.0, process 42
 running since:    1970-01-01T00:00:00Z
 state directory:  /var/lib/coffer
 KMS:              not set
-filesystems:      3: 2 unlocked, 1 locked, 1 exposed
+filesystems:      5: 2 unlocked, 1 locked, 2 being unlocked, 1 exposed
 running jobs:     none
 warning: keys may be swapped out
   do:  raise it
@@ -80,25 +80,30 @@ fn list_reads_every_page_and_says_why_one_is_locked() {
     locked["problem"] = problem(503, "kms-unreachable", Some("bring it back"));
     let mut home = filesystem("home", "unlocked");
     home["findings"] = json!([{"code": "c", "what": "home is not there", "cure": "look"}]);
+    let mut begun = filesystem("zoo", "unlocking");
+    begun["problem"] = problem(503, "kms-unreachable", Some("wait"));
     let node = Node::answering([
         ("GET /v1/filesystems?", 200, json!({"filesystems": [home], "next": "home"})),
-        ("GET /v1/filesystems?after=home", 200, json!({"filesystems": [locked]})),
+        ("GET /v1/filesystems?after=home", 200, json!({"filesystems": [locked, begun]})),
     ]);
     let ran = node.run(&["fs", "list"]);
     assert_eq!(
         ran.stdout,
         "\
-NAME  STATE     KEY WRAPPED BY  EXPOSED  BACKING
-home  unlocked  coffer-key v2   no       /srv/home
-work  locked    coffer-key v2   no       /srv/work
+NAME  STATE      KEY WRAPPED BY  EXPOSED  BACKING
+home  unlocked   coffer-key v2   no       /srv/home
+work  locked     coffer-key v2   no       /srv/work
+zoo   unlocking  coffer-key v2   no       /srv/zoo
 warning: home is not there
   do:  look
 work is locked: why
   do:  bring it back
+zoo is being unlocked: why
+  do:  wait
 "
     );
     let json: Value = serde_json::from_str(&node.run(&["fs", "list", "--json"]).stdout).unwrap();
-    assert_eq!(json["filesystems"].as_array().unwrap().len(), 2);
+    assert_eq!(json["filesystems"].as_array().unwrap().len(), 3);
 }
 
 #[test]

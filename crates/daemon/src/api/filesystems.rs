@@ -303,17 +303,22 @@ async fn one(shared: &Shared, name: &FilesystemName, title: &str) -> Result<File
     found.map(view).ok_or_else(|| problem::of_keys(title, &unknown()))
 }
 
+/// Whether its key has not been asked for yet.
+pub(super) fn is_unlocking(key: &KeyState) -> bool {
+    matches!(key, KeyState::Locked(reason) if reason.code == "not-tried")
+}
+
 fn view(status: &FilesystemStatus) -> Filesystem {
     let fs = &status.filesystem;
     let (state, problem) = match &status.key {
         KeyState::Unlocked => (FilesystemState::Unlocked, None),
+        KeyState::Locked(reason) if is_unlocking(&status.key) => {
+            let title = format!("{} is being unlocked", fs.name);
+            (FilesystemState::Unlocking, Some(problem::of_lock(title, reason)))
+        }
         KeyState::Locked(reason) => {
-            let state = if reason.code == "not-tried" {
-                FilesystemState::Unlocking
-            } else {
-                FilesystemState::Locked
-            };
-            (state, Some(problem::of_lock(format!("{} is locked", fs.name), reason)))
+            let title = format!("{} is locked", fs.name);
+            (FilesystemState::Locked, Some(problem::of_lock(title, reason)))
         }
         KeyState::Deleting(reason) => {
             let title = format!("{} is being deleted", fs.name);

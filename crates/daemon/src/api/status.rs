@@ -10,6 +10,7 @@ use axum::extract::State;
 use key_manager::{FilesystemName, FilesystemStatus, KeyState, LockReason};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
+use super::filesystems::is_unlocking;
 use super::{Answer, kms};
 use crate::open::Unheld;
 use crate::strangers::Stranger;
@@ -26,7 +27,8 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
     let filesystems = FilesystemCounts {
         total: statuses.len() as u64,
         unlocked: count(|key| matches!(key, KeyState::Unlocked)),
-        locked: count(|key| matches!(key, KeyState::Locked(_))),
+        locked: count(|key| matches!(key, KeyState::Locked(_)) && !is_unlocking(key)),
+        unlocking: count(is_unlocking),
         deleting: count(|key| matches!(key, KeyState::Deleting(_))),
         exposed: statuses.iter().filter(|fs| fs.exposed).count() as u64,
     };

@@ -222,7 +222,7 @@ async fn what_is_half_deleted_is_shown_and_can_be_deleted_again_or_forgotten() {
     let status = node.get("/v1/status").await;
     assert_eq!(
         status["filesystems"],
-        json!({"total": 2, "unlocked": 0, "locked": 0, "deleting": 2, "exposed": 0})
+        json!({"total": 2, "unlocked": 0, "locked": 0, "unlocking": 0, "deleting": 2, "exposed": 0})
     );
     assert_eq!(node.get("/v1/filesystems").await["filesystems"].as_array().unwrap().len(), 2);
     let found: Vec<_> = status["findings"].as_array().unwrap().iter().map(|f| &f["code"]).collect();
