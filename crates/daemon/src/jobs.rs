@@ -353,6 +353,8 @@ impl Jobs {
 
     /// Forgets the oldest ended jobs, and their notes.
     pub(crate) async fn forget_old(&self) -> Result<(), key_manager::Error> {
+        // A job that begins meanwhile would not be known, and lose its notes.
+        let _starting = self.starting.lock().await;
         self.manager.forget_old_jobs(REMEMBERED).await?;
         let known: HashSet<JobId> = self.manager.jobs().await?.iter().map(|job| job.id).collect();
         let notes = self.notes.clone();
