@@ -21,11 +21,12 @@ pub fn absolute(path: &Path) -> Result<PathBuf, Problem> {
 /// Reads a text of fewer than `limit` bytes.
 ///
 /// # Errors
-/// It can't be read, is longer, or is no UTF-8.
+/// It can't be read, is longer ([`io::ErrorKind::FileTooLarge`]), or is no UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     let mut text = String::new();
     if File::open(path)?.take(limit).read_to_string(&mut text)? as u64 == limit {
-        return Err(io::Error::other(format!("it has {limit} bytes or more")));
+        let why = format!("it has {limit} bytes or more");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
     }
     Ok(text)
 }

@@ -14,8 +14,8 @@ use crate::grammar::SetVault;
 /// Longest token that is read. Vault's service tokens have about a hundred bytes, batch tokens a few hundred.
 const LIMIT: u64 = 16 * 1024;
 
-/// Longest private key that is read, in PEM.
-const KEY_LIMIT: u64 = 64 * 1024;
+/// Longest private key that is read, in PEM. One of RSA with 16,384 bits has less than 13 KiB.
+const KEY_LIMIT: u64 = 16 * 1024;
 
 /// What the node shows Vault.
 #[derive(Debug, Default)]
@@ -60,7 +60,10 @@ pub(crate) fn key(path: &Path) -> Result<Token, Problem> {
     let mut file = File::open(path).map_err(|e| unreadable(&e.to_string()))?;
     let bytes = bytes(&mut file, KEY_LIMIT).map_err(|e| unreadable(&e.to_string()))?;
     let text = str::from_utf8(&bytes).map_err(|_| unreadable("it is not text"))?;
-    if bytes.len() as u64 > KEY_LIMIT || !text.contains("PRIVATE KEY-----") {
+    if bytes.len() as u64 > KEY_LIMIT {
+        return Err(unreadable("it is longer than any private key"));
+    }
+    if !text.contains("PRIVATE KEY-----") {
         return Err(unreadable("it holds none"));
     }
     Ok(Token::new(Zeroizing::new(text.to_owned())))

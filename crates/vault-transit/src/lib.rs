@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `config` | which Vault and which key: checked so that nothing in it leads elsewhere; the policy that a token needs |
 //! | `session` | the token: given, read from a file, got by a login |
+//! | `size` | how much may be given |
 //! | `operation` | the requests that are ever sent, and what a policy must allow for each |
 //! | `address` | addresses that are never connected to |
 //! | `http` | one request: retries with full jitter, deadlines, redirects by hand, sizes, TLS |
@@ -59,6 +60,7 @@ mod operation;
 mod provider;
 mod refusal;
 mod session;
+mod size;
 mod wire;
 
 use std::time::Duration;

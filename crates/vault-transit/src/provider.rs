@@ -14,6 +14,7 @@ use crate::findings::{self, finding};
 use crate::http::Client;
 use crate::kms::{self, VaultKms};
 use crate::operation::Operation;
+use crate::size;
 use crate::wire::TokenData;
 
 /// Makes [`Kms`]s over Vault's transit engine. Holds nothing but [`Limits`]; one serves any number of configurations.
@@ -73,6 +74,7 @@ impl KmsProvider for VaultProvider {
     /// Looks up the token (which also shows that address and TLS are right and Vault is not sealed), reads the
     /// key, and encrypts, decrypts and rewraps a random key that is then thrown away. Then it renews the token.
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
+        size::check(config, credential)?;
         let vault = self.connect(config, credential)?;
         let token = vault.look_up_token().await?;
         let key = vault.read_key().await?;

@@ -77,18 +77,39 @@ fn a_private_ca_is_needed_is_enough_and_is_kept() {
         assert_eq!(refused.code, 2, "{refused:?}");
         assert!(place.json(&["fs", "kms"])["configured"].is_null());
     }
-    set(&["--ca-cert", ca.to_str().unwrap()]).expect(0);
+    // What is stored with every wrapped key has its limit; just below it all goes well.
+    let bundle = |name: &str, size: usize| {
+        let (stranger, ca) =
+            (fs::read_to_string(&stranger).unwrap(), fs::read_to_string(&ca).unwrap());
+        let (path, strangers) = (place.path(name), (size - ca.len()) / stranger.len());
+        fs::write(&path, format!("{}{ca}", stranger.repeat(strangers))).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    for size in [34_000, 60_000, 70_000, 250_000] {
+        let refused = set(&["--ca-cert", &bundle("bundle.pem", size)]).expect(2).stderr;
+        assert!(refused.contains("32 KiB") && refused.contains("only"), "{refused}");
+        let key = key.to_str().unwrap();
+        let client = ["--client-cert", &bundle("bundle.pem", size), "--client-key", key];
+        let refused = set(&client).expect(2).stderr;
+        assert!(refused.contains("32 KiB") && refused.contains("only"), "{refused}");
+        assert!(place.json(&["fs", "kms"])["configured"].is_null());
+    }
+    set(&["--ca-cert", &bundle("bundle.pem", 31_500)]).expect(0);
     assert!(place.ok(&["fs", "kms"]).contains("--ca-cert"), "it is shown that it was given");
     place.ok(&["fs", "create", "home"]);
     node.stop();
 
     // The certificate is kept, not the file's name.
-    fs::remove_file(ca).unwrap();
-    let _node = place.start();
+    fs::remove_file(place.path("bundle.pem")).unwrap();
+    let node = place.start();
     place.wait_for_state("home", "unlocked");
     let source = place.path("source");
     tree::small_files(&source, 3).unwrap();
     place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    node.stop();
+    let (state, from) = (place.state(), place.state().join("filesystems"));
+    let [state, from] = [&state, &from].map(|path| path.to_str().unwrap());
+    place.ok(&["recover", "--from", from, "--state-dir", state]);
 }
 
 #[test]

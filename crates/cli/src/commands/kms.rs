@@ -1,5 +1,6 @@
 //! `coffer fs kms`, `set-vault`, `unset`, `rewrap`, `check`, `impact`
 
+use std::io;
 use std::path::Path;
 
 use admin_api::{
@@ -15,8 +16,9 @@ use crate::grammar::{Impact, KmsCommand, SetVault};
 use crate::secret;
 use crate::show::{count, fields, span, under};
 
-/// Longest list of certificates, in bytes. A bundle of all public authorities has some 200 KiB.
-const CERTIFICATES_MAX: u64 = 1 << 20;
+/// Longest list of certificates, in bytes: the node stores it with every wrapped key. A bundle of all public authorities has some
+/// 200 KiB.
+const CERTIFICATES_MAX: u64 = 32 * 1024;
 
 pub(super) async fn run(
     command: Option<KmsCommand>,
@@ -69,6 +71,12 @@ async fn set_vault(
         );
     }
     let auth = secret::auth(&mut arguments, context.console)?;
+    let ca_cert = arguments.ca_cert.as_deref();
+    let ca_cert =
+        ca_cert.map(|path| certificates(path, "that of the CA that signs Vault's certificate"));
+    let client_cert = arguments.client_cert.as_deref();
+    let client_cert =
+        client_cert.map(|path| certificates(path, "the client's and those between it and its CA"));
     let request = admin_api::SetVault {
         base_url: arguments.base_url,
         master_key: arguments.master_key_name,
@@ -77,23 +85,32 @@ async fn set_vault(
         role_id: arguments.role_id,
         secret_id: auth.secret_id,
         auth_path: arguments.auth_path,
-        client_cert: arguments.client_cert.as_deref().map(certificates).transpose()?,
+        client_cert: client_cert.transpose()?,
         client_key: arguments.client_key.as_deref().map(secret::key).transpose()?,
         namespace: arguments.namespace,
         transit_path: arguments.transit_path,
-        ca_cert: arguments.ca_cert.as_deref().map(certificates).transpose()?,
+        ca_cert: ca_cert.transpose()?,
         allow_http: arguments.allow_http,
     };
     let change: KmsChange = context.client.put(paths::KMS, &request).await?;
     finish_change(change, context).await
 }
 
-fn certificates(path: &Path) -> Result<String, Problem> {
-    read_text(path, CERTIFICATES_MAX).map_err(|e| {
-        let what = format!("no certificate can be read from {}", path.display());
-        Problem::new(Exit::Usage, "certificate-unreadable", what, e.to_string())
-            .cure("name a file with one or more certificates in PEM")
-    })
+fn certificates(path: &Path, only: &str) -> Result<String, Problem> {
+    let refused = |why: String, cure: &str| {
+        let what = format!("the certificates in {} can't be taken", path.display());
+        Problem::new(Exit::Usage, "certificate-unreadable", what, why).cure(cure)
+    };
+    match read_text(path, CERTIFICATES_MAX + 1) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(refused(
+            format!("they take more than {} KiB", CERTIFICATES_MAX >> 10),
+            &format!("give only {only}, not a bundle of all authorities"),
+        )),
+        Err(error) => {
+            Err(refused(error.to_string(), "name a file with one or more certificates in PEM"))
+        }
+    }
 }
 
 async fn unset(allow_downgrade: bool, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
