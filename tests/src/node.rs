@@ -313,6 +313,19 @@ impl Node<'_> {
         assert!(status.success(), "the node ended with {status}:\n{}", self.place.log());
     }
 
+    /// Waits until it ends by itself, and gives its exit code.
+    pub fn ended(mut self) -> i32 {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                self.child = None;
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < deadline, "the node goes on:\n{}", self.place.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Ends it as a power cut does.
     pub fn kill(mut self) {
         let mut child = self.child.take().unwrap();

@@ -43,9 +43,16 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
     let (kept, recorded) = (Arc::clone(&store) as _, Arc::clone(&audit) as _);
     let manager = Arc::new(parts::key_manager(&state_dir, kept, &locks, recorded));
     rehearse::remove_leftovers(&state_dir);
-    let rehearse = Arc::new(Rehearsals { store, state_dir: state_dir.clone() });
+    let rehearse = Rehearsals { store: Arc::clone(&store), state_dir: state_dir.clone() };
+    let rehearse = Arc::new(rehearse);
     let parts = daemon::Parts { manager, cipher, locks, audit, rehearse, clock, state_dir, socket };
-    Node::start(parts).await?.run(crate::asked_to_end()).await?;
+    let stop = async move {
+        tokio::select! {
+            () = crate::asked_to_end() => Ok(()),
+            broken = store.broke() => Err(broken),
+        }
+    };
+    Node::start(parts).await?.run(stop).await?;
     Ok(Exit::Done)
 }
 

@@ -4,6 +4,9 @@
 //! another time, it can't notice; so how far it was stands in `<state-dir>/generation` too. A commit is noted there when it
 //! has reached the disk and before it is acknowledged: stopped in between, by kill -9 or a power cut, the note is
 //! behind by what nobody was told of. It is never ahead.
+//!
+//! A store that failed half-way answers nothing more, and its node can do nothing. It ends ([`NotedStore::broke`]), so that the next
+//! one reads back what is stored.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -16,6 +19,7 @@ use async_trait::async_trait;
 use filesystem::read_envelope;
 use key_store::SledStore;
 use kms_core::{Commit, KeyStore, Page, Record, StoreError, Version};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::parts::store_dir;
@@ -26,6 +30,8 @@ pub(crate) struct NotedStore {
     store: SledStore,
     state_dir: PathBuf,
     note: Arc<Mutex<Note>>,
+    /// Why it answers nothing more.
+    broken: watch::Sender<Option<String>>,
 }
 
 impl NotedStore {
@@ -41,7 +47,8 @@ impl NotedStore {
             Problem::new(Exit::State, "start", TITLE, why).cure("see to it that it can be written")
         })?;
         let note = Arc::new(Mutex::new(note));
-        Ok(Self { store, state_dir: state_dir.to_owned(), note })
+        let broken = watch::Sender::default();
+        Ok(Self { store, state_dir: state_dir.to_owned(), note, broken })
     }
 
     /// Copies what a start would find of it into another state directory. Blocks.
@@ -53,6 +60,32 @@ impl NotedStore {
             }
             _ => self.store.copy_to(&store_dir(state_dir)),
         }
+    }
+
+    /// Completes when a commit has failed half-way.
+    pub(crate) async fn broke(&self) -> Problem {
+        let mut broken = self.broken.subscribe();
+        let why = match broken.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(closed) => closed.to_string(),
+        };
+        Problem::new(Exit::Failed, "store-failed", "the node can't go on", why)
+            .cure("see to the disk of the state directory and start it again: what is stored is read back")
+    }
+
+    /// Looks at what the store answered. Who asked for the commit that failed may be gone.
+    fn watched<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(error) = &answer
+            && (matches!(error, StoreError::Unknown { .. }) || self.store.has_failed())
+        {
+            self.broken.send_if_modified(|broken| {
+                let first = broken.is_none();
+                let half_way = || format!("a change of the key store failed half-way: {error}");
+                broken.get_or_insert_with(half_way);
+                first
+            });
+        }
+        answer
     }
 
     async fn noted(&self, version: Version) {
@@ -69,7 +102,7 @@ impl NotedStore {
 #[async_trait]
 impl KeyStore for NotedStore {
     async fn get(&self, key: &str) -> Result<Option<Record>, StoreError> {
-        self.store.get(key).await
+        self.watched(self.store.get(key).await)
     }
 
     async fn list(
@@ -78,11 +111,11 @@ impl KeyStore for NotedStore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page, StoreError> {
-        self.store.list(prefix, after, limit).await
+        self.watched(self.store.list(prefix, after, limit).await)
     }
 
     async fn commit(&self, commit: Commit) -> Result<Version, StoreError> {
-        let version = self.store.commit(commit).await?;
+        let version = self.watched(self.store.commit(commit).await)?;
         self.noted(version).await;
         Ok(version)
     }

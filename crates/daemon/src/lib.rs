@@ -29,7 +29,11 @@
 //!
 //! # async fn example(parts: Parts) -> Result<(), admin_api::Problem> {
 //! let node = Node::start(parts).await?;
-//! node.run(async { tokio::signal::ctrl_c().await.unwrap_or_default() }).await
+//! let asked = async {
+//!     tokio::signal::ctrl_c().await.unwrap_or_default();
+//!     Ok(())
+//! };
+//! node.run(asked).await
 //! # }
 //! ```
 
@@ -230,11 +234,15 @@ impl Node {
         Ok(Self { shared, listener, _socket: socket })
     }
 
-    /// Serves until `stop` completes; then stops jobs at a checkpoint, closes filesystems and wipes keys.
+    /// Serves until `stop` completes, because somebody asked or with why the node can't go on; then stops jobs at a checkpoint, closes
+    /// filesystems and wipes keys.
     ///
     /// # Errors
-    /// The socket failed.
-    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Problem> {
+    /// What `stop` said; the socket or another part of the node failed.
+    pub async fn run(
+        self,
+        stop: impl Future<Output = Result<(), Problem>> + Send + 'static,
+    ) -> Result<(), Problem> {
         let Self { shared, listener, _socket } = self;
         shared.record("node.start");
         tracing::info!(state_dir = %shared.state_dir.display(), "the node is up");
@@ -281,11 +289,11 @@ impl fmt::Debug for Node {
 
 /// Waits until the node is to stop. Its loops go on for ever; without one of them it would look alive and do nothing.
 async fn until_stopped(
-    stop: impl Future<Output = ()>,
+    stop: impl Future<Output = Result<(), Problem>>,
     mut loops: JoinSet<Infallible>,
 ) -> Result<(), Problem> {
     let ended = tokio::select! {
-        () = stop => return Ok(()),
+        stopped = stop => return stopped,
         Some(ended) = loops.join_next() => ended,
     };
     let why = ended.map_or_else(|e| e.to_string(), |never| match never {});
@@ -324,7 +332,7 @@ mod tests {
     async fn a_loop_that_breaks_ends_the_node() {
         let mut loops = JoinSet::new();
         loops.spawn(pending());
-        assert_eq!(until_stopped(ready(()), loops).await, Ok(()));
+        assert_eq!(until_stopped(ready(Ok(())), loops).await, Ok(()));
 
         let mut loops = JoinSet::new();
         loops.spawn(pending());

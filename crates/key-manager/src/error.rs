@@ -220,6 +220,9 @@ impl Error {
                 "bring the KMS that is named back, with its master key, until their keys have moved (a new KMS at its address does not open them), or delete these filesystems (coffer fs delete), and try again".into(),
             ),
             Self::Changed { .. } => Some("look at the new state and try again".into()),
+            Self::Store(StoreError::Unknown { .. }) => {
+                Some("the node ends; start it again: what is stored is read back".into())
+            }
             Self::Store(StoreError::Damaged { .. }) | Self::Record { .. } => Some(
                 "rebuild the store from the backing directories: coffer recover --from DIR…".into(),
             ),

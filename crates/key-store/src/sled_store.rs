@@ -97,6 +97,11 @@ impl SledStore {
         copied.map_err(|e| StoreError::Io { doing: "copied", source: e.into() })
     }
 
+    /// Whether a commit failed half-way, so that nothing more is answered.
+    pub fn has_failed(&self) -> bool {
+        self.inner.state().failed.is_some()
+    }
+
     /// The number of the last acknowledged commit, counted over the whole life of the store.
     pub fn generation(&self) -> Version {
         self.inner.state().table.version()
@@ -432,6 +437,7 @@ mod tests {
         std::fs::create_dir(&file).unwrap();
         let failed = store.commit(put("second")).await;
         assert!(matches!(failed, Err(StoreError::Unknown { .. })), "{failed:?}");
+        assert!(store.has_failed());
         std::fs::remove_dir(&file).unwrap();
         std::fs::rename(&aside, &file).unwrap();
 

@@ -192,7 +192,7 @@ pub enum StoreError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// Whether the commit happened can't be told: read back.
-    #[error("whether the key store took a change can't be told")]
+    #[error("whether the key store took a change can't be told: {source}")]
     Unknown {
         /// What happened.
         source: Box<dyn Error + Send + Sync>,

@@ -204,6 +204,31 @@ fn after_a_kill_an_emptied_or_older_store_is_refused_too() {
 }
 
 #[test]
+fn a_node_whose_store_failed_half_way_ends_and_the_next_one_reads_back() {
+    let place = Place::new();
+    let node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    // A directory in its place: the records of a commit get down, and that it happened can't be written.
+    let (file, aside) = (place.state().join("store/generation"), place.path("aside"));
+    fs::rename(&file, &aside).unwrap();
+    fs::create_dir(&file).unwrap();
+    let refused = place.fails(1, &["fs", "create", "other", "--allow-no-kms"]);
+    assert!(refused.contains("can't be told") && refused.contains("start it again"), "{refused}");
+    assert_eq!(node.ended(), 1);
+    let log = place.log();
+    assert!(log.contains("ERROR") && log.contains("failed half-way"), "{log}");
+
+    fs::remove_dir(&file).unwrap();
+    fs::rename(&aside, &file).unwrap();
+    let _node = place.start();
+    place.wait_for_state("home", "unlocked");
+    if !names(&place).contains(&"other".to_owned()) {
+        place.ok(&["fs", "create", "other", "--allow-no-kms"]);
+    }
+    place.ok(&["fs", "ls", "other"]);
+}
+
+#[test]
 fn an_emptied_store_does_not_tell_recover_what_was_there() {
     let place = Place::new();
     let node = place.start();

@@ -103,6 +103,7 @@ impl World {
         let ended = tokio::spawn(async move {
             node.run(async {
                 let _ = stopped.await;
+                Ok(())
             })
             .await
             .unwrap();
