@@ -141,7 +141,8 @@ pub trait KmsProvider: fmt::Debug + Send + Sync {
     /// A [`Kms`] for a configuration that was proved before. Asks nobody, so it works while the KMS is away.
     ///
     /// # Errors
-    /// [`KmsErrorKind::Invalid`]: the URL, a name or a setting is not valid.
+    /// [`KmsErrorKind::Invalid`]: the URL, a name or a setting is not valid. [`KmsErrorKind::Denied`]: nothing shows who we are, as
+    /// after a recovery.
     fn open(&self, config: &KmsConfig, credential: &Credential) -> Result<Arc<dyn Kms>, KmsError>;
 
     /// Opens and proves everything by use before anything is stored: address, TLS, credential, the

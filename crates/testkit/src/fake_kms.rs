@@ -186,7 +186,7 @@ impl KmsProvider for FakeProvider {
 
     fn open(&self, config: &KmsConfig, credential: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
         if matches!(credential.auth, Auth::None) {
-            return Err(KmsError::new(KmsErrorKind::Invalid, "no token is known"));
+            return Err(KmsError::new(KmsErrorKind::Denied, "no token is known"));
         }
         Ok(Arc::new(FakeKms { config: config.clone(), server: self.server_of(config) }))
     }

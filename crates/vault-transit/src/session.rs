@@ -64,7 +64,7 @@ impl Session {
     /// One for this credential. Asks nobody and reads no file.
     ///
     /// # Errors
-    /// [`KmsErrorKind::Invalid`]: there is none, or it can't be one.
+    /// [`KmsErrorKind::Denied`]: there is none, as after a recovery. [`KmsErrorKind::Invalid`]: it can't be one.
     pub(crate) fn new(auth: &Auth, config: &VaultConfig) -> Result<Self, KmsError> {
         let mut current = None;
         let source = match auth {
@@ -81,11 +81,7 @@ impl Session {
                 Source::Login { mount: parse_mount(mount)?, login: login.clone() }
             }
             _ => {
-                return Err(KmsError::new(
-                    KmsErrorKind::Invalid,
-                    format!("no token is known for the master key {:?} in {config}", config.master_key()),
-                )
-                .cure("make one (vault token create -role=<role>) and give it with coffer fs kms set-vault"));
+                return Err(no_token(config));
             }
         };
         Ok(Self { source, current: Mutex::new(current), changing: tokio::sync::Mutex::default() })
@@ -164,6 +160,19 @@ impl Session {
         )
         .cure("check the agent that writes it, and that the node's user may read it"))
     }
+}
+
+/// The cure names no address: after a recovery whoever could write a backing directory chose it, and no command is made of that.
+fn no_token(config: &VaultConfig) -> KmsError {
+    let key = config.master_key();
+    KmsError::new(
+        KmsErrorKind::Denied,
+        format!("no token is known for the master key {key:?} in {config}"),
+    )
+    .cure(
+        "if this is your KMS, give it its token (vault token create -role=<role>): \
+         coffer fs kms set-vault <base-url> <master-key-name> --token-file FILE",
+    )
 }
 
 /// Each of these is replaced whole, so a panic leaves it whole.

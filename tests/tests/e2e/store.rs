@@ -348,6 +348,27 @@ fn recover_says_what_it_does_not_find_again() {
 }
 
 #[test]
+fn after_a_recover_the_kms_refuses_until_it_has_its_token() {
+    let kms = Kms::start(Kind::Embedded);
+    let place = Place::new();
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "home"]);
+    node.stop();
+    let (state, from) = (place.state(), place.state().join("filesystems"));
+    place.ok(&["recover", "--from", text(&from), "--state-dir", text(&state)]);
+    let _node = place.start();
+    for args in [&["fs", "create", "new"][..], &["fs", "kms", "rewrap"], &["fs", "kms", "check"]] {
+        let refused = place.fails(4, args);
+        assert!(refused.contains("no token") && refused.contains("set-vault"), "{refused}");
+    }
+    let shown = place.wait_for_state("home", "locked");
+    assert_eq!(shown["problem"]["code"], "kms-denied", "{shown}");
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "new"]);
+}
+
+#[test]
 fn a_local_key_that_was_there_before_a_recover_stays() {
     let kms = Kms::start(Kind::Embedded);
     let place = Place::new();

@@ -276,10 +276,9 @@ pub(crate) async fn bad_tokens_are_named(vault: &Vault) {
         let error = provider().open(&config, &credential(token)).unwrap_err();
         assert_eq!(error.kind(), KmsErrorKind::Invalid);
     }
-    assert_eq!(
-        provider().open(&config, &Credential::default()).unwrap_err().kind(),
-        KmsErrorKind::Invalid
-    );
+    let none = provider().open(&config, &Credential::default()).unwrap_err();
+    assert_eq!(none.kind(), KmsErrorKind::Denied);
+    assert!(none.how_to_mend().unwrap().contains("set-vault"), "{none:?}");
 }
 
 /// The items of a check that did not pass, by code and outcome.
