@@ -362,7 +362,8 @@ impl Filesystem {
     ///
     /// With `repair`, what can't be read (a file of which anything is lost, an attribute) and what is left over is
     /// moved to `coffer.lost` in the backing directory, each with a note of where it lay and why; a damaged copy of a
-    /// file's header and the root's record are written again. The report has all of it.
+    /// file's header and the root's record are written again. The report has all of it. Where a directory, a name or a
+    /// link can't be read, what it may need is not taken for left over.
     ///
     /// # Errors
     /// When the backing directory can't be read at all, or another job runs.

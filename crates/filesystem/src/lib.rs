@@ -31,10 +31,11 @@
 //!
 //! A job keeps within 128 MiB: at most 8 workers with 8 MiB each, and at most 48 MiB of names of a directory, whatever
 //! its size. Measured on two processors: a directory of a million files with names of 60 bytes takes 63 MiB to import,
-//! 75 to export, 81 to verify; 2,500 directories in each other with names of 200 bytes take 15. Three things take more with their number: nested directories of more than a hundred
+//! 75 to export, 81 to verify; 2,500 directories in each other with names of 200 bytes take 15. Four things take more with their number: nested directories of more than a hundred
 //! thousand entries each, up to 32 MiB for each level on the way down; inodes with several names, some 35 to 70 bytes
-//! each until the job ends (in verify until the last name is met; 300,000 of them: 61, 114 and 85 MiB in all); and in
-//! verify link targets with a record of their own, some 100 bytes each.
+//! each until the job ends (in verify until the last name is met; 300,000 of them: 61, 114 and 85 MiB in all); in
+//! verify link targets with a record of their own, some 100 bytes each, and side files that are left over in one directory,
+//! as much.
 //!
 //! # Where things are
 //!
@@ -46,7 +47,7 @@
 //! | `plain`, `sealed` | those two sides: a plain tree, an encrypted one |
 //! | `sealed_file` | one encrypted file, in segments |
 //! | `stage` | things in the making, hard-link anchors |
-//! | `verify`, `repair` | finds all damage; sets it aside, or writes again what has a second source |
+//! | `verify`, `finding`, `needed`, `repair` | finds all damage, and what nothing needs; sets it aside, or writes again what has a second source |
 //! | `listing` | what lies in a directory, and how much in all |
 //! | `header`, `lock` | `coffer.key`, `coffer.lock` |
 //! | `report`, `error` | what a job tells, and how things fail |
@@ -92,10 +93,12 @@ mod copy;
 mod dress;
 mod error;
 mod filesystem;
+mod finding;
 mod header;
 mod listing;
 mod lock;
 mod names;
+mod needed;
 mod note;
 mod plain;
 mod repair;

@@ -247,7 +247,7 @@ pub enum ProblemKind {
     Conflict,
     /// Its content is there; an attribute or the owner is not.
     Attribute,
-    /// Such things are not copied (sockets).
+    /// Left out with good reason: a socket, which is not copied; leftovers that can't be told from what is needed.
     Skipped,
     /// Left behind by an interrupted act, or by something else; nothing depends on it.
     Leftover,

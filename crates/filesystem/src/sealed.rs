@@ -77,6 +77,15 @@ impl SealedTree {
         self.put_file(&self.root, dir::RECORD_NAME.as_bytes(), &record)
     }
 
+    /// The target of a link with this text.
+    pub(crate) fn open_target(&self, text: &[u8]) -> Result<Vec<u8>, Fault> {
+        let record = match symlink::target_record(text) {
+            Some(name) => Self::small_file(&self.links, name.as_bytes())?,
+            None => None,
+        };
+        self.keys.open_target(text, record.as_deref()).doing("read")
+    }
+
     /// Reads the id of an open directory.
     fn with_id(&self, fd: OwnedFd) -> Result<Place<DirId>, Fault> {
         let dir = self.directory_id(&fd)?;
@@ -230,12 +239,7 @@ impl Source for SealedTree {
     }
 
     fn target(&self, dir: &Place<DirId>, raw: &[u8]) -> Result<Vec<u8>, Fault> {
-        let text = sys::read_link(&dir.fd, raw).doing("read")?;
-        let record = match symlink::target_record(&text) {
-            Some(name) => Self::small_file(&self.links, name.as_bytes())?,
-            None => None,
-        };
-        self.keys.open_target(&text, record.as_deref()).doing("read")
+        self.open_target(&sys::read_link(&dir.fd, raw).doing("read")?)
     }
 
     fn node(&self, dir: &Place<DirId>, raw: &[u8], _: &Stat) -> Result<Node, Fault> {

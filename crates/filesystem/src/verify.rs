@@ -1,19 +1,20 @@
 //! Verification: opens everything that the tree has, names all that is damaged, and goes on.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use data_path::dir::RECORD_NAME;
-use data_path::{BackingEntry, DirId, symlink};
+use data_path::{BackingEntry, DirId};
 
 use crate::error::{Doing, Error, Fault, shown};
 use crate::filesystem::{HEADER, LINKS, LOST, ROOT};
+use crate::finding::{Finding, Grade};
 use crate::header;
 use crate::names::{NameWalk, Names};
+use crate::needed::Needed;
 use crate::repair::{self, Repair};
 use crate::report::{Control, Problem, ProblemKind, Report, Tally, lock};
 use crate::sealed::SealedTree;
@@ -24,10 +25,6 @@ use crate::sys::{self, FileType, Stat};
 use crate::trail::Trail;
 use crate::work::{Ended, Queue, watch, workers};
 
-/// Reasons that a file's problem tells one by one.
-const REASONS: usize = 8;
-/// Ranges of lost bytes that it tells.
-const RANGES: usize = 32;
 const BATCH: usize = 32;
 
 /// Verifies the tree, and with `repair` sets aside what can't be read.
@@ -45,7 +42,7 @@ pub(crate) fn verify(
         tally: Tally::default(),
         queue: Queue::default(),
         audited: Mutex::default(),
-        link_records: Mutex::default(),
+        needed: Needed::default(),
     };
     let ended = Ended::default();
     let walked = std::thread::scope(|scope| {
@@ -62,7 +59,7 @@ pub(crate) fn verify(
     control.progress(&verify.tally.progress());
     let complete = walked.map_err(|fault| fault.at(ROOT))?;
     if complete {
-        verify.check_links()?;
+        verify.check_links(backing)?;
         verify.check_header(backing);
     }
     if repair {
@@ -80,8 +77,7 @@ struct Verify<'a> {
     queue: Queue<Job>,
     /// Files of which other names are to come.
     audited: Mutex<HashMap<InodeId, Audited>>,
-    /// Records of link targets that a link needs.
-    link_records: Mutex<HashSet<Vec<u8>>>,
+    needed: Needed,
 }
 
 struct Audited {
@@ -93,6 +89,19 @@ struct Audited {
 struct Dir {
     place: Place<DirId>,
     trail: Arc<Trail>,
+}
+
+/// A directory on the way down to where the walk is.
+struct Level {
+    dir: Arc<Dir>,
+    names: NameWalk,
+    /// The long name that was met last: its side file follows it.
+    long: Vec<u8>,
+    /// Side files without a long name.
+    orphans: Vec<Vec<u8>>,
+    /// Whether a name can't be read, which may be that of one of the orphans.
+    unsure: bool,
+    batch: Vec<Item>,
 }
 
 enum Job {
@@ -116,163 +125,91 @@ struct Large {
     finding: Mutex<Finding>,
 }
 
-/// How bad it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Grade {
-    /// Not as it should be, and all of it can be read.
-    #[default]
-    Blemished,
-    /// Something of it is damaged.
-    Damaged,
-    /// Something of it can't be read now: the disk, or the system, does not answer. Later it may.
-    Unanswered,
-}
-
-impl Grade {
-    const fn of(fault: &Fault) -> Self {
-        match fault {
-            Fault::Damaged { .. } => Self::Damaged,
-            _ => Self::Unanswered,
-        }
-    }
-}
-
-/// What is wrong with a file.
-#[derive(Debug, Clone, Default)]
-struct Finding {
-    reasons: Vec<String>,
-    more: usize,
-    grade: Grade,
-    /// The bytes of the file that can't be read, and whether there are more than these.
-    lost: Vec<Range<u64>>,
-    more_lost: bool,
-}
-
-impl Finding {
-    fn add(&mut self, reason: String, grade: Grade) {
-        self.grade = self.grade.max(grade);
-        if self.reasons.len() < REASONS {
-            self.reasons.push(reason);
-        } else {
-            self.more += 1;
-        }
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.more += other.more;
-        for reason in other.reasons {
-            self.add(reason, other.grade);
-        }
-        self.more_lost |= other.more_lost;
-        other.lost.into_iter().for_each(|range| self.add_lost(range));
-    }
-
-    fn add_lost(&mut self, range: Range<u64>) {
-        let room = self.lost.len() < RANGES;
-        match self.lost.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ if room => self.lost.push(range),
-            _ => self.more_lost = true,
-        }
-    }
-
-    fn told(&self) -> Option<String> {
-        if self.reasons.is_empty() {
-            return None;
-        }
-        let mut all = self.reasons.join("; ");
-        if self.more > 0 {
-            all += &format!("; and {} more", self.more);
-        }
-        if !self.lost.is_empty() {
-            all += "; the file's bytes ";
-            all += &self.lost_ranges().join(", ");
-            all += if self.more_lost { " and others are lost" } else { " are lost" };
-        }
-        Some(all)
-    }
-
-    /// In order, and as people count: the last byte is one that is lost.
-    fn lost_ranges(&self) -> Vec<String> {
-        let mut ranges = self.lost.clone();
-        ranges.sort_unstable_by_key(|range| range.start);
-        // Workers found them, each in its own segments of the file.
-        ranges.dedup_by(|next, range| {
-            let joins = next.start <= range.end;
-            range.end = if joins { range.end.max(next.end) } else { range.end };
-            joins
-        });
-        ranges.iter().map(|range| format!("{} to {}", range.start, range.end - 1)).collect()
-    }
-}
-
 impl Verify<'_> {
     /// Walks the tree and hands its files out; `false` when it was asked to stop.
     fn walk(&self) -> Result<bool, Fault> {
-        struct Level {
-            dir: Arc<Dir>,
-            names: NameWalk,
-            /// The long name that was met last: its side file follows it.
-            long: Vec<u8>,
-            batch: Vec<Item>,
-        }
-        let level = |place: Place<DirId>, trail: Arc<Trail>| -> Result<Level, Fault> {
-            let names = NameWalk::start(&place.fd, |_| true).doing("read")?;
-            self.check_xattrs(&trail, &Owner::Directory(&place));
-            let dir = Arc::new(Dir { place, trail });
-            Ok(Level { dir, names, long: Vec::new(), batch: Vec::new() })
-        };
-        let flush = |level: &mut Level| {
-            if !level.batch.is_empty() {
-                let batch = std::mem::take(&mut level.batch);
-                self.queue.put(Job::Batch(Arc::clone(&level.dir), batch));
-            }
-        };
         let root = self.tree.open_root()?;
         let trail = Trail::root(ROOT);
         self.check_root_record(&root, &trail);
-        let mut stack = vec![level(root, trail)?];
+        let mut stack = vec![self.level(root, trail)?];
         while let Some(top) = stack.last_mut() {
             if self.control.stop_requested() {
                 return Ok(false);
             }
-            let Some(raw) = top.names.get().map(<[u8]>::to_vec) else {
-                flush(top);
-                self.tally.files_done.fetch_add(1, Ordering::Relaxed);
+            if let Some(raw) = top.names.get().map(<[u8]>::to_vec) {
+                let below = self.step(top, raw);
+                stack.extend(below);
+            } else {
+                self.leave(top);
                 stack.pop();
-                continue;
-            };
-            let dir = Arc::clone(&top.dir);
-            if let Err(fault) = top.names.advance(&dir.place.fd, |_| true).doing("read") {
-                let (plain, raw) = (dir.trail.plain(), dir.trail.raw());
-                self.tally.problem(fault.problem(&plain, Some(&raw)), self.control);
-            }
-            let Some((name, stat)) = self.identify(&dir, &raw, &mut top.long) else { continue };
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => {
-                    flush(top);
-                    let entered = self
-                        .tree
-                        .enter(&dir.place, &raw)
-                        .and_then(|place| level(place, Arc::new(dir.trail.entry(&raw, &name))));
-                    match entered {
-                        Ok(level) => stack.push(level),
-                        Err(fault) => self.unreadable(&dir, &raw, &name, &fault),
-                    }
-                }
-                FileType::RegularFile if segments(self.tree.estimate(&stat)) > 1 => {
-                    flush(top);
-                    self.share(&dir, Item { raw, name, stat });
-                }
-                _ => {
-                    top.batch.push(Item { raw, name, stat });
-                    if top.batch.len() == BATCH {
-                        flush(top);
-                    }
-                }
             }
         }
         Ok(true)
+    }
+
+    fn level(&self, place: Place<DirId>, trail: Arc<Trail>) -> Result<Level, Fault> {
+        let names = NameWalk::start(&place.fd, |_| true).doing("read")?;
+        self.check_xattrs(&trail, &Owner::Directory(&place));
+        let dir = Arc::new(Dir { place, trail });
+        let (long, orphans, batch) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Level { dir, names, long, orphans, unsure: false, batch })
+    }
+
+    /// Deals with an entry; answers the level below if it is a directory.
+    fn step(&self, top: &mut Level, raw: Vec<u8>) -> Option<Level> {
+        if let Err(fault) = top.names.advance(&top.dir.place.fd, |_| true).doing("read") {
+            let trail = &top.dir.trail;
+            top.unsure = true;
+            self.needed.be_unsure();
+            let problem = fault.problem(&trail.plain(), Some(&trail.raw()));
+            self.tally.problem(problem, self.control);
+        }
+        let (name, stat) = self.identify(top, &raw)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                self.flush(top);
+                return self.enter(&top.dir, &raw, &name);
+            }
+            FileType::RegularFile if segments(self.tree.estimate(&stat)) > 1 => {
+                self.flush(top);
+                self.share(&top.dir, Item { raw, name, stat });
+            }
+            _ => {
+                top.batch.push(Item { raw, name, stat });
+                if top.batch.len() == BATCH {
+                    self.flush(top);
+                }
+            }
+        }
+        None
+    }
+
+    fn enter(&self, dir: &Dir, raw: &[u8], name: &[u8]) -> Option<Level> {
+        let entered = self
+            .tree
+            .enter(&dir.place, raw)
+            .and_then(|place| self.level(place, Arc::new(dir.trail.entry(raw, name))));
+        entered.map_err(|fault| self.hidden(dir, raw, name, &fault)).ok()
+    }
+
+    fn flush(&self, level: &mut Level) {
+        if !level.batch.is_empty() {
+            let batch = std::mem::take(&mut level.batch);
+            self.queue.put(Job::Batch(Arc::clone(&level.dir), batch));
+        }
+    }
+
+    fn leave(&self, level: &mut Level) {
+        self.flush(level);
+        let orphans = std::mem::take(&mut level.orphans);
+        if level.unsure && !orphans.is_empty() {
+            let what = format!("one of {} side file(s) of long names", orphans.len());
+            self.not_looked_for(&level.dir.trail, &what);
+        } else {
+            let reason = "it is the side file of a long name that is not there";
+            orphans.iter().for_each(|raw| self.leftover(&level.dir, raw, reason));
+        }
+        self.tally.files_done.fetch_add(1, Ordering::Relaxed);
     }
 
     fn check_root_record(&self, root: &Place<DirId>, trail: &Arc<Trail>) {
@@ -292,19 +229,21 @@ impl Verify<'_> {
 
     /// The plain name and the stat of an entry; `None` when it is none, or can't be told (which is
     /// reported).
-    fn identify(&self, dir: &Dir, raw: &[u8], long: &mut Vec<u8>) -> Option<(Vec<u8>, Stat)> {
+    fn identify(&self, top: &mut Level, raw: &[u8]) -> Option<(Vec<u8>, Stat)> {
+        let dir = &*top.dir;
         match BackingEntry::classify(raw) {
             BackingEntry::DirectoryRecord => return None,
-            BackingEntry::Side { of } if of.as_bytes() == *long => return None,
-            BackingEntry::Side { .. } => {
-                self.leftover(dir, raw, "it is the side file of a long name that is not there");
+            BackingEntry::Side { of } => {
+                if of.as_bytes() != top.long {
+                    top.orphans.push(raw.to_vec());
+                }
                 return None;
             }
             BackingEntry::Foreign => {
-                self.leftover(dir, raw, "it is nothing that Coffer put there");
+                self.foreign(dir, raw);
                 return None;
             }
-            BackingEntry::Long { .. } => *long = raw.to_vec(),
+            BackingEntry::Long { .. } => top.long = raw.to_vec(),
             BackingEntry::Short => {}
         }
         let found = self
@@ -313,10 +252,20 @@ impl Verify<'_> {
             .and_then(|name| Ok((name, sys::stat(&dir.place.fd, raw).doing("read")?)));
         found
             .map_err(|fault| {
-                self.unreadable(dir, raw, b"(a name that can't be read)", &fault);
+                top.unsure = true;
+                self.hidden(dir, raw, b"(a name that can't be read)", &fault);
                 self.tally.files_done.fetch_add(1, Ordering::Relaxed);
             })
             .ok()
+    }
+
+    fn foreign(&self, dir: &Dir, raw: &[u8]) {
+        let stat = sys::stat(&dir.place.fd, raw);
+        // Anything else may be, or have in it, a link that somebody gave another name.
+        if !stat.is_ok_and(|it| FileType::from_raw_mode(it.st_mode) == FileType::RegularFile) {
+            self.needed.be_unsure();
+        }
+        self.leftover(dir, raw, "it is nothing that Coffer put there");
     }
 
     fn work(&self) {
@@ -338,15 +287,7 @@ impl Verify<'_> {
     fn entry(&self, dir: &Dir, item: &Item, buffers: &mut Buffers) {
         match self.tree.kind(&item.stat) {
             Ok(Kind::File) => self.file(dir, item, buffers),
-            Ok(Kind::Symlink) => match self.tree.target(&dir.place, &item.raw) {
-                Ok(_) => {
-                    let text = sys::read_link(&dir.place.fd, &item.raw);
-                    if let Some(name) = text.ok().and_then(|text| symlink::target_record(&text)) {
-                        lock(&self.link_records).insert(name.into_bytes());
-                    }
-                }
-                Err(fault) => self.unreadable(dir, &item.raw, &item.name, &fault),
-            },
+            Ok(Kind::Symlink) => self.link(dir, item),
             Ok(_) => {
                 if let Err(fault) = self.tree.node(&dir.place, &item.raw, &item.stat) {
                     return self.unreadable(dir, &item.raw, &item.name, &fault);
@@ -354,7 +295,18 @@ impl Verify<'_> {
                 let owner = Owner::Named(dir.place.fd.as_fd(), &item.raw);
                 self.check_xattrs(&dir.trail.entry(&item.raw, &item.name), &owner);
             }
-            Err(fault) => self.unreadable(dir, &item.raw, &item.name, &fault),
+            Err(fault) => self.hidden(dir, &item.raw, &item.name, &fault),
+        }
+    }
+
+    fn link(&self, dir: &Dir, item: &Item) {
+        let text = sys::read_link(&dir.place.fd, &item.raw).doing("read");
+        let opened = text.and_then(|text| {
+            self.needed.add(&text);
+            self.tree.open_target(&text)
+        });
+        if let Err(fault) = opened {
+            self.hidden(dir, &item.raw, &item.name, &fault);
         }
     }
 
@@ -435,7 +387,7 @@ impl Verify<'_> {
     fn keep(&self, stat: &Stat, finding: &Finding) {
         let names_left = stat.st_nlink.saturating_sub(1);
         if names_left > 0 {
-            let finding = (!finding.reasons.is_empty()).then(|| Box::new(finding.clone()));
+            let finding = (!finding.is_empty()).then(|| Box::new(finding.clone()));
             let inode = (stat.st_dev, stat.st_ino);
             lock(&self.audited).insert(inode, Audited { names_left, finding });
         }
@@ -506,16 +458,28 @@ impl Verify<'_> {
         }
     }
 
-    /// Records of link targets that no link needs, and that are not of Coffer's making.
-    fn check_links(&self) -> Result<(), Error> {
+    /// Records of link targets that no link needs, and what is not of Coffer's making beside them.
+    fn check_links(&self, backing: &OwnedFd) -> Result<(), Error> {
         let read = || {
             let links = sys::open_dir(&self.tree.links, b".").doing("read")?;
-            Names::read(&links, |_| true).doing("read")
+            Names::read(&links, |name| !self.needed.has(name)).doing("read")
         };
         let names = read().map_err(|fault: Fault| fault.at(LINKS))?;
-        let needed = std::mem::take(&mut *lock(&self.link_records));
-        for name in names.iter().filter(|name| !needed.contains(*name)) {
-            let at = Trail::root(LINKS).entry(name, b"");
+        if names.get(0).is_none() {
+            return Ok(());
+        }
+        // What is set aside, or is to be linked to by a stopped job, is to be of use with its target.
+        self.needed.add_links_below(backing, LOST);
+        self.needed.add_links_below(self.tree.stage.tmp(), b".");
+        let left = || names.iter().filter(|name| !self.needed.has(name));
+        let trail = Trail::root(LINKS);
+        if self.needed.is_unsure() && left().next().is_some() {
+            let what = format!("one of {} record(s) of link targets", left().count());
+            self.not_looked_for(&trail, &what);
+            return Ok(());
+        }
+        for name in left() {
+            let at = trail.entry(name, b"");
             let reason = "it has the target of a link that is not there".to_owned();
             let aside = self.set_aside(&self.tree.links, name, &at, &reason);
             self.report(&at, ProblemKind::Leftover, reason + &aside);
@@ -543,6 +507,19 @@ impl Verify<'_> {
             problem.reason += &self.set_aside(&dir.place.fd, raw, &at, &problem.reason);
         }
         self.tally.problem(problem, self.control);
+    }
+
+    /// As [`Self::unreadable`], of what may be, or have in it, names and links that need something else.
+    fn hidden(&self, dir: &Dir, raw: &[u8], name: &[u8], fault: &Fault) {
+        self.needed.be_unsure();
+        self.unreadable(dir, raw, name, fault);
+    }
+
+    fn not_looked_for(&self, at: &Trail, what: &str) {
+        let reason = format!(
+            "leftovers were not looked for here: what can't be read may need {what} that nothing else needs"
+        );
+        self.report(at, ProblemKind::Skipped, reason);
     }
 
     fn leftover(&self, dir: &Dir, raw: &[u8], reason: &str) {
@@ -610,7 +587,7 @@ mod tests {
             tally: Tally::default(),
             queue: Queue::default(),
             audited: Mutex::default(),
-            link_records: Mutex::default(),
+            needed: Needed::default(),
         };
         verify.file(&root, &there, &mut Buffers::default());
         assert_eq!(verify.tally.problems(), []);
@@ -631,14 +608,5 @@ mod tests {
         let report = tally.report(false, None);
         assert_eq!((report.problems.len(), report.problems_omitted), (1000, 2000));
         assert!(report.problems.iter().any(|problem| problem.kind == ProblemKind::Damaged));
-    }
-
-    #[test]
-    fn a_file_that_is_damaged_where_the_disk_does_not_answer_stays_where_it_is() {
-        let mut finding = Finding::default();
-        for grade in [Grade::Blemished, Grade::Unanswered, Grade::Damaged] {
-            finding.add(String::new(), grade);
-        }
-        assert_eq!(finding.grade, Grade::Unanswered);
     }
 }

@@ -576,8 +576,6 @@ fn a_damaged_link_and_a_damaged_attribute() {
     assert_eq!(
         found,
         [
-            // The record of the link that can't be read: no readable link needs it.
-            ("", ProblemKind::Leftover),
             ("file", ProblemKind::Attribute),
             ("long", ProblemKind::Damaged),
             ("short", ProblemKind::Damaged),

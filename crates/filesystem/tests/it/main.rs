@@ -10,6 +10,7 @@ mod deep;
 mod disk_full;
 mod holes;
 mod key_holder;
+mod leftover;
 mod life;
 mod merge;
 mod resume;
