@@ -157,7 +157,8 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
                 Err(fault) if fault.is_final() => return Err(fault),
                 Err(fault) => {
                     let name = shown(&name);
-                    self.attribute_problem(at, format!("its old attribute {name} stays: {fault}"));
+                    let reason = format!("its old attribute {name} stays: {fault}");
+                    self.attribute_problem(at, &fault, reason);
                 }
                 Ok(()) => {}
             }
@@ -166,11 +167,12 @@ impl<S: Source, K: Sink> Copy<'_, S, K> {
     }
 
     fn lost_attribute(&self, at: &Trail, name: &[u8], fault: &Fault) {
-        self.attribute_problem(at, format!("its attribute {} is lost: {fault}", shown(name)));
+        let reason = format!("its attribute {} is lost: {fault}", shown(name));
+        self.attribute_problem(at, fault, reason);
     }
 
-    fn attribute_problem(&self, at: &Trail, reason: String) {
-        let problem = Problem::new(&at.plain(), None, ProblemKind::Attribute, reason);
+    fn attribute_problem(&self, at: &Trail, fault: &Fault, reason: String) {
+        let problem = Problem::new(&at.plain(), None, fault.kind_of_attribute(), reason);
         self.tally.problem(problem, self.control);
     }
 }

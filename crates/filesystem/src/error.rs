@@ -114,14 +114,25 @@ impl Fault {
     }
 
     pub(crate) fn problem(&self, path: &[u8], ciphertext: Option<&[u8]>) -> Problem {
-        let kind = match self {
+        let reason = format!("can't be {}: {self}", self.doing());
+        Problem::new(path, ciphertext, self.kind(), reason)
+    }
+
+    pub(crate) const fn kind(&self) -> ProblemKind {
+        match self {
             Self::Damaged { .. } => ProblemKind::Damaged,
             Self::Changed => ProblemKind::Changed,
             Self::Conflict(_) => ProblemKind::Conflict,
             _ => ProblemKind::Io,
-        };
-        let reason = format!("can't be {}: {self}", self.doing());
-        Problem::new(path, ciphertext, kind, reason)
+        }
+    }
+
+    /// Its kind where it costs an attribute alone.
+    pub(crate) const fn kind_of_attribute(&self) -> ProblemKind {
+        match self {
+            Self::Damaged { .. } => ProblemKind::Damaged,
+            _ => ProblemKind::Attribute,
+        }
     }
 
     const fn doing(&self) -> &'static str {

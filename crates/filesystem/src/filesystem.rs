@@ -282,7 +282,8 @@ impl Filesystem {
     /// stopped export is taken up with `resume`. One whose target is no longer there, or another one, begins anew.
     ///
     /// A file of which anything is damaged is a problem in the report, with its plain path and
-    /// where its ciphertext lies, and nothing appears under its name; the rest is copied.
+    /// where its ciphertext lies, and nothing appears under its name, but for an attribute, without which it is copied; so
+    /// is the rest.
     ///
     /// # Errors
     /// As [`Self::import`]; [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when `target` is not empty.

@@ -237,7 +237,7 @@ mod hex_path {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProblemKind {
-    /// It failed authentication, or a part of it is missing.
+    /// It failed authentication, or a part of it is missing. Of an attribute, its content is there.
     Damaged,
     /// It changed while it was being read; nothing of it was taken.
     Changed,
@@ -245,7 +245,7 @@ pub enum ProblemKind {
     Io,
     /// Something of another type has its name in the target, which stays.
     Conflict,
-    /// Its content is there; an attribute or the owner is not.
+    /// Its content is there; an attribute can't be read now, or not be set.
     Attribute,
     /// Left out with good reason: a socket, which is not copied; leftovers that can't be told from what is needed.
     Skipped,

@@ -451,10 +451,13 @@ impl Verify<'_> {
         for xattr in found {
             let Err(fault) = self.tree.plain_xattr(of, xattr.clone()) else { continue };
             let mut reason = format!("its attribute {} can't be read: {fault}", shown(&xattr.0));
-            if let Some(repair) = &self.repair {
+            let kind = fault.kind_of_attribute();
+            if let Some(repair) = &self.repair
+                && kind == ProblemKind::Damaged
+            {
                 reason += &repair.set_xattr_aside(of.inode(), &xattr, &at.raw(), &reason);
             }
-            self.report(at, ProblemKind::Attribute, reason);
+            self.report(at, kind, reason);
         }
     }
 

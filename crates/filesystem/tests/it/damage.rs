@@ -188,7 +188,7 @@ fn a_damaged_attribute_is_set_aside_and_the_rest_stays() {
     for (path, name, value) in &forged {
         let named = |problem: &&Problem| problem.reason.contains(&format!(" {name} "));
         let problem = report.problems.iter().find(named).unwrap();
-        assert_eq!(problem.kind, ProblemKind::Attribute);
+        assert_eq!(problem.kind, ProblemKind::Damaged);
         let place = problem.reason.split("set aside as ").nth(1).expect(&problem.reason);
         assert_eq!(fs::read(home.backing().join(place)).unwrap(), *value);
         let note = fs::read_to_string(home.backing().join(format!("{place}.note"))).unwrap();
@@ -576,13 +576,14 @@ fn a_damaged_link_and_a_damaged_attribute() {
     assert_eq!(
         found,
         [
-            ("file", ProblemKind::Attribute),
+            ("file", ProblemKind::Damaged),
             ("long", ProblemKind::Damaged),
             ("short", ProblemKind::Damaged),
         ]
     );
     let report = filesystem.export(&home.path("target"), None, &Watch::default()).unwrap();
-    assert_eq!(report.problems.len(), 3, "{:?}", report.problems);
+    let kinds: Vec<_> = report.problems.iter().map(|problem| problem.kind).collect();
+    assert_eq!(kinds, [ProblemKind::Damaged; 3], "{:?}", report.problems);
     assert_eq!(fs::read(home.path("target/file")).unwrap(), b"data");
     assert!(!home.path("target/long").is_symlink() && !home.path("target/short").is_symlink());
 }
