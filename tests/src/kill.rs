@@ -160,6 +160,8 @@ static BY_NAME: LazyLock<HashSet<i64>> = LazyLock::new(|| {
         libc::SYS_utimensat,
         libc::SYS_setxattr,
         libc::SYS_lsetxattr,
+        libc::SYS_removexattr,
+        libc::SYS_lremovexattr,
         libc::SYS_truncate,
     ])
 });
@@ -179,6 +181,7 @@ static BY_DESCRIPTOR: LazyLock<HashSet<i64>> = LazyLock::new(|| {
         libc::SYS_fchmod,
         libc::SYS_fchown,
         libc::SYS_fsetxattr,
+        libc::SYS_fremovexattr,
         libc::SYS_copy_file_range,
     ])
 });

@@ -3,6 +3,8 @@
 //! done, the job is finished or undone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod source;
+
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -38,13 +40,7 @@ fn create() {
 fn import() {
     let points = at_every_call(
         |place, _| {
-            let source = place.path("source");
-            fs::create_dir_all(source.join("sub")).unwrap();
-            fs::write(source.join("sub/small"), b"small").unwrap();
-            fs::write(source.join("medium"), tree::noise(1, 700_000)).unwrap();
-            fs::hard_link(source.join("medium"), source.join("sub/link")).unwrap();
-            std::os::unix::fs::symlink("medium", source.join("symlink")).unwrap();
-            fs::write(source.join("x".repeat(255)), b"a long name").unwrap();
+            source::make(&place.path("source"));
             place.ok(&["fs", "create", "home", "--allow-no-kms"]);
         },
         |place| {
@@ -72,7 +68,7 @@ fn import() {
             assert!(left.is_empty(), "temporary files stay behind: {left:?}");
         },
     );
-    assert!(points > 40, "{points}");
+    assert!(points > 80, "{points}");
 }
 
 #[test]
