@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::is_zero;
 use crate::{BytePath, Damage, Finding, Problem};
 
 /// Makes a filesystem.
@@ -130,9 +131,13 @@ pub struct Deleted {
 pub struct Listing {
     /// In byte order of their names; of a path that is no directory, the one entry.
     pub entries: Vec<Entry>,
-    /// Names that are damaged, so that only their ciphertext can be named; on the first page.
+    /// What can't be listed, and where its ciphertext lies in the directory: on the first page what has no name that can
+    /// be read, on each what is wrong with one of its names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<Damage>,
+    /// How many more of those there are, when they are too many to name.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unreadable_omitted: u64,
     /// Ask again with `?after=` this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<BytePath>,

@@ -43,6 +43,9 @@ pub const WAIT_LIMIT_MS: u64 = 10_000;
 /// Most items in one page of a list.
 pub const PAGE_LIMIT: usize = 1000;
 
+/// Most entries in one page of a directory: many, for the names lie in no order, and each page costs a look at all of them.
+pub const LS_LIMIT: usize = 50_000;
+
 /// Where the filesystem with this name is.
 pub fn filesystem(name: &str) -> String {
     fill(FILESYSTEM, "{name}", name)

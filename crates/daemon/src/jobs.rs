@@ -24,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
-pub(crate) use notes::Notes;
+pub(crate) use notes::{Notes, damage};
 
 use crate::open::OpenFilesystems;
 use crate::problem;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use crate::copy::{Copy, Pair};
 use crate::error::{Doing, Fault, shown};
-use crate::report::{Problem, ProblemKind};
+use crate::report::Problem;
 use crate::side::{Owner, Sink, Source};
 use crate::sys::{self, Errno, FileType, Stat, Xattr};
 use crate::trail::Trail;

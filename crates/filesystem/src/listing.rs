@@ -1,6 +1,7 @@
 //! What a filesystem holds, looked at without opening a file's data.
 
-use std::ffi::OsString;
+use std::collections::BinaryHeap;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -10,17 +11,68 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Fault};
 use crate::filesystem::Filesystem;
-use crate::names::{NameWalk, Names};
+use crate::names::NameWalk;
+use crate::report::{Problem, ProblemKind};
 use crate::side::{Kind, Place, Source};
 use crate::sys::{self, Errno, FileType, Stat};
 
-/// What lies in a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// So many things that can't be listed are named, and the rest counted: it may be all of a large directory.
+const UNREADABLE_MAX: usize = 1000;
+/// Bytes of names and link targets after which a page ends.
+const TEXT_MAX: usize = 4 << 20;
+
+/// What lies in a directory, or a page of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
     /// Its entries by name.
     pub entries: Vec<Entry>,
-    /// Backing names of entries that are damaged, and why; `verify` tells more.
-    pub unreadable: Vec<(OsString, String)>,
+    /// What can't be listed, with names in this directory for paths: with the first page those whose names can't be read,
+    /// with each those of its own. `verify` tells more.
+    pub unreadable: Vec<Problem>,
+    /// How many more of them there are.
+    pub unreadable_omitted: u64,
+    /// The name after which the next page begins; `None` at the end.
+    pub next: Option<OsString>,
+}
+
+impl Listing {
+    fn add_unreadable(&mut self, name: &[u8], raw: &[u8], fault: &Fault) {
+        let problem = Problem::new(name, Some(raw), fault.kind(), fault.to_string());
+        if self.unreadable.len() < UNREADABLE_MAX {
+            self.unreadable.push(problem);
+            return;
+        }
+        self.unreadable_omitted += 1;
+        // Whether there is damage can be told from them in any case.
+        if let Some(last) = self.unreadable.last_mut()
+            && problem.kind == ProblemKind::Damaged
+        {
+            *last = problem;
+        }
+    }
+}
+
+/// The smallest names of all that it is offered.
+struct Smallest {
+    limit: usize,
+    /// The greatest of them on top.
+    names: BinaryHeap<Vec<u8>>,
+    /// Others were left out.
+    more: bool,
+}
+
+impl Smallest {
+    fn offer(&mut self, name: Vec<u8>) {
+        if self.names.len() < self.limit {
+            return self.names.push(name);
+        }
+        self.more = true;
+        if let Some(mut greatest) = self.names.peek_mut()
+            && name < *greatest
+        {
+            *greatest = name;
+        }
+    }
 }
 
 /// One entry of a directory.
@@ -78,60 +130,122 @@ pub struct Usage {
 }
 
 impl Filesystem {
-    /// What lies at `path` (relative to the root; `/` or empty is the root): a directory's
-    /// entries sorted by name, or the one entry that is no directory. No file's data is opened.
+    /// All that lies at `path`, for a directory that is known to be small: [`Self::list_page`] in one page.
+    ///
+    /// # Errors
+    /// Those of [`Self::list_page`].
+    pub fn list(&self, path: &Path) -> Result<Listing, Error> {
+        self.list_page(path, None, usize::MAX)
+    }
+
+    /// What lies at `path` (relative to the root; `/` or empty is the root): of a directory the first `limit` entries
+    /// by name, of those that follow the name `after`; or the one entry that is no directory. No file's data is opened.
+    ///
+    /// Names lie encrypted and in no order, so that each page reads and opens all names of the directory; but only what
+    /// is answered is looked at, and no more than `limit` names are held.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) when there is no such entry; or the way to it is damaged.
-    pub fn list(&self, path: &Path) -> Result<Listing, Error> {
+    pub fn list_page(
+        &self,
+        path: &Path,
+        after: Option<&OsStr>,
+        limit: usize,
+    ) -> Result<Listing, Error> {
         let list = || {
             let mut place = self.tree.open_root()?;
-            let mut components = path
-                .as_os_str()
-                .as_bytes()
-                .split(|b| *b == b'/')
-                .filter(|c| !c.is_empty())
-                .peekable();
-            while let Some(name) = components.next() {
-                let raw = self.tree.keys.seal_name(place.dir, name).doing("found")?.name;
-                let stat = match sys::stat(&place.fd, raw.as_bytes()) {
-                    Err(Errno::NOENT) => return Err(Fault::NotFound),
-                    other => other.doing("found")?,
-                };
-                let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-                if !is_dir {
-                    if components.peek().is_some() {
+            let parts = path.as_os_str().as_bytes().split(|b| *b == b'/');
+            let mut parts = parts.filter(|part| !part.is_empty()).peekable();
+            while let Some(name) = parts.next() {
+                let raw = self.raw_name(&place, name)?;
+                let stat = stat(&place, &raw)?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    if parts.peek().is_some() {
                         return Err(Fault::NotFound);
                     }
-                    let entry = self.entry(&place, raw.as_bytes(), &stat)?;
-                    return Ok(Listing { entries: vec![entry], unreadable: Vec::new() });
+                    let entry = self.entry(&place, &raw, name, &stat)?;
+                    return Ok(Listing { entries: vec![entry], ..Listing::default() });
                 }
-                place = self.tree.enter(&place, raw.as_bytes())?;
+                place = self.tree.enter(&place, &raw)?;
             }
-            self.list_directory(&place)
+            self.list_directory(&place, after.map(OsStr::as_bytes), limit)
         };
         list().map_err(|fault: Fault| fault.at_path(path))
     }
 
-    fn list_directory(&self, place: &Place<DirId>) -> Result<Listing, Fault> {
-        let mut listing = Listing { entries: Vec::new(), unreadable: Vec::new() };
-        let names = Names::read(&place.fd, |raw| self.tree.is_entry(place, raw)).doing("read")?;
-        for raw in names.iter() {
-            let stat = sys::stat(&place.fd, raw).doing("read")?;
-            match self.entry(place, raw, &stat) {
-                Ok(entry) => listing.entries.push(entry),
-                Err(fault) => {
-                    let name = OsString::from_vec(raw.to_vec());
-                    listing.unreadable.push((name, fault.to_string()));
-                }
+    fn raw_name(&self, place: &Place<DirId>, name: &[u8]) -> Result<Vec<u8>, Fault> {
+        Ok(self.tree.keys.seal_name(place.dir, name).doing("found")?.name.into_bytes())
+    }
+
+    fn list_directory(
+        &self,
+        place: &Place<DirId>,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Listing, Fault> {
+        let mut listing = Listing::default();
+        let Smallest { names, mut more, .. } =
+            self.smallest_names(place, after, limit, &mut listing)?;
+        let (mut last, mut text) = (None, 0);
+        for name in names.into_sorted_vec() {
+            if text >= TEXT_MAX {
+                more = true;
+                break;
             }
+            let raw = self.raw_name(place, &name)?;
+            match self.look_at(place, &raw, &name) {
+                Ok(entry) => {
+                    let target = entry.target.as_ref().map_or(0, |target| target.as_os_str().len());
+                    text += name.len() + target;
+                    listing.entries.push(entry);
+                }
+                // Removed since its name was read.
+                Err(Fault::NotFound) => {}
+                Err(fault) => listing.add_unreadable(&name, &raw, &fault),
+            }
+            last = Some(name);
         }
-        listing.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        listing.next = last.filter(|_| more).map(OsString::from_vec);
         Ok(listing)
     }
 
-    fn entry(&self, place: &Place<DirId>, raw: &[u8], stat: &Stat) -> Result<Entry, Fault> {
-        let name = OsString::from_vec(self.tree.plain_name(place, raw)?);
+    /// The first `limit` names after `after`. With the first page, what has none is put into `listing`.
+    fn smallest_names(
+        &self,
+        place: &Place<DirId>,
+        after: Option<&[u8]>,
+        limit: usize,
+        listing: &mut Listing,
+    ) -> Result<Smallest, Fault> {
+        let mut smallest = Smallest { limit, names: BinaryHeap::new(), more: false };
+        let each = |raw: &[u8]| {
+            if !self.tree.is_entry(place, raw) {
+                return;
+            }
+            match (self.tree.plain_name(place, raw), after) {
+                (Ok(name), after) if after.is_none_or(|after| &*name > after) => {
+                    smallest.offer(name);
+                }
+                (Err(fault), None) => listing.add_unreadable(b"", raw, &fault),
+                _ => {}
+            }
+        };
+        sys::names(&place.fd, each).doing("read")?;
+        listing.unreadable.sort_by(|a, b| a.ciphertext.cmp(&b.ciphertext));
+        Ok(smallest)
+    }
+
+    fn look_at(&self, place: &Place<DirId>, raw: &[u8], name: &[u8]) -> Result<Entry, Fault> {
+        self.entry(place, raw, name, &stat(place, raw)?)
+    }
+
+    fn entry(
+        &self,
+        place: &Place<DirId>,
+        raw: &[u8],
+        name: &[u8],
+        stat: &Stat,
+    ) -> Result<Entry, Fault> {
         let mut target = None;
         let (kind, size) = match self.tree.kind(stat)? {
             Kind::File => (EntryKind::File, self.tree.estimate(stat)),
@@ -149,7 +263,7 @@ impl Filesystem {
             },
         };
         Ok(Entry {
-            name,
+            name: OsStr::from_bytes(name).to_owned(),
             kind,
             size,
             mode: sys::permissions(stat),
@@ -202,5 +316,12 @@ impl Filesystem {
             Ok(usage)
         };
         usage().map_err(|fault: Fault| fault.at_path(self.backing()))
+    }
+}
+
+fn stat(place: &Place<DirId>, raw: &[u8]) -> Result<Stat, Fault> {
+    match sys::stat(&place.fd, raw) {
+        Err(Errno::NOENT) => Err(Fault::NotFound),
+        other => other.doing("found"),
     }
 }

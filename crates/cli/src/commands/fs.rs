@@ -1,7 +1,7 @@
 //! `coffer fs …`, but for the KMS
 
 use admin_api::{
-    BytePath, CreateFilesystem, Deleted, Entry, EntryKind, Exit, Export, Filesystem,
+    BytePath, CreateFilesystem, Damage, Deleted, Entry, EntryKind, Exit, Export, Filesystem,
     FilesystemState, Filesystems, Import, Job, Listing, Lock, Problem, Verify, WrappedBy, paths,
 };
 use url::form_urlencoded;
@@ -106,37 +106,46 @@ async fn delete(name: &str, forget: bool, context: &mut Context<'_, '_>) -> Resu
 async fn ls(name: &str, path: BytePath, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
     let route = paths::of_filesystem(paths::LS, name);
     let path = path.encode();
-    let mut all = Listing { entries: Vec::new(), unreadable: Vec::new(), next: None };
+    let mut all =
+        Listing { entries: Vec::new(), unreadable: Vec::new(), unreadable_omitted: 0, next: None };
     loop {
         let after = all.next.as_ref().map(BytePath::encode);
         let page: Listing =
             context.client.get(&page_of(&route, &[("path", &path)], after.as_deref())).await?;
         all.entries.extend(page.entries);
         all.unreadable.extend(page.unreadable);
+        all.unreadable_omitted += page.unreadable_omitted;
         all.next = page.next;
         if all.next.is_none() {
             context.answer(&all, |all| listing_text(&all.entries));
-            return if all.unreadable.is_empty() {
-                Ok(Exit::Done)
-            } else {
-                Err(damaged(name, &all))
-            };
+            return whole(name, &all);
         }
     }
 }
 
-fn damaged(name: &str, listing: &Listing) -> Problem {
-    let why: Vec<_> = listing
-        .unreadable
-        .iter()
-        .map(|damage| {
-            let what = BytePath::new(damage.what.as_str());
-            format!("{}: {what}", damage.ciphertext.clone().unwrap_or_default())
-        })
-        .collect();
+/// Whether all names could be listed, or why not.
+fn whole(name: &str, listing: &Listing) -> Result<Exit, Problem> {
+    let Listing { unreadable, unreadable_omitted, .. } = listing;
+    if unreadable.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let mut why: Vec<_> = unreadable.iter().map(unread).collect();
+    if *unreadable_omitted > 0 {
+        why.push(format!("and {unreadable_omitted} more"));
+    }
     let title = format!("some names in {name} can't be read");
-    Problem::new(Exit::NotAuthentic, "damaged", title, why.join("\n"))
-        .cure(format!("see all that is damaged with coffer fs verify {name}"))
+    let (exit, code, cure) = if unreadable.iter().any(|it| it.kind == "damaged") {
+        let cure = format!("see all that is damaged with coffer fs verify {name}");
+        (Exit::NotAuthentic, "damaged", cure)
+    } else {
+        (Exit::Partly, "partly-done", "check the disk and the mount, then list it again".to_owned())
+    };
+    Err(Problem::new(exit, code, title, why.join("\n")).cure(cure))
+}
+
+fn unread(damage: &Damage) -> String {
+    let what = BytePath::new(damage.what.as_str());
+    format!("{}: {what}", damage.ciphertext.clone().unwrap_or_default())
 }
 
 fn page_of(route: &str, query: &[(&str, &str)], after: Option<&str>) -> String {

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::task::spawn_blocking;
 
 use super::{Answer, Body, name};
-use crate::jobs::Spec;
+use crate::jobs::{Spec, damage};
 use crate::{Shared, problem};
 
 #[derive(Debug, Deserialize)]
@@ -249,30 +249,21 @@ pub(crate) async fn ls(
     }
     let filesystem = shared.filesystems.get(&name, &title).await?;
     let asked = path.as_path().to_owned();
-    let listing = spawn_blocking(move || filesystem.list(&asked))
+    let limit = limit.unwrap_or(paths::LS_LIMIT).clamp(1, paths::LS_LIMIT);
+    let list = move || {
+        let after = after.as_ref().map(|after| after.as_path().as_os_str());
+        filesystem.list_page(&asked, after, limit)
+    };
+    let listing = spawn_blocking(list)
         .await
         .map_err(|e| problem::internal(&title, io::Error::from(e)))?
         .map_err(|e| problem::of_filesystem(&title, &e))?;
-    let limit = limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT);
-    let mut rest = listing
-        .entries
-        .into_iter()
-        .map(entry)
-        .filter(|e| after.as_ref().is_none_or(|a| e.name > *a));
-    let entries: Vec<_> = rest.by_ref().take(limit).collect();
-    let more = rest.next().is_some();
-    let next = entries.last().filter(|_| more).map(|entry| entry.name.clone());
-    let unreadable = if after.is_none() { listing.unreadable } else { Vec::new() };
-    let unreadable = unreadable
-        .into_iter()
-        .map(|(ciphertext, what)| admin_api::Damage {
-            path: BytePath::default(),
-            ciphertext: Some(ciphertext.into()),
-            kind: "damaged".to_owned(),
-            what,
-        })
-        .collect();
-    Ok(Json(Listing { entries, unreadable, next }))
+    Ok(Json(Listing {
+        entries: listing.entries.into_iter().map(entry).collect(),
+        unreadable: listing.unreadable.iter().map(damage).collect(),
+        unreadable_omitted: listing.unreadable_omitted,
+        next: listing.next.map(BytePath::from),
+    }))
 }
 
 fn entry(entry: filesystem::Entry) -> Entry {

@@ -90,13 +90,7 @@ impl JobNotes {
 
     /// Adds to the report. Whoever reads gets whole lines: it is one write.
     pub(super) fn add(&self, mut report: &File, problem: &filesystem::Problem) -> io::Result<()> {
-        let damage = Damage {
-            path: problem.path.clone().into(),
-            ciphertext: problem.ciphertext.clone().map(Into::into),
-            kind: word(problem.kind).to_owned(),
-            what: problem.reason.clone(),
-        };
-        report.write_all((self.seal("report", &damage)? + "\n").as_bytes())
+        report.write_all((self.seal("report", &damage(problem))? + "\n").as_bytes())
     }
 
     /// A page of the report, each thing once, after so many, and whether more follows. What can't be opened is not shown.
@@ -152,6 +146,16 @@ impl JobNotes {
 
     fn context(&self, what: &str) -> String {
         format!("{what} of job {}", self.id)
+    }
+}
+
+/// A problem with a file, in the words of the API.
+pub(crate) fn damage(problem: &filesystem::Problem) -> Damage {
+    Damage {
+        path: problem.path.clone().into(),
+        ciphertext: problem.ciphertext.clone().map(Into::into),
+        kind: word(problem.kind).to_owned(),
+        what: problem.reason.clone(),
     }
 }
 

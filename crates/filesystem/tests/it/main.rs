@@ -12,6 +12,7 @@ mod holes;
 mod key_holder;
 mod leftover;
 mod life;
+mod listing;
 mod merge;
 mod resume;
 mod rights;
