@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers beside the test functions fail by panic too")]
 
 mod attacks;
+mod golden;
 mod image;
 mod kill;
 mod reader;

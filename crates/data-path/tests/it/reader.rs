@@ -1,5 +1,5 @@
 //! A second reader, made from `docs/formats.md` alone on the bare libraries: it uses nothing of the
-//! data path, and reads the golden vectors.
+//! data path. Here it reads the golden vectors, in the tests of `filesystem` whole trees.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce, Tag};
@@ -8,38 +8,17 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hkdf::Hkdf;
 use hkdf::hmac::{Hmac, Mac};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-const PAGE: usize = 4096;
-
-fn vectors() -> Value {
-    serde_json::from_str(include_str!("../vectors/formats-v1.json")).unwrap()
-}
-
-fn bytes(value: &Value) -> Vec<u8> {
-    hex::decode(value.as_str().unwrap()).unwrap()
-}
-
-fn number(value: &Value) -> usize {
-    usize::try_from(value.as_u64().unwrap()).unwrap()
-}
-
-fn little_endian(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
-}
+pub(crate) const PAGE: usize = 4096;
 
 /// The filesystem key and its id.
-struct Keys {
-    key: Vec<u8>,
-    id: Vec<u8>,
+pub(crate) struct Keys {
+    pub(crate) key: Vec<u8>,
+    pub(crate) id: Vec<u8>,
 }
 
 impl Keys {
-    fn of(vectors: &Value) -> Self {
-        Self { key: bytes(&vectors["filesystem_key"]), id: bytes(&vectors["key_id"]) }
-    }
-
     fn derive(&self, salt: &[u8], info: &[u8]) -> [u8; 64] {
         let mut derived = [0; 64];
         Hkdf::<Sha256>::new(Some(salt), &self.key).expand(info, &mut derived).unwrap();
@@ -55,17 +34,94 @@ impl Keys {
         mac.update(message);
         mac.finalize().into_bytes().into()
     }
+
+    /// The id of the root directory.
+    pub(crate) fn root_directory(&self) -> Vec<u8> {
+        self.derive(&self.id, b"coffer v1 root directory")[..16].to_vec()
+    }
+
+    /// The id in a directory's record.
+    pub(crate) fn directory(&self, record: &[u8]) -> Vec<u8> {
+        assert_eq!(record.len(), 72);
+        assert_eq!(record[..24], [b"COFFDIR\x01", &self.id[..]].concat());
+        assert_eq!(record[40..], self.hmac("coffer v1 directories", &record[..40]));
+        record[24..40].to_vec()
+    }
+
+    /// The plain name; `side` gives the content of the side file with this name.
+    pub(crate) fn name(
+        &self,
+        directory: &[u8],
+        backing: &str,
+        side: impl FnOnce(&str) -> Vec<u8>,
+    ) -> Vec<u8> {
+        let (kind, text) = backing.split_at(1);
+        let decoded = URL_SAFE_NO_PAD.decode(text).unwrap();
+        let sealed = match kind {
+            "e" => decoded,
+            _ => {
+                assert_eq!(kind, "l");
+                let content = side(&format!("{backing}.name"));
+                assert_eq!(decoded, Sha256::digest(&content)[..]);
+                content
+            }
+        };
+        let plain = self.siv("coffer v1 names").decrypt([directory], &sealed).unwrap();
+        assert_eq!(kind == "e", plain.len() <= 174);
+        plain
+    }
+
+    /// The target of a symlink with this text; `record` gives the content of the record with this name.
+    pub(crate) fn target(&self, text: &str, record: impl FnOnce(&str) -> Vec<u8>) -> Vec<u8> {
+        let (kind, encoded) = text.split_at(1);
+        let decoded = URL_SAFE_NO_PAD.decode(encoded).unwrap();
+        let (binding, sealed) = match kind {
+            "e" => (b"inline".to_vec(), decoded),
+            _ => {
+                assert_eq!((kind, decoded.len()), ("l", 16));
+                (decoded, record(text))
+            }
+        };
+        let mut key = self.siv("coffer v1 symlinks");
+        let plain = key.decrypt([&binding[..], &sealed[..16]], &sealed[16..]).unwrap();
+        assert_eq!(kind == "e", plain.len() <= 734);
+        plain
+    }
+
+    /// Kind, major and minor number of a FIFO or a device.
+    pub(crate) fn node(&self, record: &[u8]) -> (u8, u64, u64) {
+        assert_eq!(record.len(), 72);
+        assert_eq!(record[..24], [b"COFFNOD\x01", &self.id[..]].concat());
+        assert_eq!(record[25..32], [0; 7]);
+        assert_eq!(record[40..], self.hmac("coffer v1 nodes", &record[..40]));
+        (record[24], little_endian(&record[32..36]), little_endian(&record[36..40]))
+    }
+
+    /// The plain form of an attribute. The owner is `f` and the file's id, or `d` and the directory's.
+    pub(crate) fn attribute(
+        &self,
+        owner: &[u8],
+        backing: &str,
+        sealed: &[u8],
+    ) -> (Vec<u8>, Vec<u8>) {
+        let mut key = self.siv("coffer v1 xattrs");
+        let plain = key.decrypt([owner, &sealed[..16]], &sealed[16..]).unwrap();
+        let (name, value) = plain[1..].split_at(usize::from(plain[0]));
+        let code = self.hmac("coffer v1 xattr names", &[owner, name].concat());
+        assert_eq!(backing, format!("user.coffer.{}", URL_SAFE_NO_PAD.encode(&code[..16])));
+        (name.to_vec(), value.to_vec())
+    }
 }
 
 /// A backing file and the ciphers of its epochs.
-struct File<'a> {
+pub(crate) struct File<'a> {
     image: &'a [u8],
     key_id: &'a [u8],
     epochs: [Option<Aes256Gcm>; 2],
 }
 
 impl<'a> File<'a> {
-    fn open(keys: &'a Keys, image: &'a [u8]) -> Self {
+    pub(crate) fn open(keys: &'a Keys, image: &'a [u8]) -> Self {
         assert_eq!(&image[..7], b"COFFER\x01");
         let epochs = [24, 104].map(|at| {
             let epoch = &image[at..at + 80];
@@ -119,22 +175,29 @@ impl<'a> File<'a> {
         (little_endian(&part[8..15]) as usize, part[15] & 1 == 1)
     }
 
-    fn plain(&self) -> Vec<u8> {
+    pub(crate) fn plain(&self) -> Vec<u8> {
         let (size, dirty) = self.sealed_part();
+        if !dirty {
+            assert_eq!(self.image.len(), backing_len(size));
+        }
         let mut plain = vec![0; size];
         let mut hole_map: Option<Vec<u8>> = None;
-        // The vectors end in their first region.
+        // What is read here ends in its first region.
         for (block, out) in plain.chunks_mut(PAGE).enumerate() {
             let e = if block < 62 { block } else { block + 1 };
             let (group, entry) = (e / 63, e % 63);
             if block == 0 && self.image.len() > 63 * PAGE {
                 hole_map = self.entry(0, 62, ("CFHM", 0), PAGE, dirty);
             }
-            if hole_map.as_ref().is_some_and(|map| map[group / 8] >> (group % 8) & 1 == 1) {
-                continue;
-            }
-            if let Some(data) = self.entry(group, entry, ("CFBL", block), out.len(), dirty) {
-                out.copy_from_slice(&data);
+            let absent = |map: &Vec<u8>| map[group / 8] >> (group % 8) & 1 == 1;
+            let at = group * 262_144 + (entry + 1) * PAGE;
+            let data = match hole_map.as_ref().is_some_and(absent) {
+                true => None,
+                false => self.entry(group, entry, ("CFBL", block), out.len(), dirty),
+            };
+            match data {
+                Some(data) => out.copy_from_slice(&data),
+                None => assert!(dirty || self.image[at..at + out.len()].iter().all(|b| *b == 0)),
             }
         }
         plain
@@ -173,102 +236,14 @@ impl<'a> File<'a> {
     }
 }
 
-#[test]
-fn files() {
-    let vectors = vectors();
-    let keys = Keys::of(&vectors);
-    let files = vectors["files"].as_array().unwrap();
-    assert_eq!(files.len(), 4);
-    for file in files {
-        let mut image = vec![0; number(&file["backing_len"])];
-        for page in file["backing_pages"].as_array().unwrap() {
-            let content = bytes(&page[1]);
-            image[number(&page[0]) * PAGE..][..content.len()].copy_from_slice(&content);
-        }
-        let mut plain = vec![0; number(&file["size"])];
-        for run in file["plain_runs"].as_array().unwrap() {
-            plain[number(&run[0])..][..number(&run[1])].fill(number(&run[2]) as u8);
-        }
-        assert!(File::open(&keys, &image).plain() == plain, "{}", file["what"]);
-    }
+/// The length of the backing file of a file of `size` bytes, which ends in its first region.
+fn backing_len(size: usize) -> usize {
+    let Some(last) = size.checked_sub(1) else { return PAGE };
+    let block = last / PAGE;
+    let e = if block < 62 { block } else { block + 1 };
+    e / 63 * 262_144 + (e % 63 + 1) * PAGE + last % PAGE + 1
 }
 
-#[test]
-fn names_and_directories() {
-    let vectors = vectors();
-    let keys = Keys::of(&vectors);
-    let record = bytes(&vectors["directory"]["record"]);
-    let id = bytes(&vectors["directory"]["id"]);
-    assert_eq!(record[..40], [b"COFFDIR\x01", &keys.id[..], &id].concat());
-    assert_eq!(record[40..], keys.hmac("coffer v1 directories", &record[..40]));
-    let root = keys.derive(&keys.id, b"coffer v1 root directory");
-    assert_eq!(bytes(&vectors["root_directory"]), root[..16]);
-    for name in vectors["names"].as_array().unwrap() {
-        let (kind, text) = name["backing"].as_str().unwrap().split_at(1);
-        let decoded = URL_SAFE_NO_PAD.decode(text).unwrap();
-        let sealed = match kind {
-            "e" => decoded,
-            _ => {
-                assert_eq!(kind, "l");
-                assert_eq!(name["side"][0], format!("l{text}.name"));
-                let content = bytes(&name["side"][1]);
-                assert_eq!(decoded, Sha256::digest(&content)[..]);
-                content
-            }
-        };
-        let plain = keys.siv("coffer v1 names").decrypt([&id], &sealed).unwrap();
-        assert_eq!(plain, bytes(&name["plain"]));
-    }
-}
-
-#[test]
-fn symlinks() {
-    let vectors = vectors();
-    let keys = Keys::of(&vectors);
-    for target in vectors["targets"].as_array().unwrap() {
-        let (kind, text) = target["text"].as_str().unwrap().split_at(1);
-        let decoded = URL_SAFE_NO_PAD.decode(text).unwrap();
-        let (binding, sealed) = match kind {
-            "e" => (b"inline".to_vec(), decoded),
-            _ => (decoded, bytes(&target["record"])),
-        };
-        let mut key = keys.siv("coffer v1 symlinks");
-        let plain = key.decrypt([&binding[..], &sealed[..16]], &sealed[16..]).unwrap();
-        assert_eq!(plain, bytes(&target["plain"]));
-    }
-}
-
-#[test]
-fn nodes() {
-    let vectors = vectors();
-    let keys = Keys::of(&vectors);
-    for node in vectors["nodes"].as_array().unwrap() {
-        let record = bytes(&node["record"]);
-        assert_eq!(record.len(), 72);
-        assert_eq!(record[..24], [b"COFFNOD\x01", &keys.id[..]].concat());
-        assert_eq!(record[24..25], *node["kind"].as_str().unwrap().as_bytes());
-        assert_eq!(record[25..32], [0; 7]);
-        assert_eq!(little_endian(&record[32..36]), node["major"].as_u64().unwrap());
-        assert_eq!(little_endian(&record[36..40]), node["minor"].as_u64().unwrap());
-        assert_eq!(record[40..], keys.hmac("coffer v1 nodes", &record[..40]));
-    }
-}
-
-#[test]
-fn attributes() {
-    let vectors = vectors();
-    let keys = Keys::of(&vectors);
-    for xattr in vectors["xattrs"].as_array().unwrap() {
-        let kind = &xattr["owner"][0].as_str().unwrap()[..1];
-        let owner = [kind.as_bytes(), &bytes(&xattr["owner"][1])].concat();
-        let sealed = bytes(&xattr["backing_value"]);
-        let mut key = keys.siv("coffer v1 xattrs");
-        let plain = key.decrypt([&owner[..], &sealed[..16]], &sealed[16..]).unwrap();
-        let (name, value) = plain[1..].split_at(usize::from(plain[0]));
-        assert_eq!(name, xattr["name"].as_str().unwrap().as_bytes());
-        assert_eq!(value, bytes(&xattr["value"]));
-        let code = keys.hmac("coffer v1 xattr names", &[&owner, name].concat());
-        let expected = format!("user.coffer.{}", URL_SAFE_NO_PAD.encode(&code[..16]));
-        assert_eq!(xattr["backing_name"], expected);
-    }
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
