@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+
+use crate::mutex::lock;
 
 /// How long a place may take. A disk that has to wake up takes less.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -57,11 +59,6 @@ impl Disks {
             }
         }
     }
-}
-
-/// What is held here is one flag or one set, so a panic leaves it whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

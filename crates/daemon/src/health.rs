@@ -5,7 +5,7 @@
 //! seen, because how much of its life had passed before is not known.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use admin_api::{Exit, Problem};
@@ -14,6 +14,7 @@ use kms_core::{CredentialStatus, KmsConfig};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::mutex::lock;
 use crate::problem;
 
 /// Between two looks while all is well.
@@ -179,10 +180,6 @@ fn not_asked_yet(recorded: KmsOverview) -> Seen {
 /// How long until a renewal is due; `None` if it is. At two thirds of what was granted, and at first sight.
 fn until_renewal(left: Duration, granted: Option<Duration>) -> Option<Duration> {
     left.checked_sub(granted? / 3).filter(|pause| !pause.is_zero())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod show;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use admin_api::{BytePath, Exit, Job, Problem};
@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 pub(crate) use notes::{Notes, damage};
 
+use crate::mutex::lock;
 use crate::open::OpenFilesystems;
 use crate::problem;
 
@@ -494,9 +495,4 @@ pub(crate) const fn word(kind: JobKind) -> &'static str {
         JobKind::Verify => "verification",
         JobKind::Move => "move of the keys",
     }
-}
-
-/// A lock whose holder can't have left it half changed, so that a panic elsewhere is no reason to stop.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

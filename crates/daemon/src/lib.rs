@@ -18,6 +18,7 @@
 //! | `open` | what is unlocked: held against other nodes, opened once |
 //! | `audit` | the chained log of acts on keys and of requests |
 //! | `hardening` | no core dumps, private files |
+//! | `mutex` | locks that no panic elsewhere closes |
 //! | `problem` | failures of the parts as problems for the one who asked |
 //!
 //! At its start a node answers before it has asked any KMS. At its end it stops jobs at a checkpoint, closes filesystems and
@@ -44,6 +45,7 @@ mod hardening;
 mod health;
 mod jobs;
 mod keeper;
+mod mutex;
 mod open;
 mod patience;
 mod problem;
@@ -56,7 +58,7 @@ use std::fmt;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
@@ -77,6 +79,7 @@ pub use volumes::BackingVolumes;
 use crate::health::Health;
 use crate::jobs::{Jobs, Notes};
 use crate::keeper::Keeper;
+use crate::mutex::lock;
 use crate::open::OpenFilesystems;
 use crate::socket::{Peer, SocketFile};
 use crate::strangers::Stranger;
@@ -158,7 +161,7 @@ impl Shared {
 
     /// Why what an earlier node left half done could not be finished or undone.
     pub(crate) fn settling_failed(&self) -> Option<String> {
-        self.settling_failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.settling_failed).clone()
     }
 
     async fn settle(&self) {
@@ -166,7 +169,7 @@ impl Shared {
             tracing::error!(%error, "what an earlier node left half done can't be finished or undone");
             error.to_string()
         });
-        *self.settling_failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+        *lock(&self.settling_failed) = failed;
     }
 
     fn record(&self, action: &str) {

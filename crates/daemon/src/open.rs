@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use admin_api::Problem;
 use filesystem::{Backend, BackingLock, BackingLocks, Filesystem};
@@ -19,6 +19,7 @@ use tokio::sync::{Notify, OnceCell};
 use tokio::task::spawn_blocking;
 
 use crate::disks::Disks;
+use crate::mutex::lock;
 use crate::problem;
 
 /// How many filesystems stay open that nobody uses, where the limit on open files does not allow for fewer.
@@ -332,11 +333,6 @@ impl OpenFilesystems {
 /// How many files this process may have open.
 fn files() -> u64 {
     getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
-}
-
-/// What is held here is a map whose entries stand alone, so a panic leaves it whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for OpenFilesystems {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::error::Error;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::disks::Disks;
+use crate::mutex::lock;
 
 /// How often a removal looks again whether a filesystem is still in use, and how long apart. A listing that was under way
 /// lets go soon.
@@ -44,7 +45,7 @@ impl BackingVolumes {
     }
 
     fn never_made(&self) -> MutexGuard<'_, HashSet<KeyId>> {
-        self.never_made.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.never_made)
     }
 }
 
