@@ -8,7 +8,6 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::names::tagged;
-use crate::siv::RANDOMIZED_LEN;
 use crate::{FilesystemKeys, FormatError, LinkId};
 
 /// The longest target: `PATH_MAX` without its NUL.
@@ -75,15 +74,4 @@ impl FilesystemKeys {
 pub fn target_record(text: &[u8]) -> Option<String> {
     let decoded = URL_SAFE_NO_PAD.decode(text.strip_prefix(&[RECORD])?).ok()?;
     (decoded.len() == 16).then(|| tagged(RECORD, &decoded))
-}
-
-/// The length of a target from what lies on disk, without decrypting it: the text's length, and the
-/// record's if there is one.
-///
-/// # Errors
-/// [`FormatError::Symlink`].
-pub fn target_len(text_len: usize, record_len: Option<usize>) -> Result<usize, FormatError> {
-    let sealed =
-        record_len.or_else(|| Some(text_len.checked_sub(1)? / 4 * 3 + (text_len - 1) % 4 * 3 / 4));
-    sealed.and_then(|len| len.checked_sub(RANDOMIZED_LEN)).ok_or(FormatError::Symlink)
 }

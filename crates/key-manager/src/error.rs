@@ -87,7 +87,6 @@ pub enum Error {
         /// What to do, if that is known.
         cure: Option<String>,
     },
-    /// Something else is under way.
     /// Its backing directory is being made or removed at this moment.
     #[error("the filesystem {name} is being made or deleted")]
     AtWork {

@@ -19,11 +19,6 @@ impl CollectingAudit {
         std::mem::take(&mut self.lock())
     }
 
-    /// The actions so far: `["kms.configure", "fs.create"]`.
-    pub fn actions(&self) -> Vec<String> {
-        self.lock().iter().map(|event| event.action.clone()).collect()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Vec<AuditEvent>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
