@@ -9,4 +9,5 @@ mod hangs;
 mod life;
 mod moves;
 mod recover;
+mod removal;
 mod world;
