@@ -15,10 +15,10 @@ use kms_core::{ClientIdentity, Credential, KmsErrorKind, KmsProvider as _};
 use serde_json::json;
 use testkit::vault_server::{self, TlsFiles, VaultServer};
 
-#[path = "it/shared.rs"]
+#[path = "it/shared/mod.rs"]
 mod shared;
 
-use shared::{Vault, prove};
+use shared::{Vault, credentials, keys, permissions, prove};
 
 const ROOT: &str = VaultServer::ROOT_TOKEN;
 
@@ -41,45 +41,45 @@ macro_rules! over {
             #[tokio::test(flavor = "multi_thread")]
             async fn permissions_and_tokens() {
                 let vault = start($variable);
-                shared::the_least_privilege_is_enough(&vault).await;
-                shared::each_missing_permission_is_named(&vault).await;
-                shared::a_permission_lost_later_is_named(&vault).await;
-                shared::bad_tokens_are_named(&vault).await;
-                shared::the_life_of_a_token_is_told(&vault).await;
-                shared::the_root_token_is_warned_of(&vault, ROOT).await;
+                permissions::the_least_privilege_is_enough(&vault).await;
+                permissions::each_missing_permission_is_named(&vault).await;
+                permissions::a_permission_lost_later_is_named(&vault).await;
+                credentials::bad_tokens_are_named(&vault).await;
+                credentials::the_life_of_a_token_is_told(&vault).await;
+                credentials::the_root_token_is_warned_of(&vault, ROOT).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             async fn checks() {
-                shared::a_check_tells_all(&start($variable), ROOT).await;
+                permissions::a_check_tells_all(&start($variable), ROOT).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             async fn logins_and_token_files() {
                 let vault = start($variable);
-                shared::a_login_that_is_refused_says_so(&vault).await;
-                shared::a_login_outlives_its_tokens(&vault).await;
-                shared::a_token_file_is_read_when_it_changes(&vault).await;
+                credentials::a_login_that_is_refused_says_so(&vault).await;
+                credentials::a_login_outlives_its_tokens(&vault).await;
+                credentials::a_token_file_is_read_when_it_changes(&vault).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             async fn keys() {
                 let vault = start($variable);
-                shared::what_is_missing_is_named(&vault, ROOT).await;
-                shared::a_key_that_goes_between_read_and_encrypt_is_not_made(&vault).await;
-                shared::flags_of_the_key_are_warned_of(&vault, ROOT).await;
-                shared::transit_may_be_mounted_anywhere(&vault, ROOT).await;
+                keys::what_is_missing_is_named(&vault, ROOT).await;
+                keys::a_key_that_goes_between_read_and_encrypt_is_not_made(&vault).await;
+                keys::flags_of_the_key_are_warned_of(&vault, ROOT).await;
+                keys::transit_may_be_mounted_anywhere(&vault, ROOT).await;
                 for unfit in [
                     json!({ "type": "ed25519" }),
                     json!({ "type": "ecdsa-p256" }),
                     json!({ "type": "rsa-2048" }),
                     json!({ "derived": true }),
                 ] {
-                    shared::an_unfit_key_is_refused(&vault, ROOT, unfit).await;
+                    keys::an_unfit_key_is_refused(&vault, ROOT, unfit).await;
                 }
                 let chacha = vault.make_key(&json!({ "type": "chacha20-poly1305" }));
                 prove(&chacha, ROOT).await.unwrap();
-                shared::a_sealed_vault_has_its_own_words(&vault, ROOT).await;
+                keys::a_sealed_vault_has_its_own_words(&vault, ROOT).await;
             }
         }
     };

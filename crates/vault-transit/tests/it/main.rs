@@ -8,7 +8,7 @@ mod shared;
 
 use dev_vault::DevVault;
 use serde_json::json;
-use shared::Vault;
+use shared::{Vault, credentials, keys, permissions};
 
 const ROOT: &str = "root-token-of-the-test";
 
@@ -25,59 +25,59 @@ async fn contract() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_least_privilege_is_enough() {
-    shared::the_least_privilege_is_enough(&start().await).await;
+    permissions::the_least_privilege_is_enough(&start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_missing_permission_is_named() {
-    shared::each_missing_permission_is_named(&start().await).await;
-    shared::a_permission_lost_later_is_named(&start().await).await;
+    permissions::each_missing_permission_is_named(&start().await).await;
+    permissions::a_permission_lost_later_is_named(&start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_tokens_are_named() {
-    shared::bad_tokens_are_named(&start().await).await;
+    credentials::bad_tokens_are_named(&start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logins() {
     let vault = start().await;
-    shared::a_login_that_is_refused_says_so(&vault).await;
-    shared::a_login_outlives_its_tokens(&vault).await;
+    credentials::a_login_that_is_refused_says_so(&vault).await;
+    credentials::a_login_outlives_its_tokens(&vault).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn checks() {
-    shared::a_check_tells_all(&start().await, ROOT).await;
+    permissions::a_check_tells_all(&start().await, ROOT).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_files() {
-    shared::a_token_file_is_read_when_it_changes(&start().await).await;
+    credentials::a_token_file_is_read_when_it_changes(&start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_life_of_a_token_is_told() {
     let vault = start().await;
-    shared::the_life_of_a_token_is_told(&vault).await;
-    shared::the_root_token_is_warned_of(&vault, ROOT).await;
+    credentials::the_life_of_a_token_is_told(&vault).await;
+    credentials::the_root_token_is_warned_of(&vault, ROOT).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_can_not_serve() {
     let vault = start().await;
-    shared::what_is_missing_is_named(&vault, ROOT).await;
-    shared::a_key_that_goes_between_read_and_encrypt_is_not_made(&vault).await;
-    shared::flags_of_the_key_are_warned_of(&vault, ROOT).await;
-    shared::an_unfit_key_is_refused(&vault, ROOT, json!({ "type": "ed25519" })).await;
+    keys::what_is_missing_is_named(&vault, ROOT).await;
+    keys::a_key_that_goes_between_read_and_encrypt_is_not_made(&vault).await;
+    keys::flags_of_the_key_are_warned_of(&vault, ROOT).await;
+    keys::an_unfit_key_is_refused(&vault, ROOT, json!({ "type": "ed25519" })).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn transit_may_be_mounted_anywhere() {
-    shared::transit_may_be_mounted_anywhere(&start().await, ROOT).await;
+    keys::transit_may_be_mounted_anywhere(&start().await, ROOT).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sealed_vault_has_its_own_words() {
-    shared::a_sealed_vault_has_its_own_words(&start().await, ROOT).await;
+    keys::a_sealed_vault_has_its_own_words(&start().await, ROOT).await;
 }
