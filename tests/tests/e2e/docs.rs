@@ -102,14 +102,29 @@ fn links_between_documents_lead_somewhere() {
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            if link.starts_with("http") || link.starts_with('#') {
+            if link.starts_with("http") {
                 continue;
             }
-            let target = link.split('#').next().unwrap();
-            let path = page.parent().unwrap().join(target);
-            assert!(path.exists(), "{} links to {link}", page.display());
+            let (target, heading) = link.split_once('#').unwrap_or((link, ""));
+            let to =
+                if target.is_empty() { page.clone() } else { page.parent().unwrap().join(target) };
+            assert!(to.exists(), "{} links to {link}", page.display());
+            let is_there =
+                heading.is_empty() || anchors(&to).iter().any(|anchor| anchor == heading);
+            assert!(is_there, "{} links to {link}, a heading that is not there", page.display());
             followed += 1;
         }
     }
-    assert!(followed > 10, "{followed}");
+    assert!(followed > 40, "{followed}");
+}
+
+/// What a page's headings are called in links, as GitHub makes it of them.
+fn anchors(page: &Path) -> Vec<String> {
+    let text = fs::read_to_string(page).unwrap();
+    let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
+    let anchor = |heading: &str| -> String {
+        let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        words.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
+    };
+    headings.map(anchor).collect()
 }
