@@ -423,6 +423,16 @@ impl Answer {
     pub(crate) fn is_refusal(&self) -> bool {
         self.parse::<Refusal>().is_some()
     }
+
+    /// Whether this has the form of what an engine of Vault's answers, whatever is in it.
+    pub(crate) fn is_vaults(&self) -> bool {
+        self.parse::<Reply>().is_some_and(|reply| !reply.request_id.is_empty())
+    }
+}
+
+#[derive(Deserialize)]
+struct Reply {
+    request_id: String,
 }
 
 #[derive(Deserialize)]

@@ -23,6 +23,8 @@ use crate::session::Source;
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
 use crate::{check, findings, refusal};
 
+const NO_API: &str = "not what Vault's API answers";
+
 pub(crate) struct VaultKms {
     config: KmsConfig,
     client: Client,
@@ -66,7 +68,14 @@ impl VaultKms {
     /// The key, if Coffer can use it.
     pub(crate) async fn read_key(&self) -> Result<KeyData, KmsError> {
         let answer = self.ask(Operation::ReadKey, Bytes::new()).await?;
-        let key: Envelope<KeyData> = self.understand(&answer)?;
+        let Some(key) = answer.parse::<Envelope<KeyData>>() else {
+            // A key-value store has something of that name.
+            return Err(if answer.is_vaults() {
+                refusal::other_engine(self.target())
+            } else {
+                self.client.foreign(NO_API)
+            });
+        };
         check_fitness(self.target(), &key.data)?;
         Ok(key.data)
     }
@@ -158,11 +167,16 @@ impl VaultKms {
     }
 
     fn understand<'a, T: serde::Deserialize<'a>>(&self, answer: &'a Answer) -> Result<T, KmsError> {
-        answer.parse().ok_or_else(|| self.client.foreign("not what Vault's API answers"))
+        answer.parse().ok_or_else(|| self.client.foreign(NO_API))
     }
 
     async fn refused(&self, operation: Operation, answer: &Answer) -> KmsError {
         let status = answer.status.as_u16();
+        // A versioned key-value store says in a warning, without an error, that it has no such path.
+        if answer.status == StatusCode::NOT_FOUND && operation.is_of_transit() && answer.is_vaults()
+        {
+            return refusal::other_engine(self.target());
+        }
         if !answer.is_refusal() {
             return self.client.foreign(format!("status {status} without Vault's words"));
         }
@@ -212,7 +226,7 @@ impl VaultKms {
     ) -> Result<Vec<BatchItem<'a>>, KmsError> {
         let Some(Envelope { data: Batch { batch_results } }) = answer.parse() else {
             return Err(if answer.status.is_success() {
-                self.client.foreign("not what Vault's API answers")
+                self.client.foreign(NO_API)
             } else {
                 self.refused(operation, answer).await
             });

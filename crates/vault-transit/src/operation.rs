@@ -49,6 +49,11 @@ impl Operation {
         matches!(self, Self::ReadKey | Self::LookupSelf)
     }
 
+    /// Whether it goes to the transit engine.
+    pub(crate) const fn is_of_transit(self) -> bool {
+        matches!(self, Self::ReadKey | Self::Encrypt | Self::Decrypt | Self::Rewrap)
+    }
+
     /// The line of a policy that allows it.
     pub(crate) fn grant(self, config: &VaultConfig) -> String {
         format!("path \"{}\" {{ capabilities = [\"{}\"] }}", self.path(config), self.capability())

@@ -59,6 +59,15 @@ pub(crate) fn login(mount: &str, status: u16, errors: &[String]) -> KmsError {
     ))
 }
 
+/// Something else than transit answers where it should be mounted.
+pub(crate) fn other_engine(config: &VaultConfig) -> KmsError {
+    KmsError::new(
+        KmsErrorKind::KeyMissing,
+        format!("what is mounted at {}/ in Vault is no transit engine", config.transit_path()),
+    )
+    .cure("name where one is with --transit-path: vault secrets list shows it")
+}
+
 /// A refusal that concerns the whole request, other than 403.
 pub(crate) fn refused(
     config: &VaultConfig,
@@ -84,6 +93,9 @@ pub(crate) fn refused(
             config.transit_path()
         ));
     }
+    if status == 404 && operation.is_of_transit() && said.contains("unsupported path") {
+        return other_engine(config);
+    }
     // The last two are what a Vault says that was about to make the key and was kept from it: see `wire::encrypt_body`.
     let key_missing = (status == 404 && errors.is_empty())
         || said.contains("encryption key not found")
@@ -95,7 +107,7 @@ pub(crate) fn refused(
             format!("Vault has no master key {key} in {}/", config.transit_path()),
         )
         .cure(format!(
-            "check the name; to make a new one: vault write -f {}/keys/{key}. If it was deleted, what it wrapped opens \
+            "check the name, and --transit-path; to make a new one: vault write -f {}/keys/{key}. If it was deleted, what it wrapped opens \
              only when it is restored from a backup of Vault",
             config.transit_path()
         ));

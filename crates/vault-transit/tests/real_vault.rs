@@ -66,6 +66,9 @@ macro_rules! over {
             async fn keys() {
                 let vault = start($variable);
                 keys::what_is_missing_is_named(&vault, ROOT).await;
+                let kv = |version| Some(json!({ "type": "kv", "options": { "version": version } }));
+                let engines = [("sys", None), ("identity", None), ("kv1", kv("1")), ("kv2", kv("2"))];
+                keys::another_engine_is_told(&vault, ROOT, &engines).await;
                 keys::a_key_that_goes_between_read_and_encrypt_is_not_made(&vault).await;
                 keys::flags_of_the_key_are_warned_of(&vault, ROOT).await;
                 keys::transit_may_be_mounted_anywhere(&vault, ROOT).await;

@@ -67,6 +67,7 @@ async fn the_life_of_a_token_is_told() {
 async fn keys_that_can_not_serve() {
     let vault = start().await;
     keys::what_is_missing_is_named(&vault, ROOT).await;
+    keys::another_engine_is_told(&vault, ROOT, &[("sys", None), ("auth/token", None)]).await;
     keys::a_key_that_goes_between_read_and_encrypt_is_not_made(&vault).await;
     keys::flags_of_the_key_are_warned_of(&vault, ROOT).await;
     keys::an_unfit_key_is_refused(&vault, ROOT, json!({ "type": "ed25519" })).await;

@@ -1,5 +1,7 @@
 //! Master keys that are there, missing, unfit or out of reach.
 
+use std::time::Duration;
+
 use kms_core::KmsErrorKind;
 use serde_json::json;
 
@@ -18,6 +20,42 @@ pub(crate) async fn a_key_that_goes_between_read_and_encrypt_is_not_made(vault: 
         let made = settings == json!({});
         assert_eq!((status, read), if made { (200, 200) } else { (400, 404) }, "{answer}");
     }
+}
+
+/// What is mounted is of another kind: `engines` are mounts that are there, or types (and settings) of which one is made.
+pub(crate) async fn another_engine_is_told(
+    vault: &Vault,
+    root_token: &str,
+    engines: &[(&str, Option<serde_json::Value>)],
+) {
+    for (mount, settings) in engines {
+        if let Some(settings) = settings {
+            vault.admin.write(&format!("sys/mounts/{mount}"), settings);
+            // A new versioned store is not ready at once, and says so.
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        let mut config = vault.config("k");
+        config.settings.insert("transit_path".into(), (*mount).into());
+        let error = prove(&config, root_token).await.unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::KeyMissing, "{mount}: {error:?}");
+        let cure = error.how_to_mend().unwrap();
+        assert!(cure.contains("--transit-path"), "{mount}: {error}; {cure}");
+        // One that says of what is not there what transit says of a missing key can't be told, until there is something.
+        let (written, _) = vault.admin.ask("POST", &key_path_in(mount), &json!({ "a": "b" }));
+        if error.to_string().contains("no master key") {
+            assert_eq!(written, 204, "{mount}: {error}");
+        }
+        let error = prove(&config, root_token).await.unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::KeyMissing, "{mount}: {error:?}");
+        let what = error.to_string();
+        let expected = format!("what is mounted at {mount}/ in Vault is no transit engine");
+        assert_eq!(what, expected, "{:?}", error.how_to_mend());
+        assert!(error.how_to_mend().unwrap().contains("--transit-path"));
+    }
+}
+
+fn key_path_in(mount: &str) -> String {
+    format!("{mount}/keys/k")
 }
 
 pub(crate) async fn flags_of_the_key_are_warned_of(vault: &Vault, root_token: &str) {
