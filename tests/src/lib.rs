@@ -10,3 +10,4 @@ pub mod document;
 pub mod kill;
 pub mod kms;
 pub mod node;
+pub mod tmpfs;

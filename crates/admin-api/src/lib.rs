@@ -21,6 +21,8 @@
 //! | `/v1/jobs` | GET | → [`Jobs`] |
 //! | `/v1/jobs/{id}` | GET `?wait_ms=&damage_after=` | → [`Job`], when it has ended or after that time |
 //! | `/v1/jobs/{id}/stop` | POST | → [`Job`] |
+//! | `/v1/audit` | GET `?limit=&before=&action=&subject=&failed=` | → [`AuditPage`], the newest lines that fit |
+//! | `/v1/audit/verify` | GET | → [`AuditChain`] |
 //!
 //! Times are Unix milliseconds, sizes are bytes, paths are [`BytePath`]s. Unknown fields in a request are refused;
 //! a reader of answers ignores those that it does not know.
@@ -34,6 +36,7 @@
 //! assert_eq!((problem.status, problem.exit.code()), (409, 5));
 //! ```
 
+mod audit;
 mod bytes;
 mod filesystem;
 mod job;
@@ -43,6 +46,7 @@ mod problem;
 mod status;
 mod token;
 
+pub use audit::{AuditChain, AuditLine, AuditPage};
 pub use bytes::{BytePath, BytePathError};
 pub use filesystem::{
     CreateFilesystem, Deleted, Entry, EntryKind, Export, Filesystem, FilesystemState, Filesystems,

@@ -37,6 +37,11 @@ pub const JOB: &str = "/v1/jobs/{id}";
 /// Stops it.
 pub const STOP: &str = "/v1/jobs/{id}/stop";
 
+/// Lines of the audit log (`?limit=`, `?before=`, `?action=`, `?subject=`, `?failed=`).
+pub const AUDIT: &str = "/v1/audit";
+/// Follows its whole chain.
+pub const AUDIT_VERIFY: &str = "/v1/audit/verify";
+
 /// Longest time for which a request waits for the end of a job, in milliseconds.
 pub const WAIT_LIMIT_MS: u64 = 10_000;
 

@@ -83,6 +83,9 @@ pub(crate) enum Command {
     /// Filesystems and their KMS
     #[command(subcommand, after_help = "Examples:\n  coffer fs list\n  coffer fs kms")]
     Fs(FsCommand),
+    /// The record of every use of a key and every request that changes something
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Rebuild a lost or damaged key store from backing directories
     Recover(Recover),
     /// What helps development, and is not for production
@@ -208,6 +211,35 @@ pub(crate) enum JobCommand {
         #[arg(value_parser = segment())]
         id: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Show the newest lines
+    #[command(after_help = "\
+Examples:
+  coffer audit show --lines 20
+  coffer audit show --action key. --about home")]
+    Show(AuditShow),
+    /// Follow the chain through all lines that are kept, and compare it with its head
+    #[command(after_help = "Example:\n  coffer audit verify")]
+    Verify,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AuditShow {
+    /// How many lines
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) lines: u64,
+    /// Only those of actions that begin so: admin. fs. key. kms. node.
+    #[arg(long, value_name = "ACTION")]
+    pub(crate) action: Option<String>,
+    /// Only those whose subject has this in it: a filesystem, a path of the API
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) about: Option<String>,
+    /// Only what failed or was refused
+    #[arg(long)]
+    pub(crate) failed: bool,
 }
 
 #[derive(Debug, Subcommand)]

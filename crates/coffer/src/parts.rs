@@ -8,7 +8,7 @@
 //! <state-dir>/local-*.key     keys of local wrapping, while there is any
 //! <state-dir>/filesystems/    backing directories that were given no other place
 //! <state-dir>/jobs/           what jobs could not do, in full
-//! <state-dir>/audit.jsonl     the audit log
+//! <state-dir>/audit.jsonl     the audit log; audit/ has its older lines, audit.head how far it is
 //! <state-dir>/coffer.sock     the admin socket
 //! ```
 

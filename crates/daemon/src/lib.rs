@@ -16,7 +16,7 @@
 //! | `volumes` | backing directories: made, removed |
 //! | `strangers` | filesystems that lie here and are not known
 //! | `open` | what is unlocked: held against other nodes, opened once |
-//! | `audit` | the chained log of acts on keys and of requests |
+//! | `audit` | the chained log of acts on keys and of requests: written, shown, verified |
 //! | `hardening` | no core dumps, private files |
 //! | `mutex` | locks that no panic elsewhere closes |
 //! | `problem` | failures of the parts as problems for the one who asked |
@@ -178,6 +178,8 @@ impl Shared {
             action: action.to_owned(),
             subject: self.state_dir.display().to_string(),
             outcome: Outcome::Done,
+            who: None,
+            key: None,
             detail: format!("process {}", std::process::id()),
         });
     }

@@ -136,6 +136,8 @@ impl KeyManager {
         let intent = self.raise_epoch(intent).await?;
         self.store().commit(intent).await.map_err(|e| changed(e, "the KMS configuration"))?;
 
+        let version = entry.wrapped.ciphertext.version;
+        self.audit_use("key.wrap", name.as_str(), (fs.key_id, version));
         // A disk takes its time, or hangs: other acts go on meanwhile.
         drop(act);
         let envelope = envelope(&fs.site(), &entry, &config);

@@ -524,6 +524,10 @@ impl Run<'_> {
                 Err(error) => return Err(changed(error, "the job that moves the keys")),
             }
         }
+        for (_, KeyEntry { wrapped, .. }) in &changes {
+            let used = (wrapped.key_id, wrapped.ciphertext.version);
+            self.manager.audit_use("key.wrap", &wrapped.key_id.to_string(), used);
+        }
         self.report.moved += changes.len() as u64;
         Ok(changes.into_iter().map(|(_, entry)| entry).collect())
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
 use kms_core::{
-    Commit, FilesystemKey, KeyCopy, KmsConfigId, KmsError, KmsErrorKind, KmsExt, Outcome, Record,
-    StoreError,
+    Commit, FilesystemKey, KeyCopy, KeyVersion, KmsConfigId, KmsError, KmsErrorKind, KmsExt,
+    Outcome, Record, StoreError,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -268,7 +268,10 @@ impl KeyManager {
         for (config_id, members) in by_config {
             match self.unwrap_members(config_id, &members).await {
                 Ok(answers) => {
-                    let answers = members.into_iter().map(|(fs, _)| fs.name).zip(answers);
+                    let named = |(fs, entry): (FilesystemRecord, KeyEntry)| {
+                        (fs.name, entry.wrapped.ciphertext.version)
+                    };
+                    let answers = members.into_iter().map(named).zip(answers);
                     locked.extend(self.keep_unwrapped(answers.collect()).await?);
                 }
                 Err(error) => {
@@ -284,20 +287,19 @@ impl KeyManager {
     /// was asked: such an act comes before this one and is seen, or after it and takes the key out again.
     async fn keep_unwrapped(
         &self,
-        answers: Vec<(FilesystemName, Result<FilesystemKey, KmsError>)>,
+        answers: Vec<((FilesystemName, KeyVersion), Result<FilesystemKey, KmsError>)>,
     ) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
         let _memory = self.change_memory().await;
         let filesystems = self.filesystems().await?.into_iter().map(|fs| (fs.name.clone(), fs));
         let mut filesystems: HashMap<_, _> = filesystems.collect();
         let mut locked = Vec::new();
-        for (name, answer) in answers {
+        for ((name, version), answer) in answers {
             match (filesystems.remove(&name), answer) {
                 (None, _) => {}
                 (Some(fs), Ok(key)) if fs.may_open() && fs.key_id == key.id() => {
                     self.ring().insert(key.id(), Arc::new(key));
                     self.lock_reasons().remove(&name);
-                    let key_id = fs.key_id.to_string();
-                    self.audit("key.unwrap", name.as_str(), Outcome::Done, &key_id);
+                    self.audit_use("key.unwrap", name.as_str(), (fs.key_id, version));
                 }
                 (Some(_), Ok(_)) => {
                     let reason = LockReason::held(&name);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::UnixMillis;
+use crate::{KeyId, KeyVersion, UnixMillis};
 
 /// Keeps audit events. Called from any thread; it may block for a short write.
 pub trait AuditSink: fmt::Debug + Send + Sync {
@@ -24,14 +24,31 @@ pub struct AuditEvent {
     pub subject: String,
     /// How it ended.
     pub outcome: Outcome,
+    /// Who asked for it, as the kernel says, where somebody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<String>,
+    /// The filesystem key that was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyUse>,
     /// More, in words.
     pub detail: String,
+}
+
+/// A filesystem key, and the version of the master key that wraps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyUse {
+    /// The key.
+    pub id: KeyId,
+    /// The version.
+    pub version: KeyVersion,
 }
 
 /// How an act ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
+    /// It begins; how it ended is another event.
+    Begun,
     /// Done.
     Done,
     /// Refused by a rule of Coffer's or of the KMS's.

@@ -40,7 +40,7 @@ mod store;
 mod wrapped;
 
 pub use arena::{FilesystemKey, KEY_LEN, arena_is_locked};
-pub use audit::{AuditEvent, AuditSink, Outcome};
+pub use audit::{AuditEvent, AuditSink, KeyUse, Outcome};
 pub use check::{CheckItem, CheckOutcome};
 pub use clock::{Clock, SystemClock, UnixMillis};
 pub use credential::{Auth, ClientIdentity, Credential, CredentialStatus, Login};

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use coffer_tests::node::{Node, Place};
+use coffer_tests::tmpfs::Tmpfs;
 use testkit::tree;
 
 #[test]
@@ -325,35 +326,4 @@ fn importing_again_leaves_nothing_behind() {
     let target = place.path("target");
     place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
     assert_eq!(tree::differences(&source, &target).unwrap(), Vec::<String>::new());
-}
-
-/// A small filesystem in memory, unmounted when dropped.
-struct Tmpfs<'a>(&'a std::path::Path);
-
-impl<'a> Tmpfs<'a> {
-    fn mount(path: &'a std::path::Path, size: &str) -> Self {
-        let options = format!("size={size}");
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))
-            .expect("this test mounts a small filesystem, so it runs as root");
-        Self(path)
-    }
-
-    fn make_read_only(&self) {
-        let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_RDONLY;
-        nix::mount::mount(None::<&str>, self.0, None::<&str>, flags, None::<&str>).unwrap();
-    }
-
-    fn resize(&self, size: &str) {
-        let options = format!("size={size}");
-        let flags = nix::mount::MsFlags::MS_REMOUNT;
-        nix::mount::mount(None::<&str>, self.0, None::<&str>, flags, Some(options.as_str()))
-            .unwrap();
-    }
-}
-
-impl Drop for Tmpfs<'_> {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
-    }
 }

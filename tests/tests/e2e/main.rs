@@ -1,6 +1,7 @@
 //! What works and what is refused, with the built program, over the embedded KMS and real Vaults.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod audit;
 mod bad_input;
 mod check;
 mod credentials;

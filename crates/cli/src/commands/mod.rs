@@ -1,5 +1,6 @@
 //! What each command asks and how its answer reads.
 
+mod audit;
 mod fs;
 mod job;
 mod kms;
@@ -68,6 +69,7 @@ fn ask_node(command: Command, mut context: Context<'_, '_>) -> Result<Exit, Prob
         match command {
             Command::Status => status::show(&mut context).await,
             Command::Job(command) => job::run(command, &mut context).await,
+            Command::Audit(command) => audit::run(command, &mut context).await,
             Command::Fs(FsCommand::Kms { command }) => kms::run(command, &mut context).await,
             Command::Fs(command) => fs::run(command, &mut context).await,
             // `run` has done these.

@@ -1,5 +1,6 @@
 //! The admin API: routes, and what every request goes through.
 
+mod audit;
 mod filesystems;
 mod jobs;
 mod kms;
@@ -49,6 +50,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(paths::JOBS, get(jobs::list))
         .route(paths::JOB, get(jobs::show))
         .route(paths::STOP, post(jobs::stop))
+        .route(paths::AUDIT, get(audit::show))
+        .route(paths::AUDIT_VERIFY, get(audit::verify))
         .fallback(async || Refusal(no_such(404, "there is no such resource")))
         .method_not_allowed_fallback(async || Refusal(no_such(405, "it has no such method")))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -92,26 +95,40 @@ async fn admit(
         .unwrap_or_else(|e| Refusal(problem::internal("the request failed", e)).into_response())
 }
 
+/// What changes something is recorded when it begins, so that nothing is done without a record, and when it has ended.
 async fn answer(shared: &Shared, peer: &Peer, request: Request, next: Next) -> Response {
     let what = format!("{} {}", request.method(), request.uri().path());
-    let changes = request.method() != Method::GET;
+    if request.method() == Method::GET {
+        let response = next.run(request).await;
+        tracing::debug!(%peer, request = what, status = %response.status(), "answered");
+        return response;
+    }
+    let event = |outcome, detail| AuditEvent {
+        at: shared.clock.now(),
+        action: "admin.request".to_owned(),
+        subject: what.clone(),
+        outcome,
+        who: Some(peer.to_string()),
+        key: None,
+        detail,
+    };
+    if let Err(why) = shared.audit.try_record(&event(Outcome::Begun, String::new())) {
+        return Refusal(
+            Problem::new(Exit::Failed, "audit-failed", "the request is refused", why)
+                .cure("make room for the audit log, or mend its disk: what is not recorded is not done")
+                .with_status(503),
+        )
+        .into_response();
+    }
     let response = next.run(request).await;
     let status = response.status();
     tracing::debug!(%peer, request = what, %status, "answered");
-    if changes {
-        let outcome = match status.as_u16() {
-            0..400 => Outcome::Done,
-            400..500 => Outcome::Refused,
-            _ => Outcome::Failed,
-        };
-        shared.audit.record(&AuditEvent {
-            at: shared.clock.now(),
-            action: "admin.request".to_owned(),
-            subject: what,
-            outcome,
-            detail: format!("by {peer}, answered {}", status.as_u16()),
-        });
-    }
+    let outcome = match status.as_u16() {
+        0..400 => Outcome::Done,
+        400..500 => Outcome::Refused,
+        _ => Outcome::Failed,
+    };
+    shared.audit.record(&event(outcome, format!("answered {}", status.as_u16())));
     response
 }
 

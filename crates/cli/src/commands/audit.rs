@@ -1,0 +1,104 @@
+//! `coffer audit show|verify`
+
+use admin_api::{AuditChain, AuditLine, AuditPage, Exit, Problem, paths};
+use url::form_urlencoded;
+
+use super::Context;
+use crate::grammar::{AuditCommand, AuditShow};
+use crate::show::{count, moment, table};
+
+pub(super) async fn run(
+    command: AuditCommand,
+    context: &mut Context<'_, '_>,
+) -> Result<Exit, Problem> {
+    match command {
+        AuditCommand::Show(wanted) => {
+            let page = newest(&wanted, context).await?;
+            Ok(context.answer(&page, lines_text))
+        }
+        AuditCommand::Verify => {
+            let chain: AuditChain = context.client.get(paths::AUDIT_VERIFY).await?;
+            context.answer(&chain, chain_text);
+            match chain.trouble {
+                None => Ok(Exit::Done),
+                Some(why) => {
+                    let title = "the audit log is not whole";
+                    Err(Problem::new(Exit::NotAuthentic, "audit-broken", title, why).cure(
+                        "compare it with a copy, and with the KMS's own audit log; find out who can write the state directory",
+                    ))
+                }
+            }
+        }
+    }
+}
+
+/// As many of the newest lines as are wanted, page by page.
+async fn newest(wanted: &AuditShow, context: &Context<'_, '_>) -> Result<AuditPage, Problem> {
+    let mut page = AuditPage { lines: Vec::new(), before: None };
+    loop {
+        let missing = wanted.lines.saturating_sub(page.lines.len() as u64);
+        if missing == 0 {
+            return Ok(page);
+        }
+        let path = path(wanted, missing.min(paths::PAGE_LIMIT as u64), page.before);
+        let mut older: AuditPage = context.client.get(&path).await?;
+        older.lines.append(&mut page.lines);
+        page = older;
+        if page.before.is_none() {
+            return Ok(page);
+        }
+    }
+}
+
+fn path(wanted: &AuditShow, limit: u64, before: Option<u64>) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.append_pair("limit", &limit.to_string());
+    if let Some(before) = before {
+        query.append_pair("before", &before.to_string());
+    }
+    for (name, value) in [("action", &wanted.action), ("subject", &wanted.about)] {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    if wanted.failed {
+        query.append_pair("failed", "true");
+    }
+    format!("{}?{}", paths::AUDIT, query.finish())
+}
+
+fn lines_text(page: &AuditPage) -> String {
+    if page.lines.is_empty() {
+        return "no lines\n".to_owned();
+    }
+    let rows: Vec<_> = page.lines.iter().map(row).collect();
+    table(["LINE", "TIME", "ACTION", "SUBJECT", "OUTCOME", "MORE"], &rows)
+}
+
+fn row(line: &AuditLine) -> [String; 6] {
+    let mut more = Vec::new();
+    if let (Some(id), Some(version)) = (&line.key_id, line.key_version) {
+        more.push(format!("key {id}, version {version} of the master key"));
+    }
+    more.extend(line.who.as_ref().map(|who| format!("by {who}")));
+    more.extend(Some(line.detail.clone()).filter(|detail| !detail.is_empty()));
+    [
+        line.seq.to_string(),
+        moment(line.at),
+        line.action.clone(),
+        line.subject.clone(),
+        line.outcome.clone(),
+        more.join("; ").replace('\n', " "),
+    ]
+}
+
+fn chain_text(chain: &AuditChain) -> String {
+    let Some(first) = chain.first else { return "the audit log has no lines\n".to_owned() };
+    let lines = count(chain.last.saturating_sub(first) + 1, "line");
+    let files = count(chain.files, "file");
+    let how = match chain.trouble {
+        None => "each follows from the one before",
+        Some(_) => "NOT WHOLE",
+    };
+    format!("{lines}, {first} to {}, in {files}: {how}\nlast hash: {}\n", chain.last, chain.hash)
+}

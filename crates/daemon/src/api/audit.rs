@@ -1,0 +1,79 @@
+//! `/v1/audit`
+
+use std::io;
+use std::sync::Arc;
+
+use admin_api::{AuditChain, AuditLine, AuditPage, Exit, Problem, paths};
+use axum::Json;
+use axum::extract::{Query, State};
+use kms_core::Outcome;
+use serde::Deserialize;
+use tokio::task::spawn_blocking;
+
+use super::Answer;
+use crate::audit::{self, AuditLog, HashedLine, Verified};
+use crate::{Shared, problem};
+
+/// Lines of a page that nobody gave a limit for.
+const LINES: usize = 100;
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Wanted {
+    limit: Option<usize>,
+    before: Option<u64>,
+    action: Option<String>,
+    subject: Option<String>,
+    #[serde(default)]
+    failed: bool,
+}
+
+pub(crate) async fn show(
+    State(shared): State<Arc<Shared>>,
+    Query(Wanted { limit, before, action, subject, failed }): Query<Wanted>,
+) -> Answer<AuditPage> {
+    let limit = limit.unwrap_or(LINES).clamp(1, paths::PAGE_LIMIT);
+    let query = audit::Query { limit, before, action, subject, failed };
+    let page = read(&shared, move |log| log.page(&query)).await?;
+    let lines = page.lines.into_iter().map(line).collect();
+    Ok(Json(AuditPage { lines, before: page.before }))
+}
+
+pub(crate) async fn verify(State(shared): State<Arc<Shared>>) -> Answer<AuditChain> {
+    let Verified { first, end, files, trouble } = read(&shared, AuditLog::verify).await?;
+    Ok(Json(AuditChain { first, last: end.seq, hash: end.hash, files: files as u64, trouble }))
+}
+
+async fn read<T: Send + 'static>(
+    shared: &Shared,
+    read: impl FnOnce(&AuditLog) -> io::Result<T> + Send + 'static,
+) -> Result<T, Problem> {
+    const TITLE: &str = "the audit log can't be read";
+    let log = Arc::clone(&shared.audit);
+    let answer = spawn_blocking(move || read(&log)).await;
+    answer.map_err(|e| problem::internal(TITLE, e))?.map_err(|e| {
+        Problem::new(Exit::Failed, "audit-unreadable", TITLE, e.to_string())
+            .cure("look at the disk of the state directory")
+    })
+}
+
+fn line(HashedLine { line, hash }: HashedLine) -> AuditLine {
+    let event = line.event;
+    let outcome = match event.outcome {
+        Outcome::Begun => "begun",
+        Outcome::Done => "done",
+        Outcome::Refused => "refused",
+        Outcome::Failed => "failed",
+    };
+    AuditLine {
+        seq: line.seq,
+        at: event.at.0,
+        action: event.action,
+        subject: event.subject,
+        outcome: outcome.to_owned(),
+        who: event.who,
+        key_id: event.key.map(|key| key.id.to_string()),
+        key_version: event.key.map(|key| key.version.0),
+        detail: event.detail,
+        hash,
+    }
+}

@@ -1,0 +1,75 @@
+//! Where the lines of the audit log lie: in the file that is written, and in those before it, each named by its first line.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+#[derive(Debug)]
+pub(super) struct Files {
+    /// `audit.jsonl`
+    current: PathBuf,
+    /// `audit/`, with `<first line>.jsonl`
+    ended: PathBuf,
+}
+
+impl Files {
+    pub(super) fn of(current: &Path) -> Self {
+        Self { current: current.to_owned(), ended: current.with_extension("") }
+    }
+
+    /// Opens the file that is written, or makes it.
+    pub(super) fn open_current(&self) -> io::Result<File> {
+        open_private(&self.current, OpenOptions::new().append(true))
+    }
+
+    /// The ended files with their first lines, the oldest first.
+    pub(super) fn ended(&self) -> io::Result<Vec<(u64, PathBuf)>> {
+        let entries = match fs::read_dir(&self.ended) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut ended = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            let first = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jsonl"));
+            ended.extend(first.and_then(|first| first.parse().ok()).map(|first| (first, path)));
+        }
+        ended.sort();
+        Ok(ended)
+    }
+
+    /// Ends the file that is written, whose lines are on disk and begin with `first`; begins another one, and removes the oldest
+    /// beyond `kept`. Stopped at any point, each line lies in one of them.
+    pub(super) fn turn(&self, first: u64, kept: usize) -> io::Result<File> {
+        DirBuilder::new().mode(0o700).recursive(true).create(&self.ended)?;
+        // Opened before anything is renamed: a process that may open no more files goes on with the old one.
+        let new = self.current.with_extension("new");
+        let begun = open_private(&new, OpenOptions::new().append(true))?;
+        begun.set_len(0)?;
+        fs::rename(&self.current, self.ended.join(format!("{first:020}.jsonl")))?;
+        fs::rename(&new, &self.current)?;
+        File::open(&self.ended)?.sync_all()?;
+        if let Some(parent) = self.current.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        let ended = self.ended()?;
+        for (_, oldest) in ended.iter().take(ended.len().saturating_sub(kept)) {
+            fs::remove_file(oldest)?;
+        }
+        Ok(begun)
+    }
+}
+
+/// Opens a file for its owner alone, or makes it; neither through a link, nor into a pipe, which would hold the start.
+pub(super) fn open_private(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let options = options.read(true).create(true).mode(0o600);
+    let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no regular file")),
+    }
+}

@@ -1,0 +1,256 @@
+//! The audit log: every act on a key and every administrative request, a line of JSON each, chained by hashes.
+//!
+//! A line that is changed, taken out or put in breaks the chain at that place; a tail that is cut off is noticed by the head, which
+//! lies in a file of its own. What was found when the log was opened is its [`AuditLog::trouble`]; [`AuditLog::verify`] follows the
+//! chain through all of it.
+//!
+//! | module | its part |
+//! |---|---|
+//! | `chain` | lines, hashes, and the way along them |
+//! | `head` | how far the log is known to be |
+//! | `files` | where the lines lie: files of [`FILE_BYTES`], the newest [`FILES_KEPT`] of them |
+//! | `reading` | lines that somebody asks for, and the whole chain |
+//!
+//! A line is written before the act is answered, so it survives the node's death, and it is synced within [`SYNC_WITHIN`], so a
+//! power cut can lose the last moment: ten thousand unlocks at start can't wait for as many syncs.
+
+mod chain;
+mod files;
+mod head;
+mod reading;
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kms_core::{AuditEvent, AuditSink};
+
+pub(crate) use self::chain::HashedLine;
+use self::chain::{Place, Scan, link, scan};
+use self::files::Files;
+use self::head::Head;
+pub(crate) use self::reading::{Query, Verified};
+use crate::mutex::lock;
+
+/// The longest time that a written line is not synced.
+pub const SYNC_WITHIN: Duration = Duration::from_millis(200);
+
+/// The length at which another file is begun.
+const FILE_BYTES: u64 = 4 << 20;
+
+/// How many files are kept beside the one that is written.
+const FILES_KEPT: usize = 128;
+
+/// The audit log of a node: append-only files, readable by their owner alone.
+#[derive(Debug)]
+pub struct AuditLog {
+    path: PathBuf,
+    files: Files,
+    limits: Limits,
+    state: Arc<Mutex<State>>,
+    /// Wakes the thread that syncs; taken at the end.
+    wake: Option<SyncSender<()>>,
+    syncer: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    file_bytes: u64,
+    kept: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    file: Arc<File>,
+    /// Bytes in it.
+    length: u64,
+    /// The number of its first line, or of the line that will be.
+    first: u64,
+    end: Place,
+    trouble: Option<String>,
+}
+
+impl AuditLog {
+    /// Opens the log, or makes it, and checks the chain of its newest file and its head. A line that a crash left half written
+    /// is taken out; a broken chain is kept, reported by [`AuditLog::trouble`] and in the node's log, and continued.
+    ///
+    /// # Errors
+    /// A file can't be read or written, or is no regular file.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::open_within(path, Limits { file_bytes: FILE_BYTES, kept: FILES_KEPT })
+    }
+
+    fn open_within(path: &Path, limits: Limits) -> io::Result<Self> {
+        let files = Files::of(path);
+        let file = files.open_current()?;
+        let (head, noted) = Head::open(&path.with_extension("head"))?;
+        let before = match files.ended()?.last() {
+            Some((_, newest)) => scan(&File::open(newest)?, None, |_| {})?.end,
+            None => Place::start(),
+        };
+        let mut at_head = None;
+        let noted_seq = noted.as_ref().ok().and_then(|noted| Some(noted.as_ref()?.seq));
+        let found = scan(&file, Some(before.clone()), |line| {
+            if Some(line.line.seq) == noted_seq {
+                at_head = Some(line.hash.clone());
+            }
+        })?;
+        if found.length < file.metadata()?.len() {
+            tracing::warn!(log = %path.display(), "the last line of the audit log was half written and is taken out");
+            file.set_len(found.length)?;
+        }
+        let trouble = match found.broken_at {
+            Some(line) => Some(broken(line)),
+            None => compare(noted, &before, &found, at_head.as_deref()),
+        };
+        if let Some(trouble) = &trouble {
+            tracing::error!(log = %path.display(), "{trouble}");
+        }
+        // From here on a head that is gone is noticed.
+        file.sync_data()?;
+        head.put(&found.end)?;
+        let state = Arc::new(Mutex::new(State {
+            file: Arc::new(file),
+            length: found.length,
+            first: before.seq + 1,
+            end: found.end,
+            trouble,
+        }));
+        let (wake, woken) = mpsc::sync_channel(1);
+        let syncer = thread::Builder::new().name("audit-sync".into()).spawn({
+            let state = Arc::clone(&state);
+            move || sync_when_woken(&state, &head, &woken)
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            files,
+            limits,
+            state,
+            wake: Some(wake),
+            syncer: Some(syncer),
+        })
+    }
+
+    /// What is wrong with the log, if something is: a broken chain, or lines that could not be written.
+    pub fn trouble(&self) -> Option<String> {
+        lock(&self.state).trouble.clone()
+    }
+
+    /// As [`AuditSink::record`], for an act that is not to be done without its record.
+    ///
+    /// # Errors
+    /// The line can't be written, and is not there.
+    pub(crate) fn try_record(&self, event: &AuditEvent) -> Result<(), String> {
+        let mut state = lock(&self.state);
+        if state.length >= self.limits.file_bytes
+            && let Err(error) = self.turn(&mut state)
+        {
+            // The lines go on where they were.
+            state.note(format!("the audit log {} can't be ended: {error}", self.path.display()));
+        }
+        let (text, end) = link(&state.end, event);
+        if let Err(error) = (&*state.file).write_all(&text) {
+            // Half a line would break the chain.
+            let why = state.file.set_len(state.length).err().unwrap_or(error);
+            let trouble = format!("the audit log {} can't be written: {why}", self.path.display());
+            tracing::error!(action = %event.action, subject = %event.subject, "{trouble}");
+            state.note(trouble.clone());
+            return Err(trouble);
+        }
+        (state.length, state.end) = (state.length + text.len() as u64, end);
+        drop(state);
+        // Full: the syncer has been woken and has not looked yet. Gone: only while the log is dropped.
+        match self.wake.as_ref().map(|wake| wake.try_send(())) {
+            None | Some(Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(()))) => {}
+        }
+        Ok(())
+    }
+
+    fn turn(&self, state: &mut State) -> io::Result<()> {
+        state.file.sync_data()?;
+        let begun = self.files.turn(state.first, self.limits.kept)?;
+        (state.file, state.length, state.first) = (Arc::new(begun), 0, state.end.seq + 1);
+        Ok(())
+    }
+}
+
+impl AuditSink for AuditLog {
+    fn record(&self, event: &AuditEvent) {
+        // It is in the node's log and in its findings.
+        let _ = self.try_record(event);
+    }
+}
+
+impl State {
+    fn note(&mut self, trouble: String) {
+        self.trouble.get_or_insert(trouble);
+    }
+}
+
+impl Drop for AuditLog {
+    fn drop(&mut self) {
+        drop(self.wake.take());
+        if let Some(syncer) = self.syncer.take() {
+            let _ = syncer.join();
+        }
+    }
+}
+
+fn sync_when_woken(state: &Mutex<State>, head: &Head, woken: &mpsc::Receiver<()>) {
+    let mut going = true;
+    while going && woken.recv().is_ok() {
+        // Lines that come meanwhile share the sync.
+        going = woken.recv_timeout(SYNC_WITHIN / 2) != Err(RecvTimeoutError::Disconnected);
+        let (file, end) = {
+            let state = lock(state);
+            (Arc::clone(&state.file), state.end.clone())
+        };
+        if let Err(error) = file.sync_data().and_then(|()| head.put(&end)) {
+            tracing::error!(%error, "the audit log can't be synced");
+        }
+    }
+}
+
+/// What the head shows to be wrong with the newest file and what lies before it.
+fn compare(
+    noted: Result<Option<Place>, String>,
+    before: &Place,
+    found: &Scan,
+    at_head: Option<&str>,
+) -> Option<String> {
+    let head = match noted {
+        Ok(Some(head)) => head,
+        Ok(None) if found.end.seq == 0 => return None,
+        Ok(None) => {
+            return Some("the head of the audit log is gone, so it can't be told whether lines were cut off at its end".into());
+        }
+        Err(why) => return Some(why),
+    };
+    let there = if head.seq == before.seq { Some(before.hash.as_str()) } else { at_head };
+    if head.seq > found.end.seq {
+        let (from, to) = (found.end.seq + 1, head.seq);
+        Some(format!(
+            "lines {from} to {to} of the audit log are gone: they were cut off at its end"
+        ))
+    } else if head.seq >= before.seq && there != Some(&head.hash) {
+        Some(format!(
+            "line {} of the audit log is not the one that was noted: the lines were made anew",
+            head.seq
+        ))
+    } else {
+        None
+    }
+}
+
+fn broken(line: u64) -> String {
+    format!(
+        "the chain of the audit log breaks at line {line}: lines there were changed, taken out or put in"
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! Reads the audit log while it is written: the files are opened at one moment, and read beside it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+
+use kms_core::Outcome;
+
+use super::chain::{HashedLine, Place, scan};
+use super::{AuditLog, broken};
+use crate::mutex::lock;
+
+/// Which lines.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Query {
+    /// The newest that fit, and no more than this.
+    pub(crate) limit: usize,
+    /// Before this line.
+    pub(crate) before: Option<u64>,
+    /// Of actions that begin so.
+    pub(crate) action: Option<String>,
+    /// Of subjects that have this in them.
+    pub(crate) subject: Option<String>,
+    /// Those alone that failed or were refused.
+    pub(crate) failed: bool,
+}
+
+/// Lines in their order.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) lines: Vec<HashedLine>,
+    /// Older ones that fit, if there may be any, come before this line.
+    pub(crate) before: Option<u64>,
+}
+
+/// What the whole chain was found to be.
+#[derive(Debug)]
+pub(crate) struct Verified {
+    /// The first line that is kept, if there is one.
+    pub(crate) first: Option<u64>,
+    /// Behind the last line.
+    pub(crate) end: Place,
+    pub(crate) files: usize,
+    pub(crate) trouble: Option<String>,
+}
+
+impl Query {
+    fn fits(&self, HashedLine { line, .. }: &HashedLine) -> bool {
+        self.before.is_none_or(|before| line.seq < before)
+            && self.action.as_ref().is_none_or(|action| line.event.action.starts_with(action))
+            && self.subject.as_ref().is_none_or(|part| line.event.subject.contains(part))
+            && !(self.failed && matches!(line.event.outcome, Outcome::Done | Outcome::Begun))
+    }
+}
+
+impl AuditLog {
+    /// The newest lines that fit. Blocks.
+    pub(crate) fn page(&self, query: &Query) -> io::Result<Page> {
+        let (files, _) = self.opened()?;
+        let mut lines = VecDeque::new();
+        for file in files.iter().rev() {
+            let mut of_this = VecDeque::new();
+            let room = query.limit - lines.len();
+            scan(file, None, |line| {
+                if !query.fits(line) {
+                    return;
+                }
+                if of_this.len() == room {
+                    of_this.pop_front();
+                }
+                of_this.push_back(line.clone());
+            })?;
+            of_this.into_iter().rev().for_each(|line| lines.push_front(line));
+            if lines.len() == query.limit {
+                break;
+            }
+        }
+        let full = lines.len() == query.limit;
+        let before = lines.front().map(|line| line.line.seq).filter(|seq| full && *seq > 1);
+        Ok(Page { lines: lines.into(), before })
+    }
+
+    /// Follows the chain through all files and compares it with where the log is. Blocks.
+    pub(crate) fn verify(&self) -> io::Result<Verified> {
+        let (files, now) = self.opened()?;
+        let (mut first, mut end, mut trouble) = (None, None, self.trouble());
+        let mut at_now = (now.seq == 0).then(|| now.hash.clone());
+        for file in &files {
+            let found = scan(file, end, |line| {
+                if line.line.seq == now.seq {
+                    at_now = Some(line.hash.clone());
+                }
+            })?;
+            first = first.or(found.first);
+            if let Some(line) = found.broken_at {
+                trouble.get_or_insert_with(|| broken(line));
+            }
+            end = Some(found.end);
+        }
+        if at_now.as_ref() != Some(&now.hash) {
+            trouble.get_or_insert_with(|| {
+                format!("line {} of the audit log is not the one that this node wrote", now.seq)
+            });
+        }
+        Ok(Verified { first, end: end.unwrap_or(now), files: files.len(), trouble })
+    }
+
+    /// Its files, the oldest first, and where it ends at this moment.
+    fn opened(&self) -> io::Result<(Vec<File>, Place)> {
+        let state = lock(&self.state);
+        let mut files = Vec::new();
+        for (_, path) in self.files.ended()? {
+            files.push(File::open(path)?);
+        }
+        // By its path, not as it is open: what was put in its place is what an auditor would find.
+        files.push(self.files.open_current()?);
+        Ok((files, state.end.clone()))
+    }
+}

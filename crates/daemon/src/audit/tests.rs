@@ -1,0 +1,228 @@
+//! The chain, its files and its head.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
+use kms_core::{Outcome, UnixMillis};
+
+use super::*;
+
+const SMALL: Limits = Limits { file_bytes: 2500, kept: 2 };
+
+fn event(n: u64) -> AuditEvent {
+    AuditEvent {
+        at: UnixMillis(n),
+        action: if n.is_multiple_of(2) { "fs.create" } else { "key.unwrap" }.into(),
+        subject: format!("fs{n}"),
+        outcome: if n % 10 == 3 { Outcome::Failed } else { Outcome::Done },
+        who: None,
+        key: None,
+        detail: "\"quoted\"\n".into(),
+    }
+}
+
+/// A log in a directory of its own.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("audit.jsonl")
+    }
+
+    fn open(&self) -> AuditLog {
+        AuditLog::open_within(&self.path(), SMALL).unwrap()
+    }
+
+    fn write(&self, events: std::ops::Range<u64>) {
+        let log = self.open();
+        events.for_each(|n| log.record(&event(n)));
+        assert_eq!(log.trouble(), None);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.open().trouble()
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.path()).unwrap()
+    }
+}
+
+fn seqs(page: &reading::Page) -> Vec<u64> {
+    page.lines.iter().map(|line| line.line.seq).collect()
+}
+
+#[test]
+fn the_chain_goes_on_over_restarts() {
+    let place = Place::new();
+    place.write(0..2);
+    place.write(2..3);
+    let text = place.text();
+    let lines: Vec<HashedLine> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().map(|l| l.line.seq).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(lines[0].line.prev, "0".repeat(64));
+    assert_eq!(lines[2].line.prev, lines[1].hash);
+}
+
+#[test]
+fn files_are_bounded_and_the_chain_goes_through_all_that_are_kept() {
+    let place = Place::new();
+    for n in 0..10 {
+        place.write(n * 5..n * 5 + 5);
+    }
+    let ended = fs::read_dir(place.dir.path().join("audit")).unwrap().map(Result::unwrap);
+    let sizes: Vec<u64> = ended.map(|file| file.metadata().unwrap().len()).collect();
+    assert!(sizes.len() == SMALL.kept && sizes.iter().all(|size| *size < 3000), "{sizes:?}");
+    let log = place.open();
+    let whole = log.verify().unwrap();
+    assert_eq!((whole.end.seq, whole.files, whole.trouble), (50, SMALL.kept + 1, None));
+    assert!(whole.first.is_some_and(|first| first > 1), "{:?}", whole.first);
+    assert_eq!(log.trouble(), None);
+    drop(log);
+
+    // An ended file that was changed, and one that was taken out.
+    let path = Files::of(&place.path()).ended().unwrap()[1].1.clone();
+    let good = fs::read_to_string(&path).unwrap();
+    fs::write(&path, good.replacen("fs.create", "fs.delete", 1)).unwrap();
+    assert!(place.open().verify().unwrap().trouble.unwrap().contains("breaks at line"));
+    fs::remove_file(&path).unwrap();
+    assert!(place.open().verify().unwrap().trouble.unwrap().contains("breaks at line"));
+}
+
+#[test]
+fn lines_are_found_from_the_newest_on() {
+    let place = Place::new();
+    place.write(0..20);
+    let log = place.open();
+    let query = |query: Query| log.page(&Query { limit: 3, ..query }).unwrap();
+    let newest = query(Query::default());
+    assert_eq!((seqs(&newest), newest.before), (vec![18, 19, 20], Some(18)));
+    let earlier = query(Query { before: newest.before, ..Query::default() });
+    assert_eq!(seqs(&earlier), [15, 16, 17]);
+    assert_eq!(
+        seqs(&query(Query { action: Some("fs.".into()), ..Query::default() })),
+        [15, 17, 19]
+    );
+    let failed = query(Query { failed: true, ..Query::default() });
+    assert_eq!((seqs(&failed), failed.before), (vec![4, 14], None));
+    assert_eq!(seqs(&query(Query { subject: Some("fs7".into()), ..Query::default() })), [8]);
+}
+
+#[test]
+fn only_files_of_its_own_are_opened() {
+    for name in ["audit.jsonl", "audit.head"] {
+        let place = Place::new();
+        let (path, elsewhere) = (place.dir.path().join(name), place.dir.path().join("elsewhere"));
+        fs::write(&elsewhere, "no line of a log").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        AuditLog::open(&place.path()).unwrap_err();
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "no line of a log");
+
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .unwrap();
+        assert!(AuditLog::open(&place.path()).unwrap_err().to_string().contains("regular"));
+    }
+}
+
+#[test]
+fn every_change_breaks_it_where_it_was_made() {
+    let place = Place::new();
+    place.write(0..4);
+    let good = place.text();
+    let lines: Vec<&str> = good.lines().collect();
+    let changed = good.replacen("fs1", "fs9", 1);
+    let without = [lines[0], lines[2], lines[3], ""].join("\n");
+    let swapped = [lines[0], lines[2], lines[1], lines[3], ""].join("\n");
+    let noise = [lines[0], "{}", lines[1], lines[2], lines[3], ""].join("\n");
+    for bad in [changed, without, swapped, noise] {
+        fs::write(place.path(), bad).unwrap();
+        let trouble = place.trouble();
+        assert!(trouble.as_ref().is_some_and(|t| t.contains("line 2:")), "{trouble:?}");
+    }
+}
+
+#[test]
+fn a_tail_that_was_cut_off_is_noticed_by_the_head() {
+    let place = Place::new();
+    place.write(0..5);
+    let good = place.text();
+    let cut = good.lines().take(3).map(|line| format!("{line}\n")).collect::<String>();
+    let head = fs::read(place.dir.path().join("audit.head")).unwrap();
+    let put_back = |text: &str, head: &[u8]| {
+        fs::write(place.path(), text).unwrap();
+        fs::write(place.dir.path().join("audit.head"), head).unwrap();
+    };
+    put_back(&cut, &head);
+    assert!(place.trouble().unwrap().contains("lines 4 to 5"), "they are named");
+    put_back("", &head);
+    assert!(place.trouble().unwrap().contains("lines 1 to 5"));
+    // Another history of the same length, or a longer one.
+    let other = Place::new();
+    other.open().record(&event(99));
+    other.write(1..7);
+    put_back(&other.text(), &head);
+    assert!(place.trouble().unwrap().contains("made anew"));
+    put_back(&good, b"");
+    assert!(place.trouble().unwrap().contains("head of the audit log is gone"));
+    put_back(&good, b"noise");
+    assert!(place.trouble().unwrap().contains("can't be read"));
+    put_back(&good, &head);
+    assert_eq!(place.trouble(), None);
+    // A head that is behind is what a kill -9 leaves.
+    let log = place.open();
+    log.record(&event(5));
+    drop(log);
+    let longer = place.text();
+    put_back(&longer, &head);
+    assert_eq!(place.trouble(), None);
+}
+
+#[test]
+fn what_is_put_in_its_place_while_it_is_written_is_noticed() {
+    let place = Place::new();
+    let log = place.open();
+    (0..3).for_each(|n| log.record(&event(n)));
+    assert_eq!(log.verify().unwrap().trouble, None);
+    let other = Place::new();
+    other.write(7..10);
+    fs::remove_file(place.path()).unwrap();
+    fs::copy(other.path(), place.path()).unwrap();
+    assert!(log.verify().unwrap().trouble.unwrap().contains("not the one that this node wrote"));
+}
+
+#[test]
+fn a_line_that_a_crash_cut_is_taken_out() {
+    let place = Place::new();
+    place.write(0..2);
+    let head = fs::read(place.dir.path().join("audit.head")).unwrap();
+    let log = place.open();
+    log.record(&event(2));
+    drop(log);
+    let good = fs::read(place.path()).unwrap();
+    fs::write(place.path(), &good[..good.len() - 7]).unwrap();
+    fs::write(place.dir.path().join("audit.head"), head).unwrap();
+    place.write(3..4);
+    assert_eq!(place.trouble(), None);
+    assert_eq!(place.text().lines().count(), 3);
+}
+
+#[test]
+fn only_its_owner_reads_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new();
+    place.write(0..20);
+    let files = [place.path(), place.dir.path().join("audit.head")];
+    for path in
+        files.into_iter().chain(Files::of(&place.path()).ended().unwrap().pop().map(|f| f.1))
+    {
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,93 @@
+//! `coffer audit`: what is recorded, what shows that the record was changed, and that nothing is done without it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use coffer_tests::kms::{Kind, Kms};
+use coffer_tests::node::{Answer, Place};
+use coffer_tests::tmpfs::Tmpfs;
+use serde_json::Value;
+
+fn lines(place: &Place, options: &[&str]) -> Vec<Value> {
+    let page = place.json(&[&["audit", "show"], options].concat());
+    page["lines"].as_array().unwrap().clone()
+}
+
+#[test]
+fn every_use_of_a_key_and_every_act_is_recorded_with_who_and_which() {
+    let (kms, place) = (Kms::start(Kind::Newest), Place::new());
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "home"]);
+    kms.rotate();
+    place.ok(&["fs", "kms", "rewrap"]);
+    place.fails(5, &["fs", "kms", "unset", "--yes"]);
+    node.stop();
+    let _node = place.start();
+    place.wait_for_state("home", "unlocked");
+
+    let key = place.json(&["fs", "show", "home"])["key_id"].clone();
+    let uses: Vec<_> = lines(&place, &["--action", "key."])
+        .iter()
+        .map(|line| (line["action"].clone(), line["key_id"].clone(), line["key_version"].clone()))
+        .collect();
+    let used = |action: &str, version: u64| (action.into(), key.clone(), version.into());
+    assert_eq!(uses, [used("key.wrap", 1), used("key.wrap", 2), used("key.unwrap", 2)]);
+    let refused = lines(&place, &["--failed", "--about", "/v1/kms"]);
+    let [refused] = &refused[..] else { panic!("{refused:?}") };
+    assert_eq!(
+        (&refused["subject"], &refused["outcome"]),
+        (&"DELETE /v1/kms".into(), &"refused".into())
+    );
+    assert!(refused["who"].as_str().unwrap().starts_with("uid 0"), "{refused}");
+    let text = place.ok(&["audit", "show", "--lines", "1"]);
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(place.ok(&["audit", "verify"]).contains("each follows from the one before"));
+}
+
+#[test]
+fn a_record_that_was_changed_or_cut_off_is_noticed() {
+    let place = Place::new();
+    let log = place.state().join("audit.jsonl");
+    let start = || place.start();
+    let node = start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    place.ok(&["fs", "lock", "home"]);
+    node.stop();
+    let good = fs::read_to_string(&log).unwrap();
+    let head = fs::read(place.state().join("audit.head")).unwrap();
+    let cut = good.lines().take(4).map(|line| format!("{line}\n")).collect::<String>();
+    for (bad, says) in [(good.replacen("home", "work", 1), "breaks at line"), (cut, "cut off")] {
+        fs::write(&log, bad).unwrap();
+        fs::write(place.state().join("audit.head"), &head).unwrap();
+        let node = start();
+        assert!(place.wait_for_finding("audit-trouble")["what"].as_str().unwrap().contains(says));
+        let broken = place.coffer(&["audit", "verify"]).expect(6);
+        assert!(broken.stderr.contains(says) && broken.stderr.contains("do:"), "{broken:?}");
+        node.stop();
+    }
+}
+
+#[test]
+fn nothing_is_done_that_can_t_be_recorded() {
+    let place = Place::new();
+    fs::create_dir_all(place.state()).unwrap();
+    let state = place.state();
+    let disk = Tmpfs::mount(&state, "64m");
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    let before = lines(&place, &[]).len();
+    let full = fs::write(state.join("full"), vec![1; 64 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    // The store refuses before; what is left of the log's last page takes some lines still.
+    let unrecorded = |answer: &Answer| answer.stderr.contains("what is not recorded is not done");
+    let refused = (0..200).map(|_| place.coffer(&["fs", "lock", "home"])).find(unrecorded);
+    assert_eq!(refused.expect("the disk is full").code, 1);
+    place.wait_for_finding("audit-trouble");
+    fs::remove_file(state.join("full")).unwrap();
+    place.ok(&["fs", "lock", "home"]);
+    assert_eq!(place.json(&["fs", "show", "home"])["state"], "locked");
+    assert!(lines(&place, &[]).len() > before);
+    drop(disk);
+}
