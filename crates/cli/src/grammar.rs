@@ -84,7 +84,7 @@ pub(crate) enum Command {
     #[command(subcommand, after_help = "Examples:\n  coffer fs list\n  coffer fs kms")]
     Fs(FsCommand),
     /// The record of every use of a key and every request that changes something
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  coffer audit verify")]
     Audit(AuditCommand),
     /// Rebuild a lost or damaged key store from backing directories
     Recover(Recover),
