@@ -157,7 +157,7 @@ pub trait KmsProvider: fmt::Debug + Send + Sync {
     }
 
     /// Makes what must lie on this machine before the configuration can be used (local wrapping: its key file).
-    /// Durable on `Ok`; doing it twice does no harm. A KMS that keeps nothing here has nothing to do.
+    /// Called while no wrapped key names the configuration. Durable on `Ok`; doing it twice does no harm. A KMS that keeps nothing here has nothing to do.
     async fn provision(&self, _config: &KmsConfig) -> Result<(), KmsError> {
         Ok(())
     }

@@ -111,10 +111,13 @@ impl KmsProvider for LocalProvider {
     }
 
     async fn provision(&self, config: &KmsConfig) -> Result<(), KmsError> {
-        if self.keys()?.contains(&config.id) && key_file::read(&self.dir, config.id).is_ok() {
-            return Ok(());
+        match key_file::read(&self.dir, config.id) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == KmsErrorKind::KeyMissing => self.create_key(config.id),
+            Err(error) => Err(error.cure(
+                "move it out of the state directory, or remove it: no key in the store is wrapped under it, and another one is made",
+            )),
         }
-        self.create_key(config.id)
     }
 
     async fn retire(&self, config: &KmsConfig) -> Result<(), KmsError> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -108,6 +109,30 @@ async fn a_damaged_key_file_says_so() {
     assert_eq!(error.kind(), KmsErrorKind::Internal);
     assert_eq!(error.to_string(), format!("the local key {} is damaged", file.display()));
     assert!(error.how_to_mend().unwrap().contains("backup"));
+}
+
+#[tokio::test]
+async fn a_key_file_that_is_in_the_way_says_what_is_wrong_with_it() {
+    let local = Local::new();
+    let config = LocalProvider::config(KmsConfigId::random());
+    local.provider.provision(&config).await.unwrap();
+    let file = local.provider.key_file(config.id);
+    let whole = fs::read(&file).unwrap();
+    let set_mode = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    type Harm<'a> = (&'a str, &'a dyn Fn());
+    let harms: [Harm<'_>; 2] = [
+        ("is damaged", &|| fs::write(&file, &whole[..40]).unwrap()),
+        ("may be read by others", &|| set_mode(0o644)),
+    ];
+    for (what, harm) in harms {
+        harm();
+        let error = local.provider.provision(&config).await.unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::Internal, "{error:?}");
+        assert!(error.to_string().contains(what), "{what}: {error:?}");
+        assert!(error.how_to_mend().unwrap().contains("remove it"), "{what}: {error:?}");
+        fs::remove_file(&file).unwrap();
+        local.provider.provision(&config).await.unwrap();
+    }
 }
 
 #[tokio::test]
