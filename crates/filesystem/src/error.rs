@@ -44,7 +44,7 @@ impl Error {
     pub const fn kind(&self) -> ErrorKind {
         match &self.fault {
             Fault::InUse(_) => ErrorKind::InUse,
-            Fault::Damaged { .. } => ErrorKind::Damaged,
+            Fault::Damaged { .. } | Fault::Foreign => ErrorKind::Damaged,
             Fault::System { errno: Errno::NOSPC | Errno::DQUOT, .. } => ErrorKind::Full,
             Fault::NotFound => ErrorKind::NotFound,
             Fault::System { .. } | Fault::Changed | Fault::NoRandom => ErrorKind::Io,
@@ -60,6 +60,8 @@ pub(crate) enum Fault {
     System { doing: &'static str, errno: Errno },
     #[error("{why}")]
     Damaged { doing: &'static str, why: String },
+    #[error("it is nothing that Coffer put there")]
+    Foreign,
     #[error("there is no such entry")]
     NotFound,
     #[error("it changed while it was being read")]
@@ -121,6 +123,7 @@ impl Fault {
     pub(crate) const fn kind(&self) -> ProblemKind {
         match self {
             Self::Damaged { .. } => ProblemKind::Damaged,
+            Self::Foreign => ProblemKind::Leftover,
             Self::Changed => ProblemKind::Changed,
             Self::Conflict(_) => ProblemKind::Conflict,
             _ => ProblemKind::Io,
@@ -130,7 +133,7 @@ impl Fault {
     /// Its kind where it costs an attribute alone.
     pub(crate) const fn kind_of_attribute(&self) -> ProblemKind {
         match self {
-            Self::Damaged { .. } => ProblemKind::Damaged,
+            Self::Damaged { .. } | Self::Foreign => self.kind(),
             _ => ProblemKind::Attribute,
         }
     }
@@ -140,6 +143,7 @@ impl Fault {
             Self::System { doing, .. }
             | Self::Damaged { doing, .. }
             | Self::Refused { doing, .. } => doing,
+            Self::Foreign => "read",
             Self::NotFound => "found",
             Self::Changed => "copied",
             Self::Conflict(_) => "replaced",
@@ -168,6 +172,7 @@ impl Fault {
             Self::Damaged { .. } => {
                 "bring it back from a copy; `fs verify` lists all that is damaged"
             }
+            Self::Foreign => "move it away, unless something else needs it",
             Self::NotFound => "check the path; it begins at the filesystem's root",
             Self::Changed => "copy it again when nothing writes to it",
             Self::Conflict(_) => "remove or rename one of the two",

@@ -295,17 +295,19 @@ impl Filesystem {
                 names.advance(&*dir, |_| true).doing("read")?;
                 let stat = sys::stat(&*dir, raw).doing("read")?;
                 usage.backing_bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-                let own = matches!(
+                let uncounted = matches!(
                     BackingEntry::classify(raw),
-                    BackingEntry::Side { .. } | BackingEntry::DirectoryRecord
+                    BackingEntry::Side { .. }
+                        | BackingEntry::DirectoryRecord
+                        | BackingEntry::Foreign
                 );
                 match self.tree.kind(&stat) {
+                    _ if uncounted => {}
                     Ok(Kind::Directory) => {
                         usage.directories += 1;
                         let below = open(sys::open_dir(&*dir, raw).doing("read")?)?;
                         stack.push(below);
                     }
-                    _ if own => {}
                     Ok(Kind::File) => {
                         usage.files += 1;
                         usage.bytes += self.tree.estimate(&stat);

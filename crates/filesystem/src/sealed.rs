@@ -188,19 +188,21 @@ impl Source for SealedTree {
     }
 
     fn is_entry(&self, _: &Place<DirId>, raw: &[u8]) -> bool {
-        // What is not ours is taken for an entry, and refused by name.
+        // What is not ours is one too, to be named.
         !matches!(
             BackingEntry::classify(raw),
             BackingEntry::Side { .. } | BackingEntry::DirectoryRecord
         )
     }
 
+    fn is_foreign(&self, raw: &[u8]) -> bool {
+        BackingEntry::classify(raw) == BackingEntry::Foreign
+    }
+
     fn plain_name(&self, dir: &Place<DirId>, raw: &[u8]) -> Result<Vec<u8>, Fault> {
         let side = match BackingEntry::classify(raw) {
             BackingEntry::Long { side } => Self::small_file(&dir.fd, side.as_bytes())?,
-            BackingEntry::Foreign => {
-                return Err(Fault::damaged("read", "it is nothing that Coffer put there"));
-            }
+            BackingEntry::Foreign => return Err(Fault::Foreign),
             _ => None,
         };
         self.keys.open_name(dir.dir, raw, side.as_deref()).doing("read (its name)")
@@ -255,7 +257,7 @@ impl Source for SealedTree {
             Some(owner) if raw.0.starts_with(BACKING_PREFIX.as_bytes()) => {
                 self.keys.open_xattr(owner, &raw.0, &raw.1).map(Some).doing("read")
             }
-            _ => Err(Fault::damaged("read", "it is nothing that Coffer put there")),
+            _ => Err(Fault::Foreign),
         }
     }
 }

@@ -91,6 +91,10 @@ pub(crate) trait Source: Side {
     fn kind(&self, stat: &Stat) -> Result<Kind, Fault>;
     /// Whether a raw name is an entry, not one of the side's own files.
     fn is_entry(&self, dir: &Place<Self::Dir>, raw: &[u8]) -> bool;
+    /// Whether a raw name is that of something that Coffer did not put where it keeps its own.
+    fn is_foreign(&self, _raw: &[u8]) -> bool {
+        false
+    }
     fn plain_name(&self, dir: &Place<Self::Dir>, raw: &[u8]) -> Result<Vec<u8>, Fault>;
     fn enter(&self, dir: &Place<Self::Dir>, raw: &[u8]) -> Result<Place<Self::Dir>, Fault>;
     fn open(&self, dir: &Place<Self::Dir>, raw: &[u8], stat: &Stat) -> Result<Self::File, Fault>;

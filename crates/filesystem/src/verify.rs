@@ -265,7 +265,7 @@ impl Verify<'_> {
         if !stat.is_ok_and(|it| FileType::from_raw_mode(it.st_mode) == FileType::RegularFile) {
             self.needed.be_unsure();
         }
-        self.leftover(dir, raw, "it is nothing that Coffer put there");
+        self.leftover(dir, raw, &Fault::Foreign.to_string());
     }
 
     fn work(&self) {
@@ -453,7 +453,7 @@ impl Verify<'_> {
             let mut reason = format!("its attribute {} can't be read: {fault}", shown(&xattr.0));
             let kind = fault.kind_of_attribute();
             if let Some(repair) = &self.repair
-                && kind == ProblemKind::Damaged
+                && kind != ProblemKind::Attribute
             {
                 reason += &repair.set_xattr_aside(of.inode(), &xattr, &at.raw(), &reason);
             }

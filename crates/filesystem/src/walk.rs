@@ -134,6 +134,12 @@ where
         if skip.is_empty() {
             self.pause(None)?;
         }
+        if self.copy.source.is_foreign(&raw) {
+            self.copy.trouble_at(&pair.trail.entry(&raw, b""), Fault::Foreign);
+            skip.clear();
+            self.advance();
+            return Ok(true);
+        }
         match sys::stat(&pair.from.fd, &raw).doing("read") {
             Err(fault) => self.copy.trouble(&pair, &raw, fault),
             Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {

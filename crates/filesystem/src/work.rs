@@ -50,7 +50,7 @@ fn count<S: Source>(
     // Entries are counted while they are read; only directories are kept, to go into.
     let mut read = |place: Place<S::Dir>| {
         let directory = |raw: &[u8]| {
-            if stop() || !source.is_entry(&place, raw) {
+            if stop() || !source.is_entry(&place, raw) || source.is_foreign(raw) {
                 return false;
             }
             let Ok(stat) = sys::stat(&place.fd, raw) else { return false };

@@ -153,6 +153,23 @@ fn a_damaged_attribute_is_damage_and_costs_nothing_else() {
     place.ok(&["fs", "verify", "home"]);
 }
 
+#[test]
+fn what_something_else_put_there_is_named_and_no_reason_to_fail() {
+    let place = prepared();
+    fs::write(place.state().join("filesystems/home/root/.nfs0001"), "of another program").unwrap();
+    let _node = place.start();
+    place.wait_for_state("home", "unlocked");
+    let target = place.path("target");
+    for command in [
+        &["fs", "verify", "home"][..],
+        &["fs", "export", "home", target.to_str().unwrap()],
+        &["fs", "ls", "home"],
+    ] {
+        let ran = place.coffer(command).expect(0);
+        assert!((ran.stdout.clone() + &ran.stderr).contains(".nfs0001"), "{ran:?}");
+    }
+}
+
 fn flip(file: &Path, at: u64) {
     let mut byte = [0];
     let handle = fs::File::options().read(true).write(true).open(file).unwrap();

@@ -118,34 +118,43 @@ async fn ls(name: &str, path: BytePath, context: &mut Context<'_, '_>) -> Result
         all.next = page.next;
         if all.next.is_none() {
             context.answer(&all, |all| listing_text(&all.entries));
-            return whole(name, &all);
+            return whole(name, all, context);
         }
     }
 }
 
 /// Whether all names could be listed, or why not.
-fn whole(name: &str, listing: &Listing) -> Result<Exit, Problem> {
-    let Listing { unreadable, unreadable_omitted, .. } = listing;
-    if unreadable.is_empty() {
+fn whole(name: &str, listing: Listing, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
+    let Listing { unreadable, unreadable_omitted: omitted, .. } = listing;
+    let (strange, unread): (Vec<_>, Vec<_>) =
+        unreadable.into_iter().partition(|it| it.kind == "leftover");
+    if !strange.is_empty() {
+        let omitted = if unread.is_empty() { omitted } else { 0 };
+        context.note(&format!("passed over:\n{}", unlisted(&strange, omitted)));
+    }
+    if unread.is_empty() {
         return Ok(Exit::Done);
     }
-    let mut why: Vec<_> = unreadable.iter().map(unread).collect();
-    if *unreadable_omitted > 0 {
-        why.push(format!("and {unreadable_omitted} more"));
-    }
     let title = format!("some names in {name} can't be read");
-    let (exit, code, cure) = if unreadable.iter().any(|it| it.kind == "damaged") {
+    let (exit, code, cure) = if unread.iter().any(|it| it.kind == "damaged") {
         let cure = format!("see all that is damaged with coffer fs verify {name}");
         (Exit::NotAuthentic, "damaged", cure)
     } else {
         (Exit::Partly, "partly-done", "check the disk and the mount, then list it again".to_owned())
     };
-    Err(Problem::new(exit, code, title, why.join("\n")).cure(cure))
+    Err(Problem::new(exit, code, title, unlisted(&unread, omitted)).cure(cure))
 }
 
-fn unread(damage: &Damage) -> String {
-    let what = BytePath::new(damage.what.as_str());
-    format!("{}: {what}", damage.ciphertext.clone().unwrap_or_default())
+fn unlisted(things: &[Damage], omitted: u64) -> String {
+    let line = |thing: &Damage| {
+        let what = BytePath::new(thing.what.as_str());
+        format!("{}: {what}", thing.ciphertext.clone().unwrap_or_default())
+    };
+    let mut lines: Vec<_> = things.iter().map(line).collect();
+    if omitted > 0 {
+        lines.push(format!("and {omitted} more"));
+    }
+    lines.join("\n")
 }
 
 fn page_of(route: &str, query: &[(&str, &str)], after: Option<&str>) -> String {

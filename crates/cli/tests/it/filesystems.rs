@@ -367,6 +367,34 @@ prwxr-xr--  5  1970-01-01T00:00:00Z  p
 }
 
 #[test]
+fn ls_ends_by_the_worst_that_it_could_not_list() {
+    let thing = |kind: &str, what: &str| json!({"path": "", "ciphertext": kind, "kind": kind, "what": what});
+    let strange = thing("leftover", "it is nothing that Coffer put there");
+    let (unread, damaged) = (thing("io", "Input/output error"), thing("damaged", "it was altered"));
+    let list = |unreadable: Vec<Value>, omitted: u64| {
+        let listing =
+            json!({"entries": [], "unreadable": unreadable, "unreadable_omitted": omitted});
+        Node::answering([("GET /v1/filesystems/home/ls?path=x", 200, listing)])
+            .run(&["fs", "ls", "home", "x"])
+    };
+    let ran = list(vec![strange.clone()], 0);
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (0, "note: passed over:\n      leftover: it is nothing that Coffer put there\n")
+    );
+    let ran = list(vec![strange, unread.clone()], 2);
+    assert_eq!(ran.code, 8);
+    assert!(
+        ran.stderr.contains("leftover: ") && ran.stderr.contains("and 2 more"),
+        "{}",
+        ran.stderr
+    );
+    let ran = list(vec![unread, damaged], 0);
+    assert_eq!(ran.code, 6);
+    assert!(ran.stderr.contains("damaged: it was altered"), "{}", ran.stderr);
+}
+
+#[test]
 fn jobs_are_listed_shown_and_stopped() {
     let node = Node::answering([
         ("GET /v1/jobs", 200, json!({"jobs": [job("import", "running")]})),

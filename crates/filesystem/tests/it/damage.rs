@@ -183,12 +183,18 @@ fn a_damaged_attribute_is_set_aside_and_the_rest_stays() {
     forged.push((file.clone(), "user.stranger".to_owned(), b"here".to_vec()));
 
     let filesystem = home.open();
+    let report = filesystem.export(&home.path("before"), None, &Watch::default()).unwrap();
+    let mut kinds: Vec<_> = report.problems.iter().map(|problem| problem.kind).collect();
+    kinds.sort_by_key(|kind| *kind == ProblemKind::Leftover);
+    assert_eq!(kinds, [ProblemKind::Damaged, ProblemKind::Damaged, ProblemKind::Leftover]);
     let report = filesystem.verify(true, &Watch::default()).unwrap();
     assert_eq!(report.problems.len(), 3, "{:?}", report.problems);
     for (path, name, value) in &forged {
         let named = |problem: &&Problem| problem.reason.contains(&format!(" {name} "));
         let problem = report.problems.iter().find(named).unwrap();
-        assert_eq!(problem.kind, ProblemKind::Damaged);
+        let stranger = name == "user.stranger";
+        let kind = if stranger { ProblemKind::Leftover } else { ProblemKind::Damaged };
+        assert_eq!(problem.kind, kind);
         let place = problem.reason.split("set aside as ").nth(1).expect(&problem.reason);
         assert_eq!(fs::read(home.backing().join(place)).unwrap(), *value);
         let note = fs::read_to_string(home.backing().join(format!("{place}.note"))).unwrap();

@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use filesystem::{Problem, ProblemKind, Report};
+use filesystem::{Outcome, Problem, ProblemKind, Report};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::support::{Home, Watch, done, export, files_below, import};
@@ -140,6 +140,42 @@ fn what_lies_in_something_that_coffer_did_not_put_there_stays() {
     assert!(not_looked_for(leftovers), "{leftovers:?}");
     fs::rename(renamed, dir).unwrap();
     assert_sound(&home);
+}
+
+/// NFS, for one, keeps a file under such a name as long as somebody has it open.
+#[test]
+fn what_coffer_did_not_put_there_is_named_and_no_damage_to_anyone() {
+    let home = with_long_links();
+    let (root, dir) = (home.backing().join("root"), in_root(&home, Path::is_dir));
+    fs::write(root.join(".nfs0001"), "of another program").unwrap();
+    // So much that it would be read in segments, and one that is none of Coffer's directories.
+    fs::File::create(dir.join("core.1")).unwrap().set_len(10 << 20).unwrap();
+    fs::create_dir(root.join("lost+found")).unwrap();
+    let filesystem = home.open();
+    let target = home.path("target");
+    for report in [
+        filesystem.verify(false, &Watch::default()).unwrap(),
+        filesystem.export(&target, None, &Watch::default()).unwrap(),
+    ] {
+        assert_eq!((report.outcome, report.progress.failed), (Outcome::Done, 0), "{report:?}");
+        assert_eq!(report.progress.files_done, report.progress.files_total);
+        let mut found: Vec<_> = report.problems.iter().map(stranger).collect();
+        found.sort_unstable();
+        assert_eq!(found, [("", ".nfs0001"), ("", "lost+found"), ("dir", "core.1")]);
+    }
+    assert_eq!(fs::read_dir(target).unwrap().count(), 3);
+    let listing = filesystem.list(Path::new("/")).unwrap();
+    assert_eq!(listing.entries.len(), 3);
+    let found: Vec<_> = listing.unreadable.iter().map(stranger).collect();
+    assert_eq!(found, [("", ".nfs0001"), ("", "lost+found")]);
+    assert_eq!(filesystem.usage().unwrap().files, 1);
+}
+
+/// Path and backing name of a leftover.
+fn stranger(problem: &Problem) -> (&str, &str) {
+    assert_eq!(problem.kind, ProblemKind::Leftover, "{problem:?}");
+    let name = problem.ciphertext.as_ref().unwrap().file_name().unwrap();
+    (problem.path.to_str().unwrap(), name.to_str().unwrap())
 }
 
 #[test]
