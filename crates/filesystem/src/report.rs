@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -136,6 +136,8 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// How many more there are.
     pub problems_omitted: u64,
+    /// Whether something that is damaged can't be read. Other damage costs nothing: what it befell is there a second time.
+    pub lost: bool,
     /// Where to go on, when an import or export was stopped.
     pub checkpoint: Option<Checkpoint>,
 }
@@ -268,6 +270,7 @@ pub(crate) struct Tally {
     pub(crate) owners_lost: AtomicU64,
     /// Failures, leftovers and what was skipped.
     listed: AtomicU64,
+    lost: AtomicBool,
     problems: Mutex<Vec<Problem>>,
 }
 
@@ -275,6 +278,7 @@ impl Tally {
     pub(crate) fn resumed(checkpoint: Option<&Checkpoint>) -> Self {
         let Some(checkpoint) = checkpoint else { return Self::default() };
         let Progress { bytes_done, files_done, failed, owners_lost, .. } = checkpoint.progress;
+        let is_damage = |problem: &Problem| problem.kind == ProblemKind::Damaged;
         Self {
             // The default one is the beginning.
             resumed: checkpoint.finished || !checkpoint.next.is_empty(),
@@ -283,12 +287,21 @@ impl Tally {
             failed: failed.into(),
             owners_lost: owners_lost.into(),
             listed: failed.max(checkpoint.problems.len() as u64).into(),
+            lost: checkpoint.problems.iter().any(is_damage).into(),
             problems: Mutex::new(checkpoint.problems.clone()),
             ..Self::default()
         }
     }
 
     pub(crate) fn problem(&self, problem: Problem, control: &dyn Control) {
+        if problem.kind == ProblemKind::Damaged {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        self.blemish(problem, control);
+    }
+
+    /// A problem that costs nothing.
+    pub(crate) fn blemish(&self, problem: Problem, control: &dyn Control) {
         control.problem(&problem);
         self.listed.fetch_add(1, Ordering::Relaxed);
         // What lies about unused or can be no file in any copy is worth telling, and nothing failed.
@@ -332,8 +345,8 @@ impl Tally {
         };
         let listed = self.listed.load(Ordering::Relaxed);
         let problems_omitted = listed.saturating_sub(problems.len() as u64);
-        let resumed = self.resumed;
-        Report { outcome, resumed, progress, problems, problems_omitted, checkpoint }
+        let (resumed, lost) = (self.resumed, self.lost.load(Ordering::Relaxed));
+        Report { outcome, resumed, progress, problems, problems_omitted, lost, checkpoint }
     }
 }
 

@@ -224,7 +224,7 @@ impl Verify<'_> {
             }
             reason += &repair::write_root_record(self.tree);
         }
-        self.report(&at, problem.kind, reason);
+        self.blemish(&at, problem.kind, reason);
     }
 
     /// The plain name and the stat of an entry; `None` when it is none, or can't be told (which is
@@ -359,7 +359,7 @@ impl Verify<'_> {
         let Some(reason) = finding.told() else { return };
         let at = dir.trail.entry(&item.raw, &item.name);
         match finding.grade {
-            Grade::Blemished => self.report(&at, ProblemKind::Damaged, reason),
+            Grade::Blemished => self.blemish(&at, ProblemKind::Damaged, reason),
             Grade::Damaged => {
                 self.unreadable(dir, &item.raw, &item.name, &Fault::damaged("read", reason));
             }
@@ -498,7 +498,7 @@ impl Verify<'_> {
         };
         let reason =
             format!("the copy of the wrapped key can't be used: {wrong}; a rewrap renews it");
-        self.report(&Trail::root(HEADER), ProblemKind::Damaged, reason);
+        self.blemish(&Trail::root(HEADER), ProblemKind::Damaged, reason);
     }
 
     fn unreadable(&self, dir: &Dir, raw: &[u8], name: &[u8], fault: &Fault) {
@@ -534,6 +534,12 @@ impl Verify<'_> {
     fn report(&self, at: &Trail, kind: ProblemKind, reason: String) {
         let problem = Problem::new(&at.plain(), Some(&at.raw()), kind, reason);
         self.tally.problem(problem, self.control);
+    }
+
+    /// As [`Self::report`], of what costs nothing.
+    fn blemish(&self, at: &Trail, kind: ProblemKind, reason: String) {
+        let problem = Problem::new(&at.plain(), Some(&at.raw()), kind, reason);
+        self.tally.blemish(problem, self.control);
     }
 
     /// With `repair`: moves an entry to `coffer.lost`, and says so.

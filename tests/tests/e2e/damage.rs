@@ -154,6 +154,20 @@ fn a_damaged_attribute_is_damage_and_costs_nothing_else() {
 }
 
 #[test]
+fn what_is_written_again_has_not_to_be_brought_back() {
+    let place = prepared();
+    // In one of the two copies of what the header seals.
+    flip(&ciphertexts(&place)[0], 190);
+    let _node = place.start();
+    place.wait_for_state("home", "unlocked");
+    for command in [&["fs", "verify", "home"][..], &["fs", "verify", "home", "--repair"]] {
+        let said = place.fails(6, command);
+        assert!(said.contains("nothing is lost") && !said.contains("from a copy"), "{said}");
+    }
+    place.ok(&["fs", "verify", "home"]);
+}
+
+#[test]
 fn what_something_else_put_there_is_named_and_no_reason_to_fail() {
     let place = prepared();
     fs::write(place.state().join("filesystems/home/root/.nfs0001"), "of another program").unwrap();

@@ -52,7 +52,9 @@ impl Jobs {
             Ok(report) => {
                 record.progress = progress(&report.progress);
                 standing.resumed = report.resumed;
-                standing.problem = problem_of(kind, &record.filesystem, &report);
+                let spec = serde_json::from_value::<Spec>(record.spec.clone());
+                let repair = spec.is_ok_and(|spec| spec.repair);
+                standing.problem = problem_of(kind, repair, &record.filesystem, &report);
                 standing.owners_lost = report.progress.owners_lost;
                 record.state = match report.outcome {
                     // A node that ends leaves it as running: the next one takes it up.
@@ -183,7 +185,7 @@ fn progress(from: &filesystem::Progress) -> Progress {
 }
 
 /// What a run that came to its end has to answer for.
-fn problem_of(kind: JobKind, name: &str, report: &Report) -> Option<Problem> {
+fn problem_of(kind: JobKind, repair: bool, name: &str, report: &Report) -> Option<Problem> {
     let count = report.progress.failed;
     if report.outcome != Outcome::PartlyDone {
         return None;
@@ -191,22 +193,19 @@ fn problem_of(kind: JobKind, name: &str, report: &Report) -> Option<Problem> {
     let damaged = report.problems.iter().any(|problem| problem.kind == ProblemKind::Damaged);
     let (exit, code) =
         if damaged { (Exit::NotAuthentic, "damaged") } else { (Exit::Partly, "partly-done") };
-    // What the system did not let be read may be sound.
-    let unsound = kind == JobKind::Verify && damaged;
     let title = match kind {
-        _ if unsound => format!("{name} is not sound"),
+        JobKind::Verify if damaged => format!("{name} is not sound"),
         _ => format!("the {} of {name} is not complete", word(kind)),
     };
     let detail = match kind {
-        JobKind::Verify if !unsound => {
+        // What the system did not let be read may be sound.
+        JobKind::Verify if !damaged => {
             format!("{count} item(s) can't be read now; no damage was found")
         }
         _ => format!("{count} problem(s); the rest is done"),
     };
     let cure = match kind {
-        _ if unsound => format!(
-            "bring the files back from a copy; coffer fs verify {name} --repair sets aside what can't be read"
-        ),
+        JobKind::Verify if damaged => cure_of_damage(repair, name, report.lost),
         JobKind::Verify => format!(
             "check what the list names (the disk, the mount, the limit on open files), then give coffer fs verify {name} again"
         ),
@@ -222,30 +221,65 @@ fn problem_of(kind: JobKind, name: &str, report: &Report) -> Option<Problem> {
     Some(Problem::new(exit, code, title, detail).cure(cure))
 }
 
+fn cure_of_damage(repair: bool, name: &str, lost: bool) -> String {
+    match (lost, repair) {
+        (true, false) => format!(
+            "bring the files back from a copy; coffer fs verify {name} --repair sets aside what can't be read"
+        ),
+        (true, true) => "bring back from a copy what was set aside; the list names it".to_owned(),
+        (false, false) => format!(
+            "nothing is lost; coffer fs verify {name} --repair writes again what is there a second time"
+        ),
+        (false, true) => {
+            "nothing is lost; the list tells what was written again, and what has to be done for the rest"
+                .to_owned()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn verified(kinds: &[ProblemKind]) -> Problem {
-        partly(JobKind::Verify, kinds)
-    }
-
-    fn partly(job: JobKind, kinds: &[ProblemKind]) -> Problem {
+    fn report(kinds: &[ProblemKind], lost: bool) -> Report {
         let problem = |kind: &ProblemKind| filesystem::Problem {
             path: "file".into(),
             ciphertext: None,
             kind: *kind,
             reason: "why".into(),
         };
-        let report = Report {
+        Report {
             outcome: Outcome::PartlyDone,
             resumed: false,
             progress: filesystem::Progress { failed: kinds.len() as u64, ..Default::default() },
             problems: kinds.iter().map(problem).collect(),
             problems_omitted: 0,
+            lost,
             checkpoint: None,
+        }
+    }
+
+    fn verified(kinds: &[ProblemKind]) -> Problem {
+        partly(JobKind::Verify, kinds)
+    }
+
+    fn partly(job: JobKind, kinds: &[ProblemKind]) -> Problem {
+        problem_of(job, false, "home", &report(kinds, true)).unwrap()
+    }
+
+    #[test]
+    fn files_are_to_be_brought_back_only_where_some_are_lost() {
+        let cure = |repair, lost| {
+            let report = report(&[ProblemKind::Damaged], lost);
+            problem_of(JobKind::Verify, repair, "home", &report).unwrap().cure.unwrap()
         };
-        problem_of(job, "home", &report).unwrap()
+        assert!(
+            cure(false, true).contains("from a copy") && cure(true, true).contains("from a copy")
+        );
+        for cure in [cure(false, false), cure(true, false)] {
+            assert!(cure.starts_with("nothing is lost") && !cure.contains("from a copy"), "{cure}");
+        }
+        assert!(!cure(true, true).contains("--repair"));
     }
 
     #[test]

@@ -126,6 +126,7 @@ fn a_damaged_copy_of_the_header_is_named_and_written_again_from_the_other() {
             fs::remove_dir_all(case.home.path("target")).unwrap();
 
             let report = filesystem.verify(true, &Watch::default()).unwrap();
+            assert!(!report.lost);
             let problem = the_problem(&report, name, &path, &case.home);
             assert!(problem.reason.ends_with("; written again"), "{problem:?}");
             let mended = fs::read(&path).unwrap();
@@ -145,6 +146,7 @@ fn a_damaged_copy_of_the_header_is_named_and_written_again_from_the_other() {
     flip(&path, 5000);
     let damaged = fs::read(&path).unwrap();
     let report = case.home.open().verify(true, &Watch::default()).unwrap();
+    assert!(report.lost);
     let place = report.problems[0].reason.split("set aside as ").nth(1).unwrap();
     assert!(fs::read(case.home.backing().join(place)).unwrap() == damaged);
 }
@@ -462,6 +464,7 @@ fn the_root_s_record_is_lost_and_written_again() {
         assert_eq!(fs::read(&record).ok(), content, "only repair writes");
 
         let report = filesystem.verify(true, &Watch::default()).unwrap();
+        assert!(!report.lost);
         let problem = the_problem(&report, "", &record, &case.home);
         assert!(problem.reason.ends_with("; written again"), "{problem:?}");
         assert_eq!(problem.reason.contains("set aside as"), content.is_some(), "{problem:?}");
