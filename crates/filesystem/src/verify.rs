@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use data_path::dir::RECORD_NAME;
@@ -43,6 +43,7 @@ pub(crate) fn verify(
         queue: Queue::default(),
         audited: Mutex::default(),
         needed: Needed::default(),
+        stopped: AtomicBool::default(),
     };
     let ended = Ended::default();
     let walked = std::thread::scope(|scope| {
@@ -52,6 +53,7 @@ pub(crate) fn verify(
         scope.spawn(|| watch(tree, &verify.tally, control, &ended));
         let walked = verify.walk();
         verify.queue.drain();
+        let walked = walked.map(|all| all && !verify.stopped.load(Ordering::Relaxed));
         verify.queue.close();
         ended.set();
         walked
@@ -78,6 +80,8 @@ struct Verify<'a> {
     /// Files of which other names are to come.
     audited: Mutex<HashMap<InodeId, Audited>>,
     needed: Needed,
+    /// A large file was left in its middle.
+    stopped: AtomicBool,
 }
 
 struct Audited {
@@ -421,7 +425,11 @@ impl Verify<'_> {
     fn work_on(&self, large: &Large, buffers: &mut Buffers) {
         loop {
             let index = large.next_segment.fetch_add(1, Ordering::Relaxed);
-            if index >= large.file.segments() || self.control.stop_requested() {
+            if index >= large.file.segments() {
+                break;
+            }
+            if self.control.stop_requested() {
+                self.stopped.store(true, Ordering::Relaxed);
                 break;
             }
             let mut finding = Finding::default();
@@ -597,6 +605,7 @@ mod tests {
             queue: Queue::default(),
             audited: Mutex::default(),
             needed: Needed::default(),
+            stopped: AtomicBool::default(),
         };
         verify.file(&root, &there, &mut Buffers::default());
         assert_eq!(verify.tally.problems(), []);

@@ -257,6 +257,22 @@ fn the_report_tells_which_bytes_of_a_file_are_lost() {
 }
 
 #[test]
+fn a_verification_that_is_stopped_anywhere_does_not_say_that_all_was_done() {
+    let case = Case::new();
+    let filesystem = case.home.open();
+    let total = done(filesystem.verify(false, &Watch::default()).unwrap()).progress.bytes_done;
+    for stop_at in 1.. {
+        let watch = Watch { stop_at: Some(stop_at), ..Watch::default() };
+        let report = filesystem.verify(false, &watch).unwrap();
+        if report.outcome == Outcome::Done {
+            assert_eq!(report.progress.bytes_done, total, "stopped at {stop_at}");
+            break;
+        }
+        assert_eq!(report.outcome, Outcome::Stopped);
+    }
+}
+
+#[test]
 fn swapped_blocks_zeroed_blocks_and_groups() {
     let case = Case::new();
     let path = case.backing(LARGE);
