@@ -502,6 +502,10 @@ impl Verify<'_> {
         let wrong = match header::read(backing) {
             Ok(envelope) if envelope.wrapped.key_id == self.tree.keys.key_id() => return,
             Ok(envelope) => format!("it has another key, {}", envelope.wrapped.key_id),
+            Err(fault @ Fault::System { .. }) => {
+                let reason = format!("the copy of the wrapped key can't be read: {fault}");
+                return self.report(&Trail::root(HEADER), ProblemKind::Io, reason);
+            }
             Err(fault) => fault.to_string(),
         };
         let reason =

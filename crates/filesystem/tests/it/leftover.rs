@@ -84,6 +84,18 @@ fn what_a_directory_needs_that_can_t_be_read_now_stays() {
 }
 
 #[test]
+fn a_copy_of_the_key_that_can_t_be_read_now_is_no_damage() {
+    let home = with_long_links();
+    let header = home.backing().join("coffer.key");
+    fs::set_permissions(&header, Permissions::from_mode(0o000)).unwrap();
+    let report = without_power(|| verify(&home, false));
+    let [unread] = &report.problems[..] else { panic!("{:?}", report.problems) };
+    assert_eq!((unread.kind, report.lost), (ProblemKind::Io, false), "{unread:?}");
+    fs::remove_file(header).unwrap();
+    assert_eq!(verify(&home, false).problems[0].kind, ProblemKind::Damaged);
+}
+
+#[test]
 fn what_a_damaged_directory_needs_stays_until_it_is_brought_back() {
     let home = with_long_links();
     let dir = in_root(&home, Path::is_dir);
