@@ -40,7 +40,7 @@ pub struct Job {
     pub damage: Vec<Damage>,
     /// There is more of it: ask again with `?damage_after=` this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next_damage: Option<usize>,
+    pub next_damage: Option<u64>,
     /// Whether `damage`, or the reason in `problem`, is left out: it names files, and the filesystem is not unlocked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub names_sealed: bool,

@@ -71,8 +71,8 @@ pub fn job_within(id: &str, wait_ms: u64) -> String {
     format!("{}?wait_ms={wait_ms}", of_job(JOB, id))
 }
 
-/// Where the job with this id is, with the page of its damage that follows so many.
-pub fn job_damage(id: &str, after: usize) -> String {
+/// Where the job with this id is, with the page of its damage that begins there: [`Job::next_damage`](crate::Job::next_damage).
+pub fn job_damage(id: &str, after: u64) -> String {
     format!("{}?damage_after={after}", of_job(JOB, id))
 }
 

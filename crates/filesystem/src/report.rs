@@ -60,6 +60,17 @@ pub struct Checkpoint {
     pub(crate) epoch: u64,
     pub(crate) progress: Progress,
     pub(crate) problems: Vec<Problem>,
+    /// `None`: it was not counted yet when this was taken.
+    #[serde(default)]
+    pub(crate) told: Option<u64>,
+}
+
+impl Checkpoint {
+    /// How many problems the job had told ([`Control::problem`]) when it was here. Those that it told later come again
+    /// when it goes on from here, as far as they are still there. `None` for one of an older program.
+    pub fn problems_told(&self) -> Option<u64> {
+        if *self == Self::default() { Some(0) } else { self.told }
+    }
 }
 
 /// A large file that is done in part.
@@ -286,7 +297,10 @@ impl Tally {
             files_done: files_done.into(),
             failed: failed.into(),
             owners_lost: owners_lost.into(),
-            listed: failed.max(checkpoint.problems.len() as u64).into(),
+            listed: checkpoint
+                .problems_told()
+                .unwrap_or_else(|| failed.max(checkpoint.problems.len() as u64))
+                .into(),
             lost: checkpoint.problems.iter().any(is_damage).into(),
             problems: Mutex::new(checkpoint.problems.clone()),
             ..Self::default()
@@ -332,6 +346,11 @@ impl Tally {
         }
     }
 
+    /// How many problems were told.
+    pub(crate) fn told(&self) -> u64 {
+        self.listed.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn problems(&self) -> Vec<Problem> {
         lock(&self.problems).clone()
     }
@@ -343,8 +362,7 @@ impl Tally {
             (false, 0) => Outcome::Done,
             (false, _) => Outcome::PartlyDone,
         };
-        let listed = self.listed.load(Ordering::Relaxed);
-        let problems_omitted = listed.saturating_sub(problems.len() as u64);
+        let problems_omitted = self.told().saturating_sub(problems.len() as u64);
         let (resumed, lost) = (self.resumed, self.lost.load(Ordering::Relaxed));
         Report { outcome, resumed, progress, problems, problems_omitted, lost, checkpoint }
     }

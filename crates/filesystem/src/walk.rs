@@ -337,6 +337,7 @@ where
             epoch: self.copy.epoch.fetch_add(1, Ordering::Relaxed),
             progress: self.copy.tally.progress(),
             problems: self.copy.tally.problems(),
+            told: Some(self.copy.tally.told()),
         }
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Look {
     #[serde(default)]
     wait_ms: u64,
     #[serde(default)]
-    damage_after: usize,
+    damage_after: u64,
 }
 
 pub(crate) async fn show(

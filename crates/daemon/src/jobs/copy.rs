@@ -96,7 +96,7 @@ impl Jobs {
         let notes = self.notes.of(record.id, Arc::clone(&filesystem));
         let resume = notes.read_checkpoint();
         let report_file = notes
-            .begin_report(resume.is_some())
+            .begin_report(resume.as_ref())
             .map_err(|e| problem::internal(&title, format!("its report can't be written: {e}")))?;
         let control = CopyControl {
             live: Arc::clone(live),

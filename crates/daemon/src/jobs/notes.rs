@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,12 +80,14 @@ pub(super) struct JobNotes {
 }
 
 impl JobNotes {
-    /// Opens the report to add to it; emptied if nothing is taken up. A run that was taken up again may write some lines twice.
-    pub(super) fn begin_report(&self, resumed: bool) -> io::Result<File> {
-        if !resumed {
-            remove(&self.report)?;
-        }
-        OpenOptions::new().append(true).create(true).mode(0o600).open(&self.report)
+    /// Opens the report to add to it. It keeps what an earlier run had told when `resume` was taken, for the rest comes
+    /// again.
+    pub(super) fn begin_report(&self, resume: Option<&Checkpoint>) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        let report = options.read(true).append(true).create(true).mode(0o600).open(&self.report)?;
+        let told = resume.map_or(0, |checkpoint| checkpoint.problems_told().unwrap_or(u64::MAX));
+        report.set_len(end_of_lines(&report, told)?)?;
+        Ok(report)
     }
 
     /// Adds to the report. Whoever reads gets whole lines: it is one write.
@@ -93,19 +95,23 @@ impl JobNotes {
         report.write_all((self.seal("report", &damage(problem))? + "\n").as_bytes())
     }
 
-    /// A page of the report, each thing once, after so many, and whether more follows. What can't be opened is not shown.
-    pub(super) fn damage(&self, after: usize) -> (Vec<Damage>, bool) {
-        let Ok(file) = File::open(&self.report) else { return (Vec::new(), false) };
-        let mut seen = HashSet::new();
-        let mut rest = BufReader::new(file)
-            .lines()
-            .map_while(Result::ok)
-            .filter_map(|line| self.open::<Damage>("report", &line))
-            .filter(|damage| seen.insert(damage.clone()))
-            .skip(after);
-        let page = rest.by_ref().take(paths::PAGE_LIMIT).collect();
-        let more = rest.next().is_some();
-        (page, more)
+    /// A page of the report, from this byte of it on, and where the next one begins. What can't be opened is not shown.
+    pub(super) fn damage(&self, from: u64) -> (Vec<Damage>, Option<u64>) {
+        self.try_damage(from).unwrap_or_default()
+    }
+
+    fn try_damage(&self, from: u64) -> io::Result<(Vec<Damage>, Option<u64>)> {
+        let mut file = File::open(&self.report)?;
+        file.seek(SeekFrom::Start(from))?;
+        let mut rest = BufReader::new(file);
+        let (mut page, mut at, mut line) = (Vec::new(), from, Vec::new());
+        while page.len() < paths::PAGE_LIMIT && rest.read_until(b'\n', &mut line)? > 0 {
+            at += line.len() as u64;
+            page.extend(self.open("report", &line));
+            line.clear();
+        }
+        let more = !rest.fill_buf()?.is_empty();
+        Ok((page, more.then_some(at)))
     }
 
     /// Keeps this in the place of the checkpoint before, durably; a crash meanwhile leaves one of the two.
@@ -123,7 +129,7 @@ impl JobNotes {
     /// Where to go on. One that can't be opened is none: the job begins anew, and nothing is lost.
     pub(super) fn read_checkpoint(&self) -> Option<Checkpoint> {
         let sealed = fs::read_to_string(&self.checkpoint).ok()?;
-        let opened = self.open("checkpoint", &sealed);
+        let opened = self.open("checkpoint", sealed.as_bytes());
         if opened.is_none() {
             tracing::warn!(job = %self.id, "the checkpoint can't be opened: the job begins anew");
         }
@@ -138,8 +144,8 @@ impl JobNotes {
     }
 
     /// `None`: it is no note of this job and filesystem.
-    pub(super) fn open<T: DeserializeOwned>(&self, what: &str, sealed: &str) -> Option<T> {
-        let sealed = STANDARD.decode(sealed).ok()?;
+    pub(super) fn open<T: DeserializeOwned>(&self, what: &str, sealed: &[u8]) -> Option<T> {
+        let sealed = STANDARD.decode(sealed.trim_ascii_end()).ok()?;
         let plain = self.filesystem.open_note(self.context(what).as_bytes(), &sealed).ok()?;
         serde_json::from_slice(&plain).ok()
     }
@@ -147,6 +153,20 @@ impl JobNotes {
     fn context(&self, what: &str) -> String {
         format!("{what} of job {}", self.id)
     }
+}
+
+/// Where so many lines end, or all that are whole.
+fn end_of_lines(file: &File, lines: u64) -> io::Result<u64> {
+    let (mut file, mut line, mut end) = (BufReader::new(file), Vec::new(), 0);
+    for _ in 0..lines {
+        file.read_until(b'\n', &mut line)?;
+        if line.last() != Some(&b'\n') {
+            break;
+        }
+        end += line.len() as u64;
+        line.clear();
+    }
+    Ok(end)
 }
 
 /// A problem with a file, in the words of the API.
@@ -195,41 +215,68 @@ mod tests {
         Arc::new(Filesystem::create(backing, key, &envelope, Backend::default()).unwrap())
     }
 
+    fn problem(n: usize) -> filesystem::Problem {
+        filesystem::Problem {
+            path: format!("canary-{n}").into(),
+            ciphertext: None,
+            kind: ProblemKind::Damaged,
+            reason: "altered".into(),
+        }
+    }
+
+    #[test]
+    fn what_comes_again_when_a_job_goes_on_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::new(dir.path().to_owned());
+        let of_job = notes.of(id(1), filesystem(&dir.path().join("home")));
+        let mut report = of_job.begin_report(None).unwrap();
+        (0..5).for_each(|n| of_job.add(&report, &problem(n)).unwrap());
+        // It died in the middle of a line.
+        report.write_all(b"AAAA").unwrap();
+        let mut checkpoint = serde_json::to_value(Checkpoint::default()).unwrap();
+        checkpoint["next"] = vec!["00"].into();
+        let told = |report: u64| -> Vec<_> {
+            let (page, next) = of_job.damage(report);
+            assert_eq!(next, None);
+            page.into_iter().map(|damage| damage.path.to_string()).collect()
+        };
+        for (kept, number) in [(5, None), (3, Some(3)), (3, Some(7))] {
+            checkpoint["told"] = number.into();
+            let checkpoint = serde_json::from_value(checkpoint.clone()).unwrap();
+            of_job.begin_report(Some(&checkpoint)).unwrap();
+            let expected: Vec<_> = (0..kept).map(|n| format!("canary-{n}")).collect();
+            assert_eq!(told(0), expected);
+        }
+        of_job.begin_report(Some(&Checkpoint::default())).unwrap();
+        assert!(told(0).is_empty());
+    }
+
     #[test]
     fn everything_is_kept_sealed_and_shown_by_pages() {
         let dir = tempfile::tempdir().unwrap();
         let notes = Notes::new(dir.path().to_owned());
         let filesystem = filesystem(&dir.path().join("home"));
         let of_job = notes.of(id(1), Arc::clone(&filesystem));
-        let report = of_job.begin_report(false).unwrap();
+        let report = of_job.begin_report(None).unwrap();
         assert!(!notes.has_report(id(1)));
-        // Each twice, as a run that was taken up again may write them.
-        for n in 0..2 * (paths::PAGE_LIMIT + 1) {
-            let problem = filesystem::Problem {
-                path: format!("canary-{}", n / 2).into(),
-                ciphertext: None,
-                kind: ProblemKind::Damaged,
-                reason: "altered".into(),
-            };
-            of_job.add(&report, &problem).unwrap();
+        for n in 0..=paths::PAGE_LIMIT {
+            of_job.add(&report, &problem(n)).unwrap();
         }
-        let (page, more) = of_job.damage(0);
-        assert_eq!((page.len(), more), (paths::PAGE_LIMIT, true));
+        let (page, next) = of_job.damage(0);
+        assert_eq!(page.len(), paths::PAGE_LIMIT);
         assert_eq!(page[1].path.as_bytes(), b"canary-1");
-        let (page, more) = of_job.damage(paths::PAGE_LIMIT);
-        assert_eq!((page.len(), more, page[0].path.as_bytes()), (1, false, &b"canary-1000"[..]));
+        let (page, end) = of_job.damage(next.unwrap());
+        assert_eq!((page.len(), end, page[0].path.as_bytes()), (1, None, &b"canary-1000"[..]));
+        assert_eq!(of_job.damage(u64::MAX >> 1), (Vec::new(), None));
         let text = fs::read_to_string(notes.report(id(1))).unwrap();
-        assert_eq!(text.lines().count(), 2 * (paths::PAGE_LIMIT + 1));
+        assert_eq!(text.lines().count(), paths::PAGE_LIMIT + 1);
         assert!(!text.contains("canary") && !text.contains("altered"));
         // Another job's report it is not, nor another filesystem's.
         fs::copy(notes.report(id(1)), notes.report(id(2))).unwrap();
         assert!(notes.of(id(2), filesystem).damage(0).0.is_empty());
         let other = super::tests::filesystem(&dir.path().join("other"));
         assert!(notes.of(id(1), other).damage(0).0.is_empty());
-        // What is taken up is added to, what begins anew is not.
-        of_job.begin_report(true).unwrap();
-        assert!(notes.has_report(id(1)));
-        of_job.begin_report(false).unwrap();
+        of_job.begin_report(None).unwrap();
         assert!(!notes.has_report(id(1)));
     }
 

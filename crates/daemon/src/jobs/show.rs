@@ -16,8 +16,8 @@ impl Jobs {
         Ok(records.iter().map(|record| self.show(record)).collect())
     }
 
-    /// The job with a page of what it could not do, after so much of it.
-    pub(crate) async fn get(&self, id: JobId, damage_after: usize) -> Result<Job, Problem> {
+    /// The job with a page of what it could not do, from this place in its report on.
+    pub(crate) async fn get(&self, id: JobId, damage_after: u64) -> Result<Job, Problem> {
         let record = self.manager.job(id).await;
         let record = record.map_err(|e| problem::of_keys("the job can't be shown", &e))?;
         let mut job = self.show(&record);
@@ -38,7 +38,7 @@ impl Jobs {
     }
 
     /// Adds what names files, if the filesystem whose files they are is unlocked.
-    async fn add_names(&self, job: &mut Job, record: &JobRecord, damage_after: usize) {
+    async fn add_names(&self, job: &mut Job, record: &JobRecord, damage_after: u64) {
         let detail = Standing::of(record).detail;
         let has_report = self.notes.has_report(record.id);
         if !has_report && detail.is_none() {
@@ -52,13 +52,13 @@ impl Jobs {
         let notes = self.notes.of(record.id, filesystem);
         if let (Some(problem), Some(sealed)) = (&mut job.problem, detail) {
             // Another filesystem may have the name now.
-            let Some(detail) = notes.open("reason", &sealed) else { return };
+            let Some(detail) = notes.open("reason", sealed.as_bytes()) else { return };
             problem.detail = detail;
         }
         let page = spawn_blocking(move || notes.damage(damage_after)).await;
-        let (damage, more) = page.unwrap_or_default();
+        let (damage, next) = page.unwrap_or_default();
         job.names_sealed = has_report && damage.is_empty() && damage_after == 0;
-        job.next_damage = more.then(|| damage_after + damage.len());
+        job.next_damage = next;
         job.damage = damage;
     }
 

@@ -21,3 +21,4 @@ mod resume;
 mod rights;
 mod round_trip;
 mod support;
+mod told;
