@@ -1,8 +1,14 @@
-//! What is wrong with a file, gathered over all of its segments.
+//! What is wrong with a file, gathered over all of its segments, and kept for its other names.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use crate::error::Fault;
+use crate::report::lock;
+use crate::stage::InodeId;
+use crate::sys::Stat;
 
 /// Reasons that a file's problem tells one by one.
 const REASONS: usize = 8;
@@ -101,6 +107,47 @@ impl Finding {
             joins
         });
         ranges.iter().map(|range| format!("{} to {}", range.start, range.end - 1)).collect()
+    }
+}
+
+/// What was found of files of which other names are to come.
+#[derive(Debug, Default)]
+pub(crate) struct Audited {
+    files: Mutex<HashMap<InodeId, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    names_left: u64,
+    /// What is wrong with it, if anything.
+    finding: Option<Box<Finding>>,
+}
+
+impl Audited {
+    /// What was found of a file under another name; it is forgotten after its last name.
+    pub(crate) fn find(&self, stat: &Stat) -> Option<Finding> {
+        if stat.st_nlink <= 1 {
+            return None;
+        }
+        let mut files = lock(&self.files);
+        let Entry::Occupied(mut known) = files.entry((stat.st_dev, stat.st_ino)) else {
+            return None;
+        };
+        let file = known.get_mut();
+        file.names_left -= 1;
+        let finding = file.finding.as_deref().cloned().unwrap_or_default();
+        if file.names_left == 0 {
+            known.remove();
+        }
+        Some(finding)
+    }
+
+    pub(crate) fn keep(&self, stat: &Stat, finding: &Finding) {
+        let names_left = stat.st_nlink.saturating_sub(1);
+        if names_left > 0 {
+            let finding = (!finding.is_empty()).then(|| Box::new(finding.clone()));
+            lock(&self.files).insert((stat.st_dev, stat.st_ino), Known { names_left, finding });
+        }
     }
 }
 

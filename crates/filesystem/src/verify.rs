@@ -1,7 +1,5 @@
 //! Verification: opens everything that the tree has, names all that is damaged, and goes on.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,7 +9,7 @@ use data_path::{BackingEntry, DirId};
 
 use crate::error::{Doing, Error, Fault, shown};
 use crate::filesystem::{HEADER, LINKS, LOST, ROOT};
-use crate::finding::{Finding, Grade};
+use crate::finding::{Audited, Finding, Grade};
 use crate::header;
 use crate::names::{NameWalk, Names};
 use crate::needed::Needed;
@@ -20,7 +18,7 @@ use crate::report::{Control, Problem, ProblemKind, Report, Tally, lock};
 use crate::sealed::SealedTree;
 use crate::sealed_file::SealedFile;
 use crate::side::{Buffers, Kind, Owner, Place, Source, segments};
-use crate::stage::{InodeId, make_or_open};
+use crate::stage::make_or_open;
 use crate::sys::{self, FileType, Stat};
 use crate::trail::Trail;
 use crate::work::{Ended, Queue, watch, workers};
@@ -41,7 +39,7 @@ pub(crate) fn verify(
         repair: repair.then(|| Repair::new(lost)),
         tally: Tally::default(),
         queue: Queue::default(),
-        audited: Mutex::default(),
+        audited: Audited::default(),
         needed: Needed::default(),
         stopped: AtomicBool::default(),
     };
@@ -77,17 +75,10 @@ struct Verify<'a> {
     repair: Option<Repair>,
     tally: Tally,
     queue: Queue<Job>,
-    /// Files of which other names are to come.
-    audited: Mutex<HashMap<InodeId, Audited>>,
+    audited: Audited,
     needed: Needed,
     /// A large file was left in its middle.
     stopped: AtomicBool,
-}
-
-struct Audited {
-    names_left: u64,
-    /// What is wrong with it, if anything.
-    finding: Option<Box<Finding>>,
 }
 
 struct Dir {
@@ -315,7 +306,7 @@ impl Verify<'_> {
     }
 
     fn file(&self, dir: &Dir, item: &Item, buffers: &mut Buffers) {
-        if let Some(finding) = self.audited_before(&item.stat) {
+        if let Some(finding) = self.audited.find(&item.stat) {
             return self.conclude(dir, item, &finding);
         }
         let mut finding = Finding::default();
@@ -328,7 +319,7 @@ impl Verify<'_> {
             }
             Err(fault) => finding.add(fault.to_string(), Grade::of(&fault)),
         }
-        self.keep(&item.stat, &finding);
+        self.audited.keep(&item.stat, &finding);
         self.conclude(dir, item, &finding);
     }
 
@@ -371,35 +362,9 @@ impl Verify<'_> {
         }
     }
 
-    /// What was found of a file under another name; it is forgotten after its last name.
-    fn audited_before(&self, stat: &Stat) -> Option<Finding> {
-        if stat.st_nlink <= 1 {
-            return None;
-        }
-        let mut audited = lock(&self.audited);
-        let inode = (stat.st_dev, stat.st_ino);
-        let Entry::Occupied(mut known) = audited.entry(inode) else { return None };
-        let file = known.get_mut();
-        file.names_left -= 1;
-        let finding = file.finding.as_deref().cloned().unwrap_or_default();
-        if file.names_left == 0 {
-            known.remove();
-        }
-        Some(finding)
-    }
-
-    fn keep(&self, stat: &Stat, finding: &Finding) {
-        let names_left = stat.st_nlink.saturating_sub(1);
-        if names_left > 0 {
-            let finding = (!finding.is_empty()).then(|| Box::new(finding.clone()));
-            let inode = (stat.st_dev, stat.st_ino);
-            lock(&self.audited).insert(inode, Audited { names_left, finding });
-        }
-    }
-
     /// Gives each worker a share of a large file.
     fn share(&self, dir: &Arc<Dir>, item: Item) {
-        if let Some(finding) = self.audited_before(&item.stat) {
+        if let Some(finding) = self.audited.find(&item.stat) {
             self.conclude(dir, &item, &finding);
             self.tally.files_done.fetch_add(1, Ordering::Relaxed);
             return;
@@ -439,7 +404,7 @@ impl Verify<'_> {
         if large.sharers.fetch_sub(1, Ordering::AcqRel) == 1 {
             let mut finding = lock(&large.finding).clone();
             self.check_whole(&large.dir, &large.item, &large.file, &mut finding);
-            self.keep(&large.item.stat, &finding);
+            self.audited.keep(&large.item.stat, &finding);
             self.conclude(&large.dir, &large.item, &finding);
             self.tally.files_done.fetch_add(1, Ordering::Relaxed);
         }
@@ -607,7 +572,7 @@ mod tests {
             repair: Some(Repair::new(lost)),
             tally: Tally::default(),
             queue: Queue::default(),
-            audited: Mutex::default(),
+            audited: Audited::default(),
             needed: Needed::default(),
             stopped: AtomicBool::default(),
         };
