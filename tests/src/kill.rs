@@ -133,7 +133,10 @@ fn enters_a_change(pid: Pid) -> bool {
     if BY_DESCRIPTOR.contains(&number) {
         // Sockets, pipes and eventfds have no path.
         let target = std::fs::read_link(format!("/proc/{pid}/fd/{}", registers.rdi));
-        return target.is_ok_and(|path| path.is_absolute() && !path.starts_with("/dev"));
+        return target.is_ok_and(|path| {
+            let is_device = path.starts_with("/dev") && !path.starts_with("/dev/shm");
+            path.is_absolute() && !is_device
+        });
     }
     true
 }

@@ -3,6 +3,7 @@
 //! done, the job is finished or undone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod checkpoints;
 mod source;
 
 use std::fs;

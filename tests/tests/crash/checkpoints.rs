@@ -1,0 +1,129 @@
+//! An import that takes a checkpoint wherever it may, killed at each of its calls and gone on with from the last one.
+//!
+//! A node takes one every 20 seconds, so a job that is short enough to be killed at each call has none but that at its
+//! end. Here another process, which is this test's program again, asks the library for more.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coffer_tests::kill::Watched;
+use filesystem::{Backend, Checkpoint, Control, Filesystem, Outcome, Problem, Progress, Report};
+use kms_core::{FilesystemKey, KeyId};
+use serde_json::Value;
+use testkit::tree;
+
+use crate::source;
+
+const HOME: &str = "COFFER_TEST_HOME";
+
+#[test]
+fn an_import_goes_on_from_any_of_its_checkpoints() {
+    let (mut points, mut resumed) = (0, 0);
+    for kill_at in 1.. {
+        // In memory, for each checkpoint syncs all of its disk.
+        let home = tempfile::tempdir_in("/dev/shm").unwrap();
+        let at = |name: &str| home.path().join(name);
+        source::make(&at("source"));
+        let envelope = testkit::key_holder::envelope(key().id());
+        drop(Filesystem::create(&at("backing"), key(), &envelope, Backend::default()).unwrap());
+
+        let killed = import_killed_at(home.path(), kill_at);
+        let finished = || -> Value {
+            let checkpoint = fs::read(at("checkpoint")).unwrap();
+            serde_json::from_slice::<Value>(&checkpoint).unwrap()["finished"].clone()
+        };
+        assert!(killed || finished() == true, "it failed without a kill");
+        let report = import(home.path());
+        assert_eq!((report.outcome, &report.problems[..]), (Outcome::Done, &[][..]), "{kill_at}");
+        resumed += u64::from(report.resumed);
+        assert_whole(home.path(), kill_at);
+        if !killed {
+            break;
+        }
+        points = kill_at;
+    }
+    assert!(points > 60 && resumed > points / 2, "{resumed} of {points}");
+}
+
+fn assert_whole(home: &Path, kill_at: u64) {
+    let (filesystem, target) = (open(home), home.join("target"));
+    for report in [
+        filesystem.verify(false, &ToFile::new(home)),
+        filesystem.export(&target, None, &ToFile::new(home)),
+    ] {
+        // A target of a link that was cut off may lie about.
+        assert_eq!(report.unwrap().outcome, Outcome::Done, "{kill_at}");
+    }
+    let differences = tree::differences(home.join("source"), target).unwrap();
+    assert_eq!(differences, Vec::<String>::new(), "{kill_at}");
+    let resume = home.join("backing/coffer.tmp/resume");
+    assert_eq!(fs::read_dir(resume).unwrap().count(), 0, "{kill_at}");
+}
+
+/// Runs [`the_child_that_is_killed`] until that call or its end.
+fn import_killed_at(home: &Path, kill_at: u64) -> bool {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "--ignored", "checkpoints::the_child_that_is_killed"])
+        .env(HOME, home)
+        .stdout(Stdio::null());
+    let child = Watched::start(command, kill_at);
+    child.arm();
+    // Only from here on does it do anything that counts.
+    fs::write(home.join("go"), "").unwrap();
+    child.wait()
+}
+
+#[test]
+#[ignore = "started, and killed, by the test above"]
+fn the_child_that_is_killed() {
+    let home = std::env::var_os(HOME).unwrap();
+    let home = Path::new(&home);
+    while !home.join("go").exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    import(home);
+}
+
+/// Imports from the last checkpoint on.
+fn import(home: &Path) -> Report {
+    let mut filesystem = open(home);
+    filesystem.set_checkpoint_interval(Duration::ZERO);
+    let control = ToFile::new(home);
+    let resume = fs::read(&control.0).ok().map(|text| serde_json::from_slice(&text).unwrap());
+    filesystem.import(&home.join("source"), resume, &control).unwrap()
+}
+
+fn open(home: &Path) -> Filesystem {
+    Filesystem::open(&home.join("backing"), key(), Backend::default()).unwrap()
+}
+
+fn key() -> Arc<FilesystemKey> {
+    let id: KeyId = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+    Arc::new(FilesystemKey::from_bytes(id, &[7; 32]).unwrap())
+}
+
+/// Keeps checkpoints as a node does.
+struct ToFile(std::path::PathBuf);
+
+impl ToFile {
+    fn new(home: &Path) -> Self {
+        Self(home.join("checkpoint"))
+    }
+}
+
+impl Control for ToFile {
+    fn stop_requested(&self) -> bool {
+        false
+    }
+    fn progress(&self, _: &Progress) {}
+    fn checkpoint(&self, checkpoint: &Checkpoint) {
+        let next = self.0.with_extension("next");
+        fs::write(&next, serde_json::to_vec(checkpoint).unwrap()).unwrap();
+        fs::rename(next, &self.0).unwrap();
+    }
+    fn problem(&self, _: &Problem) {}
+}
