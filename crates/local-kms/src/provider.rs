@@ -88,7 +88,7 @@ impl KmsProvider for LocalProvider {
     fn open(&self, config: &KmsConfig, _: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
         if config.kind != KIND {
             let what = format!("a configuration of kind {} is not local wrapping's", config.kind);
-            return Err(KmsError::new(KmsErrorKind::Invalid, what));
+            return Err(KmsError::new(KmsErrorKind::Invalid, what).cure("use the kind local"));
         }
         Ok(Arc::new(LocalKms::new(self.dir.clone(), config.clone())))
     }

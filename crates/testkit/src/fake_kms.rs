@@ -1,17 +1,21 @@
 //! A KMS in memory whose every answer a test controls: away, sealed, rotated, made again, items that fail.
 //!
-//! It encrypts nothing: its ciphertext is the record in hex, with the version and a mark of the master key in front.
-//! What must hold over real encryption is tested over the embedded and the real Vaults.
+//! It encrypts nothing: its ciphertext is the record in hex, with the version and a mark of the master key in front, a
+//! salt, and a check sum that tells whether anything of it was changed.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::late::{Gate, Late};
 use async_trait::async_trait;
 use kms_core::{
-    Auth, Ciphertext, Credential, CredentialStatus, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
-    KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, UnixMillis,
+    Auth, Ciphertext, Clock as _, Credential, CredentialStatus, Items, KeyRecord, KeyVersion, Kms,
+    KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, SystemClock,
+    UnixMillis,
 };
 
 /// A provider of fake KMSs: one for each address.
@@ -24,6 +28,7 @@ pub struct FakeProvider {
 #[derive(Debug, Default, Clone)]
 pub struct FakeLocal {
     keys: Arc<Mutex<HashMap<KmsConfigId, FakeServer>>>,
+    made: Arc<AtomicU64>,
 }
 
 /// One fake KMS with one master key.
@@ -36,6 +41,8 @@ struct State {
     mark: u64,
     latest: u64,
     minimum: u64,
+    /// No two ciphertexts are alike.
+    salt: u64,
     created: BTreeMap<KeyVersion, UnixMillis>,
     down: Option<KmsErrorKind>,
     /// Items asked for, by operation.
@@ -82,9 +89,8 @@ impl KmsProvider for FakeLocal {
     }
 
     fn open(&self, config: &KmsConfig, _: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
-        let missing = || KmsError::new(KmsErrorKind::KeyMissing, "there is no local key");
-        let server = self.keys.lock().unwrap().get(&config.id).cloned().ok_or_else(missing)?;
-        Ok(Arc::new(FakeKms { config: config.clone(), server }))
+        let place = Place::Here(Arc::clone(&self.keys));
+        Ok(Arc::new(FakeKms { config: config.clone(), place }))
     }
 
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
@@ -93,7 +99,7 @@ impl KmsProvider for FakeLocal {
 
     async fn provision(&self, config: &KmsConfig) -> Result<(), KmsError> {
         let mut keys = self.keys.lock().unwrap();
-        let mark = u64::MAX / 2 + keys.len() as u64;
+        let mark = u64::MAX / 2 + self.made.fetch_add(1, Ordering::Relaxed);
         keys.entry(config.id).or_insert_with(|| FakeServer::new(mark));
         Ok(())
     }
@@ -104,6 +110,7 @@ impl KmsProvider for FakeLocal {
     }
 }
 
+/// Wraps nothing: tests count what is wrapped.
 async fn prove(kms: Arc<dyn Kms>) -> Result<Proof, KmsError> {
     Ok(Proof {
         master_key: kms.master_key().await?,
@@ -115,15 +122,14 @@ async fn prove(kms: Arc<dyn Kms>) -> Result<Proof, KmsError> {
 
 impl FakeServer {
     fn new(mark: u64) -> Self {
-        let created = BTreeMap::from([(KeyVersion(1), UnixMillis(mark))]);
-        let asked = BTreeMap::new();
         Self(Arc::new(Mutex::new(State {
             mark,
             latest: 1,
             minimum: 1,
-            created,
+            salt: 0,
+            created: BTreeMap::from([(KeyVersion(1), made_at(mark))]),
             down: None,
-            asked,
+            asked: BTreeMap::new(),
             late: None,
         })))
     }
@@ -141,7 +147,7 @@ impl FakeServer {
     pub fn rotate(&self) {
         let mut state = self.state();
         state.latest += 1;
-        let (version, at) = (KeyVersion(state.latest), UnixMillis(state.mark + state.latest));
+        let (version, at) = (KeyVersion(state.latest), made_at(state.mark + state.latest));
         state.created.insert(version, at);
     }
 
@@ -155,7 +161,14 @@ impl FakeServer {
         let mut state = self.state();
         state.mark += 1_000_000;
         state.latest = 1;
-        state.created = BTreeMap::from([(KeyVersion(1), UnixMillis(state.mark))]);
+        state.created = BTreeMap::from([(KeyVersion(1), made_at(state.mark))]);
+        state.minimum = 1;
+        state.down.take_if(|down| *down == KmsErrorKind::KeyMissing);
+    }
+
+    /// Deletes the master key; every call says that it is missing.
+    pub fn delete(&self) {
+        self.set_down(Some(KmsErrorKind::KeyMissing));
     }
 
     /// Holds the next answer to this operation (`wrap`, `unwrap`, `rewrap`) back.
@@ -178,6 +191,11 @@ impl FakeServer {
     }
 }
 
+/// A little later for each mark, so that no two keys were made at the same time.
+fn made_at(mark: u64) -> UnixMillis {
+    SystemClock.now().plus(Duration::from_millis(mark % 1_000_000_000))
+}
+
 #[async_trait]
 impl KmsProvider for FakeProvider {
     fn kind(&self) -> &'static str {
@@ -186,9 +204,10 @@ impl KmsProvider for FakeProvider {
 
     fn open(&self, config: &KmsConfig, credential: &Credential) -> Result<Arc<dyn Kms>, KmsError> {
         if matches!(credential.auth, Auth::None) {
-            return Err(KmsError::new(KmsErrorKind::Denied, "no token is known"));
+            return Err(KmsError::new(KmsErrorKind::Denied, "no token is known").cure("give one"));
         }
-        Ok(Arc::new(FakeKms { config: config.clone(), server: self.server_of(config) }))
+        let place = Place::Server(self.server_of(config));
+        Ok(Arc::new(FakeKms { config: config.clone(), place }))
     }
 
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
@@ -199,29 +218,57 @@ impl KmsProvider for FakeProvider {
 #[derive(Debug)]
 struct FakeKms {
     config: KmsConfig,
-    server: FakeServer,
+    place: Place,
+}
+
+/// Where the master key is.
+#[derive(Debug)]
+enum Place {
+    Server(FakeServer),
+    Here(Arc<Mutex<HashMap<KmsConfigId, FakeServer>>>),
 }
 
 impl FakeKms {
-    fn answer(&self, operation: &'static str, items: usize) -> Result<(), KmsError> {
-        let mut state = self.server.state();
-        *state.asked.entry(operation).or_default() += items as u64;
-        match state.down {
-            Some(kind) => Err(KmsError::new(kind, "the fake KMS is away").cure("bring it back")),
-            None => Ok(()),
+    fn server(&self) -> Result<FakeServer, KmsError> {
+        let missing = || KmsError::new(KmsErrorKind::KeyMissing, "there is no local key");
+        match &self.place {
+            Place::Server(server) => Ok(server.clone()),
+            Place::Here(keys) => {
+                let key = keys.lock().unwrap().get(&self.config.id).cloned();
+                key.ok_or_else(|| missing().cure("put it back"))
+            }
         }
     }
 
+    /// The server, if it answers.
+    fn ask(&self, operation: &'static str, items: usize) -> Result<FakeServer, KmsError> {
+        let server = self.server()?;
+        let mut state = server.state();
+        *state.asked.entry(operation).or_default() += items as u64;
+        if let Some(kind) = state.down {
+            return Err(KmsError::new(kind, "the fake KMS is away").cure("bring it back"));
+        }
+        drop(state);
+        Ok(server)
+    }
+}
+
+impl FakeServer {
     fn seal(&self, record: &[u8]) -> Ciphertext {
-        let state = self.server.state();
+        let mut state = self.state();
+        state.salt += 1;
         let hex: String = record.iter().map(|byte| format!("{byte:02x}")).collect();
         let version = KeyVersion(state.latest);
-        Ciphertext { text: format!("{}:{}:{hex}", state.mark, version.0), version }
+        let text = format!("{}:{}:{:016x}{hex}", state.mark, version.0, state.salt);
+        Ciphertext { text: format!("{text}{}", sum(&text)), version }
     }
 
     fn open(&self, ciphertext: &Ciphertext) -> Result<Vec<u8>, KmsError> {
-        let broken = || KmsError::new(KmsErrorKind::NotAuthentic, "the wrapped key does not open");
-        let state = self.server.state();
+        let broken = || {
+            KmsError::new(KmsErrorKind::NotAuthentic, "the wrapped key does not open")
+                .cure("put it back")
+        };
+        let state = self.state();
         let mut parts = ciphertext.text.split(':');
         let mut number = || parts.next().and_then(|n| n.parse::<u64>().ok()).ok_or_else(broken);
         let (mark, version) = (number()?, number()?);
@@ -232,11 +279,25 @@ impl FakeKms {
         if mark != state.mark || version > state.latest {
             return Err(broken());
         }
-        let hex = parts.next().ok_or_else(broken)?;
+        let whole = &ciphertext.text;
+        let summed = whole.len().checked_sub(SUM_LEN).and_then(|at| whole.split_at_checked(at));
+        let (text, _) = summed.filter(|(text, said)| *said == sum(text)).ok_or_else(broken)?;
+        let hex = text.splitn(3, ':').nth(2).and_then(|payload| payload.get(SALT_LEN..));
+        let hex = hex.ok_or_else(broken)?;
         (0..hex.len() / 2)
             .map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).map_err(|_| broken()))
             .collect()
     }
+}
+
+/// Digits of a salt, and of a check sum.
+const SALT_LEN: usize = 16;
+const SUM_LEN: usize = 16;
+
+fn sum(text: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 #[async_trait]
@@ -246,8 +307,8 @@ impl Kms for FakeKms {
     }
 
     async fn master_key(&self) -> Result<MasterKey, KmsError> {
-        self.answer("read", 1)?;
-        let state = self.server.state();
+        let server = self.ask("read", 1)?;
+        let state = server.state();
         Ok(MasterKey {
             name: self.config.master_key.clone(),
             latest_version: KeyVersion(state.latest),
@@ -259,7 +320,7 @@ impl Kms for FakeKms {
     }
 
     async fn credential(&self) -> Result<CredentialStatus, KmsError> {
-        self.answer("lookup", 1)?;
+        self.ask("lookup", 1)?;
         let time_left = Some(Duration::from_secs(3600));
         Ok(CredentialStatus { time_left, renewable: true, periodic: true })
     }
@@ -269,27 +330,173 @@ impl Kms for FakeKms {
     }
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {
-        self.answer("wrap", records.len())?;
-        let answers = records.iter().map(|record| Ok(self.seal(record.expose()))).collect();
-        self.server.answer_late("wrap").await;
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let server = self.ask("wrap", records.len())?;
+        let answers = records.iter().map(|record| Ok(server.seal(record.expose()))).collect();
+        server.answer_late("wrap").await;
         Ok(answers)
     }
 
     async fn unwrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<KeyRecord>, KmsError> {
-        self.answer("unwrap", ciphertexts.len())?;
+        if ciphertexts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let server = self.ask("unwrap", ciphertexts.len())?;
         let record = |ciphertext| {
-            KeyRecord::parse(&self.open(ciphertext)?)
+            KeyRecord::parse(&server.open(ciphertext)?)
                 .map_err(|e| KmsError::new(KmsErrorKind::NotAuthentic, e.to_string()))
         };
         let answers = ciphertexts.iter().map(record).collect();
-        self.server.answer_late("unwrap").await;
+        server.answer_late("unwrap").await;
         Ok(answers)
     }
 
     async fn rewrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<Ciphertext>, KmsError> {
-        self.answer("rewrap", ciphertexts.len())?;
-        let answers = ciphertexts.iter().map(|c| Ok(self.seal(&self.open(c)?))).collect();
-        self.server.answer_late("rewrap").await;
+        if ciphertexts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let server = self.ask("rewrap", ciphertexts.len())?;
+        let answers = ciphertexts.iter().map(|c| Ok(server.seal(&server.open(c)?))).collect();
+        server.answer_late("rewrap").await;
         Ok(answers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+    use crate::kms::{KmsFixture, MasterKeyAdmin, kms_contract};
+    use crate::provider::{Fault, KmsProviderFixture, kms_provider_contract};
+
+    #[derive(Default)]
+    struct Fakes {
+        provider: FakeProvider,
+        made: AtomicU32,
+    }
+
+    impl Fakes {
+        fn config(&self) -> KmsConfig {
+            let number = self.made.fetch_add(1, Ordering::Relaxed);
+            config(FakeProvider::KIND, &format!("https://{number}.example"))
+        }
+    }
+
+    fn config(kind: &str, address: &str) -> KmsConfig {
+        KmsConfig {
+            id: KmsConfigId::random(),
+            kind: kind.to_owned(),
+            address: address.to_owned(),
+            master_key: "k".to_owned(),
+            settings: BTreeMap::new(),
+        }
+    }
+
+    const TOKEN: &str = "canary-of-the-token";
+
+    #[async_trait]
+    impl KmsFixture for Fakes {
+        async fn make(&self) -> Arc<dyn Kms> {
+            self.provider.open(&self.config(), &Credential::token(TOKEN)).unwrap()
+        }
+
+        fn admin(&self) -> Option<&dyn MasterKeyAdmin> {
+            Some(self)
+        }
+
+        fn secrets(&self) -> Vec<String> {
+            vec![TOKEN.to_owned()]
+        }
+    }
+
+    #[async_trait]
+    impl MasterKeyAdmin for Fakes {
+        async fn rotate(&self, config: &KmsConfig) {
+            self.provider.server(&config.address).rotate();
+        }
+
+        async fn set_min_decryption_version(&self, config: &KmsConfig, version: KeyVersion) {
+            self.provider.server(&config.address).set_minimum(version.0);
+        }
+
+        async fn delete(&self, config: &KmsConfig) {
+            self.provider.server(&config.address).delete();
+        }
+
+        async fn create(&self, config: &KmsConfig) {
+            self.provider.server(&config.address).recreate();
+        }
+    }
+
+    #[async_trait]
+    impl KmsProviderFixture for Fakes {
+        fn provider(&self) -> &dyn KmsProvider {
+            &self.provider
+        }
+
+        async fn make(&self) -> (KmsConfig, Credential) {
+            (self.config(), Credential::token(TOKEN))
+        }
+
+        async fn faults(&self) -> Vec<Fault> {
+            let away = |kind| {
+                let config = self.config();
+                self.provider.server(&config.address).set_down(Some(kind));
+                Fault::new(config, Credential::token(TOKEN), kind, "away")
+            };
+            let none = Credential::default();
+            vec![
+                away(KmsErrorKind::Unreachable),
+                away(KmsErrorKind::Sealed),
+                away(KmsErrorKind::KeyMissing),
+                Fault::new(self.config(), none, KmsErrorKind::Denied, "token").seen_at_once(),
+            ]
+        }
+
+        fn keeps_keys_here(&self) -> bool {
+            false
+        }
+
+        fn secrets(&self) -> Vec<String> {
+            vec![TOKEN.to_owned()]
+        }
+    }
+
+    #[async_trait]
+    impl KmsProviderFixture for FakeLocal {
+        fn provider(&self) -> &dyn KmsProvider {
+            self
+        }
+
+        async fn make(&self) -> (KmsConfig, Credential) {
+            (config("local", ""), Credential::default())
+        }
+
+        async fn faults(&self) -> Vec<Fault> {
+            let none = Credential::default();
+            vec![Fault::new(config("local", ""), none, KmsErrorKind::KeyMissing, "local key")]
+        }
+
+        fn keeps_keys_here(&self) -> bool {
+            true
+        }
+
+        fn secrets(&self) -> Vec<String> {
+            Vec::new()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn it_keeps_the_promises_of_a_kms() {
+        kms_contract(&Fakes::default()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn they_keep_the_promises_of_a_provider() {
+        kms_provider_contract(&Fakes::default()).await;
+        kms_provider_contract(&FakeLocal::default()).await;
     }
 }

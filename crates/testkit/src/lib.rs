@@ -17,6 +17,7 @@ pub mod fake_store;
 pub mod key_holder;
 pub mod kms;
 pub mod late;
+pub mod provider;
 pub mod store;
 pub mod tree;
 pub mod vault_server;

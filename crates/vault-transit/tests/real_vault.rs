@@ -15,6 +15,8 @@ use kms_core::{ClientIdentity, Credential, KmsErrorKind, KmsProvider as _};
 use serde_json::json;
 use testkit::vault_server::{self, TlsFiles, VaultServer};
 
+#[path = "it/provider.rs"]
+mod provider;
 #[path = "it/shared/mod.rs"]
 mod shared;
 
@@ -35,7 +37,9 @@ macro_rules! over {
 
             #[tokio::test(flavor = "multi_thread")]
             async fn contract() {
-                shared::contract(&start($variable)).await;
+                let vault = start($variable);
+                shared::contract(&vault).await;
+                provider::contract(&vault).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]

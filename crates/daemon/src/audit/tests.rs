@@ -4,6 +4,7 @@
 use std::fs;
 
 use kms_core::{Outcome, UnixMillis};
+use testkit::audit::{AuditSinkFixture, audit_sink_contract};
 
 use super::*;
 
@@ -56,6 +57,27 @@ impl Place {
 
 fn seqs(page: &reading::Page) -> Vec<u64> {
     page.lines.iter().map(|line| line.line.seq).collect()
+}
+
+impl AuditSinkFixture for (Place, Arc<AuditLog>) {
+    fn sink(&self) -> Arc<dyn AuditSink> {
+        Arc::clone(&self.1) as _
+    }
+
+    fn kept(&self) -> Vec<AuditEvent> {
+        let all = Query { limit: usize::MAX, ..Query::default() };
+        let page = self.1.page(&all).unwrap();
+        page.lines.into_iter().map(|line| line.line.event).collect()
+    }
+}
+
+#[test]
+fn it_keeps_the_promises_of_a_sink() {
+    let place = Place::new();
+    let log = Arc::new(AuditLog::open(&place.path()).unwrap());
+    let fixture = (place, log);
+    audit_sink_contract(&fixture);
+    assert_eq!(fixture.1.verify().unwrap().trouble, None);
 }
 
 #[test]

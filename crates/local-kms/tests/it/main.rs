@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kms_core::{
-    Credential, FilesystemKey, Kms, KmsConfigId, KmsErrorKind, KmsExt, KmsProvider, WrappedKey,
+    Credential, FilesystemKey, Kms, KmsConfig, KmsConfigId, KmsErrorKind, KmsExt, KmsProvider,
+    WrappedKey,
 };
 use local_kms::LocalProvider;
 use tempfile::TempDir;
 use testkit::kms::{KmsFixture, MasterKeyAdmin, kms_contract};
+use testkit::provider::{Fault, KmsProviderFixture, kms_provider_contract};
 
 struct Local {
     dir: TempDir,
@@ -49,9 +51,54 @@ impl KmsFixture for Local {
     }
 }
 
+#[async_trait]
+impl KmsProviderFixture for Local {
+    fn provider(&self) -> &dyn KmsProvider {
+        &self.provider
+    }
+
+    async fn make(&self) -> (KmsConfig, Credential) {
+        (LocalProvider::config(KmsConfigId::random()), Credential::default())
+    }
+
+    async fn faults(&self) -> Vec<Fault> {
+        let fault = |config: KmsConfig, kind, named: &str| {
+            Fault::new(config, Credential::default(), kind, named)
+        };
+        let config = || LocalProvider::config(KmsConfigId::random());
+        let made = || {
+            let config = config();
+            self.provider.create_key(config.id).unwrap();
+            let file = self.provider.key_file(config.id);
+            (config, file)
+        };
+        let ((damaged, file), (open, open_file)) = (made(), made());
+        fs::write(&file, "CFLK").unwrap();
+        fs::set_permissions(&open_file, fs::Permissions::from_mode(0o640)).unwrap();
+        let never = config();
+        let never_file = self.provider.key_file(never.id);
+        let another = KmsConfig { kind: "another".to_owned(), ..config() };
+        vec![
+            fault(never, KmsErrorKind::KeyMissing, never_file.to_str().unwrap()),
+            fault(damaged, KmsErrorKind::Internal, file.to_str().unwrap()),
+            fault(open, KmsErrorKind::Internal, "0640"),
+            fault(another, KmsErrorKind::Invalid, "another").seen_at_once(),
+        ]
+    }
+
+    fn keeps_keys_here(&self) -> bool {
+        true
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn contract() {
     kms_contract(&Local::new()).await;
+    kms_provider_contract(&Local::new()).await;
 }
 
 async fn wrap_one(kms: &dyn Kms) -> WrappedKey {

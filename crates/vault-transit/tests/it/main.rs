@@ -4,6 +4,7 @@
 
 mod faults;
 mod foreign;
+mod provider;
 mod shared;
 
 use dev_vault::DevVault;
@@ -21,6 +22,7 @@ async fn start() -> Vault {
 #[tokio::test(flavor = "multi_thread")]
 async fn contract() {
     shared::contract(&start().await).await;
+    provider::contract(&start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

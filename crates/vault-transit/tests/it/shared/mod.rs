@@ -48,7 +48,7 @@ impl Vault {
     }
 
     /// A token under this policy.
-    fn token(&self, policy: &str, settings: serde_json::Value) -> String {
+    pub(crate) fn token(&self, policy: &str, settings: serde_json::Value) -> String {
         let name = format!("policy-{}", self.made.fetch_add(1, Ordering::Relaxed));
         self.admin.token(&name, policy, &settings)
     }
@@ -112,7 +112,7 @@ fn key_path(config: &KmsConfig) -> String {
     format!("transit/keys/{}", config.master_key)
 }
 
-fn policy(config: &KmsConfig) -> String {
+pub(crate) fn policy(config: &KmsConfig) -> String {
     VaultConfig::parse(config).unwrap().policy()
 }
 
