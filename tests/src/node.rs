@@ -235,6 +235,16 @@ impl Place {
         }
     }
 
+    /// What Prometheus would see.
+    pub fn metrics(&self) -> String {
+        let socket = self.socket();
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--fail", "http://coffer/metrics", "--unix-socket"]).arg(&socket);
+        let answer = curl.output().expect("curl is needed (Debian: apt-get install curl)");
+        assert!(answer.status.success(), "{answer:?}");
+        String::from_utf8(answer.stdout).unwrap()
+    }
+
     /// Waits until the status has a finding with this code.
     pub fn wait_for_finding(&self, code: &str) -> Value {
         let deadline = Instant::now() + Duration::from_secs(30);

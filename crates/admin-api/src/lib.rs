@@ -23,6 +23,7 @@
 //! | `/v1/jobs/{id}/stop` | POST | → [`Job`] |
 //! | `/v1/audit` | GET `?limit=&before=&action=&subject=&failed=` | → [`AuditPage`], the newest lines that fit |
 //! | `/v1/audit/verify` | GET | → [`AuditChain`] |
+//! | `/metrics` | GET | → Prometheus' text format |
 //!
 //! Times are Unix milliseconds, sizes are bytes, paths are [`BytePath`]s. Unknown fields in a request are refused;
 //! a reader of answers ignores those that it does not know.

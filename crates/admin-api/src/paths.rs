@@ -37,6 +37,8 @@ pub const JOB: &str = "/v1/jobs/{id}";
 /// Stops it.
 pub const STOP: &str = "/v1/jobs/{id}/stop";
 
+/// Metrics, in Prometheus' text format and where it looks for them.
+pub const METRICS: &str = "/metrics";
 /// Lines of the audit log (`?limit=`, `?before=`, `?action=`, `?subject=`, `?failed=`).
 pub const AUDIT: &str = "/v1/audit";
 /// Follows its whole chain.

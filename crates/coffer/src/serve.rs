@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
-use daemon::{AuditLog, Node};
+use daemon::{AuditLog, Meters, Node};
 use filesystem::{Backend, BackingLocks};
 use kms_core::{Clock, SystemClock};
 use tracing_subscriber::EnvFilter;
@@ -38,6 +38,9 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
     let audit = AuditLog::open(&state_dir.join("audit.jsonl"))
         .map_err(|e| cannot_start("the audit log can't be opened", &e))?;
     let audit = Arc::new(audit);
+    let meters = Meters::install()
+        .map_err(|e| cannot_start("nothing can be counted", &std::io::Error::other(e)))?;
+    vault_transit::describe_metrics();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (cipher, locks) = (Backend::default(), BackingLocks::default());
     let (kept, recorded) = (Arc::clone(&store) as _, Arc::clone(&audit) as _);
@@ -45,7 +48,8 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
     rehearse::remove_leftovers(&state_dir);
     let rehearse = Rehearsals { store: Arc::clone(&store), state_dir: state_dir.clone() };
     let rehearse = Arc::new(rehearse);
-    let parts = daemon::Parts { manager, cipher, locks, audit, rehearse, clock, state_dir, socket };
+    let parts =
+        daemon::Parts { manager, cipher, locks, audit, meters, rehearse, clock, state_dir, socket };
     let stop = async move {
         tokio::select! {
             () = crate::asked_to_end() => Ok(()),

@@ -56,6 +56,8 @@ impl Answered {
 pub(crate) struct Health {
     manager: Arc<KeyManager>,
     seen: Mutex<Option<Seen>>,
+    /// When a look last showed all to be as it should, under the configuration of now.
+    succeeded: Mutex<Option<Instant>>,
     /// Why the token could not be renewed.
     not_renewed: Mutex<Option<Problem>>,
     wake: Notify,
@@ -63,7 +65,8 @@ pub(crate) struct Health {
 
 impl Health {
     pub(crate) fn new(manager: Arc<KeyManager>) -> Self {
-        Self { manager, seen: Mutex::default(), not_renewed: Mutex::default(), wake: Notify::new() }
+        let (seen, succeeded, not_renewed) = Default::default();
+        Self { manager, seen, succeeded, not_renewed, wake: Notify::new() }
     }
 
     /// The last look; before there was one, what is recorded. Asks no KMS.
@@ -73,6 +76,11 @@ impl Health {
             Some(seen) => Ok(seen),
             None => Ok(not_asked_yet(self.manager.kms_recorded().await?)),
         }
+    }
+
+    /// How long ago a look last showed all to be as it should.
+    pub(crate) fn since_success(&self) -> Option<Duration> {
+        lock(&self.succeeded).map(|at| at.elapsed())
     }
 
     /// Why the last renewal of the token failed.
@@ -89,6 +97,9 @@ impl Health {
         });
         let config = overview.config.map(|(config, _)| config);
         let seen = Seen { config, credential: overview.credential, live };
+        if let Some(Ok(Answered { at, .. })) = &seen.live {
+            *lock(&self.succeeded) = Some(*at);
+        }
         *lock(&self.seen) = Some(seen.clone());
         Ok(seen)
     }
@@ -96,6 +107,7 @@ impl Health {
     /// The configuration was changed: what was seen before counts no more.
     pub(crate) fn changed(&self) {
         *lock(&self.seen) = None;
+        *lock(&self.succeeded) = None;
         *lock(&self.not_renewed) = None;
         self.wake.notify_one();
     }

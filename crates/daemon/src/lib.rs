@@ -16,6 +16,7 @@
 //! | `volumes` | backing directories: made, removed |
 //! | `strangers` | filesystems that lie here and are not known
 //! | `open` | what is unlocked: held against other nodes, opened once |
+//! | `meters` | what the process counts, for Prometheus |
 //! | `audit` | the chained log of acts on keys and of requests: written, shown, verified |
 //! | `hardening` | no core dumps, private files |
 //! | `mutex` | locks that no panic elsewhere closes |
@@ -45,6 +46,7 @@ mod hardening;
 mod health;
 mod jobs;
 mod keeper;
+mod meters;
 mod mutex;
 mod open;
 mod patience;
@@ -72,6 +74,7 @@ use tokio::task::JoinSet;
 
 pub use audit::{AuditLog, SYNC_WITHIN};
 pub use hardening::harden;
+pub use meters::Meters;
 pub use patience::Patience;
 pub use problem::of_keys;
 pub use volumes::BackingVolumes;
@@ -108,6 +111,8 @@ pub struct Parts {
     pub locks: BackingLocks,
     /// Keeps a record of every act; the manager's own sink too.
     pub audit: Arc<AuditLog>,
+    /// What the process counts.
+    pub meters: Meters,
     /// Tries a start.
     pub rehearse: Arc<dyn Rehearse>,
     /// Tells the time.
@@ -135,6 +140,7 @@ pub(crate) struct Shared {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) health: Arc<Health>,
     pub(crate) audit: Arc<AuditLog>,
+    pub(crate) meters: Meters,
     pub(crate) rehearse: Arc<dyn Rehearse>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) state_dir: PathBuf,
@@ -198,7 +204,8 @@ impl Node {
     /// # Errors
     /// With [`Exit::State`]: the socket or the state directory can't be used.
     pub async fn start(parts: Parts) -> Result<Self, Problem> {
-        let Parts { manager, cipher, locks, audit, rehearse, clock, state_dir, socket } = parts;
+        let Parts { manager, cipher, locks, audit, meters, rehearse, clock, state_dir, socket } =
+            parts;
         for name in ["jobs", "filesystems"] {
             make_private(&state_dir.join(name))?;
         }
@@ -222,6 +229,7 @@ impl Node {
             filesystems,
             jobs,
             audit,
+            meters,
             rehearse,
             clock,
             state_dir,

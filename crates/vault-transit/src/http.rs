@@ -24,7 +24,7 @@ use crate::address::{RefusedAddress, Resolver};
 use crate::config::VaultConfig;
 use crate::operation::Operation;
 use crate::session::{Session, Source, Token};
-use crate::{refusal, wire};
+use crate::{measure, refusal, wire};
 
 /// A connection pool to one Vault, with one session.
 ///
@@ -176,7 +176,7 @@ impl Client {
             |e| KmsError::new(KmsErrorKind::Internal, "no login can be made").because(e);
         let body =
             wire::login_body(&login.id, login.secret.expose_secret()).map_err(unencodable)?;
-        let call = Call { path: format!("auth/{mount}/login"), is_read: false };
+        let call = Call { operation: "login", path: format!("auth/{mount}/login"), is_read: false };
         let answer = self.exchange(&call, body, None).await?;
         if !answer.status.is_success() {
             return Err(refusal::login(mount, answer.status.as_u16(), &answer.errors()));
@@ -198,7 +198,10 @@ impl Client {
         let deadline = Instant::now() + self.limits.deadline;
         let mut tries = 1;
         loop {
-            let failure = match self.attempt(call, body.clone(), token, deadline).await {
+            let asked = Instant::now();
+            let outcome = self.attempt(call, body.clone(), token, deadline).await;
+            measure::asked(call.operation, asked.elapsed(), &outcome);
+            let failure = match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -210,6 +213,7 @@ impl Client {
             }
             tracing::debug!(path = call.path, tries, ?pause, reason = %failure.error, "asking Vault again");
             tokio::time::sleep(pause).await;
+            measure::asks_again(call.operation);
             tries += 1;
         }
     }
@@ -391,13 +395,16 @@ impl Client {
 
 /// What is asked of Vault: a path of its API, read or written to.
 struct Call {
+    /// Its name in metrics.
+    operation: &'static str,
     path: String,
     is_read: bool,
 }
 
 impl Call {
     fn of(operation: Operation, config: &VaultConfig) -> Self {
-        Self { path: operation.path(config), is_read: operation.is_read() }
+        let (path, is_read) = (operation.path(config), operation.is_read());
+        Self { operation: operation.name(), path, is_read }
     }
 }
 
@@ -453,8 +460,8 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 /// A try that came to nothing.
-struct Failure {
-    error: KmsError,
+pub(crate) struct Failure {
+    pub(crate) error: KmsError,
     /// If another try makes sense: how long it has to wait at least.
     retry_after: Option<Duration>,
 }

@@ -56,6 +56,7 @@ mod config;
 mod findings;
 mod http;
 mod kms;
+mod measure;
 mod operation;
 mod provider;
 mod refusal;
@@ -66,6 +67,7 @@ mod wire;
 use std::time::Duration;
 
 pub use config::{KIND, VaultConfig, valid_name};
+pub use measure::describe_metrics;
 pub use provider::VaultProvider;
 
 /// How long to wait for Vault and how much to send it at once.

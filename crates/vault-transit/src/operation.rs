@@ -40,6 +40,19 @@ impl Operation {
         format!("{}/{verb}/{}", config.transit_path(), config.master_key())
     }
 
+    /// What it is called in metrics.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::ReadKey => "read-key",
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+            Self::Rewrap => "rewrap",
+            Self::LookupSelf => "lookup-self",
+            Self::RenewSelf => "renew-self",
+            Self::CapabilitiesSelf => "capabilities-self",
+        }
+    }
+
     /// What a policy must allow there. `create` would let Vault make a missing key.
     pub(crate) const fn capability(self) -> &'static str {
         if self.is_read() { "read" } else { "update" }

@@ -13,6 +13,7 @@ mod jobs;
 mod key_versions;
 mod kms_faults;
 mod main_job;
+mod metrics;
 mod ordinary_user;
 mod page;
 mod rehearse;

@@ -50,6 +50,8 @@ fn nothing_readable_lies_in_the_state_directory() {
             said.push_str(&place.ok(&args));
         }
     }
+    said.push_str(&place.metrics());
+    said.push_str(&place.ok(&["audit", "show", "--json"]));
     let wrong = place.coffer(&["fs", "kms", "set-vault", kms.url(), KEY, "hvs.canary-token"]);
     said.push_str(&wrong.stderr);
     // Debug logging is where secrets slip out.

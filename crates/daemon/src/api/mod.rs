@@ -4,6 +4,7 @@ mod audit;
 mod filesystems;
 mod jobs;
 mod kms;
+mod metrics;
 mod status;
 
 use std::sync::Arc;
@@ -50,6 +51,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(paths::JOBS, get(jobs::list))
         .route(paths::JOB, get(jobs::show))
         .route(paths::STOP, post(jobs::stop))
+        .route(paths::METRICS, get(metrics::show))
         .route(paths::AUDIT, get(audit::show))
         .route(paths::AUDIT_VERIFY, get(audit::verify))
         .fallback(async || Refusal(no_such(404, "there is no such resource")))

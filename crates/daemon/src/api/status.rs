@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use admin_api::{BytePath, FilesystemCounts, Finding, Job, Status};
+use admin_api::{BytePath, FilesystemCounts, Finding, Job, Problem, Status};
 use axum::Json;
 use axum::extract::State;
 use key_manager::{FilesystemName, FilesystemStatus, KeyState, LockReason};
@@ -21,6 +21,10 @@ const LITTLE_ROOM: u64 = 16 << 20;
 
 /// Answers from what is known here; asks no KMS.
 pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
+    Ok(Json(status(&shared).await?))
+}
+
+pub(crate) async fn status(shared: &Shared) -> Result<Status, Problem> {
     let of_keys = |e| problem::of_keys("the node's state can't be read", &e);
     let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
     let count = |is: fn(&KeyState) -> bool| statuses.iter().filter(|fs| is(&fs.key)).count() as u64;
@@ -35,16 +39,16 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
     let seen = shared.health.seen().await.map_err(of_keys)?;
     let in_use = shared.manager.in_use().await.map_err(of_keys)?;
     let jobs = shared.jobs.unfinished().await.map_err(of_keys)?;
-    Ok(Json(Status {
+    Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         started_at: shared.started_at.0,
         state_dir: shared.state_dir.as_path().into(),
         filesystems,
         jobs_running: jobs.len() as u64,
-        kms: kms::view(&shared, &seen, &statuses, &in_use),
-        findings: findings(&shared, &statuses, &jobs),
-    }))
+        kms: kms::view(shared, &seen, &statuses, &in_use),
+        findings: findings(shared, &statuses, &jobs),
+    })
 }
 
 fn findings(shared: &Shared, statuses: &[FilesystemStatus], jobs: &[Job]) -> Vec<Finding> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use admin_api::{Exit, Problem};
 use async_trait::async_trait;
-use daemon::{AuditLog, BackingVolumes, Node, Parts, Patience, Rehearse};
+use daemon::{AuditLog, BackingVolumes, Meters, Node, Parts, Patience, Rehearse};
 use filesystem::{Backend, BackingHeaders, BackingLocks};
 use key_manager::{KeyManager, Rehearsal};
 use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Proof, SystemClock};
@@ -92,6 +92,7 @@ impl World {
             manager: Arc::new(manager),
             cipher: Backend::default(),
             locks,
+            meters: Meters::install().unwrap(),
             rehearse: Arc::new(NoRehearsal),
             audit,
             clock: Arc::new(SystemClock),
