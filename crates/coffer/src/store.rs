@@ -78,23 +78,26 @@ impl NotedStore {
         if let Err(error) = &answer
             && (matches!(error, StoreError::Unknown { .. }) || self.store.has_failed())
         {
-            self.broken.send_if_modified(|broken| {
-                let first = broken.is_none();
-                let half_way = || format!("a change of the key store failed half-way: {error}");
-                broken.get_or_insert_with(half_way);
-                first
-            });
+            self.breaks(format!("a change of the key store failed half-way: {error}"));
         }
         answer
+    }
+
+    fn breaks(&self, why: String) {
+        self.broken.send_if_modified(|broken| {
+            let first = broken.is_none();
+            broken.get_or_insert(why);
+            first
+        });
     }
 
     async fn noted(&self, version: Version) {
         let note = Arc::clone(&self.note);
         let keep_up = move || note.lock().unwrap_or_else(PoisonError::into_inner).keep_up(version);
         let noted = spawn_blocking(keep_up).await.unwrap_or_else(|e| Err(io::Error::other(e)));
-        // It has happened, and the note is behind only: the next commit brings it along.
+        // It has happened, and the note is behind only. But nobody would notice an older store that is put back later.
         if let Err(error) = noted {
-            tracing::warn!(%error, "how far the key store is can't be noted beside it");
+            self.breaks(format!("how far the key store is can't be noted beside it: {error}"));
         }
     }
 }
@@ -123,9 +126,13 @@ impl KeyStore for NotedStore {
 
 /// Opens the store of this state directory if nothing shows that another one was here.
 pub(crate) fn open(state_dir: &Path) -> Result<SledStore, Refused> {
-    refuse_lost(state_dir, read_note(state_dir)?)?;
-    let store = SledStore::open(&store_dir(state_dir))?;
-    // Read again: until now another node may have gone on with it.
+    let dir = store_dir(state_dir);
+    // One that is there is opened before its note is looked for: that a node has it open goes before all else.
+    if !SledStore::is_in(&dir) {
+        refuse_lost(state_dir, read_note(state_dir)?)?;
+    }
+    let store = SledStore::open(&dir)?;
+    // Until now another node may have gone on with it.
     match read_note(state_dir)? {
         Some(known) if known <= store.generation() => Ok(store),
         Some(known) => Err(Refused::Older(format!(
@@ -134,30 +141,23 @@ pub(crate) fn open(state_dir: &Path) -> Result<SledStore, Refused> {
             known.0
         ))),
         // Stopped before the first note.
-        None if store.generation() == Version(0) => Ok(store),
+        None if store.generation() == Version(0) && left_by_a_node(state_dir).is_none() => {
+            Ok(store)
+        }
         None => Err(Refused::Lost(no_note(state_dir))),
     }
 }
 
-/// What an earlier node left and no store, or none that can be told from another: an empty one must not take its place.
+/// What an earlier node left where there is no store: an empty one must not take its place.
 fn refuse_lost(state_dir: &Path, known: Option<Version>) -> Result<(), Refused> {
-    let gone = |left: String| {
-        Refused::Lost(format!(
-            "the key store {} is gone, and {left}",
-            store_dir(state_dir).display()
-        ))
+    let left = match known {
+        Some(Version(known)) if known > 0 => Some(format!("it was at generation {known} before")),
+        _ => left_by_a_node(state_dir),
     };
-    match (SledStore::is_in(&store_dir(state_dir)), known) {
-        (true, Some(_)) => Ok(()),
-        (true, None) => match left_by_a_node(state_dir) {
-            Some(_) => Err(Refused::Lost(no_note(state_dir))),
-            None => Ok(()),
-        },
-        (false, Some(Version(known))) if known > 0 => {
-            Err(gone(format!("it was at generation {known} before")))
-        }
-        (false, _) => left_by_a_node(state_dir).map_or(Ok(()), |left| Err(gone(left))),
-    }
+    let dir = store_dir(state_dir);
+    left.map_or(Ok(()), |left| {
+        Err(Refused::Lost(format!("the key store {} is gone, and {left}", dir.display())))
+    })
 }
 
 fn no_note(state_dir: &Path) -> String {
@@ -394,6 +394,17 @@ mod tests {
         assert!(!SledStore::is_in(&store));
         fs::remove_file(&note).unwrap();
         open(dir.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_a_node_has_open_is_that_whatever_became_of_its_note() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = NotedStore::open(dir.path()).unwrap();
+        running.commit(put("a")).await.unwrap();
+        fs::write(dir.path().join("audit.jsonl"), "").unwrap();
+        fs::remove_file(note_file(dir.path())).unwrap();
+        let in_use = open(dir.path()).unwrap_err();
+        assert!(matches!(in_use, Refused::Store(StoreError::InUse { .. })), "{in_use}");
     }
 
     #[test]
