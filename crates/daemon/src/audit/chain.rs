@@ -48,10 +48,19 @@ impl HashedLine {
         Place { seq: self.line.seq, hash: self.hash.clone() }
     }
 
-    fn follows(&self, before: &Place) -> bool {
+    /// Whether it comes after `before`, and is all that stands in `text`: a field that was put in is not in the hash.
+    fn follows(&self, before: &Place, text: &[u8]) -> bool {
         self.line.seq == before.seq + 1
             && self.line.prev == before.hash
             && hash(&self.line) == self.hash
+            && self.text() == text
+    }
+
+    fn text(&self) -> Vec<u8> {
+        // A plain struct with string keys: serialising it to memory can't fail.
+        let mut text = serde_json::to_vec(self).unwrap_or_default();
+        text.push(b'\n');
+        text
     }
 }
 
@@ -59,10 +68,7 @@ impl HashedLine {
 pub(super) fn link(place: &Place, event: &AuditEvent) -> (Vec<u8>, Place) {
     let line = Line { seq: place.seq + 1, prev: place.hash.clone(), event: event.clone() };
     let hashed = HashedLine { hash: hash(&line), line };
-    // A plain struct with string keys: serialising it to memory can't fail.
-    let mut text = serde_json::to_vec(&hashed).unwrap_or_default();
-    text.push(b'\n');
-    (text, hashed.place())
+    (hashed.text(), hashed.place())
 }
 
 fn hash(line: &Line) -> String {
@@ -106,7 +112,7 @@ pub(super) fn scan(
                     let before = hashed.line.seq.saturating_sub(1);
                     scan.end = Place { seq: before, hash: hashed.line.prev.clone() };
                 }
-                if !hashed.follows(&scan.end) {
+                if !hashed.follows(&scan.end, &text) {
                     scan.broken_at.get_or_insert(expected);
                 }
                 scan.first.get_or_insert(hashed.line.seq);

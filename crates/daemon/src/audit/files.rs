@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 #[derive(Debug)]
 pub(super) struct Files {
@@ -41,16 +41,25 @@ impl Files {
         Ok(ended)
     }
 
-    /// Ends the file that is written, whose lines are on disk and begin with `first`; begins another one, and removes the oldest
-    /// beyond `kept`. Stopped at any point, each line lies in one of them.
-    pub(super) fn turn(&self, first: u64, kept: usize) -> io::Result<File> {
+    /// Ends the file that is written, whose lines are on disk and begin with `first`, and begins another one. Stopped at any
+    /// point, each line lies in one of them; on an error the lines go on where they were.
+    pub(super) fn turn(&self, first: u64) -> io::Result<File> {
         DirBuilder::new().mode(0o700).recursive(true).create(&self.ended)?;
         // Opened before anything is renamed: a process that may open no more files goes on with the old one.
         let new = self.current.with_extension("new");
         let begun = open_private(&new, OpenOptions::new().append(true))?;
         begun.set_len(0)?;
-        fs::rename(&self.current, self.ended.join(format!("{first:020}.jsonl")))?;
-        fs::rename(&new, &self.current)?;
+        let ended = self.ended.join(format!("{first:020}.jsonl"));
+        rename_beside(&self.current, &ended)?;
+        if let Err(error) = rename_beside(&new, &self.current) {
+            rename_beside(&ended, &self.current)?;
+            return Err(error);
+        }
+        Ok(begun)
+    }
+
+    /// Makes a turn durable, and removes the oldest files beyond `kept`.
+    pub(super) fn tidy(&self, kept: usize) -> io::Result<()> {
         File::open(&self.ended)?.sync_all()?;
         if let Some(parent) = self.current.parent() {
             File::open(parent)?.sync_all()?;
@@ -59,8 +68,13 @@ impl Files {
         for (_, oldest) in ended.iter().take(ended.len().saturating_sub(kept)) {
             fs::remove_file(oldest)?;
         }
-        Ok(begun)
+        Ok(())
     }
+}
+
+/// Renames, and never over another file.
+fn rename_beside(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
 }
 
 /// Opens a file for its owner alone, or makes it; neither through a link, nor into a pipe, which would hold the start.

@@ -149,8 +149,9 @@ impl AuditLog {
         if state.length >= self.limits.file_bytes
             && let Err(error) = self.turn(&mut state)
         {
-            // The lines go on where they were.
-            state.note(format!("the audit log {} can't be ended: {error}", self.path.display()));
+            // The lines go on, in the old file or the new one.
+            let path = self.path.display();
+            state.note(format!("another file of the audit log {path} can't be begun, or old ones not removed: {error}"));
         }
         let (text, end) = link(&state.end, event);
         if let Err(error) = (&*state.file).write_all(&text) {
@@ -172,9 +173,9 @@ impl AuditLog {
 
     fn turn(&self, state: &mut State) -> io::Result<()> {
         state.file.sync_data()?;
-        let begun = self.files.turn(state.first, self.limits.kept)?;
+        let begun = self.files.turn(state.first)?;
         (state.file, state.length, state.first) = (Arc::new(begun), 0, state.end.seq + 1);
-        Ok(())
+        self.files.tidy(self.limits.kept)
     }
 }
 

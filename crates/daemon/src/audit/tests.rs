@@ -123,6 +123,21 @@ fn files_are_bounded_and_the_chain_goes_through_all_that_are_kept() {
 }
 
 #[test]
+fn old_files_that_cannot_be_removed_cost_no_line() {
+    let place = Place::new();
+    let log = place.open();
+    // Older than all that are written, and no file.
+    fs::create_dir_all(place.dir.path().join("audit").join(format!("{:020}.jsonl", 0))).unwrap();
+    (0..50).for_each(|n| log.record(&event(n)));
+    assert!(log.trouble().unwrap().contains("old ones not removed"));
+    drop(log);
+    let files = Files::of(&place.path());
+    let ended = files.ended().unwrap().into_iter().skip(1).map(|(_, path)| path);
+    let texts = ended.chain([place.path()]).map(|path| fs::read_to_string(path).unwrap());
+    assert_eq!(texts.collect::<String>().lines().count(), 50);
+}
+
+#[test]
 fn lines_are_found_from_the_newest_on() {
     let place = Place::new();
     place.write(0..20);
@@ -168,7 +183,8 @@ fn every_change_breaks_it_where_it_was_made() {
     let without = [lines[0], lines[2], lines[3], ""].join("\n");
     let swapped = [lines[0], lines[2], lines[1], lines[3], ""].join("\n");
     let noise = [lines[0], "{}", lines[1], lines[2], lines[3], ""].join("\n");
-    for bad in [changed, without, swapped, noise] {
+    let put_in = good.replacen("\"seq\":2", "\"by\":\"me\",\"seq\":2", 1);
+    for bad in [changed, without, swapped, noise, put_in] {
         fs::write(place.path(), bad).unwrap();
         let trouble = place.trouble();
         assert!(trouble.as_ref().is_some_and(|t| t.contains("line 2:")), "{trouble:?}");
