@@ -126,8 +126,8 @@ impl KeyManager {
             .put(&fs_key, records::encode(&fs))
             .put(records::wrapped_key(key.id()), records::encode(&entry));
         let intent = match renewed {
-            // Somebody else may have renewed it meanwhile.
-            Some(renewed) if self.config(config.config.id).await? == config => {
+            // Somebody else may have renewed it meanwhile, or set another KMS, which the commit notices.
+            Some(renewed) if self.config(config.config.id).await.is_ok_and(|now| now == config) => {
                 intent.put(records::config_key(config.config.id), records::encode(&renewed))
             }
             _ => intent,

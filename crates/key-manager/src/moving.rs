@@ -481,7 +481,11 @@ impl Run<'_> {
             let opened = self.manager.kms(config_id).await?.unwrap_keys(&wrapped).await?;
             for (wrapped, key) in wrapped.iter().zip(opened) {
                 match key {
-                    Ok(key) => keys.push(Arc::new(key)),
+                    Ok(key) => {
+                        let used = (wrapped.key_id, wrapped.ciphertext.version);
+                        self.manager.audit_use("key.unwrap", &wrapped.key_id.to_string(), used);
+                        keys.push(Arc::new(key));
+                    }
                     Err(error) => answers.push((wrapped.key_id, Err(error))),
                 }
             }
