@@ -21,6 +21,9 @@ use crate::problem;
 const LOOK_EVERY: Duration = Duration::from_secs(150);
 /// Between two looks when the KMS does not answer. What waits for it asks by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// What stands in the place of an answer before the first look.
+pub(crate) const NOT_ASKED: &str = "kms-not-asked";
+
 /// Shortest pause, for tokens that live for seconds.
 const SHORTEST: Duration = Duration::from_millis(250);
 
@@ -180,7 +183,7 @@ fn not_asked_yet(recorded: KmsOverview) -> Seen {
     let config = recorded.config.map(|(config, _)| config);
     let waits = Problem::new(
         Exit::KmsUnreachable,
-        "kms-not-asked",
+        NOT_ASKED,
         "the KMS has not answered yet",
         "the node has just started, or its KMS was just changed",
     )

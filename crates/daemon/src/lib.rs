@@ -85,11 +85,14 @@ use crate::keeper::Keeper;
 use crate::mutex::lock;
 use crate::open::OpenFilesystems;
 use crate::socket::{Peer, SocketFile};
-use crate::strangers::Stranger;
+use crate::strangers::{Stranger, Strangers};
 
 /// How long the start waits for what an earlier node left half done. Beyond that it goes on beside the
 /// requests: a large filesystem that was being deleted takes its time.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Between two rounds of what has to be done now and then.
+const KEEP_HOUSE_EVERY: Duration = Duration::from_secs(60);
 
 /// Opens every key in a process of its own that starts with nothing but what lies on disk.
 #[async_trait]
@@ -146,7 +149,7 @@ pub(crate) struct Shared {
     pub(crate) state_dir: PathBuf,
     pub(crate) started_at: UnixMillis,
     /// Filesystems that lay here at the start and that the store did not know.
-    pub(crate) strangers: Vec<Stranger>,
+    pub(crate) strangers: Strangers,
     settling_failed: Mutex<Option<String>>,
 }
 
@@ -168,6 +171,15 @@ impl Shared {
     /// Why what an earlier node left half done could not be finished or undone.
     pub(crate) fn settling_failed(&self) -> Option<String> {
         lock(&self.settling_failed).clone()
+    }
+
+    /// Does what has to be done now and then, whether or not anybody asks.
+    async fn keep_house(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(KEEP_HOUSE_EVERY).await;
+            self.strangers.look_again().await;
+            self.meters.sum_up();
+        }
     }
 
     async fn settle(&self) {
@@ -210,6 +222,7 @@ impl Node {
             make_private(&state_dir.join(name))?;
         }
         let strangers = find_strangers(&manager, state_dir.join("filesystems")).await;
+        let strangers = Strangers::new(strangers);
         let filesystems = Arc::new(OpenFilesystems::new(Arc::clone(&manager), cipher, locks));
         let jobs = Arc::new(Jobs::new(
             Arc::clone(&manager),
@@ -265,6 +278,8 @@ impl Node {
         loops.spawn(async move { health.watch().await });
         let filesystems = Arc::clone(&shared.filesystems);
         loops.spawn(async move { filesystems.keep_holding().await });
+        let house = Arc::clone(&shared);
+        loops.spawn(async move { house.keep_house().await });
         let service =
             api::router(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
         let jobs = Arc::clone(&shared.jobs);

@@ -29,8 +29,13 @@ impl Meters {
 
     /// All of it, in Prometheus' text format.
     pub(crate) fn text(&self) -> String {
-        self.0.run_upkeep();
+        self.sum_up();
         self.0.render()
+    }
+
+    /// Puts single samples into their classes. Somebody has to do it now and then, also while nobody asks for the text.
+    pub(crate) fn sum_up(&self) {
+        self.0.run_upkeep();
     }
 }
 

@@ -3,23 +3,56 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use filesystem::read_envelope;
-use key_manager::FilesystemRecord;
+use key_manager::{FilesystemRecord, FilesystemStatus};
+
+use crate::disks::Disks;
+use crate::mutex::lock;
+
+/// Those that were found at the start and are still there.
+#[derive(Debug, Default)]
+pub(crate) struct Strangers {
+    found: Mutex<Vec<Stranger>>,
+    disks: Disks,
+}
+
+impl Strangers {
+    pub(crate) fn new(found: Vec<Stranger>) -> Self {
+        Self { found: Mutex::new(found), disks: Disks::default() }
+    }
+
+    /// But for those whose place a filesystem has taken since.
+    pub(crate) fn unknown(&self, known: &[FilesystemStatus]) -> Vec<Stranger> {
+        let taken: HashSet<&Path> =
+            known.iter().map(|fs| fs.filesystem.backing.as_path()).collect();
+        let found = lock(&self.found);
+        found
+            .iter()
+            .filter(|stranger| !taken.contains(stranger.backing.as_path()))
+            .cloned()
+            .collect()
+    }
+
+    /// Forgets those that are gone by now.
+    pub(crate) async fn look_again(&self) {
+        let found = lock(&self.found).clone();
+        for Stranger { backing, .. } in found {
+            let copy = backing.join("coffer.key");
+            if self.disks.ask(&backing, move || copy.exists()).await == Ok(false) {
+                lock(&self.found).retain(|stranger| stranger.backing != backing);
+            }
+        }
+    }
+}
 
 /// One of them.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stranger {
     /// As the copy of its wrapped key says.
     pub(crate) name: String,
     pub(crate) backing: PathBuf,
-}
-
-impl Stranger {
-    /// Whether it still lies there.
-    pub(crate) fn is_there(&self) -> bool {
-        self.backing.join("coffer.key").exists()
-    }
 }
 
 /// Those in this directory. What a known filesystem has there is not looked into.

@@ -11,6 +11,7 @@ use metrics::{describe_gauge, gauge, with_local_recorder};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::{Refusal, status};
+use crate::health::NOT_ASKED;
 use crate::{Shared, problem};
 
 /// Prometheus' text exposition format.
@@ -52,7 +53,10 @@ fn describe() {
         "Filesystem keys by what wraps them, and by the version of the master key"
     );
     describe_gauge!("coffer_kms_configured", "Whether a KMS is set");
-    describe_gauge!("coffer_kms_up", "Whether the KMS answered the last look as it should");
+    describe_gauge!(
+        "coffer_kms_up",
+        "Whether the KMS answered the last look as it should; absent before the first"
+    );
     describe_gauge!(
         "coffer_kms_last_success_timestamp_seconds",
         "When the KMS last answered a look as it should"
@@ -95,7 +99,10 @@ fn kms(status: &Status, last_success: Option<Duration>) {
     let configured = status.kms.configured.as_ref();
     gauge!("coffer_kms_configured").set(truth(configured.is_some()));
     let Some(details) = configured else { return };
-    gauge!("coffer_kms_up").set(truth(details.problem.is_none()));
+    let not_asked = details.problem.as_ref().is_some_and(|problem| problem.code == NOT_ASKED);
+    if !not_asked {
+        gauge!("coffer_kms_up").set(truth(details.problem.is_none()));
+    }
     if let Some(at) = last_success {
         gauge!("coffer_kms_last_success_timestamp_seconds").set(at.as_secs_f64());
     }

@@ -81,7 +81,7 @@ fn findings(shared: &Shared, statuses: &[FilesystemStatus], jobs: &[Job]) -> Vec
         let what = format!("job {id} waits: {}", problem.detail);
         add("job-waits", what, problem.cure.as_deref().unwrap_or_default());
     }
-    for Stranger { name, backing } in shared.strangers.iter().filter(|found| found.is_there()) {
+    for Stranger { name, backing } in shared.strangers.unknown(statuses) {
         add(
             "unknown-filesystem",
             format!(
