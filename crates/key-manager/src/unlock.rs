@@ -236,6 +236,8 @@ impl KeyManager {
             }
             locked.extend(self.unlock_compared(ready).await?);
         }
+        // Not in the order in which the disks answered.
+        locked.sort_by(|(one, _), (other, _)| one.cmp(other));
         let mut reasons = self.lock_reasons();
         for (name, reason) in &locked {
             if reasons.insert(name.clone(), reason.clone()).as_ref() != Some(reason) {
