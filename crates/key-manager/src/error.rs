@@ -219,9 +219,6 @@ impl Error {
                 "bring the KMS that is named back, with its master key, until their keys have moved (a new KMS at its address does not open them), or delete these filesystems (coffer fs delete), and try again".into(),
             ),
             Self::Changed { .. } => Some("look at the new state and try again".into()),
-            Self::Store(StoreError::Unknown { .. }) => {
-                Some("the node ends; start it again: what is stored is read back".into())
-            }
             Self::Store(StoreError::Damaged { .. }) | Self::Record { .. } => Some(
                 "rebuild the store from the backing directories: coffer recover --from DIR…".into(),
             ),
@@ -267,9 +264,7 @@ const fn of_store(error: &StoreError) -> &'static str {
         StoreError::Newer { .. } => "start the program that wrote it, or a newer one",
         StoreError::Conflict { .. } => "look at the new state and try again",
         StoreError::Invalid { .. } => "report this: Coffer asked for a record that can't be",
-        StoreError::Unknown { .. } => {
-            "check the disk of the state directory, then start the node again: it reads what is there"
-        }
+        StoreError::Unknown { .. } => "the node ends; start it again: what is stored is read back",
         _ => "check the disk of the state directory: its room, its mount, who may write to it",
     }
 }

@@ -11,16 +11,14 @@ use metrics::{describe_gauge, gauge, with_local_recorder};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::{Refusal, status};
+use crate::Shared;
 use crate::health::NOT_ASKED;
-use crate::{Shared, problem};
 
 /// Prometheus' text exposition format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Result<impl IntoResponse, Refusal> {
-    let status = status::status(&shared).await?;
-    let jobs = shared.jobs.unfinished().await;
-    let jobs = jobs.map_err(|e| problem::of_keys("the jobs can't be counted", &e))?;
+    let (status, jobs) = status::status(&shared).await?;
     let now = Duration::from_millis(shared.clock.now().0);
     let last_success = shared.health.since_success().map(|ago| now.saturating_sub(ago));
     let state = state(&status, &jobs, last_success);

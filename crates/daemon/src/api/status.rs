@@ -21,10 +21,11 @@ const LITTLE_ROOM: u64 = 16 << 20;
 
 /// Answers from what is known here; asks no KMS.
 pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
-    Ok(Json(status(&shared).await?))
+    Ok(Json(status(&shared).await?.0))
 }
 
-pub(crate) async fn status(shared: &Shared) -> Result<Status, Problem> {
+/// The node's state, and the jobs that it counts.
+pub(super) async fn status(shared: &Shared) -> Result<(Status, Vec<Job>), Problem> {
     let of_keys = |e| problem::of_keys("the node's state can't be read", &e);
     let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
     let count = |is: fn(&KeyState) -> bool| statuses.iter().filter(|fs| is(&fs.key)).count() as u64;
@@ -39,7 +40,7 @@ pub(crate) async fn status(shared: &Shared) -> Result<Status, Problem> {
     let seen = shared.health.seen().await.map_err(of_keys)?;
     let in_use = shared.manager.in_use().await.map_err(of_keys)?;
     let jobs = shared.jobs.unfinished().await.map_err(of_keys)?;
-    Ok(Status {
+    let status = Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         started_at: shared.started_at.0,
@@ -48,7 +49,8 @@ pub(crate) async fn status(shared: &Shared) -> Result<Status, Problem> {
         jobs_running: jobs.len() as u64,
         kms: kms::view(shared, &seen, &statuses, &in_use),
         findings: findings(shared, &statuses, &jobs),
-    })
+    };
+    Ok((status, jobs))
 }
 
 fn findings(shared: &Shared, statuses: &[FilesystemStatus], jobs: &[Job]) -> Vec<Finding> {
