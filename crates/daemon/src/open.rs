@@ -148,7 +148,7 @@ impl OpenFilesystems {
         self.held(name, &place, &backing, key.id(), title).await?;
         let (cipher, locks) = (self.cipher, self.locks.clone());
         let open = || async move {
-            let open = move || Filesystem::open_sharing(&locks, &backing, key, cipher);
+            let open = move || Filesystem::open_sharing(&locks, &backing, key, None, cipher);
             match spawn_blocking(open).await {
                 Ok(opened) => opened.map(Arc::new).map_err(|e| problem::of_filesystem(title, &e)),
                 Err(error) => Err(problem::internal(title, io::Error::from(error))),
@@ -267,7 +267,7 @@ impl OpenFilesystems {
     ) -> Result<(), Problem> {
         let take = || async {
             let (at, locks) = (backing.to_owned(), self.locks.clone());
-            let taken = self.disks.ask(backing, move || locks.take(&at, key)).await;
+            let taken = self.disks.ask(backing, move || locks.take(&at, key, None)).await;
             let taken = taken.map_err(|why| problem::of_silence(title, backing, &why))?;
             taken.map_err(|e| problem::of_filesystem(title, &e))
         };

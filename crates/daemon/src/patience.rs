@@ -98,6 +98,7 @@ mod tests {
         let site = FilesystemSite {
             name: "home".to_owned(),
             key_id: KeyId::random(),
+            previous: None,
             backing: "/srv/home".into(),
         };
         let copies = Patience::new(Broken).list(&site).await.unwrap();

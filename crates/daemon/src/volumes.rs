@@ -82,7 +82,7 @@ impl Volumes for BackingVolumes {
         let mut looks = 1;
         loop {
             let (backing, key_id, locks) = (site.backing.clone(), site.key_id, self.locks.clone());
-            let remove = move || Filesystem::remove(&locks, &backing, key_id);
+            let remove = move || Filesystem::remove(&locks, &backing, key_id, None);
             let removed = spawn_blocking(remove).await?;
             match removed {
                 Ok(true) => return Ok(Removal::Removed),

@@ -59,11 +59,14 @@ impl Epoch {
         Ok(Self { head, aead: keys.backend.cipher(&key)?, budget: SealBudget::unrecorded() })
     }
 
-    /// The epoch of a file on disk. Its budget is set once the sealed part is open.
-    fn existing(keys: &FilesystemKeys, file: FileId, head: EpochHead) -> Result<Self, FormatError> {
-        if head.key != keys.key_id() {
-            return Err(FormatError::OtherKey { found: head.key });
-        }
+    /// The epoch of a file on disk, under that of `keys` that it names. Its budget is set once the sealed part is open.
+    fn existing(
+        keys: &[&FilesystemKeys],
+        file: FileId,
+        head: EpochHead,
+    ) -> Result<Self, FormatError> {
+        let named = keys.iter().find(|keys| keys.key_id() == head.key);
+        let keys = named.ok_or(FormatError::OtherKey { found: head.key })?;
         let epoch = Self::new(keys, file, head.salt)?;
         verify_slices_are_equal(&epoch.head.commitment, &head.commitment)
             .map_err(|_| FormatError::WrongKey)?;
@@ -102,10 +105,34 @@ impl FilesystemKeys {
         first_page: &[u8],
         backing_len: u64,
     ) -> Result<FileCipher, FormatError> {
+        FileCipher::open(&[self], first_page, backing_len)
+    }
+
+    /// As [`Self::open_file`], a file of a filesystem that is being re-encrypted from the key `previous`: each of its
+    /// epochs is of one of the two.
+    ///
+    /// # Errors
+    /// Those of [`Self::open_file`].
+    pub fn open_file_between(
+        &self,
+        previous: &Self,
+        first_page: &[u8],
+        backing_len: u64,
+    ) -> Result<FileCipher, FormatError> {
+        FileCipher::open(&[self, previous], first_page, backing_len)
+    }
+}
+
+impl FileCipher {
+    fn open(
+        keys: &[&FilesystemKeys],
+        first_page: &[u8],
+        backing_len: u64,
+    ) -> Result<Self, FormatError> {
         let page =
             first_page.get(..PAGE).ok_or(FormatError::BackingLength { found: backing_len })?;
         let open_part = OpenPart::parse(page)?;
-        let epoch = |head| Epoch::existing(self, open_part.id, head);
+        let epoch = |head| Epoch::existing(keys, open_part.id, head);
         let [first, second] = open_part.epochs;
         let epochs = [first.map(epoch).transpose()?, second.map(epoch).transpose()?];
         if page[EPOCH_BYTE] & UNUSED_EPOCH_BITS != 0 {
@@ -128,7 +155,7 @@ impl FilesystemKeys {
             return Err(FormatError::Size { sealed: sealed.size, found: size });
         }
         let last_number = AtomicU32::new(sealed.number);
-        Ok(FileCipher { open_part, epochs, sealed, last_number, size, damaged_copy })
+        Ok(Self { open_part, epochs, sealed, last_number, size, damaged_copy })
     }
 }
 

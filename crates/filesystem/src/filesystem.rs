@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use data_path::{Backend, FilesystemKeys, dir};
+use data_path::{Backend, dir};
 use kms_core::{FilesystemKey, KeyEnvelope, KeyId};
 
 use crate::copy::copy;
 use crate::error::{Doing, Error, Fault};
 use crate::header;
+use crate::keys::{TreeKeys, is_of};
 use crate::lock::{BackingLock, BackingLocks, LOCK, owner, put_owner};
 use crate::names::Names;
 use crate::plain::{PlainSink, PlainSource};
@@ -23,6 +24,8 @@ use crate::verify::verify;
 
 /// The copy of the wrapped key.
 pub(crate) const HEADER: &[u8] = b"coffer.key";
+/// The copy of the wrapped key that the filesystem is being re-encrypted from.
+pub(crate) const PREVIOUS: &[u8] = b"coffer.previous-key";
 /// Things in the making.
 const STAGE: &[u8] = b"coffer.tmp";
 /// What `verify --repair` set aside.
@@ -90,7 +93,7 @@ impl Filesystem {
                 "check the key store",
             ));
         }
-        let keys = FilesystemKeys::new(key, cipher).doing("created")?;
+        let keys = TreeKeys::new(key, None, cipher).doing("created")?;
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -104,15 +107,15 @@ impl Filesystem {
         check_vacant(&backing)?;
         let build = || -> Result<(OwnedFd, SealedTree), Fault> {
             // Durable with the rest, before the header.
-            put_owner(lock.file(), keys.key_id()).doing("created")?;
+            put_owner(lock.file(), keys.current.key_id()).doing("created")?;
             let stage = Stage::open(&backing, STAGE).doing("created")?;
             let links = make_or_open(&backing, LINKS).doing("created")?;
             make_or_open(&backing, LOST).doing("created")?;
             remove_vacant_root(&backing).doing("created")?;
-            let (staged, root) = stage_directory(&keys, &stage, keys.root_directory())?;
+            let (staged, root) = stage_directory(&keys, &stage, keys.current.root_directory())?;
             sys::rename(stage.tmp(), &staged, &backing, ROOT).doing("created")?;
             sys::sync_all(&backing).doing("made durable")?;
-            header::write(&backing, envelope)?;
+            header::write(&backing, HEADER, envelope)?;
             if let Ok(parent) = sys::open_root(&path.join("..")) {
                 sys::sync_file(parent).doing("made durable")?;
             }
@@ -138,10 +141,12 @@ impl Filesystem {
     /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when its root can't be read, or does not show that the key is
     /// right: it has lost its record, and no name in it opens.
     pub fn open(backing: &Path, key: Arc<FilesystemKey>, cipher: Backend) -> Result<Self, Error> {
-        Self::open_sharing(&BackingLocks::default(), backing, key, cipher)
+        Self::open_sharing(&BackingLocks::default(), backing, key, None, cipher)
     }
 
-    /// As [`Self::open`], by a node that may have its lock already.
+    /// As [`Self::open`], by a node that may have its lock already. With `previous` it is a filesystem between two keys
+    /// ([`begin_rekey`](crate::begin_rekey)): what lies under either is read, and everything new is sealed under `key`.
+    /// No other [`Filesystem`] of this node may have the same backing directory open then.
     ///
     /// # Errors
     /// Those of [`Self::open`].
@@ -149,41 +154,45 @@ impl Filesystem {
         locks: &BackingLocks,
         backing: &Path,
         key: Arc<FilesystemKey>,
+        previous: Option<Arc<FilesystemKey>>,
         cipher: Backend,
     ) -> Result<Self, Error> {
-        Self::try_open(locks, backing, key, cipher).map_err(|fault| fault.at_path(backing))
+        let opened = Self::try_open(locks, backing, key, previous, cipher);
+        opened.map_err(|fault| fault.at_path(backing))
     }
 
     fn try_open(
         locks: &BackingLocks,
         path: &Path,
         key: Arc<FilesystemKey>,
+        previous: Option<Arc<FilesystemKey>>,
         cipher: Backend,
     ) -> Result<Self, Fault> {
         sys::raise_file_limit();
         let backing = sys::open_root(path).doing("opened")?;
         let root = open_tree(&backing)?;
         let lock = locks.lock(&backing)?;
-        let owned = owner(lock.file()).doing("read")? == Some(key.id());
-        let named = match header::read(&backing) {
-            Ok(there) if there.wrapped.key_id != key.id() => {
+        let former = previous.as_ref().map(|key| key.id());
+        let ours = |id: KeyId| is_of(id, key.id(), former);
+        let owned = owner(lock.file()).doing("read")?.is_some_and(ours);
+        let named = match header::read(&backing, HEADER) {
+            Ok(there) if !ours(there.wrapped.key_id) => {
                 return Err(of_another_key(there.wrapped.key_id));
             }
             Ok(_) => true,
             // A lost copy of the wrapped key is for the holder of copies to report and to mend.
             Err(_) => owned,
         };
-        let keys = FilesystemKeys::new(key, cipher).doing("opened")?;
+        let keys = TreeKeys::new(key, previous, cipher).doing("opened")?;
         let stage = Stage::open_if_writable(&backing, STAGE).doing("opened")?;
         let links = make_or_open(&backing, LINKS).doing("opened")?;
-        let half_written = |name: &[u8]| name.starts_with(HEADER) && name.len() > HEADER.len();
-        for name in Names::read(&backing, half_written).doing("opened")?.iter() {
+        for name in Names::read(&backing, header::is_half_written).doing("opened")?.iter() {
             if_writable(sys::unlink(&backing, name)).doing("opened")?;
         }
         let tree = SealedTree { keys, root, links, stage };
         tree.prove_key(named)?;
         if !owned {
-            if_writable(put_owner(lock.file(), tree.keys.key_id())).doing("locked")?;
+            if_writable(put_owner(lock.file(), tree.keys.current.key_id())).doing("locked")?;
         }
         let path = path.to_owned();
         Ok(Self::new(path, backing, tree, lock))
@@ -199,15 +208,20 @@ impl Filesystem {
         Self { path, backing, tree, checkpoint_every, job: Mutex::new(()), _lock: lock }
     }
 
-    /// Removes the filesystem with the key `key` in `backing`: the copy of its wrapped key first and durably, then
-    /// everything else of Coffer's there, and the directory when that leaves it empty. What an interrupted creation or
+    /// Removes the filesystem with the key `key` (or still `previous`, if it is between two keys) in `backing`: the copies
+    /// of its wrapped keys first and durably, then everything else of Coffer's there, and the directory when that leaves it empty. What an interrupted creation or
     /// removal left is removed too. Answers whether anything of it was there.
     ///
     /// # Errors
     /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) while another node has it, or this one with the locks `locks` uses it;
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a filesystem with another key, or data of one whose key
     /// can't be told: nothing is removed then.
-    pub fn remove(locks: &BackingLocks, backing: &Path, key: KeyId) -> Result<bool, Error> {
+    pub fn remove(
+        locks: &BackingLocks,
+        backing: &Path,
+        key: KeyId,
+        previous: Option<KeyId>,
+    ) -> Result<bool, Error> {
         let remove = || -> Result<bool, Fault> {
             let dir = match sys::open_root(backing) {
                 Err(Errno::NOENT) => return Ok(false),
@@ -218,8 +232,8 @@ impl Filesystem {
                 return Ok(false);
             }
             let lock = locks.lock_alone(&dir)?;
-            check_owner(&dir, &lock, key)?;
-            for name in names.iter().filter(|name| name.starts_with(HEADER)) {
+            check_owner(&dir, &lock, key, previous)?;
+            for name in names.iter().filter(|name| is_copy(name)) {
                 sys::unlink(&dir, name).doing("removed")?;
             }
             sys::sync_file(&dir).doing("removed")?;
@@ -348,7 +362,7 @@ impl Filesystem {
         let root = self.tree.open_root()?;
         let mut name = EXPORT_STAGE.to_vec();
         loop {
-            let raw = self.tree.keys.seal_name(root.dir, &name).doing("found")?.name;
+            let raw = self.tree.keys.current.seal_name(root.dir, &name).doing("found")?.name;
             match sys::stat(&root.fd, raw.as_bytes()) {
                 Err(Errno::NOENT) => return Ok(name),
                 Err(errno) => return Err(errno).doing("read"),
@@ -371,6 +385,21 @@ impl Filesystem {
     pub fn verify(&self, repair: bool, control: &dyn Control) -> Result<Report, Error> {
         let _job = self.begin_job()?;
         verify(&self.tree, &self.backing, repair, control)
+    }
+
+    /// Re-encrypts in place all that lies under the previous key, if this filesystem is between two keys
+    /// ([`Self::open_sharing`]). The other jobs may run meanwhile; two of these at once may not.
+    ///
+    /// What is done is not done again: after a stop, a crash or a problem another call goes on with what is left, and only
+    /// looks at the rest. [`Outcome::Done`] means that nothing lies under the previous key any more; otherwise the
+    /// problems name what does.
+    ///
+    /// # Errors
+    /// When going on is pointless: the disk is full ([`ErrorKind::Full`](crate::ErrorKind::Full)), nothing can be written,
+    /// another rekey runs.
+    pub fn rekey(&self, control: &dyn Control) -> Result<Report, Error> {
+        let _ = control;
+        Err(refused("rekeyed", "it is being written", "wait").at_path(&self.path))
     }
 
     fn begin_job(&self) -> Result<MutexGuard<'_, ()>, Error> {
@@ -407,7 +436,12 @@ pub fn real_place(path: &Path) -> PathBuf {
     path.to_owned()
 }
 
-fn refused(doing: &'static str, why: &str, cure: &'static str) -> Fault {
+/// Whether it is a copy of a wrapped key, or one in the making.
+fn is_copy(name: &[u8]) -> bool {
+    name.starts_with(HEADER) || name.starts_with(PREVIOUS)
+}
+
+pub(crate) fn refused(doing: &'static str, why: &str, cure: &'static str) -> Fault {
     Fault::Refused { doing, why: why.to_owned(), cure }
 }
 
@@ -436,11 +470,16 @@ fn if_writable(done: sys::Result<()>) -> sys::Result<()> {
 }
 
 /// Refuses a directory that is not known to be of this key.
-fn check_owner(backing: &OwnedFd, lock: &BackingLock, key: KeyId) -> Result<(), Fault> {
+fn check_owner(
+    backing: &OwnedFd,
+    lock: &BackingLock,
+    key: KeyId,
+    previous: Option<KeyId>,
+) -> Result<(), Fault> {
     let cure = "check the path; if nobody needs what lies there, remove it by hand";
-    let header = header::read(backing).ok().map(|envelope| envelope.wrapped.key_id);
+    let header = header::read(backing, HEADER).ok().map(|envelope| envelope.wrapped.key_id);
     let named = [header, owner(lock.file()).doing("read")?];
-    if let Some(other) = named.into_iter().flatten().find(|named| *named != key) {
+    if let Some(other) = named.into_iter().flatten().find(|named| !is_of(*named, key, previous)) {
         let why = format!("it belongs to the key {other}, not to {key}");
         return Err(Fault::Refused { doing: "removed", why, cure });
     }
@@ -469,7 +508,7 @@ fn occupied(backing: &OwnedFd) -> Result<Option<&'static str>, Fault> {
             return Ok(Some(why));
         }
         let ours = [LOCK, STAGE, LOST, LINKS, ROOT].contains(&name);
-        if !ours && !name.starts_with(HEADER) && name != b"lost+found" {
+        if !ours && !is_copy(name) && name != b"lost+found" {
             return Ok(Some("it is not empty"));
         }
     }

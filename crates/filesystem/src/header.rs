@@ -1,17 +1,20 @@
-//! The copy of the wrapped key in a backing directory: `coffer.key`, a [`KeyEnvelope`] in JSON.
+//! The copy of the wrapped key in a backing directory: `coffer.key`, a [`KeyEnvelope`] in JSON. While the filesystem is
+//! being re-encrypted the copy of the key that it comes from lies beside it: `coffer.previous-key`.
 //!
-//! It contains no secret. With it `coffer recover` can rebuild a lost key store, and it tells which
+//! They contain no secret. With them `coffer recover` can rebuild a lost key store, and they tell which
 //! KMS opens the filesystem.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId};
 
 use crate::error::{Doing, Error, Fault};
-use crate::filesystem::{HEADER, ROOT};
-use crate::lock::{self, BackingLocks, LOCK};
+use crate::filesystem::{HEADER, PREVIOUS, ROOT, of_another_key, open_tree, refused};
+use crate::lock::{self, BackingLocks, LOCK, put_owner};
 use crate::sealed::SealedTree;
 use crate::sys::{self, Errno};
 
@@ -23,10 +26,11 @@ use crate::sys::{self, Errno};
 pub fn read_envelope(backing: &Path) -> Result<KeyEnvelope, Error> {
     let dir = sys::open_root(backing).doing("opened").map_err(|fault| fault.at_path(backing))?;
     let checked = || {
-        let envelope = read(&dir)?;
+        let envelope = read(&dir, HEADER)?;
+        let key = envelope.wrapped.key_id;
         match owner(&dir)? {
-            Some(owner) if owner != envelope.wrapped.key_id => {
-                let key = envelope.wrapped.key_id;
+            // A re-encryption that is just beginning or ending.
+            Some(owner) if owner != key && key_of(&dir, PREVIOUS)? != Some(owner) => {
                 let why = format!(
                     "it is the wrapped key {key}, and the data beside it has the key {owner}"
                 );
@@ -35,7 +39,125 @@ pub fn read_envelope(backing: &Path) -> Result<KeyEnvelope, Error> {
             _ => Ok(envelope),
         }
     };
-    checked().map_err(|fault| fault.at_path(&header_path(backing)))
+    checked().map_err(|fault| fault.at_path(&copy_path(backing, HEADER)))
+}
+
+/// As [`read_envelope`], the copy of the key that the filesystem is being re-encrypted from; `None` when it is not.
+///
+/// # Errors
+/// As [`read_envelope`].
+pub fn read_previous_envelope(backing: &Path) -> Result<Option<KeyEnvelope>, Error> {
+    let dir = sys::open_root(backing).doing("opened").map_err(|fault| fault.at_path(backing))?;
+    let read = if_there(&dir, PREVIOUS).and_then(|there| match there {
+        true => read(&dir, PREVIOUS).map(Some),
+        false => Ok(None),
+    });
+    read.map_err(|fault| fault.at_path(&copy_path(backing, PREVIOUS)))
+}
+
+/// Begins to give the filesystem in `backing` another key: makes it one *between two keys*, which opens with both
+/// ([`Filesystem::open_sharing`]), and whose copies of both are there ([`BackingHeaders`]). Nothing of its data is
+/// changed yet: that does [`Filesystem::rekey`], and [`end_rekey`] ends it.
+///
+/// Durable and idempotent; a copy that is there stays as it is. First `from` goes to `coffer.previous-key`, then `to` to
+/// `coffer.key`, then the new key's id to `coffer.lock`: whatever a crash leaves of it opens with both keys. Nothing but
+/// this node's lock may be held on it: no [`Filesystem`] that was opened with the old key alone.
+///
+/// # Errors
+/// [`ErrorKind::InUse`](crate::ErrorKind::InUse) when another node has it;
+/// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when it is a filesystem of neither key, or between other keys.
+///
+/// [`Filesystem`]: crate::Filesystem
+/// [`Filesystem::open_sharing`]: crate::Filesystem::open_sharing
+/// [`Filesystem::rekey`]: crate::Filesystem::rekey
+pub fn begin_rekey(
+    locks: &BackingLocks,
+    backing: &Path,
+    from: &KeyEnvelope,
+    to: &KeyEnvelope,
+) -> Result<(), Error> {
+    let (old, new) = (from.wrapped.key_id, to.wrapped.key_id);
+    let begin = || -> Result<(), Fault> {
+        if old == new {
+            return Err(refused("rekeyed", "the new key is the old one", "make a new key"));
+        }
+        let dir = sys::open_root(backing).doing("opened")?;
+        open_tree(&dir)?;
+        let lock = locks.lock(&dir)?;
+        let owner = lock::owner(lock.file()).doing("read")?;
+        // A lost copy is written again where it is shown otherwise whose the data is.
+        let current = readable_key(&dir, HEADER)?;
+        if let Some(other) = current.or(owner).filter(|key| ![old, new].contains(key)) {
+            return Err(of_another_key(other));
+        }
+        if current.is_none() && owner.is_none() {
+            return Err(read(&dir, HEADER).err().unwrap_or(Fault::NotFound));
+        }
+        match readable_key(&dir, PREVIOUS)? {
+            Some(there) if there == old => {}
+            Some(other) => return Err(of_another_key(other)),
+            None => write(&dir, PREVIOUS, from)?,
+        }
+        if current != Some(new) {
+            write(&dir, HEADER, to)?;
+        }
+        if owner != Some(new) {
+            put_owner(lock.file(), new)
+                .and_then(|()| sys::sync_file(lock.file()))
+                .doing("locked")?;
+        }
+        Ok(())
+    };
+    begin().map_err(|fault| fault.at_path(backing))
+}
+
+/// Ends what [`begin_rekey`] began, when nothing lies under the former key any more
+/// ([`Outcome::Done`](crate::Outcome::Done) of [`Filesystem::rekey`](crate::Filesystem::rekey)): removes the copy of it.
+/// Durable and idempotent.
+///
+/// # Errors
+/// [`ErrorKind::InUse`](crate::ErrorKind::InUse) when another node has it;
+/// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when `coffer.key` is not of `key`: the copy stays then.
+pub fn end_rekey(locks: &BackingLocks, backing: &Path, key: KeyId) -> Result<(), Error> {
+    let end = || -> Result<(), Fault> {
+        let dir = sys::open_root(backing).doing("opened")?;
+        open_tree(&dir)?;
+        let _lock = locks.lock(&dir)?;
+        match key_of(&dir, HEADER)? {
+            Some(there) if there == key => {}
+            Some(other) => return Err(of_another_key(other)),
+            None => return Err(read(&dir, HEADER).err().unwrap_or(Fault::NotFound)),
+        }
+        match sys::unlink(&dir, PREVIOUS) {
+            Ok(()) => sys::sync_file(&dir).doing("made durable"),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno).doing("removed"),
+        }
+    };
+    end().map_err(|fault| fault.at_path(backing))
+}
+
+fn if_there(backing: &OwnedFd, name: &[u8]) -> Result<bool, Fault> {
+    match sys::stat(backing, name) {
+        Err(Errno::NOENT) => Ok(false),
+        other => other.map(|_| true).doing("read"),
+    }
+}
+
+/// Whose copy lies under this name; `None` when there is none.
+pub(crate) fn key_of(backing: &OwnedFd, name: &[u8]) -> Result<Option<KeyId>, Fault> {
+    match if_there(backing, name)? {
+        true => read(backing, name).map(|envelope| Some(envelope.wrapped.key_id)),
+        false => Ok(None),
+    }
+}
+
+/// As [`key_of`]; `None` too when what lies there is rubbish.
+fn readable_key(backing: &OwnedFd, name: &[u8]) -> Result<Option<KeyId>, Fault> {
+    match key_of(backing, name) {
+        Err(Fault::Damaged { .. }) => Ok(None),
+        other => other,
+    }
 }
 
 /// The key that the lock file names; `None` when it can't be told.
@@ -46,8 +168,9 @@ fn owner(backing: &OwnedFd) -> Result<Option<KeyId>, Fault> {
     }
 }
 
-pub(crate) fn read(backing: &OwnedFd) -> Result<KeyEnvelope, Fault> {
-    let text = SealedTree::small_file(backing, HEADER)?.ok_or_else(|| Fault::Refused {
+/// Reads the copy with this name.
+pub(crate) fn read(backing: &OwnedFd, name: &[u8]) -> Result<KeyEnvelope, Fault> {
+    let text = SealedTree::small_file(backing, name)?.ok_or_else(|| Fault::Refused {
         doing: "read",
         why: "there is no such file, so this is no encrypted filesystem".to_owned(),
         cure: "check the path of the backing directory",
@@ -72,19 +195,19 @@ fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {
         .map_err(|error| Fault::damaged("read", format!("it is no wrapped key: {error}")))
 }
 
-/// Puts `envelope` in place durably; at any moment the old one or the new one is there.
-pub(crate) fn write(backing: &OwnedFd, envelope: &KeyEnvelope) -> Result<(), Fault> {
+/// Puts `envelope` in place under this name, durably; at any moment the old one or the new one is there.
+pub(crate) fn write(backing: &OwnedFd, name: &[u8], envelope: &KeyEnvelope) -> Result<(), Fault> {
     let mut text = serde_json::to_vec_pretty(envelope)
         .map_err(|error| Fault::damaged("written", error.to_string()))?;
     text.push(b'\n');
     // Two writers at once must not share a name. What a crash leaves is removed at the next opening.
     let unique = kms_core::KeyId::random().to_string();
-    let staged = [HEADER, b".", unique.as_bytes()].concat();
+    let staged = [name, b".", unique.as_bytes()].concat();
     let put = || -> sys::Result<()> {
         let file = sys::create(backing, &staged, 0o600)?;
         sys::write_at(&file, &text, 0)?;
         sys::sync_file(&file)?;
-        sys::rename(backing, &staged, backing, HEADER)?;
+        sys::rename(backing, &staged, backing, name)?;
         sys::sync_file(backing)
     };
     put().doing("written").inspect_err(|_| {
@@ -104,12 +227,17 @@ fn find_data(backing: &OwnedFd, doing: &'static str) -> Result<(), Fault> {
     }
 }
 
-fn header_path(backing: &Path) -> std::path::PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    backing.join(std::ffi::OsStr::from_bytes(HEADER))
+/// Whether it is a copy in the making, which an interrupted [`write`] left.
+pub(crate) fn is_half_written(name: &[u8]) -> bool {
+    [HEADER, PREVIOUS].iter().any(|copy| name.starts_with(copy) && name.len() > copy.len())
 }
 
-/// The [`KeyHolder`] of the copies in backing directories. Each site has exactly one, which can be read at any time. It is
+fn copy_path(backing: &Path, name: &[u8]) -> PathBuf {
+    backing.join(OsStr::from_bytes(name))
+}
+
+/// The [`KeyHolder`] of the copies in backing directories. Each site has exactly one, and one that is between two keys
+/// one of each; they can be read at any time. They are
 /// replaced by the node that has the filesystem's lock, or gets it for the moment: another node's are left alone.
 #[derive(Debug, Clone, Default)]
 pub struct BackingHeaders {
@@ -122,24 +250,35 @@ impl BackingHeaders {
         Self { locks }
     }
 
-    fn error(site: &FilesystemSite, doing: &'static str, source: Error) -> HolderError {
-        let location = header_path(&site.backing).display().to_string();
-        HolderError { location, doing, source: source.into() }
+    fn error(location: &Path, doing: &'static str, source: Error) -> HolderError {
+        HolderError { location: location.display().to_string(), doing, source: source.into() }
     }
 }
 
 #[async_trait]
 impl KeyHolder for BackingHeaders {
     async fn list(&self, site: &FilesystemSite) -> Result<Vec<KeyCopy>, HolderError> {
+        let path = copy_path(&site.backing, HEADER);
         let with_data = || {
             let envelope = read_envelope(&site.backing)?;
             let dir = sys::open_root(&site.backing).doing("opened");
             let data = dir.and_then(|dir| find_data(&dir, "read"));
-            data.map(|()| envelope).map_err(|fault| fault.at_path(&header_path(&site.backing)))
+            data.map(|()| envelope).map_err(|fault| fault.at_path(&path))
         };
-        let envelope = with_data().map_err(|e| Self::error(site, "read", e));
-        let location = header_path(&site.backing).display().to_string();
-        Ok(vec![KeyCopy { location, envelope, uploaded: false }])
+        let envelope = with_data().map_err(|error| Self::error(&path, "read", error));
+        let location = path.display().to_string();
+        let mut copies = vec![KeyCopy { location, envelope, uploaded: false }];
+        let path = copy_path(&site.backing, PREVIOUS);
+        let previous = read_previous_envelope(&site.backing);
+        // Where not even the directory can be opened the other copy says so.
+        if let Some(envelope) = previous.transpose()
+            && sys::open_root(&site.backing).is_ok()
+        {
+            let envelope = envelope.map_err(|error| Self::error(&path, "read", error));
+            let location = path.display().to_string();
+            copies.push(KeyCopy { location, envelope, uploaded: false });
+        }
+        Ok(copies)
     }
 
     async fn replace(
@@ -148,38 +287,44 @@ impl KeyHolder for BackingHeaders {
         location: &str,
         envelope: &KeyEnvelope,
     ) -> Result<(), HolderError> {
-        let path = header_path(&site.backing);
+        let path = Path::new(location);
+        let key = envelope.wrapped.key_id;
         let replace = || {
-            if Path::new(location) != path {
-                let why = format!("this filesystem's copy lies at {}", path.display());
-                return Err(Fault::Refused {
-                    doing: "replaced",
-                    why,
-                    cure: "list the copies again",
-                });
-            }
-            if envelope.wrapped.key_id != site.key_id {
-                let why = "the new copy is of another key".to_owned();
-                return Err(Fault::Refused { doing: "replaced", why, cure: "check the key store" });
+            let mut names = [(HEADER, Some(site.key_id)), (PREVIOUS, site.previous)].into_iter();
+            let at = |name: &[u8]| path == copy_path(&site.backing, name);
+            let Some((name, usual)) = names.find(|(name, _)| at(name)) else {
+                let header = copy_path(&site.backing, HEADER);
+                let why = format!("this filesystem's copy lies at {}", header.display());
+                let cure = "list the copies again";
+                return Err(Fault::Refused { doing: "replaced", why, cure });
+            };
+            if key != site.key_id && Some(key) != site.previous {
+                let why = "the new copy is of another key";
+                return Err(refused("replaced", why, "check the key store"));
             }
             let dir = sys::open_root(&site.backing).doing("opened")?;
             // Without its tree this is no backing directory, such as the place where one is mounted: nothing may lie there
             // that looks like one. A header that can't be read is mended; one of another key is somebody else's.
             find_data(&dir, "replaced")?;
             let _lock = self.locks.lock(&dir)?;
-            match read(&dir) {
-                Ok(there) if there.wrapped.key_id != site.key_id => {
-                    let why = format!("the key {} lies there", there.wrapped.key_id);
-                    let cure = "check the filesystem's backing directory";
-                    Err(Fault::Refused { doing: "replaced", why, cure })
+            let there = match read(&dir, name) {
+                Ok(there) => Some(there.wrapped.key_id),
+                Err(refused @ Fault::Refused { .. }) if if_there(&dir, name)? => {
+                    return Err(refused);
                 }
-                Err(refused @ Fault::Refused { .. }) if sys::stat(&dir, HEADER).is_ok() => {
-                    Err(refused)
-                }
-                _ => write(&dir, envelope),
+                // What is gone was ended meanwhile.
+                Err(_) if name == PREVIOUS && !if_there(&dir, name)? => None,
+                Err(_) => usual,
+            };
+            if there != Some(key) {
+                let there = there.map_or("nothing".to_owned(), |there| format!("the key {there}"));
+                let why = format!("{there} lies there");
+                let cure = "check the filesystem's backing directory";
+                return Err(Fault::Refused { doing: "replaced", why, cure });
             }
+            write(&dir, name, envelope)
         };
-        replace().map_err(|fault| Self::error(site, "replaced", fault.at_path(&path)))
+        replace().map_err(|fault| Self::error(path, "replaced", fault.at_path(path)))
     }
 }
 

@@ -50,6 +50,7 @@
 //! | `verify`, `finding`, `needed`, `repair` | finds all damage, and what nothing needs; sets it aside, or writes again what has a second source |
 //! | `listing` | what lies in a directory, and how much in all |
 //! | `header`, `lock` | `coffer.key`, `coffer.lock` |
+//! | `keys` | the key that a tree lies under, or the two |
 //! | `report`, `error` | what a job tells, and how things fail |
 //! | `note` | what is kept elsewhere and names files, sealed |
 //! | `work`, `names`, `trail`, `sys` | workers and progress, a directory's names, the way to an entry, system calls |
@@ -95,6 +96,7 @@ mod error;
 mod filesystem;
 mod finding;
 mod header;
+mod keys;
 mod listing;
 mod lock;
 mod names;
@@ -116,7 +118,7 @@ mod work;
 pub use data_path::Backend;
 pub use error::{Error, ErrorKind};
 pub use filesystem::{Filesystem, real_place};
-pub use header::{BackingHeaders, read_envelope};
+pub use header::{BackingHeaders, begin_rekey, end_rekey, read_envelope, read_previous_envelope};
 pub use listing::{Entry, EntryKind, Listing, Usage};
 pub use lock::{BackingLock, BackingLocks, is_open};
 pub use report::{Checkpoint, Control, Outcome, Problem, ProblemKind, Progress, Report};

@@ -174,7 +174,7 @@ impl Filesystem {
     }
 
     fn raw_name(&self, place: &Place<DirId>, name: &[u8]) -> Result<Vec<u8>, Fault> {
-        Ok(self.tree.keys.seal_name(place.dir, name).doing("found")?.name.into_bytes())
+        Ok(self.tree.keys.current.seal_name(place.dir, name).doing("found")?.name.into_bytes())
     }
 
     fn list_directory(

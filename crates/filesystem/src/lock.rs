@@ -10,8 +10,9 @@ use std::time::Duration;
 use kms_core::KeyId;
 
 use crate::error::{Doing, Error, Fault};
-use crate::filesystem::{of_another_key, open_tree};
+use crate::filesystem::{HEADER, of_another_key, open_tree};
 use crate::header;
+use crate::keys::is_of;
 use crate::sys::{self, Errno};
 
 /// Whoever has the filesystem unlocked has this locked. It has the key id as text, so that what is half made or half
@@ -46,23 +47,29 @@ pub struct BackingLock {
 }
 
 impl BackingLocks {
-    /// Takes the lock of the filesystem in `backing`, which has the key `key`, or shares it.
+    /// Takes the lock of the filesystem in `backing`, which has the key `key` (or still `previous`, if it is between two
+    /// keys), or shares it.
     ///
     /// # Errors
     /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) when another node has it, or it is being removed;
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when there is none, or one of another key.
-    pub fn take(&self, backing: &Path, key: KeyId) -> Result<Arc<BackingLock>, Error> {
+    pub fn take(
+        &self,
+        backing: &Path,
+        key: KeyId,
+        previous: Option<KeyId>,
+    ) -> Result<Arc<BackingLock>, Error> {
         let take = || -> Result<Arc<BackingLock>, Fault> {
             sys::raise_file_limit();
             let backing = sys::open_root(backing).doing("opened")?;
             open_tree(&backing)?;
             let lock = self.lock(&backing)?;
-            let named = match header::read(&backing) {
+            let named = match header::read(&backing, HEADER) {
                 Ok(envelope) => Some(envelope.wrapped.key_id),
                 Err(_) => owner(lock.file()).doing("read")?,
             };
             match named {
-                Some(other) if other != key => Err(of_another_key(other)),
+                Some(other) if !is_of(other, key, previous) => Err(of_another_key(other)),
                 _ => Ok(lock),
             }
         };

@@ -10,7 +10,7 @@ impl Filesystem {
     /// # Errors
     /// No random bytes.
     pub fn seal_note(&self, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
-        let sealed = self.tree.keys.seal_note(context, plain).doing("described");
+        let sealed = self.tree.keys.current.seal_note(context, plain).doing("described");
         sealed.map_err(|fault| fault.at_path(self.backing()))
     }
 

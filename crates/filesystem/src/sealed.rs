@@ -9,9 +9,10 @@ use std::os::fd::OwnedFd;
 
 use data_path::layout;
 use data_path::xattr::BACKING_PREFIX;
-use data_path::{BackingEntry, DirId, FilesystemKeys, Node, XattrOwner, dir, symlink};
+use data_path::{BackingEntry, DirId, Node, XattrOwner, dir, symlink};
 
 use crate::error::{Doing, Fault, shown};
+use crate::keys::TreeKeys;
 use crate::names::Names;
 use crate::report::Unfinished;
 use crate::sealed_file::SealedFile;
@@ -22,7 +23,7 @@ use crate::sys::{self, Errno, FileType, Stat, Xattr};
 /// The ciphertext tree of an open filesystem.
 #[derive(Debug)]
 pub(crate) struct SealedTree {
-    pub(crate) keys: FilesystemKeys,
+    pub(crate) keys: TreeKeys,
     /// The root of the tree.
     pub(crate) root: OwnedFd,
     /// Long link targets.
@@ -39,7 +40,7 @@ impl SealedTree {
     /// Opens the root, whose id does not depend on its record.
     pub(crate) fn open_root(&self) -> Result<Place<DirId>, Fault> {
         let fd = sys::open_dir(&self.root, b".").doing("opened")?;
-        Ok(Place { fd, dir: self.keys.root_directory() })
+        Ok(Place { fd, dir: self.keys.current.root_directory() })
     }
 
     /// Shows that the key is this tree's: by the root's record, or when that is lost by any name in the root. A root
@@ -65,7 +66,7 @@ impl SealedTree {
 
     /// Whether the root has its record, as every directory does.
     pub(crate) fn check_root_record(&self) -> Result<(), Fault> {
-        if self.directory_id(&self.root)? == self.keys.root_directory() {
+        if self.directory_id(&self.root)? == self.keys.current.root_directory() {
             return Ok(());
         }
         Err(Fault::damaged("opened", "its record coffer.dir is another directory's"))
@@ -73,7 +74,7 @@ impl SealedTree {
 
     /// Puts the root's record in place.
     pub(crate) fn write_root_record(&self) -> Result<(), Fault> {
-        let record = self.keys.seal_directory(self.keys.root_directory());
+        let record = self.keys.current.seal_directory(self.keys.current.root_directory());
         self.put_file(&self.root, dir::RECORD_NAME.as_bytes(), &record)
     }
 
@@ -151,7 +152,7 @@ impl SealedTree {
 
 /// Makes an empty directory with this id among the things in the making.
 pub(crate) fn stage_directory(
-    keys: &FilesystemKeys,
+    keys: &TreeKeys,
     stage: &Stage,
     id: DirId,
 ) -> Result<(Vec<u8>, Place<DirId>), Fault> {
@@ -159,7 +160,7 @@ pub(crate) fn stage_directory(
     sys::make_dir(tmp, &staged).doing("written")?;
     let fd = sys::open_dir(tmp, &staged).doing("written")?;
     let record = sys::create(&fd, dir::RECORD_NAME.as_bytes(), 0o600).doing("written")?;
-    sys::write_at(&record, &keys.seal_directory(id), 0).doing("written")?;
+    sys::write_at(&record, &keys.current.seal_directory(id), 0).doing("written")?;
     Ok((staged, Place { fd, dir: id }))
 }
 
@@ -255,7 +256,7 @@ impl Source for SealedTree {
         }
         match Self::xattr_owner(of) {
             Some(owner) if raw.0.starts_with(BACKING_PREFIX.as_bytes()) => {
-                self.keys.open_xattr(owner, &raw.0, &raw.1).map(Some).doing("read")
+                self.keys.open_xattr(owner, &raw).map(Some).doing("read")
             }
             _ => Err(Fault::Foreign),
         }
@@ -286,7 +287,7 @@ impl Sink for SealedTree {
     }
 
     fn raw_name(&self, dir: &Place<DirId>, name: &[u8]) -> Result<Vec<u8>, Fault> {
-        let sealed = self.keys.seal_name(dir.dir, name).doing("encrypted (its name)")?;
+        let sealed = self.keys.current.seal_name(dir.dir, name).doing("encrypted (its name)")?;
         if let Some(side) = sealed.side
             && Self::small_file(&dir.fd, side.name.as_bytes())?.as_ref() != Some(&side.content)
         {
@@ -328,7 +329,7 @@ impl Sink for SealedTree {
     }
 
     fn raw_target(&self, _: &Place<DirId>, target: &[u8]) -> Result<Vec<u8>, Fault> {
-        let sealed = self.keys.seal_target(target).doing("encrypted")?;
+        let sealed = self.keys.current.seal_target(target).doing("encrypted")?;
         if let Some(record) = sealed.record {
             self.put_file(&self.links, sealed.text.as_bytes(), &record)?;
         }
@@ -337,7 +338,7 @@ impl Sink for SealedTree {
 
     fn make_node(&self, dir: &OwnedFd, name: &[u8], node: Node) -> Result<(), Fault> {
         let file = sys::create(dir, name, 0o600).doing("written")?;
-        sys::write_at(file, &self.keys.seal_node(node), 0).doing("written")
+        sys::write_at(file, &self.keys.current.seal_node(node), 0).doing("written")
     }
 
     /// The record of a long link, unless the link has other names too.
@@ -358,8 +359,8 @@ impl Sink for SealedTree {
             return Ok((name, value));
         }
         let owner = Self::xattr_owner(of).ok_or(Fault::Conflict("such things have none"))?;
-        let sealed = self.keys.seal_xattr(owner, &name, &value).doing("encrypted")?;
-        Ok((self.keys.xattr_name(owner, &name).into_bytes(), sealed))
+        let sealed = self.keys.current.seal_xattr(owner, &name, &value).doing("encrypted")?;
+        Ok((self.keys.current.xattr_name(owner, &name).into_bytes(), sealed))
     }
 
     fn gives_xattr(&self, raw: &[u8]) -> bool {

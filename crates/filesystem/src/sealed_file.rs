@@ -6,11 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use data_path::layout::{self, GROUP, PAGE};
-use data_path::{
-    Entries, FileCipher, FileState, FilesystemKeys, FormatError, HoleMap, OpenedGroup, SealBudget,
-};
+use data_path::{Entries, FileCipher, FileState, FormatError, HoleMap, OpenedGroup, SealBudget};
 
 use crate::error::{Doing, Fault};
+use crate::keys::TreeKeys;
 use crate::report::{Unfinished, lock};
 use crate::side::{Buffers, SEGMENT_GROUPS, segment, segments};
 use crate::sys;
@@ -34,11 +33,7 @@ impl AsFd for SealedFile {
 
 impl SealedFile {
     /// Opens a file by its header.
-    pub(crate) fn open(
-        keys: &FilesystemKeys,
-        fd: OwnedFd,
-        backing_len: u64,
-    ) -> Result<Self, Fault> {
+    pub(crate) fn open(keys: &TreeKeys, fd: OwnedFd, backing_len: u64) -> Result<Self, Fault> {
         let mut header = Box::new([0; PAGE]);
         let got = sys::read_at(&fd, header.as_mut_slice(), 0).doing("read")?;
         let cipher = keys.open_file(&header[..got], backing_len).doing("opened")?;
@@ -55,7 +50,7 @@ impl SealedFile {
     }
 
     /// The first page with both copies of the header whole, made from the one that opens.
-    pub(crate) fn mended_header(&self, keys: &FilesystemKeys) -> Result<Box<[u8; PAGE]>, Fault> {
+    pub(crate) fn mended_header(&self, keys: &TreeKeys) -> Result<Box<[u8; PAGE]>, Fault> {
         let mut page = self.header.clone();
         // The damaged copy may have been the newer one, of a writer that took this file up again and reserved more.
         let reserved = self.cipher.state().seals_reserved + seals_for(self.len) + seals_for(0);
@@ -222,12 +217,12 @@ impl SealedFile {
 /// Writing a new file, also over a stop.
 impl SealedFile {
     /// Begins a new file of `len` plain bytes.
-    pub(crate) fn begin(keys: &FilesystemKeys, fd: OwnedFd, len: u64) -> Result<Self, Fault> {
+    pub(crate) fn begin(keys: &TreeKeys, fd: OwnedFd, len: u64) -> Result<Self, Fault> {
         let seals_reserved = seals_for(len);
         if seals_reserved > SealBudget::LIMIT {
             return Err(Fault::format("encrypted", &FormatError::SealsExhausted));
         }
-        let cipher = keys.create_file().doing("encrypted")?;
+        let cipher = keys.current.create_file().doing("encrypted")?;
         let mut header = Box::new([0; PAGE]);
         let state = FileState { size: len, dirty: false, seals_reserved };
         // Both copies.
@@ -245,7 +240,7 @@ impl SealedFile {
 
     /// Goes on with a file that has all segments below `first`.
     pub(crate) fn resume(
-        keys: &FilesystemKeys,
+        keys: &TreeKeys,
         fd: OwnedFd,
         len: u64,
         first: u64,

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use data_path::dir::RECORD_NAME;
 use data_path::{BackingEntry, DirId};
+use kms_core::KeyId;
 
 use crate::error::{Doing, Error, Fault, shown};
-use crate::filesystem::{HEADER, LINKS, LOST, ROOT};
+use crate::filesystem::{HEADER, LINKS, LOST, PREVIOUS, ROOT};
 use crate::finding::{Audited, Finding, Grade};
 use crate::header;
 use crate::names::{NameWalk, Names};
@@ -60,7 +61,7 @@ pub(crate) fn verify(
     let complete = walked.map_err(|fault| fault.at(ROOT))?;
     if complete {
         verify.check_links(backing)?;
-        verify.check_header(backing);
+        verify.check_headers(backing);
     }
     if repair {
         sys::sync_all(backing).doing("made durable").map_err(|fault| fault.at(LOST))?;
@@ -463,19 +464,25 @@ impl Verify<'_> {
         Ok(())
     }
 
-    fn check_header(&self, backing: &OwnedFd) {
-        let wrong = match header::read(backing) {
-            Ok(envelope) if envelope.wrapped.key_id == self.tree.keys.key_id() => return,
+    fn check_headers(&self, backing: &OwnedFd) {
+        for (name, keys) in [HEADER, PREVIOUS].iter().zip(self.tree.keys.each()) {
+            self.check_header(backing, name, keys.key_id());
+        }
+    }
+
+    fn check_header(&self, backing: &OwnedFd, name: &[u8], key: KeyId) {
+        let wrong = match header::read(backing, name) {
+            Ok(envelope) if envelope.wrapped.key_id == key => return,
             Ok(envelope) => format!("it has another key, {}", envelope.wrapped.key_id),
             Err(fault @ Fault::System { .. }) => {
                 let reason = format!("the copy of the wrapped key can't be read: {fault}");
-                return self.report(&Trail::root(HEADER), ProblemKind::Io, reason);
+                return self.report(&Trail::root(name), ProblemKind::Io, reason);
             }
             Err(fault) => fault.to_string(),
         };
         let reason =
             format!("the copy of the wrapped key can't be used: {wrong}; a rewrap renews it");
-        self.blemish(&Trail::root(HEADER), ProblemKind::Damaged, reason);
+        self.blemish(&Trail::root(name), ProblemKind::Damaged, reason);
     }
 
     fn unreadable(&self, dir: &Dir, raw: &[u8], name: &[u8], fault: &Fault) {
@@ -557,7 +564,7 @@ mod tests {
         std::fs::write(source.join("file"), "content").unwrap();
         home.import(&source, None, &Unattended).unwrap();
         let root = home.tree.open_root().unwrap();
-        let raw = home.tree.keys.seal_name(root.dir, b"file").unwrap().name.into_bytes();
+        let raw = home.tree.keys.current.seal_name(root.dir, b"file").unwrap().name.into_bytes();
         let item = || Item {
             stat: sys::stat(&root.fd, &raw).unwrap(),
             raw: raw.clone(),

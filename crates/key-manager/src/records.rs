@@ -217,6 +217,7 @@ impl FilesystemRecord {
         FilesystemSite {
             name: self.name.to_string(),
             key_id: self.key_id,
+            previous: None,
             backing: self.backing.clone(),
         }
     }

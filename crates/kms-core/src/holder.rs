@@ -23,7 +23,8 @@ pub trait KeyHolder: fmt::Debug + Send + Sync {
     /// on `Ok` the new one survives a power cut. Doing it twice does no harm.
     ///
     /// # Errors
-    /// [`HolderError`]; also when the place holds another key than `envelope` has.
+    /// [`HolderError`]; also when the place holds another key than `envelope` has, or `envelope` is of neither of the
+    /// filesystem's keys.
     async fn replace(
         &self,
         site: &FilesystemSite,
@@ -39,6 +40,9 @@ pub struct FilesystemSite {
     pub name: String,
     /// Its key.
     pub key_id: KeyId,
+    /// The key that it is being re-encrypted from: copies of both are there, and each is replaced by one of its own key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<KeyId>,
     /// Its backing directory, absolute.
     pub backing: PathBuf,
 }

@@ -274,7 +274,12 @@ mod tests {
             let mut copies = self.0.copies();
             let backing = PathBuf::from(format!("/backing/{}", copies.len()));
             copies.insert(backing.display().to_string(), Some(envelope.clone()));
-            FilesystemSite { name: "home".to_owned(), key_id: envelope.wrapped.key_id, backing }
+            FilesystemSite {
+                name: "home".to_owned(),
+                key_id: envelope.wrapped.key_id,
+                previous: None,
+                backing,
+            }
         }
 
         fn holder(&self) -> Arc<dyn KeyHolder> {

@@ -25,8 +25,8 @@ impl KeyHolderFixture for Directories {
         let key = Arc::new(FilesystemKey::from_bytes(key_id, &[7; 32]).unwrap());
         let cipher = Backend::default();
         drop(Filesystem::create(&backing, Arc::clone(&key), envelope, cipher).unwrap());
-        open.push(Filesystem::open_sharing(&self.locks, &backing, key, cipher).unwrap());
-        FilesystemSite { name: envelope.filesystem.clone(), key_id, backing }
+        open.push(Filesystem::open_sharing(&self.locks, &backing, key, None, cipher).unwrap());
+        FilesystemSite { name: envelope.filesystem.clone(), key_id, previous: None, backing }
     }
 
     fn holder(&self) -> Arc<dyn KeyHolder> {

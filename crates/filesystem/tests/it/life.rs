@@ -24,7 +24,7 @@ fn a_second_opening_is_refused_until_the_first_is_closed() {
     assert!(refused.to_string().contains("another process or node"), "{refused}");
     assert!(is_open(&home.backing()));
     assert_eq!(
-        Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id())
+        Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id(), None)
             .unwrap_err()
             .kind(),
         ErrorKind::InUse
@@ -39,18 +39,18 @@ fn a_node_shares_its_lock_with_itself_and_with_no_other() {
     let home = Home::new();
     let backing = home.backing();
     let (node, other) = (BackingLocks::default(), BackingLocks::default());
-    assert_eq!(node.take(&backing, home.key.id()).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(node.take(&backing, home.key.id(), None).unwrap_err().kind(), ErrorKind::Io);
     fs::create_dir(&backing).unwrap();
-    let none = node.take(&backing, home.key.id()).unwrap_err();
+    let none = node.take(&backing, home.key.id(), None).unwrap_err();
     assert_eq!(none.kind(), ErrorKind::Invalid, "{none}");
     assert!(!backing.join("coffer.lock").exists(), "where no disk is mounted nothing is made");
 
     drop(home.create());
     let stranger = FilesystemKey::generate().unwrap();
-    assert_eq!(node.take(&backing, stranger.id()).unwrap_err().kind(), ErrorKind::Invalid);
-    let held = node.take(&backing, home.key.id()).unwrap();
+    assert_eq!(node.take(&backing, stranger.id(), None).unwrap_err().kind(), ErrorKind::Invalid);
+    let held = node.take(&backing, home.key.id(), None).unwrap();
     let open = |locks: &BackingLocks| {
-        Filesystem::open_sharing(locks, &backing, Arc::clone(&home.key), Backend::default())
+        Filesystem::open_sharing(locks, &backing, Arc::clone(&home.key), None, Backend::default())
     };
     assert_eq!(open(&other).unwrap_err().kind(), ErrorKind::InUse);
     drop(open(&node).unwrap());
@@ -58,7 +58,7 @@ fn a_node_shares_its_lock_with_itself_and_with_no_other() {
     let last = open(&node).unwrap();
     drop(held);
     assert!(is_open(&backing), "and what was opened with it outlives the lock's own handle");
-    drop(node.take(&backing, home.key.id()).unwrap());
+    drop(node.take(&backing, home.key.id(), None).unwrap());
     drop(last);
     assert!(!is_open(&backing));
     open(&other).unwrap();
@@ -70,16 +70,16 @@ fn the_lock_of_a_directory_that_was_replaced_is_another() {
     drop(home.create());
     let (backing, moved) = (home.backing(), home.path("moved"));
     let (node, other) = (BackingLocks::default(), BackingLocks::default());
-    let held = node.take(&backing, home.key.id()).unwrap();
+    let held = node.take(&backing, home.key.id(), None).unwrap();
     assert!(held.is_at(&backing));
     fs::rename(&backing, &moved).unwrap();
     assert!(!held.is_at(&backing));
     drop(home.create());
     assert!(!held.is_at(&backing) && held.is_at(&moved));
-    let elsewhere = other.take(&backing, home.key.id()).unwrap();
-    assert_eq!(node.take(&backing, home.key.id()).unwrap_err().kind(), ErrorKind::InUse);
+    let elsewhere = other.take(&backing, home.key.id(), None).unwrap();
+    assert_eq!(node.take(&backing, home.key.id(), None).unwrap_err().kind(), ErrorKind::InUse);
     drop(elsewhere);
-    assert!(node.take(&backing, home.key.id()).unwrap().is_at(&backing));
+    assert!(node.take(&backing, home.key.id(), None).unwrap().is_at(&backing));
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn many_threads_of_a_node_get_one_lock() {
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..200 {
-                    let lock = node.take(&home.backing(), home.key.id()).unwrap();
+                    let lock = node.take(&home.backing(), home.key.id(), None).unwrap();
                     assert!(lock.is_at(&home.backing()));
                 }
             });
@@ -106,9 +106,13 @@ fn what_another_node_has_is_neither_removed_nor_given_another_key() {
     drop(home.create());
     let backing = home.backing();
     let (node, other) = (BackingLocks::default(), BackingLocks::default());
-    let site =
-        FilesystemSite { name: "test".into(), key_id: home.key.id(), backing: home.backing() };
-    let held = other.take(&backing, home.key.id()).unwrap();
+    let site = FilesystemSite {
+        name: "test".into(),
+        key_id: home.key.id(),
+        previous: None,
+        backing: home.backing(),
+    };
+    let held = other.take(&backing, home.key.id(), None).unwrap();
     let before = read_envelope(&backing).unwrap();
     let newer = KeyEnvelope { revision: before.revision + 1, ..before.clone() };
     let location = backing.join("coffer.key").display().to_string();
@@ -116,7 +120,7 @@ fn what_another_node_has_is_neither_removed_nor_given_another_key() {
     let refused = ready(headers.replace(&site, &location, &newer)).unwrap_err();
     assert!(refused.to_string().contains("another process or node"), "{refused}");
     assert_eq!(read_envelope(&backing).unwrap(), before);
-    let remove = |locks: &BackingLocks| Filesystem::remove(locks, &backing, home.key.id());
+    let remove = |locks: &BackingLocks| Filesystem::remove(locks, &backing, home.key.id(), None);
     assert_eq!(remove(&node).unwrap_err().kind(), ErrorKind::InUse);
     // Nor by its own node while that works with it.
     assert_eq!(remove(&other).unwrap_err().kind(), ErrorKind::InUse);
@@ -240,18 +244,18 @@ fn remove_takes_ours_and_leaves_what_is_not() {
     let filesystem = home.create();
     import(&filesystem, &home.path("source"));
     drop(filesystem);
-    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id(), None).unwrap();
     assert!(!home.backing().exists());
-    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id(), None).unwrap();
 
     drop(home.create());
     fs::write(home.backing().join("mine"), "precious").unwrap();
-    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id(), None).unwrap();
     let left: Vec<_> =
         fs::read_dir(home.backing()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["mine"]);
     // No filesystem: not ours to remove.
-    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id(), None).unwrap();
     assert!(home.backing().join("mine").exists());
 }
 
@@ -266,7 +270,8 @@ fn remove_refuses_what_another_key_owns_or_nobody_is_known_to() {
     assert_eq!(fs::read_to_string(&lock).unwrap(), format!("{ours}\n"));
     let refuses = |key, why: &str| {
         let before = files_below(&home.backing());
-        let error = Filesystem::remove(&BackingLocks::default(), &home.backing(), key).unwrap_err();
+        let error =
+            Filesystem::remove(&BackingLocks::default(), &home.backing(), key, None).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.to_string().contains(why), "{error}");
         assert_eq!(files_below(&home.backing()), before);
@@ -294,7 +299,7 @@ fn remove_refuses_what_another_key_owns_or_nobody_is_known_to() {
     assert_eq!(fs::read_to_string(&lock).unwrap(), format!("{ours}\n"));
     fs::write(&lock, "").unwrap();
     fs::write(&header, envelope).unwrap();
-    Filesystem::remove(&BackingLocks::default(), &home.backing(), ours).unwrap();
+    Filesystem::remove(&BackingLocks::default(), &home.backing(), ours, None).unwrap();
     assert!(!home.backing().exists());
 }
 
@@ -305,7 +310,7 @@ fn remove_takes_what_an_interrupted_creation_left() {
         drop(home.create());
         fs::remove_file(home.backing().join("coffer.key")).unwrap();
         fs::write(home.backing().join("coffer.lock"), lock).unwrap();
-        Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id()).unwrap();
+        Filesystem::remove(&BackingLocks::default(), &home.backing(), home.key.id(), None).unwrap();
         assert!(!home.backing().exists());
     }
 }
@@ -317,9 +322,13 @@ fn the_holder_lists_replaces_and_refuses() {
     let headers = BackingHeaders::new(locks.clone());
     drop(home.create());
     let key = Arc::clone(&home.key);
-    let filesystem = Filesystem::open_sharing(&locks, &home.backing(), key, cipher).unwrap();
-    let site =
-        FilesystemSite { name: "test".into(), key_id: home.key.id(), backing: home.backing() };
+    let filesystem = Filesystem::open_sharing(&locks, &home.backing(), key, None, cipher).unwrap();
+    let site = FilesystemSite {
+        name: "test".into(),
+        key_id: home.key.id(),
+        previous: None,
+        backing: home.backing(),
+    };
     let copies = ready(headers.list(&site)).unwrap();
     let [copy] = &copies[..] else { panic!("{copies:?}") };
     assert!(copy.location.ends_with("backing/coffer.key") && !copy.uploaded);

@@ -144,7 +144,7 @@ fn an_ordinary_user_s_read_only_directories_are_filled_again_and_emptied() {
         assert_equal_trees(&source, &other);
         drop(filesystem);
         let locks = BackingLocks::default();
-        assert!(Filesystem::remove(&locks, &home.backing(), home.key.id()).unwrap());
+        assert!(Filesystem::remove(&locks, &home.backing(), home.key.id(), None).unwrap());
         assert!(!home.backing().exists());
     });
 }
@@ -165,7 +165,7 @@ fn a_directory_whose_owner_may_not_even_read_it_is_removed() {
             set_mode(path, mode);
         }
         let locks = BackingLocks::default();
-        assert!(Filesystem::remove(&locks, &home.backing(), home.key.id()).unwrap());
+        assert!(Filesystem::remove(&locks, &home.backing(), home.key.id(), None).unwrap());
         assert!(!home.backing().exists());
     });
 }

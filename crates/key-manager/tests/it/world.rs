@@ -322,7 +322,7 @@ impl KeyHolderFixture for World {
         let key_id = envelope.wrapped.key_id;
         let backing = PathBuf::from(format!("/backing/{key_id}"));
         self.headers.files.lock().unwrap().insert(backing.clone(), envelope.clone());
-        FilesystemSite { name: "home".to_owned(), key_id, backing }
+        FilesystemSite { name: "home".to_owned(), key_id, previous: None, backing }
     }
 
     fn holder(&self) -> Arc<dyn KeyHolder> {
