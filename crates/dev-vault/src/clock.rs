@@ -1,4 +1,4 @@
-//! The server's clock: the system's, set forward by whoever tests lives and expiry.
+//! The server's clock: the system's, set forward and back by whoever tests lives and expiry.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -7,20 +7,31 @@ use std::{
 
 #[derive(Debug, Default)]
 pub(crate) struct Clock {
-    ahead: Mutex<Duration>,
+    /// Milliseconds before the system's clock.
+    ahead: Mutex<i64>,
 }
 
 impl Clock {
     pub(crate) fn advance(&self, by: Duration) {
+        self.shift(i64::try_from(by.as_millis()).unwrap_or(i64::MAX));
+    }
+
+    /// Backwards if this is negative.
+    pub(crate) fn jump(&self, seconds: i64) {
+        self.shift(seconds.saturating_mul(1000));
+    }
+
+    fn shift(&self, milliseconds: i64) {
         let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        *ahead = ahead.saturating_add(by);
+        *ahead = ahead.saturating_add(milliseconds);
     }
 
     /// Seconds since 1970.
     pub(crate) fn now(&self) -> u64 {
         let ahead = *self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        system.saturating_add(ahead).as_secs()
+        let system = i64::try_from(system.as_millis()).unwrap_or(i64::MAX);
+        u64::try_from(system.saturating_add(ahead) / 1000).unwrap_or(0)
     }
 }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{
     answer::{Outcome, Refusal},
     clock::Clock,
+    event::Event,
     policy::Acl,
     request::{Operation, Request},
     state::{Saved, State},
@@ -58,21 +59,26 @@ impl Core {
     pub(crate) fn handle(&self, request: Request) -> (u16, Option<Value>) {
         let mut state = self.state();
         let outcome = serve(&mut state, request, self.clock.now());
-        let kept = match &self.saved {
-            Some(saved) => saved.lock().unwrap_or_else(PoisonError::into_inner).save(&state),
-            None => Ok(()),
-        };
-        let outcome = match kept {
-            Ok(()) => outcome,
-            Err(e) => Err(Refusal::internal(&format!("the state file could not be written: {e}"))),
-        };
-        match outcome {
+        match self.save(&state).and(outcome) {
             Ok(answer) => answer.render(),
             Err(refusal) => {
                 let (status, body) = refusal.render();
                 (status, Some(body))
             }
         }
+    }
+
+    /// Lets something happen, whatever the policies and the seal.
+    pub(crate) fn happen(&self, event: &Event) -> Result<(), Refusal> {
+        let mut state = self.state();
+        event.happen(&mut state, &self.clock)?;
+        self.save(&state)
+    }
+
+    fn save(&self, state: &State) -> Result<(), Refusal> {
+        let Some(saved) = &self.saved else { return Ok(()) };
+        let written = saved.lock().unwrap_or_else(PoisonError::into_inner).save(state);
+        written.map_err(|e| Refusal::internal(&format!("the state file could not be written: {e}")))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -3,9 +3,12 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::{event::Event, plan::FaultPlan};
 
 /// What goes wrong with a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,9 +40,51 @@ pub enum Fault {
     Truncate,
     /// The request is not done; the answer is 200 and JSON that never ends.
     Endless,
+    /// The request is done, and its answer sent in small pieces.
+    Drip {
+        /// In each piece.
+        bytes: u64,
+        /// The pause before each.
+        milliseconds: u64,
+    },
+    /// The request is done, and its answer followed by spaces, which are nothing to JSON.
+    Oversized {
+        /// The size of the whole.
+        bytes: u64,
+    },
+    /// The request is not done; the answer sends it elsewhere.
+    Redirect {
+        /// Where to: any text. `{path}` in it stands for the path of the request, such as `/v1/transit/keys/k`, so
+        /// that `{path}` alone is the same place again and `http://standby:8200{path}` another server.
+        location: String,
+        /// 307 unless it stands here.
+        #[serde(default = "temporary")]
+        status: u16,
+    },
+    /// The request is done, and some items of its batch have failed for all that its answer says. What has no items is
+    /// left alone.
+    PartialBatch {
+        /// Each so-manieth item fails: 1 for all.
+        every: u64,
+        /// Vault's words for it. Default: those for a ciphertext that is not authentic.
+        #[serde(default = "Fault::usual_error")]
+        error: String,
+    },
+    /// Requests beyond so many in a window of time are not done; the answer is 429, and says when the window ends. A
+    /// plan, whose seed chooses requests, has each of those refused.
+    RateLimit {
+        /// How many are done in each window.
+        requests: u64,
+        /// The length of the window.
+        milliseconds: u64,
+    },
 }
 
 impl Fault {
+    pub(crate) fn usual_error() -> String {
+        "cipher: message authentication failed".to_owned()
+    }
+
     /// Only for paths that start like this, such as `transit/decrypt/` (without `/v1/`).
     #[must_use]
     pub fn on(self, path: impl Into<String>) -> FaultRule {
@@ -51,6 +96,10 @@ impl Fault {
     pub fn times(self, times: u64) -> FaultRule {
         FaultRule { times: Some(times), ..self.into() }
     }
+}
+
+fn temporary() -> u16 {
+    307
 }
 
 /// A fault, and which requests it strikes.
@@ -81,42 +130,108 @@ impl From<Fault> for FaultRule {
     }
 }
 
-/// The faults of one server. The first rule that fits a request strikes it.
+/// The faults of one server: rules and a plan. The first rule that fits a request strikes it; where none does, the plan
+/// has its turn.
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<Vec<FaultRule>>);
+pub struct Faults(Mutex<Orders>);
+
+#[derive(Debug, Default)]
+struct Orders {
+    rules: Vec<Standing>,
+    /// With the number of requests that it has seen.
+    plan: Option<(FaultPlan, u64)>,
+}
+
+#[derive(Debug)]
+struct Standing {
+    rule: FaultRule,
+    /// Of a rate limit: when its window began, and how many requests were done in it.
+    window: Option<(Instant, u64)>,
+}
+
+/// What a request meets.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Strike {
+    /// What happens before.
+    pub(crate) events: Vec<Event>,
+    pub(crate) fault: Option<Fault>,
+}
 
 impl Faults {
     /// Adds a fault behind those that are there.
     pub fn inject(&self, rule: impl Into<FaultRule>) {
-        self.rules().push(rule.into());
+        self.orders().rules.push(Standing { rule: rule.into(), window: None });
     }
 
-    /// Ends all faults.
+    /// Follows a plan from the next request on, in place of the one of before.
+    pub fn follow(&self, plan: FaultPlan) {
+        self.orders().plan = Some((plan, 0));
+    }
+
+    /// Ends all faults: the rules and the plan.
     pub fn clear(&self) {
-        self.rules().clear();
+        *self.orders() = Orders::default();
     }
 
-    /// What may still strike.
+    /// The rules that may still strike.
     pub fn list(&self) -> Vec<FaultRule> {
-        self.rules().clone()
+        self.orders().rules.iter().map(|standing| standing.rule.clone()).collect()
     }
 
-    /// The fault for a request, counted.
-    pub(crate) fn strike(&self, path: &str) -> Option<Fault> {
-        let mut rules = self.rules();
-        let at =
-            rules.iter().position(|rule| path.starts_with(&rule.path) && rule.times != Some(0))?;
-        let rule = rules.get_mut(at)?;
-        let fault = rule.fault.clone();
-        if let Some(times) = &mut rule.times {
+    /// The plan that is followed, and how many requests it has seen.
+    pub fn plan(&self) -> Option<(FaultPlan, u64)> {
+        self.orders().plan.clone()
+    }
+
+    /// What a request meets, counted.
+    pub(crate) fn strike(&self, path: &str) -> Strike {
+        let mut orders = self.orders();
+        let mut strike = Strike::default();
+        if let Some((plan, seen)) = &mut orders.plan
+            && path.starts_with(&plan.path)
+        {
+            strike.events = plan.events_before(*seen).cloned().collect();
+            strike.fault = plan.fault(*seen).cloned();
+            *seen += 1;
+        }
+        let now = Instant::now();
+        let ruled = orders.rules.iter_mut().find_map(|standing| standing.strike(path, now));
+        orders.rules.retain(|standing| standing.rule.times != Some(0));
+        strike.fault = ruled.or(strike.fault);
+        strike
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Standing {
+    fn strike(&mut self, path: &str, now: Instant) -> Option<Fault> {
+        if !path.starts_with(&self.rule.path) || self.rule.times == Some(0) {
+            return None;
+        }
+        let fault = match &self.rule.fault {
+            Fault::RateLimit { requests, milliseconds } => {
+                let length = Duration::from_millis(*milliseconds);
+                let (begun, done) = self.window.get_or_insert((now, 0));
+                if now.duration_since(*begun) >= length {
+                    (*begun, *done) = (now, 0);
+                }
+                if *done < *requests {
+                    *done += 1;
+                    return None;
+                }
+                let left = length.saturating_sub(now.duration_since(*begun));
+                let milliseconds = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                Fault::RateLimit { requests: *requests, milliseconds }
+            }
+            fault => fault.clone(),
+        };
+        if let Some(times) = &mut self.rule.times {
             *times -= 1;
         }
-        rules.retain(|rule| rule.times != Some(0));
         Some(fault)
-    }
-
-    fn rules(&self) -> MutexGuard<'_, Vec<FaultRule>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

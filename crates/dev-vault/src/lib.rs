@@ -7,12 +7,13 @@
 //! What it does, it does for real: AES-256-GCM under transit keys with versions and minimum versions, policies,
 //! tokens with roles, periods and lives, AppRole, seal and unseal. It answers as Vault 1.21.4 does, to the words of the
 //! errors, and refuses what it lacks (batch tokens, derived keys, other engines) instead of making up an
-//! answer. On top of that, faults can be ordered ([`Faults`]), requests are counted ([`RequestLog`]), and the
-//! clock can be set forward ([`DevVault::advance`]).
+//! answer. On top of that, faults can be ordered one by one ([`Faults`]) or by a seed ([`FaultPlan`]), what happens to
+//! Vaults can happen to it ([`Event`]: it is sealed, a key is deleted, the clock jumps), and requests are counted
+//! ([`RequestLog`]).
 //!
 //! ```
 //! # async fn example() -> std::io::Result<()> {
-//! use dev_vault::{DevVault, Fault};
+//! use dev_vault::{DevVault, Event, Fault, FaultPlan};
 //! use serde_json::json;
 //!
 //! let vault = DevVault::builder().transit_key("coffer").start().await?;
@@ -23,19 +24,36 @@
 //!
 //! // The next two decrypt requests are answered as if Vault had a bad day.
 //! vault.faults().inject(Fault::Drop.on("transit/decrypt/").times(2));
+//!
+//! // One request in five meets something, the same each time that this runs; and once Vault is sealed for a while.
+//! vault.faults().follow(FaultPlan {
+//!     events: vec![Event::Seal.after(100).within(50), Event::Unseal.after(200)],
+//!     ..FaultPlan::seeded(7)
+//! });
 //! # vault.stop().await; Ok(()) }
 //! ```
 //!
-//! Other processes order faults over HTTP, with the root token: `POST /v1/dev/faults` takes a [`FaultRule`] as JSON,
-//! such as `{"fault": "status", "status": 500, "path": "transit/", "times": 3}`; `GET` shows the rules and `DELETE`
-//! ends them. `GET /v1/dev/requests` shows the counts and `DELETE` resets them.
+//! Other processes do that over HTTP, with the root token:
+//!
+//! | path | |
+//! |---|---|
+//! | `POST /v1/dev/faults` | adds a [`FaultRule`], such as `{"fault": "status", "status": 500, "path": "transit/", "times": 3}` |
+//! | `GET`, `DELETE` | shows the rules; ends them and the plan |
+//! | `POST /v1/dev/plan` | follows a [`FaultPlan`], such as `{"seed": 7}`, from its first request on |
+//! | `GET` | shows it, and how many requests it has seen |
+//! | `POST /v1/dev/events` | lets an [`Event`] happen, such as `{"event": "clock_jump", "seconds": 3600}` |
+//! | `GET`, `DELETE /v1/dev/requests` | shows the counts; sets them to zero |
 
 mod answer;
 mod app_role;
+mod broken;
 mod clock;
+mod control;
 mod core;
+mod event;
 mod faults;
 mod life;
+mod plan;
 mod policy;
 mod random;
 mod request;
@@ -59,12 +77,16 @@ use std::{
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-pub use crate::faults::{Count, Fault, FaultRule, Faults, RequestLog};
 use crate::{
     answer::Refusal,
     core::Core,
     request::{Fields, Operation, Request},
     server::Shared,
+};
+pub use crate::{
+    event::Event,
+    faults::{Count, Fault, FaultRule, Faults, RequestLog},
+    plan::{FaultPlan, Scheduled, Weighted},
 };
 
 /// A running server. Dropping it stops it.
@@ -101,6 +123,7 @@ impl DevVault {
             unseal_key: None,
             state_file: None,
             transit_keys: Vec::new(),
+            plan: None,
             initialized: true,
         }
     }
@@ -153,6 +176,11 @@ impl DevVault {
     /// Sets the server's clock forward, so that tokens expire without anybody waiting.
     pub fn advance(&self, by: Duration) {
         self.shared.core.clock().advance(by);
+    }
+
+    /// Lets something happen to it, whatever the policies and the seal. Fails if there is no such key.
+    pub fn happen(&self, event: &Event) -> Result<(), AdminError> {
+        Ok(self.shared.core.happen(event)?)
     }
 
     /// Does what an administrator would do with the root token, without HTTP: no fault strikes it and it is
@@ -209,6 +237,7 @@ pub struct Builder {
     unseal_key: Option<String>,
     state_file: Option<PathBuf>,
     transit_keys: Vec<String>,
+    plan: Option<FaultPlan>,
     initialized: bool,
 }
 
@@ -243,6 +272,12 @@ impl Builder {
     pub fn transit_key(mut self, name: impl Into<String>) -> Self {
         self.transit_keys.push(name.into());
         self
+    }
+
+    /// Follows a plan of faults from the first request on.
+    #[must_use]
+    pub fn fault_plan(self, plan: FaultPlan) -> Self {
+        Self { plan: Some(plan), ..self }
     }
 
     /// Leaves it as a Vault that `vault operator init` was never run on: `sys/health` answers 501, and
@@ -290,6 +325,9 @@ impl Builder {
         }
         for name in self.transit_keys {
             vault.admin("POST", &format!("transit/keys/{name}"), Value::Null)?;
+        }
+        if let Some(plan) = self.plan {
+            vault.faults().follow(plan);
         }
         Ok(vault)
     }

@@ -15,12 +15,11 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Body,
     extract::{ConnectInfo, Query, State, connect_info::Connected},
     http::{HeaderMap, HeaderValue, Method, Response, header},
     serve::{IncomingStream, Listener},
 };
-use futures::stream;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -29,8 +28,9 @@ use tokio::{
 
 use crate::{
     answer::Refusal,
+    broken, control,
     core::Core,
-    faults::{Fault, FaultRule, Faults, RequestLog},
+    faults::{Fault, Faults, RequestLog, Strike},
     request::{Fields, Operation, Request},
 };
 
@@ -81,39 +81,59 @@ async fn answer(
     };
 
     if let Some(path) = path.strip_prefix("dev/") {
-        return fields
-            .and_then(|fields| control(&shared, operation, path, token.as_deref(), fields))
-            .unwrap_or_else(refuse);
+        let done = fields
+            .and_then(|fields| control::handle(&shared, operation, path, token.as_deref(), fields));
+        return done.map_or_else(refuse, respond);
     }
     let items = fields.as_ref().ok().and_then(|fields| fields.raw("batch_input")?.as_array());
     shared.requests.add(&path, items.map_or(1, Vec::len));
-    let fault = shared.faults.strike(&path);
-    let handle = || match fields {
-        Ok(fields) => {
-            let (status, body) = shared.core.handle(Request { operation, path, token, fields });
-            respond(status, body)
+    let Strike { events, fault } = shared.faults.strike(&path);
+    for event in events {
+        if let Err(refusal) = shared.core.happen(&event) {
+            let why = refusal.render().1;
+            let error = format!("an event of the fault plan can't happen: {event:?}: {why}");
+            return refuse(Refusal::internal(&error));
         }
-        Err(refusal) => refuse(refusal),
+    }
+    let asked = path.clone();
+    let answer = || match fields {
+        Ok(fields) => shared.core.handle(Request { operation, path, token, fields }),
+        Err(refusal) => {
+            let (status, body) = refusal.render();
+            (status, Some(body))
+        }
     };
     match fault {
-        None => handle(),
+        None => respond(answer()),
         Some(Fault::Delay { milliseconds }) => {
             tokio::time::sleep(Duration::from_millis(milliseconds)).await;
-            handle()
+            respond(answer())
         }
         Some(Fault::Drop) => cut.now(),
         Some(Fault::DropAnswer) => {
-            handle();
+            answer();
             cut.now()
         }
         Some(Fault::Status { status, body, headers }) => arranged(status, body, headers),
-        Some(Fault::Html) => arranged(
-            200,
-            "<!DOCTYPE html><html><body>Please sign in to the network.</body></html>".to_owned(),
-            [("content-type".to_owned(), "text/html".to_owned())],
-        ),
-        Some(Fault::Truncate) => truncated(handle()).await,
-        Some(Fault::Endless) => endless(),
+        Some(Fault::Html) => broken::html(),
+        Some(Fault::Truncate) => broken::truncated(respond(answer())).await,
+        Some(Fault::Endless) => broken::endless(),
+        Some(Fault::Drip { bytes, milliseconds }) => {
+            broken::dripped(respond(answer()), bytes, Duration::from_millis(milliseconds)).await
+        }
+        Some(Fault::Oversized { bytes }) => broken::padded(respond(answer()), bytes).await,
+        Some(Fault::Redirect { location, status }) => {
+            let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+            broken::redirect(status, &location, path)
+        }
+        Some(Fault::PartialBatch { every, error }) => {
+            let mut answer = answer();
+            broken::fail_items(&asked, every, &error, &mut answer);
+            respond(answer)
+        }
+        Some(Fault::RateLimit { milliseconds, .. }) => {
+            broken::rate_limited(&asked, Duration::from_millis(milliseconds))
+        }
     }
 }
 
@@ -137,45 +157,12 @@ fn read_fields(body: &[u8]) -> Result<Fields, Refusal> {
     }
 }
 
-/// The paths below `dev/`, which real Vault does not have: faults and counts for other processes.
-fn control(
-    shared: &Shared,
-    operation: Operation,
-    path: &str,
-    token: Option<&str>,
-    fields: Fields,
-) -> Result<Response<Body>, Refusal> {
-    if !shared.core.is_root(token) {
-        return Err(Refusal::denied());
-    }
-    let data = match (operation, path) {
-        (Operation::Read, "faults") => json!({ "rules": shared.faults.list() }),
-        (Operation::Read, "requests") => json!(shared.requests.all()),
-        (Operation::Update, "faults") => {
-            let rule: FaultRule = serde_json::from_value(Value::Object(fields.0))
-                .map_err(|e| Refusal::invalid(format!("this is no fault rule: {e}")))?;
-            shared.faults.inject(rule);
-            return Ok(respond(204, None));
-        }
-        (Operation::Delete, "faults") => {
-            shared.faults.clear();
-            return Ok(respond(204, None));
-        }
-        (Operation::Delete, "requests") => {
-            shared.requests.clear();
-            return Ok(respond(204, None));
-        }
-        _ => return Err(Refusal::unsupported_path()),
-    };
-    Ok(respond(200, Some(json!({ "data": data }))))
-}
-
 fn refuse(refusal: Refusal) -> Response<Body> {
     let (status, body) = refusal.render();
-    respond(status, Some(body))
+    respond((status, Some(body)))
 }
 
-fn respond(status: u16, body: Option<Value>) -> Response<Body> {
+fn respond((status, body): (u16, Option<Value>)) -> Response<Body> {
     let json = ("content-type".to_owned(), "application/json".to_owned());
     match body {
         None => arranged(status, String::new(), [json]),
@@ -184,8 +171,8 @@ fn respond(status: u16, body: Option<Value>) -> Response<Body> {
     }
 }
 
-/// Builds what a fault rule asks for, or as much of it as HTTP allows.
-fn arranged(
+/// Builds what a fault asks for, or as much of it as HTTP allows.
+pub(crate) fn arranged(
     status: u16,
     body: String,
     headers: impl IntoIterator<Item = (String, String)>,
@@ -204,34 +191,6 @@ fn arranged(
             sent.insert(name, value);
         }
     }
-    response
-}
-
-/// Announces the whole length, sends half of it, and closes.
-async fn truncated(whole: Response<Body>) -> Response<Body> {
-    let (mut head, body) = whole.into_parts();
-    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
-    head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    let half = body.slice(..body.len() / 2);
-    let parts = stream::unfold(Some(half), |half| async {
-        match half {
-            Some(half) => Some((Ok(half), None)),
-            None => {
-                // The half goes out before the error closes the connection.
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                Some((Err(io::Error::from(io::ErrorKind::ConnectionReset)), None))
-            }
-        }
-    });
-    Response::from_parts(head, Body::from_stream(parts))
-}
-
-fn endless() -> Response<Body> {
-    let start = stream::iter([Bytes::from_static(b"{\"data\":\"")]);
-    let rest = stream::repeat(Bytes::from_static(&[b'A'; 64 << 10]));
-    let chunks = futures::StreamExt::chain(start, rest);
-    let mut response = arranged(200, String::new(), []);
-    *response.body_mut() = Body::from_stream(futures::StreamExt::map(chunks, Ok::<_, io::Error>));
     response
 }
 

@@ -48,9 +48,7 @@ impl Transit {
             (Delete, ["keys", name]) => self.delete(name),
             (Update, ["keys", name, "config"]) => self.configure(name, fields),
             (Update, ["keys", name, "rotate"]) => {
-                let key =
-                    self.keys.get_mut(*name).ok_or_else(|| Refusal::invalid("key not found"))?;
-                key.rotate(now)?;
+                let key = self.rotate(name, now)?;
                 Ok(Answer::data(key.show(name)))
             }
             (Update, ["config", "keys"]) => {
@@ -75,6 +73,24 @@ impl Transit {
         }
     }
 
+    /// Gives a key a new version.
+    pub(crate) fn rotate(&mut self, name: &str, now: u64) -> Result<&Key, Refusal> {
+        let key = self.keys.get_mut(name).ok_or_else(|| Refusal::invalid("key not found"))?;
+        key.rotate(now)?;
+        Ok(key)
+    }
+
+    /// Makes a key of the usual type, in place of one of its name.
+    pub(crate) fn make(&mut self, name: &str, now: u64) -> Result<(), Refusal> {
+        self.keys.insert(name.to_owned(), Key::new(Kind::Aes256Gcm96, false, false, now)?);
+        Ok(())
+    }
+
+    /// Removes a key, and tells whether it was there.
+    pub(crate) fn remove(&mut self, name: &str) -> bool {
+        self.keys.remove(name).is_some()
+    }
+
     fn create(&mut self, name: &str, now: u64, fields: &Fields) -> Outcome {
         fields.refuse(&["derived", "convergent_encryption", "auto_rotate_period"])?;
         let kind = Kind::named(fields)?;
@@ -97,10 +113,7 @@ impl Transit {
         // What the request lacks must be known before the key is made.
         Batch::read(fields, Act::Encrypt)?;
         match Kind::named(fields)? {
-            kind @ Kind::Aes256Gcm96 => {
-                self.keys.insert(name.to_owned(), Key::new(kind, false, false, now)?);
-                Ok(())
-            }
+            Kind::Aes256Gcm96 => self.make(name, now),
             kind => Err(Refusal::invalid(format!("unknown key type {kind}"))),
         }
     }
@@ -111,7 +124,7 @@ impl Transit {
             None => refused("could not delete key; not found"),
             Some(key) if !key.deletion_allowed => refused("deletion is not allowed for this key"),
             Some(_) => {
-                self.keys.remove(name);
+                self.remove(name);
                 Ok(Answer::nothing())
             }
         }

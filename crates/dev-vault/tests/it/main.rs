@@ -9,6 +9,7 @@
 
 mod app_role;
 mod faults;
+mod plans;
 mod policies;
 mod server;
 mod sys;
