@@ -97,6 +97,11 @@ impl Place {
         self.path("s")
     }
 
+    /// The configuration file that the node is started with, if there is one.
+    pub fn config(&self) -> PathBuf {
+        self.path("coffer.toml")
+    }
+
     /// The node's log, of all its runs.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
@@ -110,7 +115,11 @@ impl Place {
             .arg("--state-dir")
             .arg(self.state())
             .arg("--socket")
-            .arg(self.socket())
+            .arg(self.socket());
+        if self.config().exists() {
+            command.arg("--config").arg(self.config());
+        }
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::options().create(true).append(true).open(self.path("log")).unwrap());
@@ -157,13 +166,18 @@ impl Place {
         self.coffer_with_input(args, "")
     }
 
+    /// A command of the program, not run yet.
+    pub fn command_line<S: AsRef<str>>(&self, args: &[S]) -> Command {
+        let mut command = self.command();
+        command.args(args.iter().map(AsRef::as_ref)).env("COFFER_SOCKET", self.socket());
+        command
+    }
+
     /// Runs a command of the program with this on stdin. The socket goes in by the environment.
     pub fn coffer_with_input<S: AsRef<str>>(&self, args: &[S], input: &str) -> Answer {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         let mut child = self
-            .command()
-            .args(&args)
-            .env("COFFER_SOCKET", self.socket())
+            .command_line(&args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -161,6 +161,9 @@ pub struct RehearseStore {
     /// The node's state directory, where local keys are
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
+    /// How long one request to the KMS may take
+    #[arg(long, value_name = "SECONDS")]
+    pub kms_deadline_seconds: u64,
 }
 
 impl RehearseStore {
@@ -376,6 +379,8 @@ Examples:
         /// that they may be compromised
         #[arg(long)]
         allow_downgrade: bool,
+        #[command(flatten)]
+        patience: Patience,
     },
     /// Encrypt every filesystem key anew under the newest version of the master key; data stays as it is
     #[command(after_help = "\
@@ -386,6 +391,8 @@ Examples:
         /// Only the key of this filesystem [default: those of all]
         #[arg(value_name = "NAME", value_parser = segment())]
         filesystem: Option<String>,
+        #[command(flatten)]
+        patience: Patience,
     },
     /// Try all that Coffer needs of the KMS, and name what is missing, what is too much, and what will end
     #[command(after_help = "\
@@ -487,6 +494,16 @@ pub(crate) struct SetVault {
     /// Allow plain http to another machine: the token and every key then cross the network in clear
     #[arg(long)]
     pub(crate) allow_http: bool,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+/// How long a command waits for what can't go on.
+#[derive(Debug, Args)]
+pub(crate) struct Patience {
+    /// How long to wait for a KMS that is away while keys move; then the command ends with 3, and the job goes on in the node
+    #[arg(long = "wait", value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) seconds: u64,
 }
 
 fn token() -> impl clap::builder::TypedValueParser<Value = Token> {

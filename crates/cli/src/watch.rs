@@ -1,5 +1,7 @@
 //! Waits for a job and shows its progress.
 
+use std::time::{Duration, Instant};
+
 use admin_api::{Exit, Job, JobKind, JobState, Problem, paths};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -8,21 +10,22 @@ use crate::client::Client;
 /// How long the node may hold the answer while the job runs: a bar moves about four times a second.
 const BETWEEN_LOOKS_MS: u64 = 250;
 
-/// Waits until `job` ends, and calls `waits` with the reason when it does not run meanwhile and no bar shows so. Ctrl-C ends the
-/// waiting, as a problem, and leaves the job alone.
+/// Waits until `job` ends, and calls `waits` with the reason when it does not run meanwhile and no bar shows so. Ctrl-C, a refusal that no
+/// time mends, and as long as `patience` without progress while the KMS is away end the waiting, as a problem, and leave the job alone.
 pub(crate) async fn watch(
     client: &Client,
     job: Job,
     shows_progress: bool,
+    patience: Duration,
     waits: impl FnMut(&str),
 ) -> Result<Job, Problem> {
     let bar = shows_progress.then(|| Bar::new(&job));
     tokio::select! {
-        ended = until_ended(client, job.clone(), bar.as_ref(), waits) => ended,
+        ended = until_ended(client, job.clone(), bar.as_ref(), patience, waits) => ended,
         _ = tokio::signal::ctrl_c() => {
             let title = format!("the {} has not ended yet", noun(job.kind));
             Err(Problem::new(Exit::Partly, "left", title, "the command was left, and it goes on in the node")
-                .cure(format!("see it with coffer job show {id}, stop it with coffer job stop {id}", id = job.id)))
+                .cure(see_or_stop(&job.id)))
         }
     }
 }
@@ -31,10 +34,15 @@ async fn until_ended(
     client: &Client,
     mut job: Job,
     bar: Option<&Bar>,
+    patience: Duration,
     mut waits: impl FnMut(&str),
 ) -> Result<Job, Problem> {
     let longest = if bar.is_some() { BETWEEN_LOOKS_MS } else { paths::WAIT_LIMIT_MS };
+    // Often enough to notice in time that it stands still.
+    let longest = longest.min(u64::try_from(patience.as_millis() / 4).unwrap_or(u64::MAX).max(1));
     let mut told = String::new();
+    let mut stands_since: Option<Instant> = None;
+    let mut furthest = job.progress.items;
     while !job.state.is_ended() {
         let id = job.id.clone();
         job = client.get(&paths::job_within(&id, longest)).await.map_err(|problem| {
@@ -49,6 +57,15 @@ async fn until_ended(
         })?;
         if let Some(refused) = refusal(&job) {
             return Err(refused);
+        }
+        // A new try begins at the first key: what is done already is no progress.
+        if job.progress.items > furthest {
+            (furthest, stands_since) = (job.progress.items, None);
+        }
+        if let Some(why) = job.problem.as_ref().filter(|_| job.state == JobState::Waiting)
+            && stands_since.get_or_insert_with(Instant::now).elapsed() >= patience
+        {
+            return Err(stands_still(&job, why, patience));
         }
         match (bar, &job.problem) {
             (Some(bar), _) => bar.show(&job),
@@ -68,10 +85,23 @@ fn refusal(job: &Job) -> Option<Problem> {
     let copies = matches!(job.kind, JobKind::Import | JobKind::Export | JobKind::Verify);
     let waits = job.state == JobState::Waiting && !copies;
     let problem = job.problem.clone().filter(|p| waits && p.exit != Exit::KmsUnreachable)?;
-    let seen =
-        format!("see it with coffer job show {id}, stop it with coffer job stop {id}", id = job.id);
+    let seen = see_or_stop(&job.id);
     let cure = problem.cure.clone().map_or(seen.clone(), |cure| format!("{cure}; {seen}"));
     Some(problem.cure(cure))
+}
+
+/// What the command says that has waited long enough.
+fn stands_still(job: &Job, why: &Problem, patience: Duration) -> Problem {
+    let Job { kind, id, .. } = job;
+    let title = format!("the {} has not ended yet", noun(*kind));
+    let detail = format!("it has not gone on for {} s: {}", patience.as_secs(), why.detail);
+    let cure = why.cure.iter().map(|cure| format!("{cure}; ")).collect::<String>();
+    Problem::new(why.exit, &why.code, title, detail)
+        .cure(format!("{cure}{}; once that is mended the job goes on", see_or_stop(id)))
+}
+
+fn see_or_stop(id: &str) -> String {
+    format!("see it with coffer job show {id}, stop it with coffer job stop {id}")
 }
 
 /// What a job is called.

@@ -3,7 +3,9 @@
 //! There is no file in a fixed place: who wants one names it with `--config`. So a node and its command line agree on
 //! their defaults without reading anything.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use admin_api::{Exit, Problem};
 use serde::Deserialize;
@@ -14,6 +16,8 @@ pub(crate) struct Settings {
     pub(crate) state_dir: PathBuf,
     pub(crate) socket: PathBuf,
     pub(crate) log_format: LogFormat,
+    /// For one request to the KMS, with all its tries.
+    pub(crate) kms_deadline: Duration,
 }
 
 /// How the log on stderr is written.
@@ -33,7 +37,12 @@ struct File {
     socket: Option<PathBuf>,
     #[serde(default)]
     log_format: LogFormat,
+    kms_deadline_seconds: Option<u64>,
 }
+
+/// In seconds. Longer ones would add up to more than a command waits for its node.
+const KMS_DEADLINES: RangeInclusive<u64> = 1..=60;
+const KMS_DEADLINE: u64 = 30;
 
 impl Settings {
     /// Arguments go before the file, and that before the defaults.
@@ -56,7 +65,8 @@ impl Settings {
             Some(socket) => cli::absolute(&socket)?,
             None => cli::socket_in(&state_dir),
         };
-        Ok(Self { state_dir, socket, log_format: file.log_format })
+        let kms_deadline = Duration::from_secs(file.kms_deadline_seconds.unwrap_or(KMS_DEADLINE));
+        Ok(Self { state_dir, socket, log_format: file.log_format, kms_deadline })
     }
 }
 
@@ -65,11 +75,17 @@ fn read(path: &Path) -> Result<File, Problem> {
     let problem = |why: String| {
         let title = format!("the configuration file {} can't be used", path.display());
         Problem::new(Exit::Usage, "config", title, why).cure(
-            "its settings are state_dir, socket and log_format (\"text\" or \"json\"), in TOML",
+            "its settings are state_dir, socket, log_format (\"text\" or \"json\") and kms_deadline_seconds (1 to 60), in TOML",
         )
     };
     let text = cli::read_text(path, LIMIT).map_err(|e| problem(e.to_string()))?;
-    toml::from_str(&text).map_err(|e| problem(e.to_string()))
+    let file: File = toml::from_str(&text).map_err(|e| problem(e.to_string()))?;
+    match file.kms_deadline_seconds {
+        Some(seconds) if !KMS_DEADLINES.contains(&seconds) => {
+            Err(problem(format!("kms_deadline_seconds is {seconds}")))
+        }
+        _ => Ok(file),
+    }
 }
 
 #[cfg(test)]
@@ -87,10 +103,11 @@ mod tests {
 
     #[test]
     fn arguments_go_before_the_file() {
-        let text = "state_dir = '/a'\nsocket = '/b'\nlog_format = 'json'";
+        let text = "state_dir = '/a'\nsocket = '/b'\nlog_format = 'json'\nkms_deadline_seconds = 5";
         let all = of(text, None, None).unwrap();
         assert_eq!((all.state_dir, all.socket), ("/a".into(), "/b".into()));
         assert_eq!(all.log_format, LogFormat::Json);
+        assert_eq!(all.kms_deadline, Duration::from_secs(5));
         let some = of(text, Some("/c"), Some("/d")).unwrap();
         assert_eq!((some.state_dir, some.socket), ("/c".into(), "/d".into()));
     }
@@ -102,7 +119,9 @@ mod tests {
 
     #[test]
     fn a_setting_that_nobody_knows_is_refused() {
-        for bad in ["state_dri = '/a'", "log_format = 'xml'", "state_dir ="] {
+        for bad in
+            ["state_dri = '/a'", "log_format = 'xml'", "state_dir =", "kms_deadline_seconds = 0"]
+        {
             assert_eq!(of(bad, None, None).unwrap_err().exit, Exit::Usage, "{bad}");
         }
     }

@@ -16,6 +16,7 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use admin_api::{Exit, Problem};
 use daemon::{BackingVolumes, Patience};
@@ -23,7 +24,7 @@ use filesystem::{Backend, BackingHeaders, BackingLocks};
 use key_manager::KeyManager;
 use kms_core::{AuditSink, KeyStore, SystemClock};
 use local_kms::LocalProvider;
-use vault_transit::VaultProvider;
+use vault_transit::{Limits, VaultProvider};
 
 /// Where the key store lies.
 pub(crate) fn store_dir(state_dir: &Path) -> PathBuf {
@@ -36,11 +37,12 @@ pub(crate) fn key_manager(
     store: Arc<dyn KeyStore>,
     locks: &BackingLocks,
     audit: Arc<dyn AuditSink>,
+    kms_deadline: Duration,
 ) -> KeyManager {
     KeyManager::new(key_manager::Parts {
         store,
         providers: vec![
-            Arc::new(VaultProvider::default()),
+            Arc::new(VaultProvider::with_limits(Limits::within(kms_deadline))),
             Arc::new(LocalProvider::new(state_dir)),
         ],
         holders: vec![Arc::new(Patience::new(BackingHeaders::new(locks.clone())))],

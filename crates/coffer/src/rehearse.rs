@@ -24,7 +24,7 @@ use crate::store::{self, NotedStore};
 const TITLE: &str = "the start can't be rehearsed";
 
 /// How long the other process may take: it meets the KMS's deadlines and disks that do not answer.
-const WITHIN: Duration = Duration::from_secs(180);
+const WITHIN: Duration = Duration::from_secs(120);
 
 /// What copies of the store begin with. One that a killed node left is removed at the next start.
 const COPY: &str = "rehearsal-";
@@ -34,6 +34,7 @@ const COPY: &str = "rehearsal-";
 pub(crate) struct Rehearsals {
     pub(crate) store: Arc<NotedStore>,
     pub(crate) state_dir: PathBuf,
+    pub(crate) kms_deadline: Duration,
 }
 
 #[async_trait]
@@ -55,6 +56,8 @@ impl Rehearse for Rehearsals {
             .arg(copy.path())
             .arg("--state-dir")
             .arg(&self.state_dir)
+            .arg("--kms-deadline-seconds")
+            .arg(self.kms_deadline.as_secs().to_string())
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
@@ -104,7 +107,9 @@ async fn rehearse(arguments: &cli::RehearseStore) -> Result<Rehearsal, Problem> 
     let store = store::open(&arguments.store)
         .map_err(|refused| refused.problem(REFUSED, &arguments.state_dir))?;
     let (store, locks) = (Arc::new(store), BackingLocks::default());
-    let manager = parts::key_manager(&arguments.state_dir, store, &locks, Arc::new(Unrecorded));
+    let deadline = Duration::from_secs(arguments.kms_deadline_seconds);
+    let state_dir = &arguments.state_dir;
+    let manager = parts::key_manager(state_dir, store, &locks, Arc::new(Unrecorded), deadline);
     manager.rehearse().await.map_err(of_keys)
 }
 

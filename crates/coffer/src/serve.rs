@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: cli::Serve) -> Result<Exit, Problem> {
 }
 
 async fn serve(settings: Settings) -> Result<Exit, Problem> {
-    let Settings { state_dir, socket, log_format: _ } = settings;
+    let Settings { state_dir, socket, log_format: _, kms_deadline } = settings;
     let store = Arc::new(NotedStore::open(&state_dir)?);
 
     let audit = AuditLog::open(&state_dir.join("audit.jsonl"))
@@ -44,9 +44,11 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (cipher, locks) = (Backend::default(), BackingLocks::default());
     let (kept, recorded) = (Arc::clone(&store) as _, Arc::clone(&audit) as _);
-    let manager = Arc::new(parts::key_manager(&state_dir, kept, &locks, recorded));
+    let manager = parts::key_manager(&state_dir, kept, &locks, recorded, kms_deadline);
+    let manager = Arc::new(manager);
     rehearse::remove_leftovers(&state_dir);
-    let rehearse = Rehearsals { store: Arc::clone(&store), state_dir: state_dir.clone() };
+    let rehearse =
+        Rehearsals { store: Arc::clone(&store), state_dir: state_dir.clone(), kms_deadline };
     let rehearse = Arc::new(rehearse);
     let parts =
         daemon::Parts { manager, cipher, locks, audit, meters, rehearse, clock, state_dir, socket };

@@ -59,6 +59,8 @@ struct Live {
     stop: AtomicBool,
     /// It stops because the node ends, and the next one takes it up.
     node_ends: AtomicBool,
+    /// Whether it has come further since it was begun.
+    went_on: AtomicBool,
     progress: Mutex<Progress>,
 }
 
@@ -476,6 +478,7 @@ impl std::fmt::Debug for Jobs {
 
 impl JobControl for Live {
     fn progress(&self, progress: Progress) {
+        self.went_on.store(true, Ordering::Release);
         *lock(&self.progress) = progress;
     }
 

@@ -96,6 +96,14 @@ pub struct Limits {
     pub in_flight: usize,
 }
 
+impl Limits {
+    /// Those of a request that ends within `deadline`, which leaves time for three tries that nobody answers.
+    #[must_use]
+    pub fn within(deadline: Duration) -> Self {
+        Self { connect: deadline / 6, attempt: deadline / 3, deadline, ..Self::default() }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -6,6 +6,7 @@ mod bad_input;
 mod check;
 mod credentials;
 mod damage;
+mod deadlines;
 mod docs;
 mod documents;
 mod impact;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use admin_api::{
     Change, CheckItem, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck,
@@ -30,8 +31,12 @@ pub(super) async fn run(
             Ok(context.answer(&kms, text))
         }
         Some(KmsCommand::SetVault(arguments)) => set_vault(*arguments, context).await,
-        Some(KmsCommand::Unset { allow_downgrade }) => unset(allow_downgrade, context).await,
-        Some(KmsCommand::Rewrap { filesystem }) => {
+        Some(KmsCommand::Unset { allow_downgrade, patience }) => {
+            context.patience = Duration::from_secs(patience.seconds);
+            unset(allow_downgrade, context).await
+        }
+        Some(KmsCommand::Rewrap { filesystem, patience }) => {
+            context.patience = Duration::from_secs(patience.seconds);
             let job: Job = context.client.post(paths::REWRAP, &Rewrap { filesystem }).await?;
             context.finish(job).await
         }
@@ -70,6 +75,7 @@ async fn set_vault(
              --token-file and --token-stdin keep it out",
         );
     }
+    context.patience = Duration::from_secs(arguments.patience.seconds);
     let auth = secret::auth(&mut arguments, context.console)?;
     let ca_cert = arguments.ca_cert.as_deref();
     let ca_cert =

@@ -7,6 +7,7 @@ mod kms;
 mod status;
 
 use std::path::Path;
+use std::time::Duration;
 
 use admin_api::{Exit, Finding, Job, Problem, paths};
 use clap::CommandFactory as _;
@@ -24,7 +25,12 @@ struct Context<'a, 'c> {
     console: &'a mut Console<'c>,
     output: Output,
     yes: bool,
+    /// How long to wait for a job that can't go on.
+    patience: Duration,
 }
+
+/// For commands that have no `--wait`.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: Arguments, console: &mut Console<'_>) -> Result<Outcome, Problem> {
@@ -52,8 +58,8 @@ pub(crate) fn run(arguments: Arguments, console: &mut Console<'_>) -> Result<Out
             let socket = common
                 .socket
                 .unwrap_or_else(|| defaults::socket_in(&defaults::default_state_dir()));
-            let context =
-                Context { client: Client::new(socket)?, console, output, yes: common.yes };
+            let (client, yes) = (Client::new(socket)?, common.yes);
+            let context = Context { client, console, output, yes, patience: PATIENCE };
             ask_node(command, context).map(Outcome::Exit)
         }
     }
@@ -132,7 +138,7 @@ impl Context<'_, '_> {
         let shows_progress = self.console.shows_progress();
         let (client, output, console) = (&self.client, self.output, &mut *self.console);
         let waits = |why: &str| note(console, output, why);
-        let mut ended = watch(client, job, shows_progress, waits).await?;
+        let mut ended = watch(client, job, shows_progress, self.patience, waits).await?;
         self.complete(&mut ended).await?;
         Ok(ended)
     }

@@ -360,6 +360,33 @@ fn why_a_job_waits_is_told_once() {
     }
 }
 
+#[test]
+fn a_job_that_stands_still_while_the_kms_is_away_ends_its_command() {
+    let mut waiting = job("waiting", 1);
+    waiting["problem"] = problem(503, "kms-unreachable", Some("unseal it"));
+    let node = Node::answering([
+        ("POST /v1/kms/rewrap", 200, job("running", 0)),
+        // It has gone on before it waits, and then no more.
+        ("GET /v1/jobs/7?wait_ms=250", 200, waiting.clone()),
+        ("GET /v1/jobs/7?wait_ms=250", 200, job("running", 1)),
+        ("GET /v1/jobs/7?wait_ms=250", 200, waiting.clone()),
+    ]);
+    let ran = node.run(&["fs", "kms", "rewrap", "--wait", "1"]);
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (
+            3,
+            "\
+note: the downgrade waits: why
+      do:  unseal it
+error: the downgrade has not ended yet
+  why: it has not gone on for 1 s: why
+  do:  unseal it; see it with coffer job show 7, stop it with coffer job stop 7; once that is mended the job goes on
+"
+        )
+    );
+}
+
 fn job(state: &str, items: u64) -> Value {
     json!({
         "id": "7", "kind": "downgrade", "state": state, "resumed": false, "created_at": 0,

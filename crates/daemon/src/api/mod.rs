@@ -8,6 +8,7 @@ mod metrics;
 mod status;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use admin_api::{Exit, MEDIA_TYPE, Problem, paths};
 use axum::body::Bytes;
@@ -20,6 +21,7 @@ use axum::{Json, Router};
 use key_manager::FilesystemName;
 use kms_core::{AuditEvent, AuditSink as _, Outcome};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use crate::Shared;
 use crate::problem;
@@ -27,6 +29,9 @@ use crate::socket::Peer;
 
 /// Largest body of a request: CA certificates are the largest thing that is ever sent.
 const BODY_LIMIT: usize = 1 << 20;
+
+/// How long a request may take. A command waits somewhat longer, so that it is this that it hears.
+const ANSWER_WITHIN: Duration = Duration::from_secs(150);
 
 /// An answer, or the problem that stands in its place.
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -89,12 +94,27 @@ async fn admit(
         .into_response();
     }
     if request.method() == Method::GET {
-        return answer(&shared, &peer, request, next).await;
+        return in_time(answer(&shared, &peer, request, next)).await;
     }
-    // A client that goes away takes its connection along, and with it would go an act that is half done.
+    // A client that goes away takes its connection along, and with it would go an act that is half done. So it is with one
+    // whose answer is not waited for any longer.
     let act = tokio::spawn(async move { answer(&shared, &peer, request, next).await });
-    act.await
-        .unwrap_or_else(|e| Refusal(problem::internal("the request failed", e)).into_response())
+    let broke = |e| Refusal(problem::internal("the request failed", e)).into_response();
+    in_time(async { act.await.unwrap_or_else(broke) }).await
+}
+
+/// The answer, or that it takes too long.
+async fn in_time(answer: impl Future<Output = Response>) -> Response {
+    let too_long = |_| {
+        let why = format!(
+            "after {} s the node still waits for the KMS or for a disk; what was to be changed goes on by itself",
+            ANSWER_WITHIN.as_secs()
+        );
+        let problem = Problem::new(Exit::Partly, "under-way", "the request has not ended yet", why);
+        let cure = "check the KMS and the disks (coffer status), and see later what came of it: coffer audit show";
+        Refusal(problem.cure(cure).with_status(504)).into_response()
+    };
+    timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(too_long)
 }
 
 /// What changes something is recorded when it begins, so that nothing is done without a record, and when it has ended.
@@ -182,4 +202,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
 fn name(text: &str, title: &str) -> Result<FilesystemName, Problem> {
     text.parse().map_err(|e| problem::of_keys(title, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_takes_too_long_is_answered_so() {
+        let answer = in_time(std::future::pending()).await;
+        assert_eq!(answer.status(), 504);
+        assert_eq!(answer.headers()[header::CONTENT_TYPE], MEDIA_TYPE);
+        assert_eq!(in_time(async { StatusCode::OK.into_response() }).await.status(), 200);
+    }
 }

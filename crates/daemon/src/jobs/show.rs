@@ -70,6 +70,13 @@ impl Jobs {
             (JobState::Running, Some(live)) if live.stop.load(Ordering::Acquire) => {
                 ApiState::Stopping
             }
+            // One more try of what the KMS was away for: it still waits until that comes to something.
+            (JobState::Running, Some(live))
+                if record.blocked.as_ref().is_some_and(|reason| reason.transient)
+                    && !live.went_on.load(Ordering::Acquire) =>
+            {
+                ApiState::Waiting
+            }
             (JobState::Running, Some(_)) => ApiState::Running,
             (JobState::Running, None) => ApiState::Waiting,
             (JobState::Stopped, _) => ApiState::Stopped,
