@@ -24,6 +24,9 @@ pub struct AuditLine {
     /// The version of the master key that wraps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_version: Option<u64>,
+    /// What the KMS calls the requests by which it was done: its own audit log has them too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<String>,
     /// More, in words.
     pub detail: String,
     /// The hash of the line, which the next one has too.

@@ -4,16 +4,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
 use async_trait::async_trait;
 use cli::Console;
-use daemon::Rehearse;
+use daemon::{AuditLog, Rehearse};
 use filesystem::BackingLocks;
 use key_manager::Rehearsal;
-use kms_core::{AuditEvent, AuditSink};
+use kms_core::{AuditEvent, AuditSink, Outcome};
+use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -33,6 +34,7 @@ const COPY: &str = "rehearsal-";
 #[derive(Debug)]
 pub(crate) struct Rehearsals {
     pub(crate) store: Arc<NotedStore>,
+    pub(crate) audit: Arc<AuditLog>,
     pub(crate) state_dir: PathBuf,
     pub(crate) kms_deadline: Duration,
 }
@@ -65,13 +67,26 @@ impl Rehearse for Rehearsals {
             failed("the process that rehearses does not come to its end".to_owned())
         })?;
         let ended = ended.map_err(|e| failed(e.to_string()))?;
-        let told: Result<Result<Rehearsal, Problem>, _> = serde_json::from_slice(&ended.stdout);
-        told.unwrap_or_else(|_| {
-            let said = String::from_utf8_lossy(&ended.stderr);
-            let status = ended.status;
-            Err(failed(format!("the process that rehearses ended with {status}: {}", said.trim())))
-        })
+        match serde_json::from_slice::<Told>(&ended.stdout) {
+            Ok(Told { rehearsal, uses }) => {
+                uses.iter().for_each(|event| self.audit.record(event));
+                rehearsal
+            }
+            Err(_) => {
+                let (said, status) = (String::from_utf8_lossy(&ended.stderr), ended.status);
+                let said = said.trim();
+                Err(failed(format!("the process that rehearses ended with {status}: {said}")))
+            }
+        }
     }
+}
+
+/// What the process that rehearses says.
+#[derive(Serialize, Deserialize)]
+struct Told {
+    rehearsal: Result<Rehearsal, Problem>,
+    /// What it used of keys, which the node records.
+    uses: Vec<AuditEvent>,
 }
 
 /// Removes copies that a killed node left.
@@ -101,22 +116,57 @@ pub(crate) fn run(
     Ok(Exit::Done)
 }
 
-async fn rehearse(arguments: &cli::RehearseStore) -> Result<Rehearsal, Problem> {
+async fn rehearse(arguments: &cli::RehearseStore) -> Told {
+    let uses = Arc::new(Uses::default());
+    let rehearsal = rehearse_with(arguments, Arc::clone(&uses)).await;
+    Told { rehearsal, uses: uses.take() }
+}
+
+async fn rehearse_with(
+    arguments: &cli::RehearseStore,
+    uses: Arc<Uses>,
+) -> Result<Rehearsal, Problem> {
     const REFUSED: &str = "a node that starts now would refuse its key store";
     let of_keys = |e| daemon::of_keys(REFUSED, &e);
     let store = store::open(&arguments.store)
         .map_err(|refused| refused.problem(REFUSED, &arguments.state_dir))?;
     let (store, locks) = (Arc::new(store), BackingLocks::default());
     let deadline = Duration::from_secs(arguments.kms_deadline_seconds);
-    let state_dir = &arguments.state_dir;
-    let manager = parts::key_manager(state_dir, store, &locks, Arc::new(Unrecorded), deadline);
+    let manager = parts::key_manager(&arguments.state_dir, store, &locks, uses, deadline);
     manager.rehearse().await.map_err(of_keys)
 }
 
-/// The node that asked records that a start was rehearsed.
-#[derive(Debug)]
-struct Unrecorded;
+/// What was used of keys. They are opened to see whether they open, so one line tells of all of them.
+#[derive(Debug, Default)]
+struct Uses(Mutex<Vec<AuditEvent>>);
 
-impl AuditSink for Unrecorded {
-    fn record(&self, _: &AuditEvent) {}
+impl Uses {
+    fn take(&self) -> Vec<AuditEvent> {
+        let events = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let (opened, mut uses): (Vec<_>, Vec<_>) =
+            events.into_iter().partition(|event| event.action == "key.unwrap");
+        let Some(last) = opened.last().cloned() else { return uses };
+        let done = opened.iter().filter(|event| event.outcome == Outcome::Done).count();
+        let mut requests: Vec<_> = opened.iter().flat_map(|event| event.requests.clone()).collect();
+        requests.dedup();
+        uses.push(AuditEvent {
+            action: "key.prove".to_owned(),
+            subject: "rehearsal of a start".to_owned(),
+            outcome: if done > 0 { Outcome::Done } else { Outcome::Failed },
+            key: None,
+            requests,
+            detail: format!(
+                "whether a node that starts opens them: {done} of {} opened",
+                opened.len()
+            ),
+            ..last
+        });
+        uses
+    }
+}
+
+impl AuditSink for Uses {
+    fn record(&self, event: &AuditEvent) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event.clone());
+    }
 }

@@ -47,9 +47,12 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
     let manager = parts::key_manager(&state_dir, kept, &locks, recorded, kms_deadline);
     let manager = Arc::new(manager);
     rehearse::remove_leftovers(&state_dir);
-    let rehearse =
-        Rehearsals { store: Arc::clone(&store), state_dir: state_dir.clone(), kms_deadline };
-    let rehearse = Arc::new(rehearse);
+    let rehearse = Arc::new(Rehearsals {
+        store: Arc::clone(&store),
+        audit: Arc::clone(&audit),
+        state_dir: state_dir.clone(),
+        kms_deadline,
+    });
     let parts =
         daemon::Parts { manager, cipher, locks, audit, meters, rehearse, clock, state_dir, socket };
     let stop = async move {

@@ -198,6 +198,7 @@ impl Shared {
             outcome: Outcome::Done,
             who: None,
             key: None,
+            requests: Vec::new(),
             detail: format!("process {}", std::process::id()),
         });
     }

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kms_core::{
-    Commit, Credential, CredentialStatus, Finding, Kms, KmsConfig, KmsConfigId, KmsErrorKind,
-    KmsExt, KmsProvider, MasterKey, Outcome, Record, WrappedKey,
+    AuditEvent, Commit, Credential, CredentialStatus, Finding, Kms, KmsConfig, KmsConfigId,
+    KmsErrorKind, KmsProvider, MasterKey, Outcome, Record, WrappedKey,
 };
 
 use crate::error::listed;
 use crate::filesystems::{LOCAL, new_local_config};
-use crate::identity::make_canary;
 use crate::jobs::put_job;
 use crate::manager::key_entry_of;
 use crate::moving::Purpose;
@@ -111,7 +110,7 @@ impl KeyManager {
             self.check_all_open(&keys, &unreadable, &clients, "the KMS can't be changed").await?;
         }
 
-        let canary = make_canary(proof.kms.as_ref()).await?;
+        let canary = self.make_canary(proof.kms.as_ref()).await?;
         let _act = self.begin_act().await;
         let record = ConfigRecord {
             config: config.clone(),
@@ -139,12 +138,9 @@ impl KeyManager {
         self.store().commit(commit).await.map_err(|e| changed(e, "the KMS or a filesystem"))?;
         self.audit_superseded(superseded.as_ref());
         clients.iter().for_each(|kms| self.keep_client(kms));
-        self.audit(
-            "kms.configure",
-            &config.id.to_string(),
-            Outcome::Done,
-            &format!("{} {} ({purpose:?})", config.address, config.master_key),
-        );
+        let what = format!("{} {} ({purpose:?})", config.address, config.master_key);
+        let event = self.event("kms.configure", &config.id.to_string(), Outcome::Done, &what);
+        self.record(&AuditEvent { requests: proof.requests, ..event });
         if job.is_none() {
             self.retire_or_warn().await;
         }
@@ -345,7 +341,8 @@ impl KeyManager {
         let of_old = keys.iter().map(|entry| &entry.wrapped);
         let of_old = of_old.filter(|wrapped| wrapped.config_id == old.config.id);
         let wrapped: Vec<WrappedKey> = of_old.chain(&old.canary).cloned().collect();
-        let answers = kms.unwrap_keys(&wrapped).await?;
+        let why = "whether a given KMS opens what another one wrapped";
+        let answers = self.prove_keys(kms, &wrapped, why).await?;
         let (opened, closed): (Vec<_>, Vec<_>) =
             wrapped.iter().zip(&answers).partition(|(_, answer)| answer.is_ok());
         if opened.is_empty() {
@@ -365,7 +362,8 @@ impl KeyManager {
         if closed.is_empty() || !known {
             return Ok(true);
         }
-        match self.kms(old.config.id).await?.unwrap_keys(&closed).await {
+        let kms = self.kms(old.config.id).await?;
+        match self.prove_keys(kms.as_ref(), &closed, "whether their own KMS opens them").await {
             Ok(answers) => Ok(answers.iter().all(Result::is_err)),
             Err(_) => Ok(false),
         }
@@ -401,7 +399,10 @@ impl KeyManager {
                 None => self.kms(config.id).await,
             };
             let answers = match kms {
-                Ok(kms) => kms.unwrap_keys(&wrapped).await.map_err(Error::from),
+                Ok(kms) => {
+                    let why = "whether they can go along with another KMS";
+                    self.prove_keys(kms.as_ref(), &wrapped, why).await.map_err(Error::from)
+                }
                 Err(error) => Err(error),
             };
             let errors: Vec<Option<String>> = match answers {

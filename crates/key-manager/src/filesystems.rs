@@ -10,7 +10,6 @@ use kms_core::{
     Outcome, WrappedKey,
 };
 
-use crate::identity::{with_new_canary, wrap_and_open};
 use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::{LockReason, as_read, changed};
 use crate::{Error, FilesystemName, KeyManager};
@@ -99,10 +98,10 @@ impl KeyManager {
         // A KMS takes its time, or hangs: other acts go on meanwhile. A local key does not, and must not be erased in between.
         let act = exposed.then_some(act);
         self.prove_identity(&config, kms.as_ref()).await?;
-        let wrapped = wrap_and_open(kms.as_ref(), &key).await?;
+        let wrapped = self.wrap_and_open(kms.as_ref(), &key, name.to_string()).await?;
         let newer = |canary: &WrappedKey| canary.ciphertext.version < wrapped.ciphertext.version;
         let renewed = match config.canary.as_ref().is_some_and(newer) {
-            true => Some(with_new_canary(&config, kms.as_ref()).await?),
+            true => Some(self.with_new_canary(&config, kms.as_ref()).await?),
             false => None,
         };
 
@@ -136,8 +135,6 @@ impl KeyManager {
         let intent = self.raise_epoch(intent).await?;
         self.store().commit(intent).await.map_err(|e| changed(e, "the KMS configuration"))?;
 
-        let version = entry.wrapped.ciphertext.version;
-        self.audit_use("key.wrap", name.as_str(), (fs.key_id, version));
         // A disk takes its time, or hangs: other acts go on meanwhile.
         drop(act);
         let envelope = envelope(&fs.site(), &entry, &config);

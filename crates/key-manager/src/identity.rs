@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use kms_core::{FilesystemKey, Kms, KmsError, KmsErrorKind, KmsExt, WrappedKey};
+use kms_core::{FilesystemKey, Kms, KmsError, KmsErrorKind, WrappedKey};
 
 use crate::filesystems::no_answer;
 use crate::records::ConfigRecord;
@@ -27,7 +27,7 @@ impl KeyManager {
         kms: &dyn Kms,
     ) -> Result<(), Error> {
         let Some(canary) = &config.canary else { return Ok(()) };
-        let error = match open(kms, std::slice::from_ref(canary)).await {
+        let error = match self.open_any(kms, std::slice::from_ref(canary), "the canary").await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -50,7 +50,7 @@ impl KeyManager {
         witnesses.truncate(WITNESSES);
         let opened = match witnesses.is_empty() {
             true => Err(canary),
-            false => open(kms, &witnesses).await,
+            false => self.open_any(kms, &witnesses, "witnesses for the canary").await,
         };
         let error = match opened {
             Ok(()) => return Ok(()),
@@ -71,15 +71,51 @@ impl KeyManager {
         }
         .into())
     }
-}
 
-/// Whether any of these opens; if not, what the first one says.
-async fn open(kms: &dyn Kms, wrapped: &[WrappedKey]) -> Result<(), KmsError> {
-    let answers = kms.unwrap_keys(wrapped).await?;
-    if answers.iter().any(Result::is_ok) {
-        return Ok(());
+    /// Whether any of these opens; if not, what the first one says.
+    async fn open_any(
+        &self,
+        kms: &dyn Kms,
+        wrapped: &[WrappedKey],
+        why: &str,
+    ) -> Result<(), KmsError> {
+        let answers = self.prove_keys(kms, wrapped, why).await?;
+        if answers.iter().any(Result::is_ok) {
+            return Ok(());
+        }
+        Err(answers.into_iter().find_map(Result::err).unwrap_or_else(no_answer))
     }
-    Err(answers.into_iter().find_map(Result::err).unwrap_or_else(no_answer))
+
+    /// The configuration with a canary of the newest version. Its identity has been proved.
+    pub(crate) async fn with_new_canary(
+        &self,
+        config: &ConfigRecord,
+        kms: &dyn Kms,
+    ) -> Result<ConfigRecord, KmsError> {
+        let canary = Some(self.make_canary(kms).await?);
+        let versions = kms.master_key().await?.created;
+        Ok(ConfigRecord { canary, versions, ..config.clone() })
+    }
+
+    /// A wrapped key of nothing: a ciphertext of ours that shows later whether the master key is still the same.
+    pub(crate) async fn make_canary(&self, kms: &dyn Kms) -> Result<WrappedKey, KmsError> {
+        let subject = format!("canary of {}", kms.config().id);
+        self.wrap_and_open(kms, &Arc::new(FilesystemKey::generate()?), subject).await
+    }
+
+    /// Wraps one key, which `subject` names, and opens what came of it before anybody relies on it.
+    pub(crate) async fn wrap_and_open(
+        &self,
+        kms: &dyn Kms,
+        key: &Arc<FilesystemKey>,
+        subject: String,
+    ) -> Result<WrappedKey, KmsError> {
+        let key = std::slice::from_ref(key);
+        let wrapped = self.wrap_keys(kms, key, &[subject]).await?.only()?;
+        let opened = self.prove_keys(kms, std::slice::from_ref(&wrapped), "newly wrapped").await?;
+        opened.only()?;
+        Ok(wrapped)
+    }
 }
 
 async fn replaced(
@@ -101,32 +137,4 @@ async fn replaced(
     )
     .cure("restore the KMS from a backup that has the old key; while filesystems are still unlocked here, setting the KMS anew (coffer fs kms set-vault) moves their keys to the new one")
     .because(why))
-}
-
-/// The configuration with a canary of the newest version. Its identity has been proved.
-pub(crate) async fn with_new_canary(
-    config: &ConfigRecord,
-    kms: &dyn Kms,
-) -> Result<ConfigRecord, KmsError> {
-    let canary = Some(make_canary(kms).await?);
-    let versions = kms.master_key().await?.created;
-    Ok(ConfigRecord { canary, versions, ..config.clone() })
-}
-
-/// A wrapped key of nothing: a ciphertext of ours that shows later whether the master key is still the same.
-pub(crate) async fn make_canary(kms: &dyn Kms) -> Result<WrappedKey, KmsError> {
-    wrap_and_open(kms, &Arc::new(FilesystemKey::generate()?)).await
-}
-
-/// Wraps one key, and opens what came of it before anybody relies on it.
-pub(crate) async fn wrap_and_open(
-    kms: &dyn Kms,
-    key: &Arc<FilesystemKey>,
-) -> Result<WrappedKey, KmsError> {
-    let mut answers = kms.wrap_keys(std::slice::from_ref(key)).await?;
-    let wrapped = answers.pop().unwrap_or_else(|| Err(no_answer()))?;
-    for opened in kms.unwrap_keys(std::slice::from_ref(&wrapped)).await? {
-        opened?;
-    }
-    Ok(wrapped)
 }

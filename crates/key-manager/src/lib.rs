@@ -35,6 +35,7 @@ mod recover;
 mod rehearsal;
 mod status;
 mod unlock;
+mod uses;
 
 pub use configure::{Configured, NewKms};
 pub use error::{Class, Error};

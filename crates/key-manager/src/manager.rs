@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use kms_core::{
     AuditEvent, AuditSink, Clock, Commit, FilesystemKey, FilesystemSite, HolderError, KeyHolder,
-    KeyId, KeyStore, KeyUse, KeyVersion, Kms, KmsConfigId, KmsError, KmsErrorKind, KmsProvider,
-    Outcome, Record,
+    KeyId, KeyStore, Kms, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, Outcome, Record,
 };
 
 use crate::filesystems::Volumes;
@@ -362,32 +361,31 @@ impl KeyManager {
     }
 
     pub(crate) fn audit(&self, action: &str, subject: &str, outcome: Outcome, detail: &str) {
-        self.record(action, subject, outcome, None, detail);
+        self.record(&self.event(action, subject, outcome, detail));
     }
 
-    /// Records that the KMS wrapped or unwrapped this key.
-    pub(crate) fn audit_use(&self, action: &str, subject: &str, wrapped: (KeyId, KeyVersion)) {
-        let key = KeyUse { id: wrapped.0, version: wrapped.1 };
-        self.record(action, subject, Outcome::Done, Some(key), "");
-    }
-
-    fn record(
+    /// What has just ended. Whoever knows a key and requests adds them.
+    pub(crate) fn event(
         &self,
         action: &str,
         subject: &str,
         outcome: Outcome,
-        key: Option<KeyUse>,
         detail: &str,
-    ) {
-        self.parts.audit.record(&AuditEvent {
+    ) -> AuditEvent {
+        AuditEvent {
             at: self.parts.clock.now(),
             action: action.to_owned(),
             subject: subject.to_owned(),
             outcome,
             who: None,
-            key,
+            key: None,
+            requests: Vec::new(),
             detail: detail.to_owned(),
-        });
+        }
+    }
+
+    pub(crate) fn record(&self, event: &AuditEvent) {
+        self.parts.audit.record(event);
     }
 }
 

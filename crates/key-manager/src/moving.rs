@@ -19,12 +19,11 @@ use std::sync::Arc;
 use futures::{StreamExt as _, stream};
 use kms_core::{
     Commit, FilesystemKey, FilesystemSite, HolderError, KeyEnvelope, KeyId, KeyVersion, Kms,
-    KmsConfigId, KmsError, KmsExt, Outcome, Record, StoreError, WrappedKey,
+    KmsConfigId, KmsError, Outcome, Record, StoreError, WrappedKey,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::filesystems::{LOCAL, envelope};
-use crate::identity::with_new_canary;
 use crate::jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress, put_job};
 use crate::manager::{key_entry_of, write};
 use crate::records::{self, ConfigRecord, FilesystemState, KeyEntry};
@@ -307,6 +306,11 @@ fn with_cure(error: &Error) -> String {
     error.cure().map_or_else(|| error.to_string(), |cure| format!("{error}; then {cure}"))
 }
 
+/// What the audit log calls these keys.
+fn subjects(wrapped: &[WrappedKey]) -> Vec<String> {
+    wrapped.iter().map(|wrapped| wrapped.key_id.to_string()).collect()
+}
+
 /// Keys that were wrapped, or why one was not.
 type Wrapped = Vec<(KeyId, Result<WrappedKey, KmsError>)>;
 
@@ -413,7 +417,8 @@ impl Run<'_> {
         let mut wrapped: HashMap<KeyId, Result<WrappedKey, KmsError>> = HashMap::new();
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             old.into_iter().partition(|w| w.config_id == self.config.config.id);
-        let answers = self.target.rewrap_keys(&here).await?;
+        let target = self.target.as_ref();
+        let answers = self.manager.rewrap_keys(target, &here, &subjects(&here)).await?;
         let mut refused = Vec::new();
         for (old, answer) in here.iter().zip(answers) {
             // What is too old for the KMS, or damaged, has its key in memory still while the filesystem is open.
@@ -431,9 +436,8 @@ impl Run<'_> {
         let candidates: Vec<WrappedKey> =
             wrapped.values().filter_map(|answer| answer.as_ref().ok().cloned()).collect();
         let mut proved = HashSet::new();
-        for (candidate, opened) in
-            candidates.iter().zip(self.target.unwrap_keys(&candidates).await?)
-        {
+        let opened = self.manager.prove_keys(target, &candidates, "newly wrapped").await?;
+        for (candidate, opened) in candidates.iter().zip(opened) {
             match opened {
                 Ok(key) if self.is_the_same(&key) => {
                     proved.insert(candidate.key_id);
@@ -478,14 +482,12 @@ impl Run<'_> {
             }
         }
         for (config_id, wrapped) in closed {
-            let opened = self.manager.kms(config_id).await?.unwrap_keys(&wrapped).await?;
+            let kms = self.manager.kms(config_id).await?;
+            let opened =
+                self.manager.unwrap_keys(kms.as_ref(), &wrapped, &subjects(&wrapped)).await?;
             for (wrapped, key) in wrapped.iter().zip(opened) {
                 match key {
-                    Ok(key) => {
-                        let used = (wrapped.key_id, wrapped.ciphertext.version);
-                        self.manager.audit_use("key.unwrap", &wrapped.key_id.to_string(), used);
-                        keys.push(Arc::new(key));
-                    }
+                    Ok(key) => keys.push(Arc::new(key)),
                     Err(error) => answers.push((wrapped.key_id, Err(error))),
                 }
             }
@@ -498,7 +500,8 @@ impl Run<'_> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let wrapped = self.target.wrap_keys(keys).await?;
+        let subjects: Vec<_> = keys.iter().map(|key| key.id().to_string()).collect();
+        let wrapped = self.manager.wrap_keys(self.target.as_ref(), keys, &subjects).await?;
         Ok(keys.iter().map(|key| key.id()).zip(wrapped).collect())
     }
 
@@ -528,10 +531,6 @@ impl Run<'_> {
                 Err(error) => return Err(changed(error, "the job that moves the keys")),
             }
         }
-        for (_, KeyEntry { wrapped, .. }) in &changes {
-            let used = (wrapped.key_id, wrapped.ciphertext.version);
-            self.manager.audit_use("key.wrap", &wrapped.key_id.to_string(), used);
-        }
         self.report.moved += changes.len() as u64;
         Ok(changes.into_iter().map(|(_, entry)| entry).collect())
     }
@@ -551,7 +550,7 @@ impl Run<'_> {
         if config.canary.is_none() {
             return Ok(());
         }
-        let renewed = with_new_canary(&config, self.target.as_ref()).await?;
+        let renewed = self.manager.with_new_canary(&config, self.target.as_ref()).await?;
         // After the new one is made: the old one still opens, so it is the same master key that made it.
         self.manager.prove_identity(&config, self.target.as_ref()).await?;
         let _act = self.manager.begin_act().await;

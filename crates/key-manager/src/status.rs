@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kms_core::{
-    CheckItem, CheckOutcome, CredentialStatus, Finding, KeyId, KeyVersion, KmsConfig, KmsConfigId,
-    KmsErrorKind, MasterKey, UnixMillis, WrappedKey,
+    AuditEvent, CheckItem, CheckOutcome, CredentialStatus, Finding, KeyId, KeyVersion, KmsConfig,
+    KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis, WrappedKey,
 };
 
 use crate::error::listed;
@@ -178,6 +178,7 @@ impl KeyManager {
         let kms = self.kms(record.config.id).await?;
         let sample = record.canary.as_ref().map(|canary| &canary.ciphertext);
         let mut items = kms.check(sample).await;
+        self.audit_check(&record, &items);
         if items.iter().any(|item| item.code == "answers" && item.failure.is_some()) {
             return Ok(items);
         }
@@ -201,6 +202,15 @@ impl KeyManager {
             });
         }
         Ok(items)
+    }
+
+    fn audit_check(&self, record: &ConfigRecord, items: &[CheckItem]) {
+        let failed = items.iter().filter(|item| item.failure.is_some()).count();
+        let outcome = if failed == 0 { Outcome::Done } else { Outcome::Failed };
+        let detail = format!("{} looked at, {failed} failed", items.len());
+        let event = self.event("kms.check", &record.config.id.to_string(), outcome, &detail);
+        let requests = items.iter().filter_map(|item| item.request.clone()).collect();
+        self.record(&AuditEvent { requests, ..event });
     }
 
     fn copies_behind(&self, fs: &FilesystemRecord) -> Option<String> {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
 use kms_core::{
-    Commit, FilesystemKey, KeyCopy, KeyVersion, KmsConfigId, KmsError, KmsErrorKind, KmsExt,
-    Outcome, Record, StoreError,
+    AuditEvent, Commit, FilesystemKey, Items, KeyCopy, KmsConfigId, KmsError, KmsErrorKind,
+    Outcome, Record, RequestId, StoreError,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -129,9 +129,9 @@ impl KeyManager {
     pub async fn unlock(&self, name: &FilesystemName) -> Result<(), Error> {
         let (record, mut fs) = self.filesystem_record(name).await?;
         if let Err(error) = self.try_to_open(&fs).await {
-            let reason = LockReason::from(&error);
-            self.audit("key.unwrap", name.as_str(), Outcome::Failed, &reason.why);
-            self.lock_reasons().insert(name.clone(), reason);
+            let shut = Shut::new(name.clone(), &error);
+            self.audit_shut(&shut);
+            self.lock_reasons().insert(shut.name, shut.reason);
             return Err(error);
         }
         let memory = self.change_memory().await;
@@ -155,10 +155,15 @@ impl KeyManager {
         }
         let wrapped = self.entry_for(fs).await?.wrapped;
         let kms = self.kms(wrapped.config_id).await?;
-        for answer in kms.unwrap_keys(&[wrapped]).await? {
-            answer?;
-        }
+        let why = format!("{} is being unlocked", fs.name);
+        self.prove_keys(kms.as_ref(), &[wrapped], &why).await?.only()?;
         Ok(())
+    }
+
+    fn audit_shut(&self, Shut { name, reason, request }: &Shut) {
+        let event = self.event("key.unwrap", name.as_str(), Outcome::Failed, &reason.why);
+        let requests = request.clone().into_iter().collect();
+        self.record(&AuditEvent { requests, ..event });
     }
 
     /// Locks a filesystem: its key leaves memory and stays out, over restarts, until [`KeyManager::unlock`]; also if it
@@ -237,15 +242,16 @@ impl KeyManager {
             locked.extend(self.unlock_compared(ready).await?);
         }
         // Not in the order in which the disks answered.
-        locked.sort_by(|(one, _), (other, _)| one.cmp(other));
+        locked.sort_by(|one: &Shut, other| one.name.cmp(&other.name));
         let mut reasons = self.lock_reasons();
-        for (name, reason) in &locked {
+        for shut in &locked {
+            let Shut { name, reason, .. } = shut;
             if reasons.insert(name.clone(), reason.clone()).as_ref() != Some(reason) {
                 tracing::warn!(filesystem = %name, why = %reason.why, "the filesystem stays locked");
-                self.audit("key.unwrap", name.as_str(), Outcome::Failed, &reason.why);
+                self.audit_shut(shut);
             }
         }
-        Ok(locked)
+        Ok(locked.into_iter().map(|shut| (shut.name, shut.reason)).collect())
     }
 
     async fn compared(&self, fs: FilesystemRecord) -> (FilesystemRecord, Result<KeyEntry, Error>) {
@@ -256,7 +262,7 @@ impl KeyManager {
     async fn unlock_compared(
         &self,
         compared: Vec<(FilesystemRecord, Result<KeyEntry, Error>)>,
-    ) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
+    ) -> Result<Vec<Shut>, Error> {
         let mut locked = Vec::new();
         let mut by_config: HashMap<KmsConfigId, Vec<(FilesystemRecord, KeyEntry)>> = HashMap::new();
         for (fs, entry) in compared {
@@ -264,21 +270,17 @@ impl KeyManager {
                 Ok(entry) => {
                     by_config.entry(entry.wrapped.config_id).or_default().push((fs, entry));
                 }
-                Err(error) => locked.push((fs.name, LockReason::from(&error))),
+                Err(error) => locked.push(Shut::new(fs.name, &error)),
             }
         }
         for (config_id, members) in by_config {
             match self.unwrap_members(config_id, &members).await {
                 Ok(answers) => {
-                    let named = |(fs, entry): (FilesystemRecord, KeyEntry)| {
-                        (fs.name, entry.wrapped.ciphertext.version)
-                    };
-                    let answers = members.into_iter().map(named).zip(answers);
+                    let answers = members.into_iter().map(|(fs, _)| fs.name).zip(answers);
                     locked.extend(self.keep_unwrapped(answers.collect()).await?);
                 }
                 Err(error) => {
-                    let reason = LockReason::from(&error);
-                    locked.extend(members.into_iter().map(|(fs, _)| (fs.name, reason.clone())));
+                    locked.extend(members.into_iter().map(|(fs, _)| Shut::new(fs.name, &error)));
                 }
             }
         }
@@ -289,27 +291,23 @@ impl KeyManager {
     /// was asked: such an act comes before this one and is seen, or after it and takes the key out again.
     async fn keep_unwrapped(
         &self,
-        answers: Vec<((FilesystemName, KeyVersion), Result<FilesystemKey, KmsError>)>,
-    ) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
+        answers: Vec<(FilesystemName, Result<FilesystemKey, KmsError>)>,
+    ) -> Result<Vec<Shut>, Error> {
         let _memory = self.change_memory().await;
         let filesystems = self.filesystems().await?.into_iter().map(|fs| (fs.name.clone(), fs));
         let mut filesystems: HashMap<_, _> = filesystems.collect();
         let mut locked = Vec::new();
-        for ((name, version), answer) in answers {
+        for (name, answer) in answers {
             match (filesystems.remove(&name), answer) {
                 (None, _) => {}
                 (Some(fs), Ok(key)) if fs.may_open() && fs.key_id == key.id() => {
                     self.ring().insert(key.id(), Arc::new(key));
                     self.lock_reasons().remove(&name);
-                    self.audit_use("key.unwrap", name.as_str(), (fs.key_id, version));
                 }
                 (Some(_), Ok(_)) => {
-                    let reason = LockReason::held(&name);
-                    locked.push((name, reason));
+                    locked.push(Shut { reason: LockReason::held(&name), name, request: None });
                 }
-                (Some(_), Err(error)) => {
-                    locked.push((name, LockReason::from(&Error::Kms(error))));
-                }
+                (Some(_), Err(error)) => locked.push(Shut::new(name, &Error::Kms(error))),
             }
         }
         Ok(locked)
@@ -320,12 +318,13 @@ impl KeyManager {
         &self,
         config_id: KmsConfigId,
         members: &[(FilesystemRecord, KeyEntry)],
-    ) -> Result<Vec<Result<FilesystemKey, KmsError>>, Error> {
+    ) -> Result<Items<FilesystemKey>, Error> {
         let kms = self.kms(config_id).await?;
         let wrapped: Vec<_> = members.iter().map(|(_, entry)| entry.wrapped.clone()).collect();
         let asked = Instant::now();
-        let mut answers = kms.unwrap_keys(&wrapped).await?;
-        let opened = answers.iter().filter(|answer| answer.is_ok()).count();
+        let subjects: Vec<_> = members.iter().map(|(fs, _)| fs.name.to_string()).collect();
+        let mut answers = self.unwrap_keys(kms.as_ref(), &wrapped, &subjects).await?;
+        let opened = answers.done();
         let kms_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(filesystems = members.len(), opened, kms_ms, "unlocked filesystems");
         let unsure = |e: &KmsError| e.kind() == KmsErrorKind::NotAuthentic;
@@ -334,10 +333,13 @@ impl KeyManager {
             if let Err(Error::Kms(replaced)) = self.prove_identity(&config, kms.as_ref()).await {
                 let why = replaced.chain();
                 let cure = replaced.how_to_mend().unwrap_or_default().to_owned();
-                for answer in &mut answers {
-                    if answer.as_ref().is_err_and(unsure) {
-                        *answer =
-                            Err(KmsError::new(replaced.kind(), why.clone()).cure(cure.clone()));
+                for answer in answers.iter_mut() {
+                    if let Err(error) = answer
+                        && unsure(error)
+                    {
+                        let request = error.request().cloned();
+                        let replaced = KmsError::new(replaced.kind(), why.clone());
+                        *error = replaced.cure(cure.clone()).of_request(request);
                     }
                 }
             }
@@ -364,6 +366,24 @@ impl KeyManager {
             }
         }
         Ok(entry)
+    }
+}
+
+/// A filesystem that stays locked.
+struct Shut {
+    name: FilesystemName,
+    reason: LockReason,
+    /// The request by which the KMS said so.
+    request: Option<RequestId>,
+}
+
+impl Shut {
+    fn new(name: FilesystemName, error: &Error) -> Self {
+        let request = match error {
+            Error::Kms(error) => error.request().cloned(),
+            _ => None,
+        };
+        Self { name, reason: LockReason::from(error), request }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyId, KeyVersion, UnixMillis};
+use crate::{KeyId, KeyVersion, RequestId, UnixMillis};
 
 /// Keeps audit events. Called from any thread; it may block for a short write.
 pub trait AuditSink: fmt::Debug + Send + Sync {
@@ -30,6 +30,9 @@ pub struct AuditEvent {
     /// The filesystem key that was used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyUse>,
+    /// What the KMS calls the requests by which it was done, in their order: its own audit log has them too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<RequestId>,
     /// More, in words.
     pub detail: String,
 }

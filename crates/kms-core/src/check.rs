@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Finding, KmsError, KmsErrorKind};
+use crate::{Finding, KmsError, KmsErrorKind, RequestId};
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct CheckItem {
     pub cure: Option<String>,
     /// What kind of failure it is.
     pub failure: Option<KmsErrorKind>,
+    /// The request by which a key was used for it, where the KMS named it.
+    pub request: Option<RequestId>,
 }
 
 /// Whether something holds.
@@ -45,6 +47,7 @@ impl CheckItem {
             found: found.into(),
             cure: None,
             failure: None,
+            request: None,
         }
     }
 

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use crate::RequestId;
+
 /// What a caller can act on. Each implementation of [`crate::Kms`] maps its own errors here once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -62,19 +64,28 @@ pub struct KmsError {
     kind: KmsErrorKind,
     what: String,
     cure: Option<String>,
+    request: Option<RequestId>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl KmsError {
     /// `what` says what failed and, as far as it is known, why: "the token may not update transit/encrypt/k".
     pub fn new(kind: KmsErrorKind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), cure: None, source: None }
+        Self { kind, what: what.into(), cure: None, request: None, source: None }
     }
 
     /// Adds what the administrator can do.
     #[must_use]
     pub fn cure(mut self, cure: impl Into<String>) -> Self {
         self.cure = Some(cure.into());
+        self
+    }
+
+    /// Adds the request that failed, where the KMS named it. (Vault names it where items of a batch fail, and not where it refuses
+    /// all of a request.)
+    #[must_use]
+    pub fn of_request(mut self, request: Option<RequestId>) -> Self {
+        self.request = request;
         self
     }
 
@@ -93,6 +104,11 @@ impl KmsError {
     /// What to do, if that is known.
     pub fn how_to_mend(&self) -> Option<&str> {
         self.cure.as_deref()
+    }
+
+    /// The request that failed, where the KMS named it.
+    pub const fn request(&self) -> Option<&RequestId> {
+        self.request.as_ref()
     }
 
     /// The whole chain of causes on one line.

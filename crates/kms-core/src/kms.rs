@@ -8,12 +8,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CheckItem, Ciphertext, Credential, CredentialStatus, FilesystemKey, KeyRecord, KeyVersion,
-    KmsConfigId, KmsError, KmsErrorKind, UnixMillis, WrappedKey,
+    CheckItem, Ciphertext, Credential, CredentialStatus, FilesystemKey, Items, KeyRecord,
+    KeyVersion, KmsConfigId, KmsError, KmsErrorKind, RequestId, UnixMillis, WrappedKey,
 };
-
-/// The answers to a batch: one for each item, in the order of the items.
-pub type Items<T> = Vec<Result<T, KmsError>>;
 
 /// A master key in a KMS, reached with a credential.
 ///
@@ -67,13 +64,9 @@ pub trait KmsExt: Kms {
         let records: Vec<_> = keys.iter().map(|key| KeyRecord::of(key)).collect();
         let answers = same_count(self.wrap(&records).await?, keys.len())?;
         let config_id = self.config().id;
-        Ok(keys
-            .iter()
-            .zip(answers)
-            .map(|(key, answer)| {
-                answer.map(|ciphertext| WrappedKey { key_id: key.id(), config_id, ciphertext })
-            })
-            .collect())
+        Ok(answers.map_each(keys, |key, answer| {
+            answer.map(|ciphertext| WrappedKey { key_id: key.id(), config_id, ciphertext })
+        }))
     }
 
     /// Opens wrapped keys and compares the id inside each with the one that it claims.
@@ -83,25 +76,21 @@ pub trait KmsExt: Kms {
     async fn unwrap_keys(&self, wrapped: &[WrappedKey]) -> Result<Items<FilesystemKey>, KmsError> {
         let ciphertexts: Vec<_> = wrapped.iter().map(|w| w.ciphertext.clone()).collect();
         let answers = same_count(self.unwrap(&ciphertexts).await?, wrapped.len())?;
-        Ok(wrapped
-            .iter()
-            .zip(answers)
-            .map(|(wrapped, answer)| {
-                let record = answer?;
-                let inside = record.key_id();
-                if inside != wrapped.key_id {
-                    return Err(KmsError::new(
-                        KmsErrorKind::WrongIdentity,
-                        format!(
-                            "the wrapped key recorded for {} holds the key {inside}: wrapped keys were swapped",
-                            wrapped.key_id
-                        ),
-                    )
-                    .cure("put the right wrapped key back: the backing directory and each snapshot hold a copy (coffer recover)"));
-                }
-                record.into_key()
-            })
-            .collect())
+        Ok(answers.map_each(wrapped, |wrapped, answer| {
+            let record = answer?;
+            let inside = record.key_id();
+            if inside != wrapped.key_id {
+                return Err(KmsError::new(
+                    KmsErrorKind::WrongIdentity,
+                    format!(
+                        "the wrapped key recorded for {} holds the key {inside}: wrapped keys were swapped",
+                        wrapped.key_id
+                    ),
+                )
+                .cure("put the right wrapped key back: the backing directory and each snapshot hold a copy (coffer recover)"));
+            }
+            record.into_key()
+        }))
     }
 
     /// Rewraps keys under the newest version; ids stay.
@@ -109,13 +98,9 @@ pub trait KmsExt: Kms {
         let ciphertexts: Vec<_> = wrapped.iter().map(|w| w.ciphertext.clone()).collect();
         let answers = same_count(self.rewrap(&ciphertexts).await?, wrapped.len())?;
         let config_id = self.config().id;
-        Ok(wrapped
-            .iter()
-            .zip(answers)
-            .map(|(w, answer)| {
-                answer.map(|ciphertext| WrappedKey { key_id: w.key_id, config_id, ciphertext })
-            })
-            .collect())
+        Ok(answers.map_each(wrapped, |w, answer| {
+            answer.map(|ciphertext| WrappedKey { key_id: w.key_id, config_id, ciphertext })
+        }))
     }
 }
 
@@ -180,6 +165,8 @@ pub struct Proof {
     pub credential: CredentialStatus,
     /// What works today and will hurt later.
     pub findings: Vec<Finding>,
+    /// The requests by which probes were wrapped, opened and rewrapped, where the KMS names them.
+    pub requests: Vec<RequestId>,
 }
 
 /// A warning: something that works and should be changed.

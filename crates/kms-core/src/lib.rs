@@ -26,6 +26,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod answers;
 mod arena;
 mod audit;
 mod check;
@@ -39,6 +40,7 @@ mod record;
 mod store;
 mod wrapped;
 
+pub use answers::{Items, RequestId};
 pub use arena::{FilesystemKey, KEY_LEN, arena_is_locked};
 pub use audit::{AuditEvent, AuditSink, KeyUse, Outcome};
 pub use check::{CheckItem, CheckOutcome};
@@ -47,7 +49,7 @@ pub use credential::{Auth, ClientIdentity, Credential, CredentialStatus, Login};
 pub use error::{KmsError, KmsErrorKind};
 pub use holder::{FilesystemSite, HolderError, KeyCopy, KeyHolder};
 pub use id::{IdError, KeyId, KmsConfigId};
-pub use kms::{Finding, Items, Kms, KmsConfig, KmsExt, KmsProvider, MasterKey, Proof};
+pub use kms::{Finding, Kms, KmsConfig, KmsExt, KmsProvider, MasterKey, Proof};
 pub use record::{KeyRecord, RecordError};
 pub use secrecy::{ExposeSecret, SecretString};
 pub use store::{Check, Commit, KeyStore, Page, Record, StoreError, Version};

@@ -60,7 +60,7 @@ impl Kms for LocalKms {
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {
         if records.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Items::default());
         }
         let key = self.key()?;
         Ok(records.iter().map(|record| wrap::seal(&key.bytes, self.config.id, record)).collect())
@@ -68,7 +68,7 @@ impl Kms for LocalKms {
 
     async fn unwrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<KeyRecord>, KmsError> {
         if ciphertexts.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Items::default());
         }
         let key = self.key()?;
         Ok(ciphertexts.iter().map(|text| wrap::open(&key.bytes, self.config.id, text)).collect())
@@ -76,7 +76,7 @@ impl Kms for LocalKms {
 
     async fn rewrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<Ciphertext>, KmsError> {
         if ciphertexts.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Items::default());
         }
         let (key, id) = (self.key()?, self.config.id);
         let rewrap = |text| wrap::seal(&key.bytes, id, &wrap::open(&key.bytes, id, text)?);

@@ -19,9 +19,9 @@
 //!
 //! let kms = local.prove(&config, &Credential::default()).await?.kms;
 //! let key = Arc::new(FilesystemKey::generate()?);
-//! let wrapped = kms.wrap_keys(&[Arc::clone(&key)]).await?.remove(0)?;
+//! let wrapped = kms.wrap_keys(&[Arc::clone(&key)]).await?.only()?;
 //! assert!(wrapped.ciphertext.text.starts_with("local:v1:"));
-//! assert_eq!(kms.unwrap_keys(&[wrapped]).await?.remove(0)?.id(), key.id());
+//! assert_eq!(kms.unwrap_keys(&[wrapped]).await?.only()?.id(), key.id());
 //!
 //! local.erase_key(config.id)?;
 //! # Ok(()) }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kms_core::{
-    Clock, Credential, FilesystemKey, Finding, Items, KeyRecord, Kms, KmsConfig, KmsConfigId,
-    KmsError, KmsErrorKind, KmsProvider, Proof, SystemClock,
+    Clock, Credential, FilesystemKey, Finding, KeyRecord, Kms, KmsConfig, KmsConfigId, KmsError,
+    KmsErrorKind, KmsProvider, Proof, SystemClock,
 };
 
 use crate::key_file;
@@ -97,9 +97,9 @@ impl KmsProvider for LocalProvider {
         let kms = self.open(config, credential)?;
         let master_key = kms.master_key().await?;
         let probe = KeyRecord::of(&FilesystemKey::generate()?);
-        let wrapped = only(kms.wrap(std::slice::from_ref(&probe)).await?)?;
-        let rewrapped = only(kms.rewrap(&[wrapped]).await?)?;
-        let opened = only(kms.unwrap(&[rewrapped]).await?)?;
+        let wrapped = kms.wrap(std::slice::from_ref(&probe)).await?.only()?;
+        let rewrapped = kms.rewrap(&[wrapped]).await?.only()?;
+        let opened = kms.unwrap(&[rewrapped]).await?.only()?;
         if opened.expose() != probe.expose() {
             return Err(KmsError::new(
                 KmsErrorKind::Internal,
@@ -107,7 +107,8 @@ impl KmsProvider for LocalProvider {
             ));
         }
         let credential = kms.credential().await?;
-        Ok(Proof { kms, master_key, credential, findings: vec![exposed()] })
+        let (findings, requests) = (vec![exposed()], Vec::new());
+        Ok(Proof { kms, master_key, credential, findings, requests })
     }
 
     async fn provision(&self, config: &KmsConfig) -> Result<(), KmsError> {
@@ -123,12 +124,6 @@ impl KmsProvider for LocalProvider {
     async fn retire(&self, config: &KmsConfig) -> Result<(), KmsError> {
         self.erase_key(config.id)
     }
-}
-
-fn only<T>(mut answers: Items<T>) -> Result<T, KmsError> {
-    answers.pop().unwrap_or_else(|| {
-        Err(KmsError::new(KmsErrorKind::Internal, "the local key answered nothing"))
-    })
 }
 
 fn exposed() -> Finding {

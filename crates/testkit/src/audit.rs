@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use kms_core::{AuditEvent, AuditSink, KeyId, KeyUse, KeyVersion, Outcome, UnixMillis};
+use kms_core::{AuditEvent, AuditSink, KeyId, KeyUse, KeyVersion, Outcome, RequestId, UnixMillis};
 
 /// What the suite needs of an implementation.
 pub trait AuditSinkFixture {
@@ -55,6 +55,7 @@ fn event(at: u64, subject: &str, detail: impl Into<String>) -> AuditEvent {
         outcome: Outcome::Done,
         who: None,
         key: None,
+        requests: Vec::new(),
         detail: detail.into(),
     }
 }
@@ -75,6 +76,9 @@ fn some_events() -> Vec<AuditEvent> {
     events.extend([event(0, "same", ""), event(0, "same", "")]);
     let key = Some(KeyUse { id: KeyId::random(), version: KeyVersion(7) });
     events.push(AuditEvent { key, ..event(2, "used", "") });
+    let requests =
+        ["b03840fb-a8f8", "9fd151a5-5144"].into_iter().filter_map(RequestId::parse).collect();
+    events.push(AuditEvent { requests, ..event(2, "asked of a KMS", "") });
     let who = Some("uid 0, \"root\"".to_owned());
     events.push(AuditEvent { outcome: Outcome::Begun, who, ..event(2, "asked", "") });
     events.push(AuditEvent { outcome: Outcome::Refused, ..event(u64::MAX, "refused", "") });

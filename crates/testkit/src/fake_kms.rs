@@ -117,6 +117,7 @@ async fn prove(kms: Arc<dyn Kms>) -> Result<Proof, KmsError> {
         credential: kms.credential().await?,
         kms,
         findings: Vec::new(),
+        requests: Vec::new(),
     })
 }
 
@@ -331,7 +332,7 @@ impl Kms for FakeKms {
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {
         if records.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Items::default());
         }
         let server = self.ask("wrap", records.len())?;
         let answers = records.iter().map(|record| Ok(server.seal(record.expose()))).collect();
@@ -341,7 +342,7 @@ impl Kms for FakeKms {
 
     async fn unwrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<KeyRecord>, KmsError> {
         if ciphertexts.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Items::default());
         }
         let server = self.ask("unwrap", ciphertexts.len())?;
         let record = |ciphertext| {
@@ -355,7 +356,7 @@ impl Kms for FakeKms {
 
     async fn rewrap(&self, ciphertexts: &[Ciphertext]) -> Result<Items<Ciphertext>, KmsError> {
         if ciphertexts.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Items::default());
         }
         let server = self.ask("rewrap", ciphertexts.len())?;
         let answers = ciphertexts.iter().map(|c| Ok(server.seal(&server.open(c)?))).collect();

@@ -92,9 +92,9 @@ fn assert_same(a: &FilesystemKey, b: &FilesystemKey) {
 fn kind_of<T>(answer: Result<Items<T>, KmsError>) -> Option<KmsErrorKind> {
     match answer {
         Err(e) => Some(e.kind()),
-        Ok(mut items) => {
+        Ok(items) => {
             assert_eq!(items.len(), 1);
-            items.remove(0).err().map(|e| e.kind())
+            items.only().err().map(|e| e.kind())
         }
     }
 }
@@ -207,7 +207,7 @@ async fn swapped_keys_are_noticed(kms: &dyn Kms) {
     let mut wrapped = wrap(kms, &keys).await;
     let first = wrapped[0].ciphertext.clone();
     wrapped[0].ciphertext = std::mem::replace(&mut wrapped[1].ciphertext, first);
-    let mut opened = kms.unwrap_keys(&wrapped).await.unwrap();
+    let mut opened: Vec<_> = kms.unwrap_keys(&wrapped).await.unwrap().into_iter().collect();
     assert_same(&opened.remove(2).unwrap(), &keys[2]);
     for swapped in opened {
         assert_eq!(swapped.unwrap_err().kind(), KmsErrorKind::WrongIdentity);
@@ -216,8 +216,7 @@ async fn swapped_keys_are_noticed(kms: &dyn Kms) {
 
 async fn a_rewrapped_key_is_the_same_key(kms: &dyn Kms) {
     let (key, wrapped) = wrap_one(kms).await;
-    let rewrapped =
-        kms.rewrap_keys(std::slice::from_ref(&wrapped)).await.unwrap().remove(0).unwrap();
+    let rewrapped = kms.rewrap_keys(std::slice::from_ref(&wrapped)).await.unwrap().only().unwrap();
     assert_eq!(rewrapped.key_id, wrapped.key_id);
     assert_ne!(rewrapped.ciphertext.text, wrapped.ciphertext.text);
     assert_opens(kms, &[wrapped, rewrapped], &[Arc::clone(&key), key]).await;
@@ -253,7 +252,7 @@ async fn no_secret_shows(kms: &dyn Kms, secrets: &[String]) {
     let record = KeyRecord::of(&key);
     let mut shown = format!("{kms:?} {record:?} {wrapped:?} {:?}", kms.config());
     for bad in [altered(&wrapped.ciphertext, 10), junk().remove(1)] {
-        let error = kms.unwrap(&[bad]).await.unwrap().remove(0).unwrap_err();
+        let error = kms.unwrap(&[bad]).await.unwrap().only().unwrap_err();
         shown.push_str(&format!("{error:?} {error} {} {:?}", error.chain(), error.how_to_mend()));
     }
     for secret in secrets {
@@ -274,7 +273,7 @@ async fn versions_live_until_they_are_forbidden(kms: &dyn Kms, admin: &dyn Maste
     // The newest version wraps; both open.
     let (second_key, second) = wrap_one(kms).await;
     assert_eq!(second.ciphertext.version, KeyVersion(2));
-    let moved = kms.rewrap_keys(std::slice::from_ref(&first)).await.unwrap().remove(0).unwrap();
+    let moved = kms.rewrap_keys(std::slice::from_ref(&first)).await.unwrap().only().unwrap();
     assert_eq!(moved.ciphertext.version, KeyVersion(2));
     assert_opens(
         kms,
@@ -288,7 +287,8 @@ async fn versions_live_until_they_are_forbidden(kms: &dyn Kms, admin: &dyn Maste
     let old = [first.ciphertext.clone()];
     assert_eq!(kind_of(kms.unwrap(&old).await), Some(KmsErrorKind::VersionTooOld));
     assert_eq!(kind_of(kms.rewrap(&old).await), Some(KmsErrorKind::VersionTooOld));
-    let mut mixed = kms.unwrap_keys(&[second, first, moved]).await.unwrap();
+    let mixed = kms.unwrap_keys(&[second, first, moved]).await.unwrap();
+    let mut mixed: Vec<_> = mixed.into_iter().collect();
     assert_same(&mixed.remove(2).unwrap(), &key);
     assert_eq!(mixed.remove(1).unwrap_err().kind(), KmsErrorKind::VersionTooOld);
     assert_same(&mixed.remove(0).unwrap(), &second_key);

@@ -107,19 +107,19 @@ fn assert_no_secret(fixture: &dyn KmsProviderFixture, shown: &str) {
 
 async fn wrap(kms: &dyn Kms) -> (FilesystemKey, WrappedKey) {
     let key = Arc::new(FilesystemKey::generate().unwrap());
-    let wrapped = kms.wrap_keys(&[Arc::clone(&key)]).await.unwrap().remove(0).unwrap();
+    let wrapped = kms.wrap_keys(&[Arc::clone(&key)]).await.unwrap().only().unwrap();
     (Arc::into_inner(key).unwrap(), wrapped)
 }
 
 async fn assert_opens(kms: &dyn Kms, wrapped: &WrappedKey, key: &FilesystemKey) {
-    let opened = kms.unwrap_keys(std::slice::from_ref(wrapped)).await.unwrap().remove(0).unwrap();
+    let opened = kms.unwrap_keys(std::slice::from_ref(wrapped)).await.unwrap().only().unwrap();
     opened.expose(|opened| key.expose(|key| assert!(opened == key, "another key came back")));
 }
 
 /// Of one item, whether for the item or for the batch.
 async fn unwrap_error(kms: &dyn Kms, wrapped: &WrappedKey) -> KmsErrorKind {
     match kms.unwrap_keys(std::slice::from_ref(wrapped)).await {
-        Ok(mut items) => items.remove(0).map(drop).unwrap_err().kind(),
+        Ok(items) => items.only().map(drop).unwrap_err().kind(),
         Err(error) => error.kind(),
     }
 }

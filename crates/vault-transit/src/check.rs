@@ -5,7 +5,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kms_core::{CheckItem, Ciphertext, FilesystemKey, KeyRecord, Kms as _, KmsError, KmsErrorKind};
+use kms_core::{
+    CheckItem, Ciphertext, FilesystemKey, Items, KeyRecord, Kms as _, KmsError, KmsErrorKind,
+    RequestId,
+};
 
 use crate::config::VaultConfig;
 use crate::findings::{self, finding};
@@ -99,7 +102,12 @@ fn may(config: &VaultConfig, operation: Operation) -> String {
 async fn by_use(vault: &VaultKms, sample: Option<&Ciphertext>) -> [CheckItem; 3] {
     let config = vault.target();
     let encrypted = probe(vault).await;
-    let encrypt = CheckItem::of("may-encrypt", may(config, Operation::Encrypt), &encrypted);
+    let request = request_of(&encrypted);
+    let encrypted = encrypted.and_then(Items::only);
+    let encrypt = CheckItem {
+        request,
+        ..CheckItem::of("may-encrypt", may(config, Operation::Encrypt), &encrypted)
+    };
     let ciphertext = encrypted.ok().or_else(|| sample.cloned());
     let Some(ciphertext) = ciphertext else {
         let unknown = |code: &str, operation| {
@@ -112,19 +120,25 @@ async fn by_use(vault: &VaultKms, sample: Option<&Ciphertext>) -> [CheckItem; 3]
         ];
     };
     let one = std::slice::from_ref(&ciphertext);
-    let decrypted = vault.unwrap(one).await.map(drop);
-    let rewrapped = vault.rewrap(one).await.map(drop);
-    [
-        encrypt,
-        CheckItem::of("may-decrypt", may(config, Operation::Decrypt), &decrypted),
-        CheckItem::of("may-rewrap", may(config, Operation::Rewrap), &rewrapped),
-    ]
+    let (decrypted, rewrapped) = (vault.unwrap(one).await, vault.rewrap(one).await);
+    // That what is in it does not open is no lack of a permission.
+    let decrypt = CheckItem {
+        request: request_of(&decrypted),
+        ..CheckItem::of("may-decrypt", may(config, Operation::Decrypt), &decrypted)
+    };
+    let rewrap = CheckItem {
+        request: request_of(&rewrapped),
+        ..CheckItem::of("may-rewrap", may(config, Operation::Rewrap), &rewrapped)
+    };
+    [encrypt, decrypt, rewrap]
 }
 
-async fn probe(vault: &VaultKms) -> Result<Ciphertext, KmsError> {
-    let record = KeyRecord::of(&FilesystemKey::generate()?);
-    let nothing = || Err(KmsError::new(KmsErrorKind::Unreachable, "Vault answered nothing"));
-    vault.encrypt(&[record]).await?.into_iter().next().unwrap_or_else(nothing)
+fn request_of<T>(answer: &Result<Items<T>, KmsError>) -> Option<RequestId> {
+    answer.as_ref().ok()?.request_of(0).cloned()
+}
+
+async fn probe(vault: &VaultKms) -> Result<Items<Ciphertext>, KmsError> {
+    vault.encrypt(&[KeyRecord::of(&FilesystemKey::generate()?)]).await
 }
 
 async fn renewal(vault: &VaultKms, token: &crate::wire::TokenData) -> CheckItem {

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use kms_core::{
     CheckItem, Ciphertext, CredentialStatus, Finding, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
-    KmsError, KmsErrorKind, MasterKey, RecordError, UnixMillis,
+    KmsError, KmsErrorKind, MasterKey, RecordError, RequestId, UnixMillis,
 };
 use reqwest::StatusCode;
 
@@ -208,23 +208,28 @@ impl VaultKms {
             .map(|batch| async move {
                 let body = encode(batch).map_err(unencodable)?;
                 let answer = self.client.send(operation, body).await?;
-                let answers = self.batch_answers(operation, &answer, batch.len()).await?;
-                Ok(batch.iter().zip(&answers).map(|(i, a)| decode(i, a)).collect())
+                let (request, answers) =
+                    self.batch_answers(operation, &answer, batch.len()).await?;
+                let answers = batch.iter().zip(&answers).map(|(i, a)| decode(i, a));
+                Ok(Items::of_request(answers, request.as_ref()))
             })
             .collect();
-        let answers: Vec<Items<T>> =
-            stream::iter(requests).buffered(self.limits.in_flight.max(1)).try_collect().await?;
-        Ok(answers.into_iter().flatten().collect())
+        let mut answers = Items::default();
+        let mut parts = stream::iter(requests).buffered(self.limits.in_flight.max(1));
+        while let Some(part) = parts.next().await {
+            answers.extend([part?]);
+        }
+        Ok(answers)
     }
 
-    /// The answers to each of `asked` items, whatever the status: see [`Batch`].
+    /// What Vault calls the request, and the answers to each of `asked` items, whatever the status: see [`Batch`].
     async fn batch_answers<'a>(
         &self,
         operation: Operation,
         answer: &'a Answer,
         asked: usize,
-    ) -> Result<Vec<BatchItem<'a>>, KmsError> {
-        let Some(Envelope { data: Batch { batch_results } }) = answer.parse() else {
+    ) -> Result<(Option<RequestId>, Vec<BatchItem<'a>>), KmsError> {
+        let Some(Envelope { request_id, data: Batch { batch_results } }) = answer.parse() else {
             return Err(if answer.status.is_success() {
                 self.client.foreign(NO_API)
             } else {
@@ -232,7 +237,7 @@ impl VaultKms {
             });
         };
         if batch_results.len() == asked {
-            return Ok(batch_results);
+            return Ok((RequestId::parse(&request_id), batch_results));
         }
         let count = format!("{} items where {asked} were asked", batch_results.len());
         Err(self.client.foreign(count))
@@ -323,7 +328,7 @@ impl Kms for VaultKms {
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {
         if records.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Items::default());
         }
         self.read_key().await?;
         self.encrypt(records).await

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kms_core::{
-    Ciphertext, Credential, CredentialStatus, FilesystemKey, Finding, Items, KeyRecord, Kms,
-    KmsConfig, KmsError, KmsErrorKind, KmsProvider, Proof,
+    Ciphertext, Credential, CredentialStatus, FilesystemKey, Finding, KeyRecord, Kms, KmsConfig,
+    KmsError, KmsErrorKind, KmsProvider, Proof, RequestId,
 };
 
 use crate::Limits;
@@ -78,32 +78,38 @@ impl KmsProvider for VaultProvider {
         let vault = self.connect(config, credential)?;
         let token = vault.look_up_token().await?;
         let key = vault.read_key().await?;
-        prove_by_use(&vault).await?;
+        let requests = prove_by_use(&vault).await?;
 
         let (credential, mut findings) = prove_renewal(&vault, &token).await?;
         findings.extend(findings::at_proof(&vault, &token, &credential, &key));
-        Ok(Proof { kms: Arc::new(vault), master_key: kms::describe(key), credential, findings })
+        let master_key = kms::describe(key);
+        Ok(Proof { kms: Arc::new(vault), master_key, credential, findings, requests })
     }
 }
 
-/// Wraps a random key, opens it, rewraps it and opens that.
-async fn prove_by_use(vault: &VaultKms) -> Result<(), KmsError> {
+/// Wraps a random key, opens it, rewraps it and opens that. Answers the requests.
+async fn prove_by_use(vault: &VaultKms) -> Result<Vec<RequestId>, KmsError> {
     let key = FilesystemKey::generate()?;
     let record = KeyRecord::of(&key);
-    let wrapped = only(vault.wrap(std::slice::from_ref(&record)).await?)?;
-    opens_to(vault, &wrapped, &record).await?;
-    let rewrapped = only(vault.rewrap(&[wrapped]).await?)?;
-    opens_to(vault, &rewrapped, &record).await
+    let wrapped = vault.wrap(std::slice::from_ref(&record)).await?;
+    let mut requests = wrapped.requests();
+    let wrapped = wrapped.only()?;
+    requests.extend(opens_to(vault, &wrapped, &record).await?);
+    let rewrapped = vault.rewrap(&[wrapped]).await?;
+    requests.extend(rewrapped.requests());
+    requests.extend(opens_to(vault, &rewrapped.only()?, &record).await?);
+    Ok(requests)
 }
 
 async fn opens_to(
     vault: &VaultKms,
     wrapped: &Ciphertext,
     record: &KeyRecord,
-) -> Result<(), KmsError> {
-    let opened = only(vault.unwrap(std::slice::from_ref(wrapped)).await?)?;
-    if opened.expose() == record.expose() {
-        return Ok(());
+) -> Result<Vec<RequestId>, KmsError> {
+    let opened = vault.unwrap(std::slice::from_ref(wrapped)).await?;
+    let requests = opened.requests();
+    if opened.only()?.expose() == record.expose() {
+        return Ok(requests);
     }
     Err(KmsError::new(
         KmsErrorKind::KeyUnfit,
@@ -113,14 +119,6 @@ async fn opens_to(
         ),
     )
     .cure("don't trust this Vault with keys"))
-}
-
-/// The only item of a batch of one.
-fn only<T>(items: Items<T>) -> Result<T, KmsError> {
-    items
-        .into_iter()
-        .next()
-        .unwrap_or_else(|| Err(KmsError::new(KmsErrorKind::Unreachable, "Vault answered nothing")))
 }
 
 /// Renews the token if that can be. That it is not allowed is a warning, not a failure: it works until it ends.

@@ -90,6 +90,9 @@ fn to_bytes(body: &impl Serialize, capacity: usize) -> serde_json::Result<Bytes>
 /// What Vault wraps every answer in.
 #[derive(Deserialize)]
 pub(crate) struct Envelope<T> {
+    /// A UUID, by which the request is found in Vault's audit log.
+    #[serde(default)]
+    pub(crate) request_id: String,
     pub(crate) data: T,
 }
 
@@ -227,9 +230,10 @@ mod tests {
 
     #[test]
     fn answers_of_all_versions() {
-        let old = r#"{"data":{"batch_results":[{"ciphertext":"vault:v1:AA=="},{"error":"bad"}]}}"#;
+        let old = r#"{"request_id":"b03840fb-a8f8","data":{"batch_results":[{"ciphertext":"vault:v1:AA=="},{"error":"bad"}]}}"#;
         let new = r#"{"data":{"batch_results":[{"plaintext":"AA\u003d","error":"","reference":""},{"ciphertext":"vault:v12:AA","key_version":12}]}}"#;
         let old: Envelope<Batch<'_>> = serde_json::from_str(old).unwrap();
+        assert_eq!(old.request_id, "b03840fb-a8f8");
         assert_eq!(parse_ciphertext(&old.data.batch_results[0].ciphertext).unwrap().version.0, 1);
         assert_eq!(old.data.batch_results[1].error, "bad");
         let new: Envelope<Batch<'_>> = serde_json::from_str(new).unwrap();

@@ -80,6 +80,11 @@ fn row(line: &AuditLine) -> [String; 6] {
     if let (Some(id), Some(version)) = (&line.key_id, line.key_version) {
         more.push(format!("key {id}, version {version} of the master key"));
     }
+    if let [first, rest @ ..] = &line.requests[..] {
+        let others =
+            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        more.push(format!("request {first}{others}"));
+    }
     more.extend(line.who.as_ref().map(|who| format!("by {who}")));
     more.extend(Some(line.detail.clone()).filter(|detail| !detail.is_empty()));
     [

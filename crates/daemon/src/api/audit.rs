@@ -73,6 +73,7 @@ fn line(HashedLine { line, hash }: HashedLine) -> AuditLine {
         who: event.who,
         key_id: event.key.map(|key| key.id.to_string()),
         key_version: event.key.map(|key| key.version.0),
+        requests: event.requests.into_iter().map(String::from).collect(),
         detail: event.detail,
         hash,
     }

@@ -178,7 +178,7 @@ pub(crate) async fn check(State(shared): State<Arc<Shared>>) -> Answer<KmsCheck>
 }
 
 fn looked_at(item: kms_core::CheckItem) -> CheckItem {
-    let kms_core::CheckItem { code, what, outcome, found, cure, failure: _ } = item;
+    let kms_core::CheckItem { code, what, outcome, found, cure, failure: _, request: _ } = item;
     let outcome = match outcome {
         kms_core::CheckOutcome::Passed => CheckOutcome::Passed,
         kms_core::CheckOutcome::Warning => CheckOutcome::Warning,

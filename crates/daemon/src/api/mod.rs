@@ -132,6 +132,7 @@ async fn answer(shared: &Shared, peer: &Peer, request: Request, next: Next) -> R
         outcome,
         who: Some(peer.to_string()),
         key: None,
+        requests: Vec::new(),
         detail,
     };
     if let Err(why) = shared.audit.try_record(&event(Outcome::Begun, String::new())) {

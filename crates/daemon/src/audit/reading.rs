@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 
-use kms_core::Outcome;
+use kms_core::{AuditEvent, Outcome};
 
 use super::chain::{HashedLine, Place, scan};
 use super::{AuditLog, broken};
@@ -19,7 +19,7 @@ pub(crate) struct Query {
     pub(crate) before: Option<u64>,
     /// Of actions that begin so.
     pub(crate) action: Option<String>,
-    /// Of subjects that have this in them.
+    /// Of subjects that have this in them, or done by the request that has this name.
     pub(crate) subject: Option<String>,
     /// Those alone that failed or were refused.
     pub(crate) failed: bool,
@@ -48,9 +48,13 @@ impl Query {
     fn fits(&self, HashedLine { line, .. }: &HashedLine) -> bool {
         self.before.is_none_or(|before| line.seq < before)
             && self.action.as_ref().is_none_or(|action| line.event.action.starts_with(action))
-            && self.subject.as_ref().is_none_or(|part| line.event.subject.contains(part))
+            && self.subject.as_ref().is_none_or(|part| is_about(&line.event, part))
             && !(self.failed && matches!(line.event.outcome, Outcome::Done | Outcome::Begun))
     }
+}
+
+fn is_about(event: &AuditEvent, part: &str) -> bool {
+    event.subject.contains(part) || event.requests.iter().any(|id| id.as_str() == part)
 }
 
 impl AuditLog {

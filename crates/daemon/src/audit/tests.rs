@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use kms_core::{Outcome, UnixMillis};
+use kms_core::{Outcome, RequestId, UnixMillis};
 use testkit::audit::{AuditSinkFixture, audit_sink_contract};
 
 use super::*;
@@ -18,6 +18,7 @@ fn event(n: u64) -> AuditEvent {
         outcome: if n % 10 == 3 { Outcome::Failed } else { Outcome::Done },
         who: None,
         key: None,
+        requests: RequestId::parse(&format!("request-{n}")).into_iter().collect(),
         detail: "\"quoted\"\n".into(),
     }
 }

@@ -103,7 +103,7 @@ async fn contract() {
 
 async fn wrap_one(kms: &dyn Kms) -> WrappedKey {
     let key = Arc::new(FilesystemKey::generate().unwrap());
-    kms.wrap_keys(&[key]).await.unwrap().remove(0).unwrap()
+    kms.wrap_keys(&[key]).await.unwrap().only().unwrap()
 }
 
 #[tokio::test]
@@ -138,8 +138,7 @@ async fn a_key_outlives_its_provider() {
     let wrapped = wrap_one(&*kms).await;
     let again =
         LocalProvider::new(local.dir.path()).open(kms.config(), &Credential::default()).unwrap();
-    let opened =
-        again.unwrap_keys(std::slice::from_ref(&wrapped)).await.unwrap().remove(0).unwrap();
+    let opened = again.unwrap_keys(std::slice::from_ref(&wrapped)).await.unwrap().only().unwrap();
     assert_eq!(opened.id(), wrapped.key_id);
 }
 

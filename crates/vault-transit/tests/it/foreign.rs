@@ -50,7 +50,7 @@ async fn unwrap_of(
     let kms = open(&config(&server.uri(), "k"), TOKEN);
     match kms.unwrap(&ciphertexts(count)).await {
         Err(e) => e,
-        Ok(mut items) => items.remove(0).unwrap_err(),
+        Ok(items) => items.only().unwrap_err(),
     }
 }
 
@@ -253,7 +253,7 @@ async fn ciphertext_that_is_not_vaults_is_not_recorded() {
         answers(&server, "/v1/transit/encrypt/k", ResponseTemplate::new(200).set_body_json(body))
             .await;
         let kms = open(&config(&server.uri(), "k"), TOKEN);
-        let error = kms.wrap(&[crate::shared::record()]).await.unwrap().remove(0).unwrap_err();
+        let error = kms.wrap(&[crate::shared::record()]).await.unwrap().only().unwrap_err();
         assert_eq!(error.kind(), KmsErrorKind::Unreachable, "{text}");
     }
 }

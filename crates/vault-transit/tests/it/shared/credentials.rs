@@ -72,7 +72,7 @@ pub(crate) async fn a_login_outlives_its_tokens(vault: &Vault) {
         assert_eq!(codes(&proof), [""; 0]);
         assert!(proof.credential.renewable && proof.credential.periodic, "{:?}", proof.credential);
         let kms = proof.kms;
-        let wrapped = kms.wrap(&[record()]).await.unwrap().remove(0).unwrap();
+        let wrapped = kms.wrap(&[record()]).await.unwrap().only().unwrap();
         for _ in 0..4 {
             tokio::time::sleep(Duration::from_millis(1_200)).await;
             let opened = kms.unwrap(std::slice::from_ref(&wrapped)).await.unwrap();
@@ -89,7 +89,7 @@ pub(crate) async fn a_login_outlives_its_tokens(vault: &Vault) {
         tokio::time::sleep(Duration::from_millis(3_500)).await;
         let many = (0..20).map(|_| kms.unwrap(std::slice::from_ref(&wrapped)));
         for opened in futures::future::join_all(many).await {
-            opened.unwrap().remove(0).unwrap();
+            opened.unwrap().only().unwrap();
         }
     }
 }
@@ -142,19 +142,19 @@ pub(crate) async fn a_token_file_is_read_when_it_changes(vault: &Vault) {
     write(&first);
     let proof = provider().prove(&config, &credential).await.unwrap();
     assert_eq!(codes(&proof), [""; 0], "who writes the file sees to it");
-    let wrapped = kms.wrap(&[record()]).await.unwrap().remove(0).unwrap();
+    let wrapped = kms.wrap(&[record()]).await.unwrap().only().unwrap();
     vault.admin.write("auth/token/revoke", &json!({ "token": first }));
     let refused = kms.unwrap(std::slice::from_ref(&wrapped)).await.unwrap_err();
     assert_eq!(refused.kind(), KmsErrorKind::Denied);
     write(&vault.token(&policy(&config), json!({ "ttl": "1h" })));
-    kms.unwrap(std::slice::from_ref(&wrapped)).await.unwrap().remove(0).unwrap();
+    kms.unwrap(std::slice::from_ref(&wrapped)).await.unwrap().only().unwrap();
     // One that is gone or no token changes nothing while the last one lives.
     for bad in ["two words", ""] {
         write(bad);
-        kms.unwrap(std::slice::from_ref(&wrapped)).await.unwrap().remove(0).unwrap();
+        kms.unwrap(std::slice::from_ref(&wrapped)).await.unwrap().only().unwrap();
     }
     std::fs::remove_file(&file).unwrap();
-    kms.unwrap(std::slice::from_ref(&wrapped)).await.unwrap().remove(0).unwrap();
+    kms.unwrap(std::slice::from_ref(&wrapped)).await.unwrap().only().unwrap();
 }
 
 /// Periodic or not, by whatever way the token was made; no version tells it for roles.

@@ -120,7 +120,7 @@ pub(crate) async fn transit_may_be_mounted_anywhere(vault: &Vault, root_token: &
 pub(crate) async fn a_sealed_vault_has_its_own_words(vault: &Vault, root_token: &str) {
     let config = vault.make_key(&json!({}));
     let kms = open(&config, root_token);
-    let wrapped = kms.wrap(&[record()]).await.unwrap().remove(0).unwrap();
+    let wrapped = kms.wrap(&[record()]).await.unwrap().only().unwrap();
     let (status, answer) = vault.admin.ask("PUT", "sys/seal", &json!({}));
     assert_eq!(status, 204, "{answer}");
     for error in [

@@ -62,7 +62,7 @@ pub(crate) async fn a_permission_lost_later_is_named(vault: &Vault) {
     let lost =
         format!("path \"transit/decrypt/{}\" {{ capabilities = [\"update\"] }}", config.master_key);
     let kms = open(&config, &vault.token(&all.replace(&lost, ""), json!({})));
-    let wrapped = kms.wrap(&[record()]).await.unwrap().remove(0).unwrap();
+    let wrapped = kms.wrap(&[record()]).await.unwrap().only().unwrap();
     let error = kms.unwrap(&[wrapped]).await.unwrap_err();
     assert_eq!(error.kind(), KmsErrorKind::Denied);
     assert!(
@@ -110,7 +110,7 @@ pub(crate) async fn a_check_tells_all(vault: &Vault, root: &str) {
             "key-settings"
         ]
     );
-    let wrapped = good.wrap(&[record()]).await.unwrap().remove(0).unwrap();
+    let wrapped = good.wrap(&[record()]).await.unwrap().only().unwrap();
 
     for (verb, code) in
         [("encrypt", "may-encrypt"), ("decrypt", "may-decrypt"), ("rewrap", "may-rewrap")]

@@ -1,0 +1,104 @@
+//! Uses of keys: every one of them is in the audit log, with the request by which the KMS did it.
+//!
+//! | what is done | action | lines |
+//! |---|---|---|
+//! | a key is opened and comes into use | `key.unwrap` | one for each key that opened |
+//! | a key is wrapped, by its KMS or anew in it | `key.wrap`, `key.rewrap` | one for each key that was wrapped |
+//! | keys are opened to see whether they open, and forgotten | `key.prove` | one for all that are opened at once: why, and how many opened |
+//!
+//! Proofs of many keys come with every rewrap and rehearsal; a line for each of them would push lines that tell more out of the
+//! bounded log, and which keys they were stands in the KMS's own log under the same request. The rest of this crate asks a KMS
+//! for keys in these ways alone: clippy holds it to that (`clippy.toml`).
+
+#![expect(clippy::disallowed_methods, reason = "here they are recorded")]
+
+use std::sync::Arc;
+
+use kms_core::{
+    AuditEvent, FilesystemKey, Items, KeyUse, Kms, KmsError, KmsExt, Outcome, RequestId, WrappedKey,
+};
+
+use crate::KeyManager;
+
+impl KeyManager {
+    /// Opens keys that come into use; `subjects` names each of them.
+    pub(crate) async fn unwrap_keys(
+        &self,
+        kms: &dyn Kms,
+        wrapped: &[WrappedKey],
+        subjects: &[String],
+    ) -> Result<Items<FilesystemKey>, KmsError> {
+        let answers = kms.unwrap_keys(wrapped).await?;
+        for (n, (wrapped, subject)) in wrapped.iter().zip(subjects).enumerate() {
+            if answers.get(n).is_some_and(Result::is_ok) {
+                self.record_use("key.unwrap", subject, used(wrapped), answers.request_of(n));
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Opens keys to see whether they open; `why` says what for.
+    pub(crate) async fn prove_keys(
+        &self,
+        kms: &dyn Kms,
+        wrapped: &[WrappedKey],
+        why: &str,
+    ) -> Result<Items<FilesystemKey>, KmsError> {
+        let answers = kms.unwrap_keys(wrapped).await?;
+        if wrapped.is_empty() {
+            return Ok(answers);
+        }
+        let done = answers.done();
+        let detail = format!("{why}: {done} of {} opened", wrapped.len());
+        let outcome = if done > 0 { Outcome::Done } else { Outcome::Failed };
+        let key = match wrapped {
+            [one] => Some(used(one)),
+            _ => None,
+        };
+        let event = self.event("key.prove", &kms.config().id.to_string(), outcome, &detail);
+        self.record(&AuditEvent { key, requests: answers.requests(), ..event });
+        Ok(answers)
+    }
+
+    /// Wraps keys; `subjects` names each of them.
+    pub(crate) async fn wrap_keys(
+        &self,
+        kms: &dyn Kms,
+        keys: &[Arc<FilesystemKey>],
+        subjects: &[String],
+    ) -> Result<Items<WrappedKey>, KmsError> {
+        let answers = kms.wrap_keys(keys).await?;
+        self.record_wrapped("key.wrap", &answers, subjects);
+        Ok(answers)
+    }
+
+    /// Wraps keys anew inside the KMS; `subjects` names each of them.
+    pub(crate) async fn rewrap_keys(
+        &self,
+        kms: &dyn Kms,
+        wrapped: &[WrappedKey],
+        subjects: &[String],
+    ) -> Result<Items<WrappedKey>, KmsError> {
+        let answers = kms.rewrap_keys(wrapped).await?;
+        self.record_wrapped("key.rewrap", &answers, subjects);
+        Ok(answers)
+    }
+
+    fn record_wrapped(&self, action: &str, answers: &Items<WrappedKey>, subjects: &[String]) {
+        for (n, (answer, subject)) in answers.iter().zip(subjects).enumerate() {
+            if let Ok(wrapped) = answer {
+                self.record_use(action, subject, used(wrapped), answers.request_of(n));
+            }
+        }
+    }
+
+    fn record_use(&self, action: &str, subject: &str, key: KeyUse, request: Option<&RequestId>) {
+        let requests = request.cloned().into_iter().collect();
+        let event = self.event(action, subject, Outcome::Done, "");
+        self.record(&AuditEvent { key: Some(key), requests, ..event });
+    }
+}
+
+fn used(wrapped: &WrappedKey) -> KeyUse {
+    KeyUse { id: wrapped.key_id, version: wrapped.ciphertext.version }
+}
