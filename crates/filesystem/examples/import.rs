@@ -50,6 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
         revision: 1,
         exposed: false,
+        own_master_key: None,
     };
     let filesystem = Filesystem::create(Path::new(backing), key, &envelope, Backend::default())?;
     let start = Instant::now();

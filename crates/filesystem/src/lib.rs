@@ -76,7 +76,7 @@
 //! # let key = Arc::new(kms_core::FilesystemKey::generate()?);
 //! # let id = KmsConfigId::random();
 //! # let envelope = KeyEnvelope {
-//! #     format: kms_core::ENVELOPE_FORMAT, filesystem: "plans".into(), revision: 1, exposed: false,
+//! #     format: kms_core::ENVELOPE_FORMAT, filesystem: "plans".into(), revision: 1, exposed: false, own_master_key: None,
 //! #     wrapped: WrappedKey { key_id: key.id(), config_id: id,
 //! #         ciphertext: Ciphertext { text: "vault:v1:…".into(), version: KeyVersion(1) } },
 //! #     kms: KmsConfig { id, kind: "vault".into(), address: "https://vault".into(),

@@ -13,6 +13,7 @@ use crate::filesystems::{LOCAL, new_local_config};
 use crate::jobs::put_job;
 use crate::manager::key_entry_of;
 use crate::moving::Purpose;
+use crate::own_key::{Own, Targets};
 use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
 use crate::unlock::{as_read, changed};
 use crate::{Error, JobId, JobRecord, KeyManager};
@@ -61,12 +62,16 @@ impl KeyManager {
     /// they, at a new place or with a new credential, and needs to open no more; its credential serves also those that are reached
     /// in the same way and have none of their own. What it does not open is moved to it once its own KMS has been given a credential.
     ///
+    /// Keys with a master key of their own hang on the one of that name where the others go: it takes over, or they move, like the
+    /// others.
+    ///
     /// # Errors
-    /// [`Error::Kms`] with what is missing; [`Error::NotAll`] when a key can't go along. Nothing is changed then.
+    /// [`Error::Kms`] with what is missing; [`Error::OwnKey`] when it is so of a master key that filesystems have of their own;
+    /// [`Error::NotAll`] when a key can't go along. Nothing is changed then.
     pub async fn set_kms(&self, new: NewKms) -> Result<Configured, Error> {
         let act = self.begin_act().await;
-        let old = self.current().await?;
-        let old_id = old.as_ref().map(|(_, old)| old.config.id);
+        let old = self.targets().await?;
+        let old_id = old.as_ref().map(|old| old.current.config.id);
         let epoch = self.store().get(records::FS_EPOCH).await?;
         let (keys, unreadable) = self.key_entries().await?;
         // The KMSs take their time, or hang: other acts go on meanwhile. What they change is noticed when this one is committed.
@@ -81,9 +86,11 @@ impl KeyManager {
         let provider = Arc::clone(self.provider(&config.kind)?);
         let mut proof = provider.prove(&config, &new.credential).await?;
 
-        let known = self.known_configs(&config, proof.kms.as_ref(), &keys).await?;
+        let mut known =
+            self.known_configs(&config, proof.kms.as_ref(), &keys, old.as_ref()).await?;
         // If it is several of them, then above all the current one.
-        let same = known.iter().filter(|known| known.same).map(|known| known.record.config.id);
+        let same = known.iter().filter(|known| known.same.is_some());
+        let same = same.map(|known| known.record.config.id);
         let same = same.min_by_key(|id| Some(*id) != old_id);
         let takes_over = same.is_some() && same == old_id;
         let id = match same {
@@ -95,38 +102,53 @@ impl KeyManager {
             config.id = id;
             proof.kms = provider.open(&config, &new.credential)?;
         }
-        // Keys of yet other configurations go along, such as one under local wrapping.
-        let others = keys.iter().any(|key| key.wrapped.config_id != config.id);
-        let purpose = if takes_over && !others { Purpose::Renew } else { Purpose::Move };
-        let relocated = old.as_ref().is_none_or(|(_, old)| old.config != config);
-        let job = ((relocated || others) && !keys.is_empty())
-            .then(|| self.new_move(config.id, purpose, None));
         let given =
             Given { provider: provider.as_ref(), config: &config, credential: &new.credential };
-        let (commit, mut clients) = self.serve_others(known, &given, old_id).await?;
-        clients.push(Arc::clone(&proof.kms));
-        // One that is recorded brings no key further from being opened.
-        if same.is_none() {
-            self.check_all_open(&keys, &unreadable, &clients, "the KMS can't be changed").await?;
+        let mut own: BTreeMap<&str, Own> = BTreeMap::new();
+        for name in keys.iter().filter_map(|key| key.own_master_key.as_deref()) {
+            if name != config.master_key && !own.contains_key(name) {
+                let now = old.as_ref().and_then(|old| old.of(Some(name)));
+                own.insert(name, self.own_under(name, &given, &mut known, &keys, now).await?);
+            }
         }
-
-        let canary = self.make_canary(proof.kms.as_ref()).await?;
-        let _act = self.begin_act().await;
-        let record = ConfigRecord {
-            config: config.clone(),
-            canary: Some(canary),
-            versions: proof.master_key.created.clone(),
-            set_at: self.parts().clock.now(),
-            kept: false,
+        let goes_to = |key: &KeyEntry| {
+            let own = key.own_master_key.as_deref().and_then(|name| own.get(name));
+            own.map_or((config.id, same.is_none()), |own| (own.config_id, own.fresh))
         };
-        let mut commit = commit
-            .put(records::CURRENT, records::encode(&CurrentKms { config_id: config.id }))
-            .put(records::config_key(config.id), records::encode(&record))
-            .put(
-                records::credential_key(config.id),
-                records::encode(&CredentialRecord::of(&new.credential)),
-            );
-        commit = as_read(commit, records::CURRENT, old.as_ref().map(|(pointer, _)| pointer));
+        // Keys of yet other configurations go along, such as one under local wrapping.
+        let others = keys.iter().any(|key| key.wrapped.config_id != goes_to(key).0);
+        let purpose = if takes_over && !others { Purpose::Renew } else { Purpose::Move };
+        let relocated = old.as_ref().is_none_or(|old| old.current.config != config);
+        let job = ((relocated || others) && !keys.is_empty())
+            .then(|| self.new_move(config.id, purpose, None));
+        let (commit, mut clients) = self.serve_others(known, &given, old_id, &own).await?;
+        clients.push(Arc::clone(&proof.kms));
+        clients.extend(own.values().filter_map(|own| Some(Arc::clone(&own.renewed.as_ref()?.1))));
+        // One that is recorded brings no key further from being opened.
+        let moving: Vec<KeyEntry> = keys.iter().filter(|key| goes_to(key).1).cloned().collect();
+        let unreadable = if same.is_none() { unreadable } else { Vec::new() };
+        self.check_all_open(&moving, &unreadable, &clients, "the KMS can't be changed").await?;
+
+        let record = self.proved(config.clone(), proof.kms.as_ref(), &proof.master_key).await?;
+        let _act = self.begin_act().await;
+        let credential = records::encode(&CredentialRecord::of(&new.credential));
+        let mut commit =
+            commit.put(records::CURRENT, records::encode(&CurrentKms { config_id: config.id }));
+        let before = old.iter().flat_map(Targets::own).map(|(name, _)| name);
+        for name in before.filter(|name| !own.contains_key(name)) {
+            commit = commit.delete(records::own_key(name));
+        }
+        let renewed = own.values().filter_map(|own| Some(&own.renewed.as_ref()?.0));
+        for record in renewed.chain([&record]) {
+            commit = commit
+                .put(records::config_key(record.config.id), records::encode(record))
+                .put(records::credential_key(record.config.id), credential.clone());
+        }
+        for (name, Own { config_id, .. }) in &own {
+            let pointer = records::encode(&CurrentKms { config_id: *config_id });
+            commit = commit.put(records::own_key(name), pointer);
+        }
+        commit = as_read(commit, records::CURRENT, old.as_ref().map(|old| &old.pointer));
         if !takes_over {
             commit = as_read(commit, records::FS_EPOCH, epoch.as_ref());
         }
@@ -144,11 +166,17 @@ impl KeyManager {
         if job.is_none() {
             self.retire_or_warn().await;
         }
+        let mut findings = proof.findings;
+        for finding in own.into_values().flat_map(|own| own.findings) {
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
         Ok(Configured {
             config,
             master_key: proof.master_key,
             credential: proof.credential,
-            findings: proof.findings,
+            findings,
             updated: old.is_some(),
             job: job.map(|job| job.id),
         })
@@ -163,9 +191,7 @@ impl KeyManager {
     pub async fn unset_kms(&self, allow_downgrade: bool) -> Result<Option<JobId>, Error> {
         let act = self.begin_act().await;
         let epoch = self.store().get(records::FS_EPOCH).await?;
-        let Some((pointer, old)) = self.current().await? else {
-            return Err(Error::NotConfigured);
-        };
+        let Some(old) = self.targets().await? else { return Err(Error::NotConfigured) };
         let filesystems = self.filesystems().await?;
         if !filesystems.is_empty() && !allow_downgrade {
             let names: Vec<_> = filesystems.iter().map(|fs| fs.name.as_str()).take(5).collect();
@@ -178,7 +204,9 @@ impl KeyManager {
             self.check_all_open(&keys, &unreadable, &[], "the KMS can't be removed").await?;
         }
         let _act = self.begin_act().await;
-        let commit = Commit::new().unchanged(&pointer).delete(records::CURRENT);
+        let commit = Commit::new().unchanged(&old.pointer).delete(records::CURRENT);
+        let commit =
+            old.own().fold(commit, |commit, (name, _)| commit.delete(records::own_key(name)));
         let mut commit = as_read(commit, records::FS_EPOCH, epoch.as_ref());
         let mut job = None;
         if !filesystems.is_empty() {
@@ -193,7 +221,7 @@ impl KeyManager {
         self.audit_superseded(superseded.as_ref());
         let how =
             if job.is_some() { "downgrade to local wrapping" } else { "no filesystem exists" };
-        self.audit("kms.unset", &old.config.id.to_string(), Outcome::Done, how);
+        self.audit("kms.unset", &old.current.config.id.to_string(), Outcome::Done, how);
         if job.is_none() {
             self.retire_or_warn().await;
         }
@@ -262,14 +290,19 @@ impl KeyManager {
         new: &KmsConfig,
         kms: &dyn Kms,
         keys: &[KeyEntry],
+        now: Option<&Targets>,
     ) -> Result<Vec<Known>, Error> {
         let mut known = Vec::new();
         for stored in records::all(self.store(), records::CONFIGS).await? {
             let Ok(record) = records::decode::<ConfigRecord>(&stored) else { continue };
-            if record.config.kind == new.kind {
-                let same = self.opens_as_it_lies(&record, new, kms, keys).await?;
-                known.push(Known { stored, record, same });
+            if record.config.kind != new.kind {
+                continue;
             }
+            // Some filesystems' own master key is another one, by its name.
+            let own = now.and_then(|now| now.named_as_own(record.config.id));
+            let asked = own.is_none_or(|(name, _)| name == new.master_key);
+            let same = asked && self.opens_as_it_lies(&record, new, kms, keys).await?;
+            known.push(Known { stored, record, same: same.then(|| new.clone()) });
         }
         Ok(known)
     }
@@ -281,15 +314,17 @@ impl KeyManager {
         known: Vec<Known>,
         given: &Given<'_>,
         current: Option<KmsConfigId>,
+        own: &BTreeMap<&str, Own>,
     ) -> Result<(Commit, Vec<Arc<dyn Kms>>), Error> {
         let (mut commit, mut clients) = (Commit::new(), Vec::new());
+        let renewed = |id| own.values().any(|own| own.config_id == id && own.renewed.is_some());
         for Known { stored, mut record, same } in known {
             let id = record.config.id;
-            if id == given.config.id {
+            if id == given.config.id || renewed(id) {
                 continue;
             }
-            if same {
-                record.config = KmsConfig { id, ..given.config.clone() };
+            if let Some(same) = same {
+                record.config = KmsConfig { id, ..same };
             } else if !given.provider.reached_alike(&record.config, given.config)
                 || self.has_own_credential(id, current).await?
             {
@@ -321,7 +356,7 @@ impl KeyManager {
 
     /// Whether `kms` opens what the old configuration wrapped: the canary, and every key that opens at all. What nothing opens,
     /// damaged as it is, keeps no KMS and no new token out. With the same address and master key the identity alone decides.
-    async fn opens_as_it_lies(
+    pub(crate) async fn opens_as_it_lies(
         &self,
         old: &ConfigRecord,
         new: &KmsConfig,
@@ -371,7 +406,7 @@ impl KeyManager {
 
     /// Requires that every key is in memory or opens under its own configuration, asked by the one of `clients` that is made for it or
     /// else as it was set.
-    async fn check_all_open(
+    pub(crate) async fn check_all_open(
         &self,
         keys: &[KeyEntry],
         unreadable: &[Error],
@@ -433,18 +468,18 @@ impl KeyManager {
 }
 
 /// A configuration that is given.
-struct Given<'a> {
-    provider: &'a dyn KmsProvider,
-    config: &'a KmsConfig,
-    credential: &'a Credential,
+pub(crate) struct Given<'a> {
+    pub(crate) provider: &'a dyn KmsProvider,
+    pub(crate) config: &'a KmsConfig,
+    pub(crate) credential: &'a Credential,
 }
 
 /// A configuration that is recorded already.
-struct Known {
+pub(crate) struct Known {
     stored: Record,
-    record: ConfigRecord,
-    /// Whether the one that is given opens what it wrapped.
-    same: bool,
+    pub(crate) record: ConfigRecord,
+    /// What opens what it wrapped, of what is given.
+    pub(crate) same: Option<KmsConfig>,
 }
 
 /// What wraps a key now, and how it was asked: a new token for the same address is for its own keys, unless there was none.

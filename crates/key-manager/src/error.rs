@@ -53,6 +53,16 @@ pub enum Error {
         /// What was asked for.
         what: String,
     },
+    /// A master key that filesystems have of their own can't be used where the others go.
+    #[error("{names} must have the master key {master_key:?} of their own there too: {}", source.chain())]
+    OwnKey {
+        /// The filesystems.
+        names: String,
+        /// The master key.
+        master_key: String,
+        /// Why it can't be used.
+        source: Box<KmsError>,
+    },
     /// An encrypted filesystem needs a KMS and none is set.
     #[error("no KMS is configured, so the filesystem's key would only be wrapped locally")]
     NoKms,
@@ -170,6 +180,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Kms(e) => Class::of_kms(e.kind()),
+            Self::OwnKey { source: e, .. } => Class::of_kms(e.kind()),
             Self::Store(StoreError::Damaged { .. }) => Class::NotAuthentic,
             Self::Store(StoreError::InUse { .. } | StoreError::Newer { .. }) => Class::State,
             Self::Store(_) | Self::Holder(_) | Self::Volume { .. } | Self::Record { .. } => {
@@ -195,6 +206,7 @@ impl Error {
     pub fn cure(&self) -> Option<String> {
         match self {
             Self::Kms(e) => e.how_to_mend().map(str::to_owned),
+            Self::OwnKey { source: e, .. } => e.how_to_mend().map(str::to_owned),
             Self::Invalid { cure, .. } => Some((*cure).to_owned()),
             Self::Unknown { what } => Some(format!("see what there is: {}", listing(what))),
             Self::Exists { what } => {
@@ -233,6 +245,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Kms(e) => e.kind().code(),
+            Self::OwnKey { source: e, .. } => e.kind().code(),
             Self::Store(StoreError::Damaged { .. }) => "store-damaged",
             Self::Store(_) => "store-failed",
             Self::Holder(_) => "key-copy-failed",

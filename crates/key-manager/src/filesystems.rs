@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kms_core::{
-    Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KeyId, KmsConfigId,
-    Outcome, WrappedKey,
+    Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KeyId, KmsConfig,
+    KmsConfigId, Outcome, WrappedKey,
 };
 
-use crate::records::{self, ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
+use crate::own_key::Sibling;
+use crate::records::{self, ConfigRecord, CurrentKms, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::{LockReason, as_read, changed};
 use crate::{Error, FilesystemName, KeyManager};
 
@@ -50,6 +51,24 @@ pub enum Removal {
     InUse(Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// What is to wrap a new filesystem's key.
+enum Wrapping {
+    /// The KMS that is set.
+    Kms,
+    /// Without one, a local key.
+    OrLocal,
+    /// This master key, in the KMS that is set.
+    Own(String),
+}
+
+/// A filesystem whose backing directory is still to be made.
+struct Begun {
+    fs: FilesystemRecord,
+    key: Arc<FilesystemKey>,
+    entry: KeyEntry,
+    config: ConfigRecord,
+}
+
 /// A filesystem that has just been made.
 #[derive(Debug, Clone)]
 pub struct Created {
@@ -84,59 +103,42 @@ impl KeyManager {
         backing: PathBuf,
         allow_no_kms: bool,
     ) -> Result<Created, Error> {
+        let wrapping = if allow_no_kms { Wrapping::OrLocal } else { Wrapping::Kms };
+        self.create(name, backing, wrapping).await
+    }
+
+    /// As [`KeyManager::create_filesystem`], with a master key of the filesystem's own in the KMS that is set: it hangs on that also
+    /// when another one is set for the others. With its first filesystem the master key is proved as [`KeyManager::set_kms`] does.
+    ///
+    /// # Errors
+    /// Also [`Error::NotConfigured`]: no KMS is set.
+    pub async fn create_filesystem_under(
+        &self,
+        name: FilesystemName,
+        backing: PathBuf,
+        master_key: String,
+    ) -> Result<Created, Error> {
+        self.create(name, backing, Wrapping::Own(master_key)).await
+    }
+
+    async fn create(
+        &self,
+        name: FilesystemName,
+        backing: PathBuf,
+        wrapping: Wrapping,
+    ) -> Result<Created, Error> {
         let _work = self.begin_work(&name).await?;
-        let act = self.begin_act().await;
-        self.check_new(&name, &backing).await?;
-        let (pointer, config) = match self.current().await? {
-            Some((pointer, config)) => (Some(pointer), config),
-            None if allow_no_kms => (None, self.local_config().await?),
-            None => return Err(Error::NoKms),
-        };
-        let exposed = config.config.kind == LOCAL;
-        let kms = self.kms(config.config.id).await?;
-        let key = Arc::new(FilesystemKey::generate()?);
-        // A KMS takes its time, or hangs: other acts go on meanwhile. A local key does not, and must not be erased in between.
-        let act = exposed.then_some(act);
-        self.prove_identity(&config, kms.as_ref()).await?;
-        let wrapped = self.wrap_and_open(kms.as_ref(), &key, name.to_string()).await?;
-        let newer = |canary: &WrappedKey| canary.ciphertext.version < wrapped.ciphertext.version;
-        let renewed = match config.canary.as_ref().is_some_and(newer) {
-            true => Some(self.with_new_canary(&config, kms.as_ref()).await?),
-            false => None,
-        };
-
-        let act = match act {
-            Some(act) => act,
-            None => self.begin_act().await,
-        };
-        self.check_new(&name, &backing).await?;
-        let fs_key = records::fs_key(&name);
-        let mut fs = FilesystemRecord {
-            name: name.clone(),
-            key_id: key.id(),
-            backing,
-            created: self.parts().clock.now(),
-            state: FilesystemState::Creating,
-            held: false,
-        };
-        let entry = KeyEntry { wrapped, exposed, revision: 1 };
-        let intent = Commit::new()
-            .absent(&fs_key)
-            .put(&fs_key, records::encode(&fs))
-            .put(records::wrapped_key(key.id()), records::encode(&entry));
-        let intent = match renewed {
-            // Somebody else may have renewed it meanwhile, or set another KMS, which the commit notices.
-            Some(renewed) if self.config(config.config.id).await.is_ok_and(|now| now == config) => {
-                intent.put(records::config_key(config.config.id), records::encode(&renewed))
+        let begun = match self.begin(&name, &backing, &wrapping).await {
+            // Another filesystem was the first one with this master key, at the same moment.
+            Err(Error::Changed { .. }) if matches!(wrapping, Wrapping::Own(_)) => {
+                self.begin(&name, &backing, &wrapping).await?
             }
-            _ => intent,
+            begun => begun?,
         };
-        let intent = as_read(intent, records::CURRENT, pointer.as_ref());
-        let intent = self.raise_epoch(intent).await?;
-        self.store().commit(intent).await.map_err(|e| changed(e, "the KMS configuration"))?;
-
         // A disk takes its time, or hangs: other acts go on meanwhile.
-        drop(act);
+        let Begun { mut fs, key, entry, config } = begun;
+        let fs_key = records::fs_key(&name);
+        let exposed = entry.exposed;
         let envelope = envelope(&fs.site(), &entry, &config);
         let made = self.parts().volumes.create(&fs.site(), Arc::clone(&key), &envelope).await;
         if let Err(source) = made {
@@ -154,6 +156,118 @@ impl KeyManager {
         self.lock_reasons().remove(&name);
         self.audit("fs.create", name.as_str(), Outcome::Done, &fs.key_id.to_string());
         Ok(Created { filesystem: fs, exposed })
+    }
+
+    /// Wraps a new key and records it, with the intent to make the filesystem.
+    async fn begin(
+        &self,
+        name: &FilesystemName,
+        backing: &Path,
+        wrapping: &Wrapping,
+    ) -> Result<Begun, Error> {
+        let act = self.begin_act().await;
+        self.check_new(name, backing).await?;
+        let targets = self.targets().await?;
+        let own = match wrapping {
+            Wrapping::Own(master_key) => Some(master_key.as_str()),
+            _ => None,
+        };
+        let config_id = targets.as_ref().and_then(|targets| targets.of(own));
+        let local = match (&targets, wrapping) {
+            (Some(_), _) => None,
+            (None, Wrapping::OrLocal) => Some(self.local_config().await?),
+            (None, Wrapping::Kms) => return Err(Error::NoKms),
+            (None, Wrapping::Own(_)) => return Err(Error::NotConfigured),
+        };
+        let exposed = local.is_some();
+        // A KMS takes its time, or hangs: other acts go on meanwhile. A local key does not, and must not be erased in between.
+        let act = exposed.then_some(act);
+        let mut sibling = None;
+        let config = match (local, config_id, &targets, own) {
+            (Some(local), ..) => local,
+            (None, Some(id), ..) => self.config(id).await?,
+            (None, None, Some(targets), Some(master_key)) => {
+                let made = self.sibling(&targets.current.config, master_key).await?;
+                sibling.insert(made).record.clone()
+            }
+            (None, None, ..) => return Err(Error::NotConfigured),
+        };
+        let kms = match &sibling {
+            Some(sibling) => Arc::clone(&sibling.kms),
+            None => self.kms(config.config.id).await?,
+        };
+        let key = Arc::new(FilesystemKey::generate()?);
+        self.prove_identity(&config, kms.as_ref()).await?;
+        let wrapped = self.wrap_and_open(kms.as_ref(), &key, name.to_string()).await?;
+        let newer = |canary: &WrappedKey| canary.ciphertext.version < wrapped.ciphertext.version;
+        let renewed = match config.canary.as_ref().is_some_and(newer) {
+            true => Some(self.with_new_canary(&config, kms.as_ref()).await?),
+            false => None,
+        };
+
+        let _act = match act {
+            Some(act) => act,
+            None => self.begin_act().await,
+        };
+        self.check_new(name, backing).await?;
+        let fs_key = records::fs_key(name);
+        let fs = FilesystemRecord {
+            name: name.clone(),
+            key_id: key.id(),
+            backing: backing.to_owned(),
+            created: self.parts().clock.now(),
+            state: FilesystemState::Creating,
+            held: false,
+        };
+        let own_master_key = own.map(str::to_owned);
+        let entry = KeyEntry { wrapped, exposed, revision: 1, own_master_key };
+        let mut intent = Commit::new()
+            .absent(&fs_key)
+            .put(&fs_key, records::encode(&fs))
+            .put(records::wrapped_key(key.id()), records::encode(&entry));
+        // Other filesystems may have come and gone meanwhile, and their master keys with them.
+        let now = self.targets().await?;
+        if targets.as_ref().map(|then| then.current.config.id)
+            != now.as_ref().map(|now| now.current.config.id)
+            || now.as_ref().and_then(|now| now.of(own)) != config_id
+        {
+            return Err(Error::Changed { what: "the KMS configuration".to_owned() });
+        }
+        let pointer = now.as_ref().map(|now| &now.pointer);
+        intent = as_read(intent, records::CURRENT, pointer);
+        match (&sibling, own, pointer) {
+            (Some(sibling), Some(master_key), Some(pointer)) => {
+                let config_id = config.config.id;
+                let own_key = records::own_key(master_key);
+                intent = intent
+                    .absent(&own_key)
+                    .put(own_key, records::encode(&CurrentKms { config_id }))
+                    .put(records::config_key(config_id), records::encode(&sibling.record))
+                    .put(records::credential_key(config_id), records::encode(&sibling.credential))
+                    .put(pointer.key.clone(), pointer.value.clone());
+            }
+            (None, Some(master_key), _) => {
+                let named = now.as_ref().and_then(|now| now.own_record(master_key));
+                intent = named.into_iter().fold(intent, Commit::unchanged);
+            }
+            _ => {}
+        }
+        intent = match renewed {
+            // Somebody else may have renewed it meanwhile, or set another KMS, which the commit notices.
+            Some(renewed) if self.config(config.config.id).await.is_ok_and(|now| now == config) => {
+                intent.put(records::config_key(config.config.id), records::encode(&renewed))
+            }
+            _ => intent,
+        };
+        let intent = self.raise_epoch(intent).await?;
+        self.store().commit(intent).await.map_err(|e| changed(e, "the KMS configuration"))?;
+        if let Some(Sibling { record, kms, .. }) = &sibling {
+            self.keep_client(kms);
+            let KmsConfig { id, address, master_key, .. } = &record.config;
+            let detail = format!("{address} {master_key} (for {name})");
+            self.audit("kms.configure", &id.to_string(), Outcome::Done, &detail);
+        }
+        Ok(Begun { fs, key, entry, config })
     }
 
     /// Removes a filesystem: its data, its record, and the copies of its wrapped key here. Whoever has it open closes it first. One
@@ -416,6 +530,7 @@ pub(crate) fn envelope(
         wrapped: entry.wrapped.clone(),
         kms: config.config.clone(),
         exposed: entry.exposed,
+        own_master_key: entry.own_master_key.clone(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! What would fail if something were taken away in the KMS: told before anybody does it. Asks no KMS.
 
-use kms_core::KeyVersion;
+use std::collections::HashSet;
+
+use kms_core::{KeyVersion, KmsConfigId};
 
 use crate::unlock::KeyState;
 use crate::{Error, FilesystemName, KeyManager};
@@ -19,8 +21,10 @@ pub enum Loss {
 /// What comes of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Impact {
-    /// The master key of the KMS that is set.
+    /// The master key that is meant.
     pub master_key: String,
+    /// Whether it is the one that is set for all filesystems that have none of their own.
+    pub for_all: bool,
     /// Filesystems that are unlocked and go on until the node ends.
     pub go_on: Vec<FilesystemName>,
     /// Filesystems that are locked now and can't be unlocked any more.
@@ -34,20 +38,34 @@ pub struct Impact {
 }
 
 impl KeyManager {
-    /// What would fail, now and at the next start, if this were taken away from the KMS that is set.
+    /// What would fail, now and at the next start, if this were taken away from the KMS that is set; of its master keys, from the
+    /// one of this name, or from the one that is set for all.
     ///
     /// # Errors
-    /// [`Error::NotConfigured`], [`Error::Store`].
-    pub async fn impact(&self, loss: Loss) -> Result<Impact, Error> {
-        let Some((_, current)) = self.current().await? else { return Err(Error::NotConfigured) };
-        let mut impact =
-            Impact { master_key: current.config.master_key.clone(), ..Impact::default() };
+    /// [`Error::NotConfigured`]; [`Error::Unknown`]: no filesystem has such a master key; [`Error::Store`].
+    pub async fn impact(&self, loss: Loss, master_key: Option<&str>) -> Result<Impact, Error> {
+        let Some(targets) = self.targets().await? else { return Err(Error::NotConfigured) };
+        let for_all = targets.current.config.id;
+        let id = targets.of(master_key).ok_or_else(|| {
+            let name = master_key.unwrap_or_default();
+            Error::Unknown { what: format!("filesystem with the master key {name:?} of its own") }
+        })?;
+        let mut impact = Impact {
+            master_key: self.config(id).await?.config.master_key,
+            for_all: id == for_all,
+            ..Impact::default()
+        };
+        // The credential is the same for all of them.
+        let lost: HashSet<KmsConfigId> = match loss {
+            Loss::Credential => targets.own().map(|(_, id)| id).chain([for_all]).collect(),
+            Loss::MasterKey | Loss::VersionsBelow(_) => HashSet::from([id]),
+        };
         for status in self.filesystem_statuses().await? {
             let name = status.filesystem.name.clone();
             if matches!(status.key, KeyState::Deleting(_)) {
                 continue;
             }
-            let here = status.wrapped_by.as_ref().is_some_and(|c| c.id == current.config.id);
+            let here = status.wrapped_by.as_ref().is_some_and(|config| lost.contains(&config.id));
             let needs = match loss {
                 Loss::Credential | Loss::MasterKey => here,
                 Loss::VersionsBelow(lowest) => here && status.version < lowest,

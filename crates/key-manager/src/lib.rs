@@ -8,6 +8,7 @@
 //! | configure a KMS | `configure` | prove; open everything; one commit; move the keys as a job |
 //! | remove it | `configure` | one commit that no filesystem may race; or a job to local wrapping |
 //! | prove the master key | `identity` | none; its canary goes with what uses it |
+//! | know a master key that filesystems have of their own | `own_key` | none; with the filesystem, or with the KMS that is set |
 //! | create, delete a filesystem | `filesystems` | an intent, the backing directory, the record |
 //! | unlock | `unlock` | none: unwrapped keys live in memory only |
 //! | rewrap, move, downgrade | `moving` | by batch: wrap, open, commit, then the copies |
@@ -30,6 +31,7 @@ mod jobs;
 mod manager;
 mod moving;
 mod name;
+mod own_key;
 mod records;
 mod recover;
 mod rehearsal;
@@ -48,5 +50,7 @@ pub use name::FilesystemName;
 pub use records::{AuthKind, CredentialKind, FilesystemRecord, FilesystemState};
 pub use recover::{Recovered, rebuild, recorded_filesystems};
 pub use rehearsal::Rehearsal;
-pub use status::{FilesystemStatus, InUse, KmsOverview, LiveKms, VersionCount};
+pub use status::{
+    FilesystemStatus, InUse, KmsOverview, LiveKey, LiveKms, OwnMasterKey, VersionCount,
+};
 pub use unlock::{KeyState, LockReason};

@@ -13,7 +13,7 @@ use crate::filesystems::Volumes;
 use crate::records::{
     self, ConfigRecord, CredentialRecord, CurrentKms, FilesystemRecord, FilesystemState, KeyEntry,
 };
-use crate::unlock::LockReason;
+use crate::unlock::{LockReason, as_read};
 use crate::{Error, FilesystemName};
 
 /// How long an act waits for another one on the same backing directory.
@@ -261,12 +261,16 @@ impl KeyManager {
         if self.unfinished_move().await?.is_some() {
             return Ok(());
         }
-        let current = self.current().await?.map(|(_, record)| record.config.id);
+        let epoch = self.store().get(records::FS_EPOCH).await?;
+        let targets = self.targets().await?;
+        let current = targets.as_ref().map(|targets| targets.current.config.id);
+        let own_of = |id| targets.as_ref().and_then(|targets| targets.named_as_own(id));
+        let (keys, unreadable) = self.key_entries().await?;
         let unused = |record: &ConfigRecord, named: &HashSet<KmsConfigId>| {
             let id = record.config.id;
-            Some(id) != current && !record.kept && !named.contains(&id)
+            let awaited = own_of(id).is_some_and(|(own, _)| keys.iter().any(|k| k.has_own(own)));
+            Some(id) != current && !record.kept && !named.contains(&id) && !awaited
         };
-        let (keys, unreadable) = self.key_entries().await?;
         if !unreadable.is_empty() {
             // What can't be read may name any of them.
             return Ok(());
@@ -289,9 +293,14 @@ impl KeyManager {
         for ConfigRecord { config, .. } in configs.into_iter().filter(|c| unused(c, &named)) {
             // The record goes last: while it is there, a stop in between is made good at the next start.
             self.provider(&config.kind)?.retire(&config).await?;
-            let forget = Commit::new()
+            let mut forget = Commit::new()
                 .delete(records::config_key(config.id))
                 .delete(records::credential_key(config.id));
+            if let Some((_, pointer)) = own_of(config.id) {
+                // No filesystem was made meanwhile that is to have it.
+                forget = as_read(forget.unchanged(pointer), records::FS_EPOCH, epoch.as_ref())
+                    .delete(pointer.key.clone());
+            }
             self.store().commit(forget).await?;
             write(&self.clients).remove(&config.id);
             self.audit("kms.forget", &config.id.to_string(), Outcome::Done, &config.address);

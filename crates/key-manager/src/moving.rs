@@ -1,7 +1,8 @@
 //! Wrapping keys anew: rewrap under the newest version, a move to another KMS, a downgrade to local wrapping.
 //!
-//! All of them are one job: bring every key to the target configuration, at its newest version, and then every
-//! copy to what the store says. The job keeps no list of what it did: a key that is already there is skipped, so
+//! All of them are one job: bring every key to its target configuration, at its newest version, and then every
+//! copy to what the store says. A key that has a master key of its own goes to that one, in whatever KMS the others go to; a downgrade
+//! takes all to local wrapping. The job keeps no list of what it did: a key that is already there is skipped, so
 //! running it again after a crash at any point sends nothing twice and ends at the same place. For each batch:
 //!
 //! 1. rewrap in the KMS, or take the keys from memory (or open them under their old configuration) and wrap them;
@@ -13,7 +14,7 @@
 //! leaves copies that are behind; the job's next run renews them, and they still open until the old configuration is
 //! retired, which needs that every copy was seen to be current.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
@@ -38,7 +39,7 @@ const BATCH: usize = 1000;
 /// What a move has to do; the `spec` of its job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveSpec {
-    /// Where the keys go.
+    /// Where the keys go that have no master key of their own; with `only`, where that one goes.
     pub target: KmsConfigId,
     /// Why.
     pub purpose: Purpose,
@@ -76,17 +77,25 @@ pub struct MoveReport {
 }
 
 impl KeyManager {
-    /// Makes the job that rewraps every key (or one filesystem's) under the newest version of the master key. Run it with [`KeyManager::run_move`].
+    /// Makes the job that rewraps every key (or one filesystem's) under the newest version of its master key. Run it with [`KeyManager::run_move`].
     /// It takes the place of an unfinished rewrap of one filesystem that it includes, or that was stopped.
     ///
     /// # Errors
     /// [`Error::NotConfigured`]; [`Error::Busy`] while another move is unfinished; [`Error::Kms`] when the master key is not
     /// the one that was configured, or can't be asked.
     pub async fn start_rewrap(&self, only: Option<FilesystemName>) -> Result<JobId, Error> {
-        let Some((pointer, config)) = self.current().await? else {
-            return Err(Error::NotConfigured);
-        };
+        let Some(targets) = self.targets().await? else { return Err(Error::NotConfigured) };
         self.refuse_second_move(only.as_ref()).await?;
+        let own = match &only {
+            Some(name) => {
+                // The run tells what can't be read.
+                let entry = self.key_entry(self.filesystem(name).await?.key_id).await.ok();
+                entry.and_then(|(_, entry)| entry.own_master_key)
+            }
+            None => None,
+        };
+        let target = targets.of(own.as_deref()).ok_or(Error::NotConfigured)?;
+        let config = self.config(target).await?;
         let kms = self.kms(config.config.id).await?;
         self.prove_identity(&config, kms.as_ref()).await?;
         let _act = self.begin_act().await;
@@ -95,7 +104,7 @@ impl KeyManager {
             self.filesystem(name).await?;
         }
         let job = self.new_move(config.config.id, Purpose::Rewrap, only);
-        let commit = put_job(Commit::new().unchanged(&pointer), &job)?;
+        let commit = put_job(Commit::new().unchanged(&targets.pointer), &job)?;
         let (commit, superseded) = self.supersede_move(commit, &format!("job {}", job.id)).await?;
         self.store().commit(commit).await.map_err(|e| changed(e, "the move of keys"))?;
         self.audit_superseded(superseded.as_ref());
@@ -302,6 +311,12 @@ const fn purpose_word(purpose: Purpose) -> &'static str {
     }
 }
 
+fn unknown_own(master_key: &str) -> String {
+    format!(
+        "its own master key {master_key:?} is not known to the KMS that is set; set that anew: coffer fs kms set-vault"
+    )
+}
+
 fn with_cure(error: &Error) -> String {
     error.cure().map_or_else(|| error.to_string(), |cure| format!("{error}; then {cure}"))
 }
@@ -338,16 +353,66 @@ impl Run<'_> {
             },
             None => None,
         };
+        let records = self.manager.key_records().await?;
+        // Read after the keys, so that no key is seen without its target.
+        let targets = match spec.purpose {
+            Purpose::Downgrade => None,
+            _ => Some(self.manager.targets().await?.ok_or(Error::NotConfigured)?),
+        };
+        let target_of = |own: Option<&str>| match &targets {
+            None => Some(spec.target),
+            Some(targets) => targets.of(own),
+        };
+        let mut by_target: BTreeMap<KmsConfigId, Vec<String>> = BTreeMap::new();
+        let mut of_others: HashSet<KmsConfigId> = HashSet::new();
+        for record in records {
+            let own = key_entry_of(&record).ok().and_then(|entry| entry.own_master_key);
+            let target = target_of(own.as_deref());
+            if only.is_some_and(|id| record.key != records::wrapped_key(id)) {
+                of_others.extend(target);
+                continue;
+            }
+            self.progress.items_total += 1;
+            match target {
+                Some(target) => by_target.entry(target).or_default().push(record.key),
+                None => self.fail(&record.key, &unknown_own(own.as_deref().unwrap_or_default())),
+            }
+        }
+        let shared = targets.as_ref().map(|targets| targets.current.config.id);
+        by_target.entry(spec.target).or_default();
+        // What all hang on goes last: where it can't be asked this waits, and the others have been brought along.
+        let (last, own): (Vec<_>, Vec<_>) =
+            by_target.into_iter().partition(|(target, _)| *target == spec.target);
+        for (target, keys) in own.into_iter().chain(last) {
+            let with_canary =
+                spec.only.is_none() || (Some(target) != shared && !of_others.contains(&target));
+            match self.bring_to(target, &keys, with_canary).await {
+                Err(Error::Kms(error)) if target != spec.target && !error.kind().is_transient() => {
+                    self.fail_all(&keys, &error).await?;
+                }
+                brought => brought?,
+            }
+            if self.report.stopped {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings these keys to one configuration.
+    async fn bring_to(
+        &mut self,
+        target: KmsConfigId,
+        keys: &[String],
+        with_canary: bool,
+    ) -> Result<(), Error> {
+        self.config = Arc::new(self.manager.config(target).await?);
+        // Nothing is current before the newest version is known.
+        self.newest = KeyVersion(u64::MAX);
+        self.target = self.manager.kms(target).await?;
         // A job that is taken up again can meet another master key than the one that it began with.
         self.manager.prove_identity(&self.config, self.target.as_ref()).await?;
         self.newest = self.target.master_key().await?.latest_version;
-        let records = self.manager.key_records().await?;
-        let keys: Vec<String> = records
-            .into_iter()
-            .map(|record| record.key)
-            .filter(|key| only.is_none_or(|id| *key == records::wrapped_key(id)))
-            .collect();
-        self.progress.items_total = keys.len() as u64;
         for batch in keys.chunks(BATCH) {
             if self.control.stop_requested() {
                 self.report.stopped = true;
@@ -356,8 +421,27 @@ impl Run<'_> {
             self.batch(batch).await?;
             self.control.progress(self.progress);
         }
-        if spec.only.is_none() {
+        if with_canary {
             self.renew_canary().await?;
+        }
+        Ok(())
+    }
+
+    /// Those of these keys that are not where they should be can't be brought there.
+    async fn fail_all(&mut self, keys: &[String], error: &KmsError) -> Result<(), Error> {
+        let sites = self.manager.sites_by_key().await?;
+        for key in keys {
+            let Some(record) = self.manager.store().get(key).await? else { continue };
+            let Ok(entry) = key_entry_of(&record) else { continue };
+            if self.is_current(&entry) {
+                continue;
+            }
+            let id = entry.wrapped.key_id;
+            let what = match sites.get(&id).and_then(|sites| sites.first()) {
+                Some(site) => site.name.clone(),
+                None => id.to_string(),
+            };
+            self.fail(&what, &error.chain());
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! | key | record | holds |
 //! |---|---|---|
 //! | `kms/current` | [`CurrentKms`] | which configuration wraps new keys; absent: no KMS is set |
+//! | `kms/own/<master key>` | [`CurrentKms`] | the same for filesystems that have this master key of their own |
 //! | `kms/config/<id>` | [`ConfigRecord`] | a configuration, its canary, its master key's creation times |
 //! | `kms/credential/<id>` | [`CredentialRecord`] | what shows it who we are |
 //! | `fs/<name>` | [`FilesystemRecord`] | a filesystem, its key's id, its backing directory, its state |
@@ -29,10 +30,15 @@ use crate::{Error, FilesystemName};
 pub(crate) const FORMAT: u32 = 1;
 
 pub(crate) const CURRENT: &str = "kms/current";
+pub(crate) const OWN: &str = "kms/own/";
 pub(crate) const CONFIGS: &str = "kms/config/";
 pub(crate) const FILESYSTEMS: &str = "fs/";
 pub(crate) const FS_EPOCH: &str = "fs-epoch";
 pub(crate) const KEYS: &str = "key/";
+
+pub(crate) fn own_key(master_key: &str) -> String {
+    format!("{OWN}{master_key}")
+}
 
 pub(crate) fn config_key(id: KmsConfigId) -> String {
     format!("{CONFIGS}{id}")
@@ -256,6 +262,9 @@ pub(crate) struct KeyEntry {
     pub(crate) exposed: bool,
     /// Raised with each change; a copy that is ahead shows that an older store was put back.
     pub(crate) revision: u64,
+    /// The name of the master key that it is to have of its own, in whatever KMS is set; `None`: the one that is set for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) own_master_key: Option<String>,
 }
 
 impl KeyEntry {
@@ -272,7 +281,7 @@ impl KeyEntry {
                 self.revision
             ),
         })?;
-        Ok(Self { wrapped, exposed: self.exposed || locally, revision })
+        Ok(Self { wrapped, exposed: self.exposed || locally, revision, ..self.clone() })
     }
 }
 

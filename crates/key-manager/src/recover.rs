@@ -28,7 +28,7 @@ pub struct Recovered {
 ///
 /// Each backing directory comes with the envelope that lies in it. Tokens are in no envelope: the KMS that most keys name becomes
 /// the current one, without a token. Two directories with one key are both taken: one was made from the other. Configurations of
-/// other nodes, or of other times, that say the same are one.
+/// other nodes, or of other times, that say the same are one. Master keys of filesystems' own are so again.
 ///
 /// No local key is ever erased that any of them names: what was forgotten or is not among these directories may open under it
 /// too, and this store does not know of it.
@@ -48,6 +48,7 @@ pub async fn rebuild(
     let mut entries: BTreeMap<kms_core::KeyId, KeyEntry> = BTreeMap::new();
     let mut filesystems: BTreeMap<FilesystemName, FilesystemRecord> = BTreeMap::new();
     let mut seen = BTreeSet::new();
+    let found_in_all = found.len() + 1;
     for (backing, envelope) in found {
         if let Err(error) = envelope.check() {
             recovered.left_out.push((backing, error.to_string()));
@@ -64,12 +65,14 @@ pub async fn rebuild(
             configs.len() - 1
         });
         let (config, keys) = &mut configs[known];
-        *keys += 1;
+        // What is somebody's own master key is not the one for all, unless there is no other.
+        *keys += if envelope.own_master_key.is_none() { found_in_all } else { 1 };
         // The mark is all that tells of the past; that a key lies under local wrapping now shows without it.
         let entry = KeyEntry {
             wrapped: WrappedKey { config_id: config.id, ..envelope.wrapped },
             exposed: envelope.exposed || config.kind == LOCAL,
             revision: envelope.revision,
+            own_master_key: envelope.own_master_key,
         };
         let newest = entries.entry(key_id).or_insert_with(|| entry.clone());
         newest.exposed |= entry.exposed;
@@ -103,11 +106,26 @@ pub async fn rebuild(
         };
         commit = commit.put(records::config_key(config.id), records::encode(&record));
     }
+    let mut own: BTreeMap<String, CurrentKms> = BTreeMap::new();
     let kms = configs.iter().filter(|(config, _)| config.kind != LOCAL);
     if let Some((current, _)) = kms.clone().max_by_key(|(_, keys)| *keys) {
         let pointer = CurrentKms { config_id: current.id };
         commit = commit.put(records::CURRENT, records::encode(&pointer));
         recovered.kms = Some(current.clone());
+        let beside = |config: &KmsConfig| {
+            let (id, master_key) = (current.id, current.master_key.clone());
+            config.master_key != master_key
+                && *current == KmsConfig { id, master_key, ..config.clone() }
+        };
+        for name in entries.values().filter_map(|entry| entry.own_master_key.as_ref()) {
+            let of_own = kms.clone().find(|(c, _)| c.master_key == *name && beside(c));
+            if let Some((config, _)) = of_own {
+                own.insert(records::own_key(name), CurrentKms { config_id: config.id });
+            }
+        }
+    }
+    for (key, pointer) in &own {
+        commit = commit.put(key.clone(), records::encode(pointer));
     }
     let others = kms.filter(|(c, _)| recovered.kms.as_ref().is_none_or(|k| k.id != c.id));
     recovered.others = others.map(|(config, _)| config.clone()).collect();

@@ -44,7 +44,7 @@ impl KeyManager {
         let open = self.filesystem_statuses().await?.iter().filter(|s| opened(s)).count() as u64;
         self.forget_keys();
 
-        let live = self.kms_overview().await?.live.and_then(Result::ok);
+        let live = self.kms_glance(0).await?.live.and_then(Result::ok);
         let lasting = live.as_ref().map(|kms| kms.credential);
         let credential_left =
             lasting.filter(|c| !(c.renewable && c.periodic)).and_then(|c| c.time_left);

@@ -1,18 +1,21 @@
 //! What an administrator sees of keys and KMS.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kms_core::{
-    AuditEvent, CheckItem, CheckOutcome, CredentialStatus, Finding, KeyId, KeyVersion, KmsConfig,
-    KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis, WrappedKey,
+    AuditEvent, CheckItem, CheckOutcome, CredentialStatus, Finding, KeyId, KeyVersion, Kms,
+    KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis, WrappedKey,
 };
 
-use crate::error::listed;
+use crate::error::{Class, listed};
 use crate::manager::{key_entry_of, read};
+use crate::own_key::Targets;
 use crate::records::{
     self, ConfigRecord, CredentialKind, FilesystemRecord, FilesystemState, KeyEntry,
 };
-use crate::unlock::KeyState;
+use crate::unlock::{KEYS_AT_ONCE, KeyState};
 use crate::{Error, FilesystemName, KeyManager};
 
 /// A filesystem and its key.
@@ -26,6 +29,8 @@ pub struct FilesystemStatus {
     pub wrapped_by: Option<KmsConfig>,
     /// The master key version that wrapped it.
     pub version: KeyVersion,
+    /// The master key that it has of its own, whichever one is set for the others.
+    pub own_master_key: Option<String>,
     /// Whether its key has ever lain under local wrapping.
     pub exposed: bool,
     /// Why a copy of its wrapped key, and with it perhaps its data, is out of reach or not what it should be, as it was last
@@ -86,6 +91,26 @@ pub struct KmsOverview {
     pub credential: Option<CredentialKind>,
     /// What the KMS says now, or why it does not answer; `None` also where it was not asked.
     pub live: Option<Result<LiveKms, Error>>,
+    /// The master keys beside that one which filesystems have of their own, by name.
+    pub own: Vec<OwnMasterKey>,
+}
+
+/// A master key that filesystems have of their own.
+#[derive(Debug)]
+pub struct OwnMasterKey {
+    /// Its configuration: where the KMS that is set is, with another master key.
+    pub config: KmsConfig,
+    /// What the KMS says of it now, or why it does not; `None` where it was not asked: also while the KMS does not answer at all.
+    pub live: Option<Result<LiveKey, Error>>,
+}
+
+/// What a KMS answered of one master key.
+#[derive(Debug, Clone)]
+pub struct LiveKey {
+    /// It.
+    pub master_key: MasterKey,
+    /// What of it works today and will hurt later.
+    pub findings: Vec<Finding>,
 }
 
 impl KeyManager {
@@ -104,6 +129,7 @@ impl KeyManager {
                 key: self.state_of(&filesystem),
                 wrapped_by: entry.and_then(|e| configs.get(&e.wrapped.config_id)).cloned(),
                 version: entry.map(|e| e.wrapped.ciphertext.version).unwrap_or_default(),
+                own_master_key: entry.and_then(|e| e.own_master_key.clone()),
                 exposed: entry.is_some_and(|e| e.exposed),
                 copies_behind: self.copies_behind(&filesystem),
                 filesystem,
@@ -114,27 +140,58 @@ impl KeyManager {
 
     /// The KMS configuration, and what it answers now.
     pub async fn kms_overview(&self) -> Result<KmsOverview, Error> {
-        let current = self.current().await?.map(|(_, record)| record);
-        let live = match &current {
-            Some(record) => Some(self.ask(record).await),
-            None => None,
-        };
-        Ok(KmsOverview { live, ..self.recorded(current).await? })
+        self.overview(None).await
+    }
+
+    /// As [`KeyManager::kms_overview`], with few requests however many master keys there are: of those that filesystems have of their
+    /// own one is asked for, with the next number the next one.
+    pub async fn kms_glance(&self, turn: usize) -> Result<KmsOverview, Error> {
+        self.overview(Some(turn)).await
+    }
+
+    async fn overview(&self, turn: Option<usize>) -> Result<KmsOverview, Error> {
+        let Some(targets) = self.targets().await? else { return self.recorded(None).await };
+        let live = self.ask(&targets.current).await;
+        let mut overview = self.recorded(Some(&targets)).await?;
+        let away = live.as_ref().is_err_and(|error| error.class() == Class::KmsUnreachable);
+        if !away {
+            let said = live.as_ref().map_or(&[][..], |live| &live.findings);
+            let count = overview.own.len().max(1);
+            let wanted = |at: usize| turn.is_none_or(|turn| turn % count == at);
+            let asked: Vec<_> = overview
+                .own
+                .into_iter()
+                .enumerate()
+                .map(|(at, own)| async move {
+                    match wanted(at) {
+                        true => self.ask_own(own.config, said).await,
+                        false => Ok(own),
+                    }
+                })
+                .collect();
+            let answers = stream::iter(asked).buffered(KEYS_AT_ONCE);
+            overview.own = answers.try_collect().await?;
+        }
+        Ok(KmsOverview { live: Some(live), ..overview })
     }
 
     /// The KMS configuration as it is recorded. Asks no KMS.
     pub async fn kms_recorded(&self) -> Result<KmsOverview, Error> {
-        let current = self.current().await?.map(|(_, record)| record);
-        self.recorded(current).await
+        self.recorded(self.targets().await?.as_ref()).await
     }
 
-    async fn recorded(&self, current: Option<ConfigRecord>) -> Result<KmsOverview, Error> {
-        let credential = match &current {
-            Some(record) => Some(self.credential(record.config.id).await?.kind()),
-            None => None,
+    async fn recorded(&self, targets: Option<&Targets>) -> Result<KmsOverview, Error> {
+        let Some(targets) = targets else {
+            return Ok(KmsOverview { config: None, credential: None, live: None, own: Vec::new() });
         };
-        let config = current.map(|record| (record.config, record.set_at));
-        Ok(KmsOverview { config, credential, live: None })
+        let current = &targets.current;
+        let credential = Some(self.credential(current.config.id).await?.kind());
+        let mut own = Vec::new();
+        for (_, id) in targets.own() {
+            own.push(OwnMasterKey { config: self.config(id).await?.config, live: None });
+        }
+        let config = Some((current.config.clone(), current.set_at));
+        Ok(KmsOverview { config, credential, live: None, own })
     }
 
     /// What hangs on which version of which master key. Asks no KMS.
@@ -172,17 +229,38 @@ impl KeyManager {
     /// # Errors
     /// [`Error::NotConfigured`], [`Error::Store`].
     pub async fn check_kms(&self) -> Result<Vec<CheckItem>, Error> {
-        const SAME: &str = "the master key is the one that was configured";
-        const NEEDED: &str = "the master key decrypts every version that something hangs on";
-        let Some((_, record)) = self.current().await? else { return Err(Error::NotConfigured) };
+        let Some(targets) = self.targets().await? else { return Err(Error::NotConfigured) };
+        let record = &targets.current;
         let kms = self.kms(record.config.id).await?;
         let sample = record.canary.as_ref().map(|canary| &canary.ciphertext);
         let mut items = kms.check(sample).await;
-        self.audit_check(&record, &items);
+        self.audit_check(record, &items);
         if items.iter().any(|item| item.code == "answers" && item.failure.is_some()) {
             return Ok(items);
         }
-        let proved = self.prove_identity(&record, kms.as_ref()).await;
+        items.extend(self.check_use(record, kms.as_ref()).await?);
+        for (name, id) in targets.own() {
+            let record = self.config(id).await?;
+            let of_own =
+                |item: CheckItem| CheckItem { what: format!("{name}: {}", item.what), ..item };
+            let kms = self.kms(id).await?;
+            let sample = record.canary.as_ref().map(|canary| &canary.ciphertext);
+            items.extend(kms.check_key(sample).await.into_iter().map(of_own));
+            items.extend(self.check_use(&record, kms.as_ref()).await?.into_iter().map(of_own));
+        }
+        Ok(items)
+    }
+
+    /// Whether the master key is the right one, and opens what hangs on it.
+    async fn check_use(
+        &self,
+        record: &ConfigRecord,
+        kms: &dyn Kms,
+    ) -> Result<Vec<CheckItem>, Error> {
+        const SAME: &str = "the master key is the one that was configured";
+        const NEEDED: &str = "the master key decrypts every version that something hangs on";
+        let mut items = Vec::new();
+        let proved = self.prove_identity(record, kms).await;
         let can_rewrap = proved.is_ok();
         items.push(match proved {
             Ok(()) => CheckItem::passed("same-key", SAME, ""),
@@ -190,7 +268,7 @@ impl KeyManager {
             Err(error) => return Err(error),
         });
         if let Ok(master_key) = kms.master_key().await {
-            items.push(match self.cut_off(&record, &master_key, can_rewrap).await? {
+            items.push(match self.cut_off(record, &master_key, can_rewrap).await? {
                 None => CheckItem::passed("versions", NEEDED, ""),
                 Some(Finding { code, what, cure }) => CheckItem {
                     code,
@@ -224,19 +302,52 @@ impl KeyManager {
         let kms = self.kms(record.config.id).await?;
         let (master_key, credential) = (kms.master_key().await?, kms.credential().await?);
         let mut findings = kms.findings(&master_key, &credential);
-        let proved = self.prove_identity(record, kms.as_ref()).await;
+        findings.extend(self.ask_use(record, kms.as_ref(), &master_key).await?);
+        Ok(LiveKms { master_key, credential, findings })
+    }
+
+    /// As [`Self::ask`], for a master key beside the one that is set. What was `said` of that and of the credential is not said again.
+    async fn ask_own(&self, config: KmsConfig, said: &[Finding]) -> Result<OwnMasterKey, Error> {
+        const LASTING: CredentialStatus =
+            CredentialStatus { time_left: Some(Duration::MAX), renewable: true, periodic: true };
+        let record = match self.config(config.id).await {
+            Ok(record) => record,
+            // Forgotten meanwhile.
+            Err(Error::Record { .. }) => return Ok(OwnMasterKey { config, live: None }),
+            Err(error) => return Err(error),
+        };
+        let asked = async {
+            let kms = self.kms(config.id).await?;
+            let master_key = kms.master_key().await?;
+            let mut findings = kms.findings(&master_key, &LASTING);
+            findings.retain(|finding| !said.contains(finding));
+            findings.extend(self.ask_use(&record, kms.as_ref(), &master_key).await?);
+            Ok(LiveKey { master_key, findings })
+        };
+        let live = Some(asked.await);
+        Ok(OwnMasterKey { config, live })
+    }
+
+    async fn ask_use(
+        &self,
+        record: &ConfigRecord,
+        kms: &dyn Kms,
+        master_key: &MasterKey,
+    ) -> Result<Vec<Finding>, Error> {
+        let mut findings = Vec::new();
+        let proved = self.prove_identity(record, kms).await;
         let can_rewrap = proved.is_ok();
         match proved {
             Ok(()) => {}
             Err(Error::Kms(error)) if !error.kind().is_transient() => findings.push(Finding {
                 code: error.kind().code().to_owned(),
-                what: format!("what the KMS wrapped can't be opened now, and a node that starts unlocks nothing: {}", error.chain()),
+                what: format!("what the KMS wrapped with {} can't be opened now, and a node that starts unlocks nothing of it: {}", record.config.master_key, error.chain()),
                 cure: error.how_to_mend().unwrap_or_default().to_owned(),
             }),
             Err(error) => return Err(error),
         }
-        findings.extend(self.cut_off(record, &master_key, can_rewrap).await?);
-        Ok(LiveKms { master_key, credential, findings })
+        findings.extend(self.cut_off(record, master_key, can_rewrap).await?);
+        Ok(findings)
     }
 
     /// The filesystems that are open now and that a node that starts could not unlock, because the KMS no longer decrypts
@@ -266,8 +377,8 @@ impl KeyManager {
         Ok((!names.is_empty()).then(|| Finding {
             code: "keys-cut-off".to_owned(),
             what: format!(
-                "a node that starts can't unlock {named}: min_decryption_version is {}, and older versions wrapped their keys",
-                minimum.0
+                "a node that starts can't unlock {named}: min_decryption_version of {} is {}, and older versions wrapped their keys",
+                master_key.name, minimum.0
             ),
             cure: format!("give {saves} while they are unlocked; for those that are locked, lower min_decryption_version first"),
         }))

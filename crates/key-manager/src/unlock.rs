@@ -19,6 +19,9 @@ use crate::{Error, FilesystemName, KeyManager};
 /// How many backing directories are looked into at once. A few that don't answer hold the others up no longer.
 pub(crate) const DISKS_AT_ONCE: usize = 64;
 
+/// How many master keys are asked at once.
+pub(crate) const KEYS_AT_ONCE: usize = 8;
+
 /// A disk that answers takes less.
 const DISKS_PAUSE: Duration = Duration::from_millis(500);
 
@@ -273,8 +276,14 @@ impl KeyManager {
                 Err(error) => locked.push(Shut::new(fs.name, &error)),
             }
         }
-        for (config_id, members) in by_config {
-            match self.unwrap_members(config_id, &members).await {
+        let asked = by_config.into_iter().map(|(config_id, members)| async move {
+            let answers = self.unwrap_members(config_id, &members).await;
+            (members, answers)
+        });
+        // A master key that does not answer holds the others up no longer.
+        let mut asked = stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(KEYS_AT_ONCE);
+        while let Some((members, answers)) = asked.next().await {
+            match answers {
                 Ok(answers) => {
                     let answers = members.into_iter().map(|(fs, _)| fs.name).zip(answers);
                     locked.extend(self.keep_unwrapped(answers.collect()).await?);

@@ -58,6 +58,9 @@ pub struct KeyEnvelope {
     pub kms: KmsConfig,
     /// Whether this key has ever lain under local wrapping; only a new key ends it.
     pub exposed: bool,
+    /// The name of the master key that this key is to have of its own, whichever one is set for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_master_key: Option<String>,
 }
 
 impl KeyEnvelope {

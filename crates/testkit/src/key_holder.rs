@@ -58,6 +58,7 @@ pub fn envelope(key_id: KeyId) -> KeyEnvelope {
             settings: Default::default(),
         },
         exposed: false,
+        own_master_key: None,
     }
 }
 

@@ -6,14 +6,15 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kms_core::{
-    CheckItem, Ciphertext, FilesystemKey, Items, KeyRecord, Kms as _, KmsError, KmsErrorKind,
-    RequestId,
+    CheckItem, Ciphertext, FilesystemKey, Finding, Items, KeyRecord, Kms as _, KmsError,
+    KmsErrorKind, RequestId,
 };
 
 use crate::config::VaultConfig;
 use crate::findings::{self, finding};
 use crate::kms::VaultKms;
 use crate::operation::Operation;
+use crate::wire::KeyData;
 
 /// With less of its life left a certificate should be renewed today.
 const CERTIFICATE_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
@@ -68,30 +69,41 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
             ["plain-http", "token-not-renewable"].contains(&code)
                 && items.iter().any(|item| item.code == code)
         };
-        let new: Vec<_> = found.into_iter().filter(|finding| !is_known(&finding.code)).collect();
-        let about_key = |code: &str| code.starts_with("key-");
-        let settings = "the master key stays in Vault and can't be lost by a slip";
-        if !new.iter().any(|finding| about_key(&finding.code)) {
-            items.push(CheckItem::passed(
-                "key-settings",
-                settings,
-                format!(
-                    "no deletion, no export; newest version {}, decrypts from version {}",
-                    key.latest_version,
-                    key.min_decryption_version.max(1)
-                ),
-            ));
-        }
-        items.extend(new.into_iter().map(|finding| {
-            let what = if about_key(&finding.code) {
-                settings
-            } else {
-                "the credential lasts and may do no more than it needs"
-            };
-            CheckItem::warning(what, finding)
-        }));
+        let found: Vec<_> = found.into_iter().filter(|finding| !is_known(&finding.code)).collect();
+        let (of_key, others): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|finding| finding.code.starts_with("key-"));
+        items.extend(settings(&key, of_key));
+        let what = "the credential lasts and may do no more than it needs";
+        items.extend(others.into_iter().map(|finding| CheckItem::warning(what, finding)));
     }
     items
+}
+
+/// What of it concerns the master key alone.
+pub(crate) async fn key_alone(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<CheckItem> {
+    let key = vault.read_key().await;
+    let may_read = may(vault.target(), Operation::ReadKey);
+    let mut items = vec![CheckItem::of("may-read-key", may_read, &key)];
+    items.extend(by_use(vault, sample).await);
+    items.extend(excess(vault).await);
+    if let Ok(key) = key {
+        items.extend(settings(&key, findings::of_key(vault.target(), &key)));
+    }
+    items
+}
+
+/// The master key's settings, and what is to be said of them.
+fn settings(key: &KeyData, found: Vec<Finding>) -> Vec<CheckItem> {
+    const WHAT: &str = "the master key stays in Vault and can't be lost by a slip";
+    if found.is_empty() {
+        let versions = format!(
+            "no deletion, no export; newest version {}, decrypts from version {}",
+            key.latest_version,
+            key.min_decryption_version.max(1)
+        );
+        return vec![CheckItem::passed("key-settings", WHAT, versions)];
+    }
+    found.into_iter().map(|finding| CheckItem::warning(WHAT, finding)).collect()
 }
 
 fn may(config: &VaultConfig, operation: Operation) -> String {

@@ -47,6 +47,14 @@ pub(crate) fn at_proof(
             "make one without a limit of uses",
         ));
     }
+    found.extend(of_key(config, key));
+    found.extend(plain_http(config));
+    found
+}
+
+/// What the proof sees of the master key.
+pub(crate) fn of_key(config: &VaultConfig, key: &KeyData) -> Vec<Finding> {
+    let mut found = Vec::new();
     found.extend(key.deletion_allowed.then(|| key_deletable(config)));
     found.extend(key.exportable.then(|| key_exportable(config)));
     if key.allow_plaintext_backup {
@@ -56,7 +64,6 @@ pub(crate) fn at_proof(
             "this can't be undone: use a new key, made without allow_plaintext_backup, to which all keys are moved",
         ));
     }
-    found.extend(plain_http(config));
     found
 }
 

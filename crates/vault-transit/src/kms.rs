@@ -326,6 +326,10 @@ impl Kms for VaultKms {
         check::run(self, sample).await
     }
 
+    async fn check_key(&self, sample: Option<&Ciphertext>) -> Vec<CheckItem> {
+        check::key_alone(self, sample).await
+    }
+
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {
         if records.is_empty() {
             return Ok(Items::default());

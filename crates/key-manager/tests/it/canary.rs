@@ -166,7 +166,7 @@ async fn keys_that_the_kms_no_longer_decrypts_are_told_and_rewrapped_from_memory
     server.set_minimum(2);
     let [finding] = &findings().await[..] else { panic!("one finding") };
     assert_eq!(finding.code, "keys-cut-off");
-    assert!(finding.what.contains("old: min_decryption_version is 2"), "{finding:?}");
+    assert!(finding.what.contains("old: min_decryption_version of key is 2"), "{finding:?}");
 
     let before = node.bytes("old").await;
     let report = node.rewrap().await.unwrap();

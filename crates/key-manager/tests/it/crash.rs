@@ -1,7 +1,7 @@
 //! A stop at every durable step: each commit of the store and each write of a header is made the last one, then a new
 //! node starts on what lies there. Nothing acknowledged is lost, nothing is half done, every key opens.
 
-use key_manager::{FilesystemState, KeyManager, KeyState};
+use key_manager::{FilesystemState, KeyManager, KeyState, NewKms};
 use kms_core::{KeyStore as _, KmsErrorKind};
 
 use crate::world::{Acts, World, name, vault};
@@ -228,4 +228,149 @@ async fn lock() {
         },
     )
     .await;
+}
+
+/// As [`with_kms_and_two`], and one under a master key of its own, which both KMSs have.
+async fn with_an_own_key(world: &World) {
+    for server in ["http://a", "http://a/own", "http://b", "http://b/own"] {
+        world.kms.server(server);
+    }
+    with_kms_and_two(world).await;
+    world.node().await.create_under("x", "own").await.unwrap();
+    world.kms.server("http://a/own").rotate();
+}
+
+/// Whether every key hangs on the master key that it should.
+async fn each_on_its_own(node: &KeyManager) {
+    for fs in node.filesystem_statuses().await.unwrap() {
+        let expected = fs.own_master_key.unwrap_or_else(|| "key".to_owned());
+        let by = fs.wrapped_by.unwrap();
+        assert!(by.kind == "local" || by.master_key == expected, "{by:?}");
+    }
+}
+
+/// How many records of configurations and of what names them there are.
+async fn kms_records(world: &World) -> [usize; 3] {
+    let mut counts = [0; 3];
+    for (count, prefix) in counts.iter_mut().zip(["kms/own/", "kms/config/", "kms/credential/"]) {
+        *count = world.store.list(prefix, None, 10).await.unwrap().records.len();
+    }
+    counts
+}
+
+#[tokio::test]
+async fn create_under_a_master_key_of_its_own() {
+    let points = at_every_stop(
+        async |world| {
+            with_kms_and_two(world).await;
+            world.kms.server("http://a/own");
+        },
+        async |node| node.create_under("new", "own").await.is_ok(),
+        async |world, node, done| {
+            let there = node.filesystem(&name("new")).await.is_ok();
+            assert!(there || !done, "an acknowledged create is lost");
+            each_on_its_own(node).await;
+            let expected = if there { [1, 2, 2] } else { [0, 1, 1] };
+            assert_eq!(kms_records(world).await, expected, "a configuration lies about");
+        },
+    )
+    .await;
+    assert!(points >= 5, "{points}");
+}
+
+#[tokio::test]
+async fn delete_the_last_one_under_a_master_key() {
+    let points = at_every_stop(
+        with_an_own_key,
+        async |node| node.delete_filesystem(&name("x")).await.is_ok(),
+        async |world, node, _| {
+            let there = node.filesystem(&name("x")).await.is_ok();
+            let expected = if there { [1, 2, 2] } else { [0, 1, 1] };
+            assert_eq!(kms_records(world).await, expected);
+        },
+    )
+    .await;
+    assert!(points >= 5, "{points}");
+}
+
+#[tokio::test]
+async fn rewrap_under_several_master_keys() {
+    let points = at_every_stop(
+        with_an_own_key,
+        async |node| node.rewrap().await.is_ok_and(|report| report.failed.is_empty()),
+        async |_, node, done| {
+            each_on_its_own(node).await;
+            let versions: Vec<u64> =
+                node.filesystem_statuses().await.unwrap().iter().map(|s| s.version.0).collect();
+            assert!(versions == [2, 2, 2] || (!done && versions == [1, 1, 1]), "{versions:?}");
+        },
+    )
+    .await;
+    assert!(points >= 8, "{points}");
+}
+
+#[tokio::test]
+async fn move_of_several_master_keys_to_another_kms() {
+    let points = at_every_stop(
+        with_an_own_key,
+        async |node| node.set("http://b").await.is_ok(),
+        async |world, node, _| {
+            each_on_its_own(node).await;
+            assert_eq!(kms_records(world).await, [1, 2, 2]);
+            let address = node.kms_overview().await.unwrap().config.unwrap().0.address;
+            let gone = if address == "http://a" { "http://b" } else { "http://a" };
+            for key in ["", "/own"] {
+                let server = world.kms.server(&format!("{gone}{key}"));
+                server.set_down(Some(KmsErrorKind::Unreachable));
+            }
+            let again = world.node().await;
+            assert!(again.unlock_all().await.unwrap().is_empty(), "all keys hang on {address}");
+        },
+    )
+    .await;
+    assert!(points >= 8, "{points}");
+}
+
+#[tokio::test]
+async fn another_master_key_for_all_beside_an_own_one() {
+    let points = at_every_stop(
+        async |world| {
+            with_an_own_key(world).await;
+            world.kms.server("http://a/other");
+        },
+        async |node| {
+            let other = NewKms { master_key: "other".to_owned(), ..vault("http://a") };
+            match node.set_kms(other).await {
+                Ok(set) => node.run(set.job.unwrap()).await.is_ok(),
+                Err(_) => false,
+            }
+        },
+        async |world, node, _| {
+            let current = node.kms_overview().await.unwrap().config.unwrap().0.master_key;
+            for fs in node.filesystem_statuses().await.unwrap() {
+                let expected = fs.own_master_key.as_ref().unwrap_or(&current);
+                assert_eq!(fs.wrapped_by.unwrap().master_key, *expected);
+            }
+            assert_eq!(kms_records(world).await, [1, 2, 2]);
+        },
+    )
+    .await;
+    assert!(points >= 6, "{points}");
+}
+
+#[tokio::test]
+async fn downgrade_of_several_master_keys() {
+    let points = at_every_stop(
+        with_an_own_key,
+        async |node| node.downgrade().await.is_ok_and(|report| report.failed.is_empty()),
+        async |world, node, done| {
+            let set = node.kms_overview().await.unwrap().config.is_some();
+            assert!(!(set && done));
+            each_on_its_own(node).await;
+            let expected = if set { [1, 2, 2] } else { [0, 1, 0] };
+            assert_eq!(kms_records(world).await, expected);
+        },
+    )
+    .await;
+    assert!(points >= 8, "{points}");
 }

@@ -8,6 +8,7 @@ mod crash;
 mod hangs;
 mod life;
 mod moves;
+mod own_key;
 mod recover;
 mod removal;
 mod world;

@@ -262,6 +262,7 @@ pub(crate) fn vault(address: &str) -> NewKms {
 #[async_trait]
 pub(crate) trait Acts {
     async fn create(&self, fs: &str) -> Result<KeyId, Error>;
+    async fn create_under(&self, fs: &str, master_key: &str) -> Result<KeyId, Error>;
     async fn set(&self, address: &str) -> Result<Configured, Error>;
     async fn rewrap(&self) -> Result<MoveReport, Error>;
     async fn run(&self, job: JobId) -> Result<MoveReport, Error>;
@@ -275,6 +276,12 @@ impl Acts for KeyManager {
     async fn create(&self, fs: &str) -> Result<KeyId, Error> {
         let backing = PathBuf::from(format!("/backing/{fs}"));
         Ok(self.create_filesystem(name(fs), backing, true).await?.filesystem.key_id)
+    }
+
+    async fn create_under(&self, fs: &str, master_key: &str) -> Result<KeyId, Error> {
+        let backing = PathBuf::from(format!("/backing/{fs}"));
+        let created = self.create_filesystem_under(name(fs), backing, master_key.to_owned());
+        Ok(created.await?.filesystem.key_id)
     }
 
     /// Sets the KMS and runs the move, if there is one.

@@ -1,0 +1,237 @@
+//! Master keys that filesystems have of their own, beside the one that is set for all.
+//!
+//! Each is a configuration more: the place, the settings and the credential of the KMS that is set, and another master key.
+//! `kms/own/<master key>` names it. It is made with the first filesystem that asks for it, goes along when the KMS is set anew, and
+//! is forgotten with the last key that has to hang on it. What a key has to hang on is recorded with the key, and outlives the
+//! configuration: also a key that is wrapped locally meanwhile comes back under its own master key, and under no other.
+//!
+//! Whoever adds one writes `kms/current` too, so that a change of the KMS at the same moment conflicts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use kms_core::{Finding, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, MasterKey, Record};
+
+use crate::configure::{Given, Known};
+use crate::error::listed;
+use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
+use crate::{Error, KeyManager};
+
+/// What wraps which keys while a KMS is set.
+#[derive(Debug)]
+pub(crate) struct Targets {
+    /// The record that names the KMS that is set, as it was read.
+    pub(crate) pointer: Record,
+    /// What wraps the keys that have no master key of their own.
+    pub(crate) current: ConfigRecord,
+    own: BTreeMap<String, (Record, KmsConfigId)>,
+}
+
+impl Targets {
+    /// The configuration that wraps a key with this master key of its own, or none; `None`: it is not known.
+    pub(crate) fn of(&self, own: Option<&str>) -> Option<KmsConfigId> {
+        match own {
+            Some(name) if name != self.current.config.master_key => {
+                self.own.get(name).map(|(_, id)| *id)
+            }
+            _ => Some(self.current.config.id),
+        }
+    }
+
+    /// The master keys that are some filesystems' own, and the configuration of each.
+    pub(crate) fn own(&self) -> impl Iterator<Item = (&str, KmsConfigId)> {
+        self.own.iter().map(|(name, (_, id))| (name.as_str(), *id))
+    }
+
+    /// The record that names this configuration as that of somebody's own master key, with that.
+    pub(crate) fn named_as_own(&self, id: KmsConfigId) -> Option<(&str, &Record)> {
+        let mut own = self.own.iter();
+        own.find(|(_, (_, of))| *of == id).map(|(name, (record, _))| (name.as_str(), record))
+    }
+
+    /// The record that names the configuration of this master key.
+    pub(crate) fn own_record(&self, name: &str) -> Option<&Record> {
+        self.own.get(name).map(|(record, _)| record)
+    }
+}
+
+/// A configuration for a master key beside the one that is set; proved, and not recorded yet.
+pub(crate) struct Sibling {
+    pub(crate) record: ConfigRecord,
+    pub(crate) credential: CredentialRecord,
+    pub(crate) kms: Arc<dyn Kms>,
+}
+
+/// What a master key that some filesystems have of their own is when a KMS is set.
+pub(crate) struct Own {
+    pub(crate) config_id: KmsConfigId,
+    /// What is recorded of it; `None`: it stays as it is.
+    pub(crate) renewed: Option<(ConfigRecord, Arc<dyn Kms>)>,
+    /// Whether nothing hangs on it yet.
+    pub(crate) fresh: bool,
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl KeyManager {
+    /// What wraps which keys; `None`: no KMS is set.
+    pub(crate) async fn targets(&self) -> Result<Option<Targets>, Error> {
+        let Some((pointer, current)) = self.current().await? else { return Ok(None) };
+        let mut own = BTreeMap::new();
+        for record in records::all(self.store(), records::OWN).await? {
+            let CurrentKms { config_id } = records::decode(&record)?;
+            let name = record.key.strip_prefix(records::OWN).unwrap_or_default().to_owned();
+            own.insert(name, (record, config_id));
+        }
+        Ok(Some(Targets { pointer, current, own }))
+    }
+
+    /// Proves a master key that lies where the one that is set does, as setting it would. One that is recorded is not made twice.
+    pub(crate) async fn sibling(
+        &self,
+        current: &KmsConfig,
+        master_key: &str,
+    ) -> Result<Sibling, Error> {
+        let credential = self.credential(current.id).await?;
+        let given = credential.credential();
+        let provider = self.provider(&current.kind)?;
+        let mut config = KmsConfig {
+            id: KmsConfigId::random(),
+            master_key: master_key.to_owned(),
+            ..current.clone()
+        };
+        let proof = provider.prove(&config, &given).await?;
+        let mut kms = proof.kms;
+        for known in self.configs().await? {
+            let alike = known.config == KmsConfig { id: known.config.id, ..config.clone() };
+            if alike
+                && known.canary.is_some()
+                && self.prove_identity(&known, kms.as_ref()).await.is_ok()
+            {
+                kms = provider.open(&known.config, &given)?;
+                config = known.config;
+                break;
+            }
+        }
+        let record = self.proved(config, kms.as_ref(), &proof.master_key).await?;
+        Ok(Sibling { record, credential, kms })
+    }
+
+    /// The record of a configuration that has just been proved.
+    pub(crate) async fn proved(
+        &self,
+        config: KmsConfig,
+        kms: &dyn Kms,
+        master_key: &MasterKey,
+    ) -> Result<ConfigRecord, Error> {
+        Ok(ConfigRecord {
+            config,
+            canary: Some(self.make_canary(kms).await?),
+            versions: master_key.created.clone(),
+            set_at: self.parts().clock.now(),
+            kept: false,
+        })
+    }
+
+    /// What a master key that some filesystems have of their own is under what is given: what is recorded of it, if that opens as
+    /// it lies, or a new configuration for the key of the same name. `now` is the recorded one.
+    ///
+    /// # Errors
+    /// [`Error::OwnKey`]: it is not there, or may not be used. Where only the credential changes a master key that is gone, or is another
+    /// one from which not every key can move, keeps no new credential out: it stays as it is, with a finding.
+    pub(crate) async fn own_under(
+        &self,
+        name: &str,
+        given: &Given<'_>,
+        known: &mut [Known],
+        keys: &[KeyEntry],
+        now: Option<KmsConfigId>,
+    ) -> Result<Own, Error> {
+        let mut config = KmsConfig {
+            id: KmsConfigId::random(),
+            master_key: name.to_owned(),
+            ..given.config.clone()
+        };
+        let of_own: Vec<KeyEntry> = keys.iter().filter(|key| key.has_own(name)).cloned().collect();
+        let names = self.names_of(&of_own).await?;
+        let in_place = |known: &Known| {
+            given.provider.reached_alike(&known.record.config, &config)
+                && Some(known.record.config.id) == now
+        };
+        let stays = known.iter().find(|known| in_place(known)).map(|known| known.record.config.id);
+        let stay = |config_id, code: KmsErrorKind, why: String, cure: &str| Own {
+            config_id,
+            renewed: None,
+            fresh: false,
+            findings: vec![Finding {
+                code: code.code().to_owned(),
+                what: format!(
+                    "{names}, with the master key {name:?}, can't be unlocked by a node that starts: {why}"
+                ),
+                cure: cure.to_owned(),
+            }],
+        };
+        let proof = match (given.provider.prove(&config, given.credential).await, stays) {
+            (Ok(proof), _) => proof,
+            (Err(e), Some(id)) if is_gone(&e) => {
+                return Ok(stay(id, e.kind(), e.chain(), e.how_to_mend().unwrap_or_default()));
+            }
+            (Err(source), _) => {
+                let (master_key, source) = (name.to_owned(), Box::new(source));
+                return Err(Error::OwnKey { names, master_key, source });
+            }
+        };
+        let mut same = None;
+        for known in known.iter_mut().filter(|k| k.same.is_none()) {
+            let id = known.record.config.id;
+            if known.record.config.master_key == name
+                && self.opens_as_it_lies(&known.record, &config, proof.kms.as_ref(), keys).await?
+            {
+                known.same = Some(config.clone());
+                same = same.filter(|same| Some(*same) == now).or(Some(id));
+            }
+        }
+        if let (None, Some(id)) = (same, stays) {
+            match self.check_all_open(&of_own, &[], &[], "the master key is another one").await {
+                Ok(()) => {}
+                Err(Error::NotAll { why, .. }) => {
+                    let cure = "restore the KMS from a backup that has the old key, or delete what can't be opened (coffer fs delete)";
+                    return Ok(stay(id, KmsErrorKind::KeyReplaced, why, cure));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut kms = proof.kms;
+        if let Some(id) = same {
+            config.id = id;
+            kms = given.provider.open(&config, given.credential)?;
+        }
+        let record = self.proved(config, kms.as_ref(), &proof.master_key).await?;
+        Ok(Own {
+            config_id: record.config.id,
+            renewed: Some((record, kms)),
+            fresh: same.is_none(),
+            findings: proof.findings,
+        })
+    }
+
+    /// The filesystems that have these keys, for an error.
+    async fn names_of(&self, keys: &[KeyEntry]) -> Result<String, Error> {
+        let sites = self.sites_by_key().await?;
+        let ids = keys.iter().map(|key| key.wrapped.key_id);
+        let names: BTreeSet<&str> =
+            ids.filter_map(|id| sites.get(&id)).flatten().map(|site| site.name.as_str()).collect();
+        Ok(listed(&names.into_iter().collect::<Vec<_>>(), 20))
+    }
+}
+
+/// Whether it is the master key that is not there, and not the way to it that is barred.
+fn is_gone(error: &KmsError) -> bool {
+    matches!(error.kind(), KmsErrorKind::KeyMissing | KmsErrorKind::KeyUnfit)
+}
+
+impl KeyEntry {
+    /// Whether it is to hang on this master key, whichever is set for the others.
+    pub(crate) fn has_own(&self, name: &str) -> bool {
+        self.own_master_key.as_deref() == Some(name)
+    }
+}
