@@ -17,6 +17,9 @@ pub struct CreateFilesystem {
     /// Whether its key may be wrapped locally while no KMS is set.
     #[serde(default)]
     pub allow_no_kms: bool,
+    /// The name of a master key of its own, in the KMS that is set; the one that is set for all if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms_key: Option<String>,
 }
 
 /// One filesystem.
@@ -37,6 +40,9 @@ pub struct Filesystem {
     pub key_id: String,
     /// What wraps its key.
     pub wrapped_by: WrappedBy,
+    /// The master key that it has of its own, and hangs on while a KMS is set, whichever is set for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_master_key: Option<String>,
     /// Whether its key has lain under local wrapping, and may be compromised.
     pub exposed: bool,
     /// What of it should be looked at though it is open: its backing directory was not found as it should be.

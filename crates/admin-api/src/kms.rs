@@ -115,6 +115,26 @@ pub struct KmsDetails {
     pub lowest_needed: Option<u64>,
     /// Why the KMS does not answer now; `None` if it does.
     pub problem: Option<Problem>,
+    /// The master keys that filesystems have of their own there, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_keys: Vec<OwnKey>,
+}
+
+/// A master key that filesystems have of their own, beside the one that is set for all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnKey {
+    /// Its name.
+    pub master_key: String,
+    /// How many filesystems have it.
+    pub filesystems: u64,
+    /// Its newest version, when the KMS told it.
+    pub latest_version: Option<u64>,
+    /// The version below which the KMS refuses to decrypt, when the KMS told it.
+    pub min_decryption_version: Option<u64>,
+    /// As [`KmsDetails::lowest_needed`], of this master key.
+    pub lowest_needed: Option<u64>,
+    /// Why the KMS does not answer for it as it should; `None` if it does, or was not asked yet.
+    pub problem: Option<Problem>,
 }
 
 /// How long a credential lives.

@@ -56,7 +56,7 @@ pub use filesystem::{
 pub use job::{Damage, Job, JobKind, JobState, Jobs, Progress};
 pub use kms::{
     Change, CheckItem, CheckOutcome, CredentialLife, Finding, Kms, KmsChange, KmsCheck, KmsDetails,
-    KmsImpact, KmsRehearsal, Rewrap, SetVault, ShutFilesystem, VersionCount,
+    KmsImpact, KmsRehearsal, OwnKey, Rewrap, SetVault, ShutFilesystem, VersionCount,
 };
 pub use problem::{Exit, MEDIA_TYPE, Problem};
 pub use status::{FilesystemCounts, Status};

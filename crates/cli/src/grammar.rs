@@ -251,7 +251,8 @@ pub(crate) enum FsCommand {
     #[command(after_help = "\
 Examples:
   coffer fs create home
-  coffer fs create projects --backing /mnt/nfs/projects")]
+  coffer fs create projects --backing /mnt/nfs/projects
+  coffer fs create tenant-a --kms-key tenant-a-key")]
     Create {
         /// Its name: 1 to 64 of A-Z a-z 0-9 . _ -, of which the first is a letter or a digit
         #[arg(value_parser = segment())]
@@ -266,6 +267,9 @@ Examples:
         /// Where its ciphertext lies: a directory that is empty or does not exist [default: in the state directory]
         #[arg(long, value_name = "DIR")]
         backing: Option<PathBuf>,
+        /// A master key of its own in the KMS that is set, whichever one is set for the others [default: that one]
+        #[arg(long, value_name = "MASTER-KEY-NAME")]
+        kms_key: Option<String>,
     },
     /// List filesystems
     #[command(after_help = "Example:\n  coffer fs list --json")]
@@ -382,7 +386,7 @@ Examples:
         #[command(flatten)]
         patience: Patience,
     },
-    /// Encrypt every filesystem key anew under the newest version of the master key; data stays as it is
+    /// Encrypt every filesystem key anew under the newest version of its master key; data stays as it is
     #[command(after_help = "\
 Examples:
   vault write -f transit/keys/coffer-key/rotate && coffer fs kms rewrap
@@ -410,14 +414,21 @@ Example:
     #[command(after_help = "\
 Examples:
   coffer fs kms impact --revoke-token
-  coffer fs kms impact --min-version 3")]
-    Impact(Impact),
-    /// Print the policy that a token for a master key needs, and nothing beyond it. Asks nobody
+  coffer fs kms impact --min-version 3
+  coffer fs kms impact --delete-key --kms-key tenant-a-key")]
+    Impact {
+        #[command(flatten)]
+        of: Impact,
+        /// Which master key: one that filesystems have of their own [default: the one that is set for all]
+        #[arg(long, value_name = "MASTER-KEY-NAME", conflicts_with = "revoke_token")]
+        kms_key: Option<String>,
+    },
+    /// Print the policy that a token for a master key, or several, needs, and nothing beyond it. Asks nobody
     Policy(Policy),
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(id = "lost", required = true, multiple = false)]
 pub(crate) struct Impact {
     /// The token, or the login, that the node has
     #[arg(long)]
@@ -430,12 +441,16 @@ pub(crate) struct Impact {
     pub(crate) min_version: Option<u64>,
 }
 
-/// Print the policy that a token for a master key needs, and nothing beyond it. Asks nobody
+/// Print the policy that a token for a master key, or several, needs, and nothing beyond it. Asks nobody
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  coffer fs kms policy coffer-key | vault policy write coffer -")]
+#[command(after_help = "\
+Examples:
+  coffer fs kms policy coffer-key | vault policy write coffer -
+  coffer fs kms policy coffer-key tenant-a-key | vault policy write coffer -")]
 pub struct Policy {
-    /// The name of the master key in Vault
-    pub master_key_name: String,
+    /// The name of the master key in Vault; with those that filesystems have of their own, all of them
+    #[arg(required = true)]
+    pub master_key_name: Vec<String>,
     /// Where the transit engine is mounted [default: transit]
     #[arg(long, value_name = "PATH")]
     pub transit_path: Option<String>,

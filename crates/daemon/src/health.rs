@@ -1,7 +1,8 @@
 //! The KMS as it was last seen, and the life of our token, which is renewed in time.
 //!
 //! A look takes three requests, so it is taken less often than every other minute; what changes the configuration
-//! asks for one at once. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
+//! asks for one at once. Of the master keys that filesystems have of their own each look at rest asks for one, in turn, by two requests more, and
+//! the next look is so much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
 //! seen, because how much of its life had passed before is not known.
 
 use std::convert::Infallible;
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use admin_api::{Exit, Problem};
-use key_manager::{CredentialKind, Error, KeyManager, KmsOverview, LiveKms};
+use key_manager::{CredentialKind, Error, KeyManager, KmsOverview, LiveKey, LiveKms, OwnMasterKey};
 use kms_core::{CredentialStatus, KmsConfig};
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -19,6 +20,8 @@ use crate::problem;
 
 /// Between two looks while all is well.
 const LOOK_EVERY: Duration = Duration::from_secs(150);
+/// As [`LOOK_EVERY`], for five requests.
+const LOOK_EVERY_WITH_OWN: Duration = Duration::from_secs(250);
 /// Between two looks when the KMS does not answer. What waits for it asks by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// What stands in the place of an answer before the first look.
@@ -36,6 +39,16 @@ pub(crate) struct Seen {
     pub(crate) credential: Option<CredentialKind>,
     /// What the KMS answered; `None` while none is set.
     pub(crate) live: Option<Result<Answered, Problem>>,
+    /// The master keys that filesystems have of their own.
+    pub(crate) own: Vec<OwnSeen>,
+}
+
+/// A master key that filesystems have of their own.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnSeen {
+    pub(crate) config: KmsConfig,
+    /// What the KMS answered when it was last asked; `None`: it was not yet.
+    pub(crate) live: Option<Result<LiveKey, Problem>>,
 }
 
 /// What a KMS answered.
@@ -93,18 +106,46 @@ impl Health {
 
     /// Looks now. Takes as long as the KMS's deadline while it is away.
     pub(crate) async fn look(&self) -> Result<Seen, Error> {
-        let overview = self.manager.kms_overview().await?;
+        self.keep(self.manager.kms_overview().await?)
+    }
+
+    /// As [`Self::look`], at one of the master keys that filesystems have of their own.
+    async fn glance(&self, turn: usize) -> Result<Seen, Error> {
+        self.keep(self.manager.kms_glance(turn).await?)
+    }
+
+    fn keep(&self, overview: KmsOverview) -> Result<Seen, Error> {
         let live = overview.live.map(|live| match live {
             Ok(kms) => Ok(Answered { kms, at: Instant::now() }),
             Err(error) => Err(problem::of_keys("the KMS does not answer as it should", &error)),
         });
         let config = overview.config.map(|(config, _)| config);
-        let seen = Seen { config, credential: overview.credential, live };
+        let mut last = lock(&self.seen);
+        let before = |id| {
+            let mut before = last.iter().flat_map(|seen| &seen.own);
+            before.find(|own| own.config.id == id).and_then(|own| own.live.clone())
+        };
+        let own = overview.own.into_iter().map(|OwnMasterKey { config, live }| {
+            let title =
+                format!("the master key {} does not answer as it should", config.master_key);
+            let live = live.map(|live| live.map_err(|error| problem::of_keys(title, &error)));
+            OwnSeen { live: live.or_else(|| before(config.id)), config }
+        });
+        let own = own.collect();
+        let seen = Seen { config, credential: overview.credential, live, own };
         if let Some(Ok(Answered { at, .. })) = &seen.live {
             *lock(&self.succeeded) = Some(*at);
         }
-        *lock(&self.seen) = Some(seen.clone());
+        *last = Some(seen.clone());
         Ok(seen)
+    }
+
+    /// A filesystem has this master key of its own: if that is new, has a look taken.
+    pub(crate) fn has_own(&self, master_key: &str) {
+        let is = |own: &OwnSeen| own.config.master_key == master_key;
+        if !lock(&self.seen).as_ref().is_some_and(|seen| seen.own.iter().any(is)) {
+            self.look_soon();
+        }
     }
 
     /// The configuration was changed: what was seen before counts no more.
@@ -123,10 +164,14 @@ impl Health {
     /// Looks and renews, for ever.
     pub(crate) async fn watch(&self) -> Infallible {
         let mut granted: Option<Duration> = None;
+        let (mut turn, mut woken) = (0, true);
         loop {
-            let pause = match self.look().await {
-                Ok(Seen { live: Some(Ok(answered)), .. }) => {
-                    self.renew_in_time(answered.credential(), &mut granted).await
+            let seen = if woken { self.look().await } else { self.glance(turn).await };
+            turn = turn.wrapping_add(1);
+            let pause = match seen {
+                Ok(Seen { live: Some(Ok(answered)), own, .. }) => {
+                    let every = if own.is_empty() { LOOK_EVERY } else { LOOK_EVERY_WITH_OWN };
+                    self.renew_in_time(answered.credential(), &mut granted, every).await
                 }
                 Ok(Seen { live: Some(Err(_)), .. }) => LOOK_AGAIN,
                 Ok(Seen { live: None, .. }) => LOOK_EVERY,
@@ -135,9 +180,12 @@ impl Health {
                     LOOK_AGAIN
                 }
             };
-            tokio::select! {
-                () = sleep(pause.max(SHORTEST)) => {}
-                () = self.wake.notified() => granted = None,
+            woken = tokio::select! {
+                () = sleep(pause.max(SHORTEST)) => false,
+                () = self.wake.notified() => true,
+            };
+            if woken {
+                granted = None;
             }
         }
     }
@@ -147,12 +195,13 @@ impl Health {
         &self,
         credential: CredentialStatus,
         granted: &mut Option<Duration>,
+        every: Duration,
     ) -> Duration {
         let (Some(left), true) = (credential.time_left, credential.renewable) else {
-            return LOOK_EVERY;
+            return every;
         };
         if let Some(pause) = until_renewal(left, *granted) {
-            return pause.min(LOOK_EVERY);
+            return pause.min(every);
         }
         match self.manager.renew_credential().await {
             Ok(renewed) => {
@@ -165,8 +214,8 @@ impl Health {
                     seconds_left = renewed.time_left.map(|t| t.as_secs()),
                     "the token was renewed"
                 );
-                let left = renewed.time_left.unwrap_or(LOOK_EVERY);
-                until_renewal(left, *granted).unwrap_or(SHORTEST).min(LOOK_EVERY)
+                let left = renewed.time_left.unwrap_or(every);
+                until_renewal(left, *granted).unwrap_or(SHORTEST).min(every)
             }
             Err(error) => {
                 tracing::warn!(%error, "the token can't be renewed");
@@ -189,7 +238,8 @@ fn not_asked_yet(recorded: KmsOverview) -> Seen {
     )
     .cure("look again in a moment; coffer fs kms waits for its answer");
     let live = config.is_some().then_some(Err(waits));
-    Seen { config, credential: recorded.credential, live }
+    let own = recorded.own.into_iter().map(|own| OwnSeen { config: own.config, live: None });
+    Seen { config, credential: recorded.credential, live, own: own.collect() }
 }
 
 /// How long until a renewal is due; `None` if it is. At two thirds of what was granted, and at first sight.

@@ -16,9 +16,9 @@ pub(super) async fn run(
     context: &mut Context<'_, '_>,
 ) -> Result<Exit, Problem> {
     match command {
-        FsCommand::Create { name, encrypted: _, allow_no_kms, backing } => {
+        FsCommand::Create { name, encrypted: _, allow_no_kms, backing, kms_key } => {
             let backing = backing.map(|path| absolute(&path)).transpose()?.map(BytePath::from);
-            let request = CreateFilesystem { name, backing, allow_no_kms };
+            let request = CreateFilesystem { name, backing, allow_no_kms, kms_key };
             let filesystem: Filesystem = context.client.post(paths::FILESYSTEMS, &request).await?;
             Ok(context.answer(&filesystem, created_text))
         }
@@ -235,9 +235,9 @@ fn text(fs: &Filesystem) -> String {
         ("backing", fs.backing.to_string()),
         ("key", fs.key_id.clone()),
         ("wrapped by", wrapped(&fs.wrapped_by)),
-        ("exposed", exposed.to_owned()),
-        ("made", moment(fs.created_at)),
     ]);
+    lines.extend(fs.own_master_key.clone().map(|key| ("own master key", key)));
+    lines.extend([("exposed", exposed.to_owned()), ("made", moment(fs.created_at))]);
     fields(&lines) + &findings_text(&fs.findings)
 }
 

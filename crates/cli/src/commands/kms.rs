@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use admin_api::{
     Change, CheckItem, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck,
-    KmsDetails, KmsImpact, KmsRehearsal, Problem, Rewrap, ShutFilesystem, VersionCount, paths,
+    KmsDetails, KmsImpact, KmsRehearsal, OwnKey, Problem, Rewrap, ShutFilesystem, VersionCount,
+    paths,
 };
+use url::form_urlencoded;
 
 use super::job::outcome;
 use super::{Context, findings_text};
@@ -50,14 +52,19 @@ pub(super) async fn run(
             context.answer(&rehearsal, rehearsal_text);
             rehearsal_outcome(rehearsal)
         }
-        Some(KmsCommand::Impact(of)) => {
-            let query = match of {
-                Impact { min_version: Some(below), .. } => format!("of=versions&below={below}"),
-                Impact { delete_key: true, .. } => "of=key".to_owned(),
-                Impact { .. } => "of=token".to_owned(),
+        Some(KmsCommand::Impact { of, kms_key }) => {
+            let below = of.min_version.map(|below| below.to_string());
+            let lost = match of {
+                Impact { min_version: Some(_), .. } => "versions",
+                Impact { delete_key: true, .. } => "key",
+                Impact { .. } => "token",
             };
-            let impact: KmsImpact =
-                context.client.get(&format!("{}?{query}", paths::IMPACT)).await?;
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            query.append_pair("of", lost);
+            query.extend_pairs(below.map(|below| ("below", below)));
+            query.extend_pairs(kms_key.map(|key| ("master_key", key)));
+            let path = format!("{}?{}", paths::IMPACT, query.finish());
+            let impact: KmsImpact = context.client.get(&path).await?;
             Ok(context.answer(&impact, impact_text))
         }
         // The binary does it: only it knows Vault.
@@ -281,6 +288,10 @@ fn change_text(change: &KmsChange) -> String {
             "the KMS is now {}; it has the same master key, under which the keys stay\n",
             place()
         ),
+        Change::Moving if has_own(&change.kms) => format!(
+            "the KMS is now {}; every key moves there that is not there already, those with a master key of their own to that one\n",
+            place()
+        ),
         Change::Moving => format!("the KMS is now {}; every key moves to it\n", place()),
         Change::Removed => format!("the KMS is removed\n{REVOKE}"),
         Change::Downgrading => format!("every key moves under local wrapping\n{REVOKE}"),
@@ -308,9 +319,28 @@ fn text(kms: &Kms) -> String {
         n => format!("{n}; they have lain under local wrapping and may be compromised"),
     };
     lines.extend([("filesystem keys", versions(&kms.keys)), ("exposed keys", exposed)]);
-    lines.extend(canary_alone(&kms.keys).map(|canary| ("canary", canary)));
+    lines.extend(canaries_alone(&kms.keys).map(|canary| ("canary", canary)));
     text.push_str(&fields(&lines));
     text.push_str(&findings_text(&kms.findings));
+    text
+}
+
+fn has_own(kms: &Kms) -> bool {
+    kms.configured.as_ref().is_some_and(|details| !details.own_keys.is_empty())
+}
+
+fn own_key(key: &OwnKey) -> String {
+    let mut text = format!("{}, of {}", key.master_key, count(key.filesystems, "filesystem"));
+    for (what, version) in [
+        ("newest version", key.latest_version),
+        ("lowest version", key.min_decryption_version),
+        ("lowest needed", key.lowest_needed),
+    ] {
+        match version {
+            Some(version) => text.push_str(&format!(", {what} {version}")),
+            None => text.push_str(&format!(", {what} not known now")),
+        }
+    }
     text
 }
 
@@ -349,6 +379,7 @@ fn details(details: &KmsDetails) -> Vec<(&'static str, String)> {
         lines.push(("connects with", "the certificate given with --client-cert".to_owned()));
     }
     lines.push(("authentication", authentication(details)));
+    lines.extend(details.own_keys.iter().map(|key| ("also in use", own_key(key))));
     match &details.problem {
         None => lines.push(("state", "answers".to_owned())),
         Some(problem) => {
@@ -403,11 +434,12 @@ fn versions(counts: &[VersionCount]) -> String {
     format!("{total}: {}", parts.join(", "))
 }
 
-/// Where the canary hangs on a version that no key needs. Beside keys it needs nothing that they do not need too.
-fn canary_alone(counts: &[VersionCount]) -> Option<String> {
-    let alone = counts.iter().find(|n| n.canary && n.keys == 0)?;
-    Some(format!(
-        "on version {} of {}; a rewrap renews what shows that it is still the same key",
-        alone.version, alone.master_key
-    ))
+/// Where a canary hangs on a version that no key needs. Beside keys it needs nothing that they do not need too.
+fn canaries_alone(counts: &[VersionCount]) -> impl Iterator<Item = String> {
+    counts.iter().filter(|n| n.canary && n.keys == 0).map(|alone| {
+        format!(
+            "on version {} of {}; a rewrap renews what shows that it is still the same key",
+            alone.version, alone.master_key
+        )
+    })
 }

@@ -58,7 +58,14 @@ fn kms_line(kms: &Kms) -> String {
                 Some(_) => "does not answer",
             };
             let keys = count(kms.keys.iter().map(|version| version.keys).sum(), "key");
-            format!("{}, master key {}, {keys}, {answers}", details.base_url, details.master_key)
+            let own = match details.own_keys.len() as u64 {
+                0 => String::new(),
+                n => format!(" and {} of filesystems' own", count(n, "other")),
+            };
+            format!(
+                "{}, master key {}{own}, {keys}, {answers}",
+                details.base_url, details.master_key
+            )
         }
     }
 }

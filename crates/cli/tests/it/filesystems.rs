@@ -423,3 +423,20 @@ since:       1970-01-01T00:00:00Z
     );
     assert_eq!(node.run(&["job", "stop", "7"]).stdout, "the import stops\n");
 }
+
+#[test]
+fn a_master_key_of_its_own_reaches_the_node_and_is_shown() {
+    let mut fs = filesystem("home", "unlocked");
+    fs["own_master_key"] = "tenant-a".into();
+    fs["wrapped_by"]["master_key"] = "tenant-a".into();
+    let node = Node::answering([
+        ("POST /v1/filesystems", 200, fs.clone()),
+        ("GET /v1/filesystems/home", 200, fs),
+    ]);
+    let made = node.run(&["fs", "create", "home", "--kms-key", "tenant-a"]);
+    assert_eq!(made.stdout, "home is made in /srv/home; its key is wrapped by tenant-a v2\n");
+    let request = json!({"name": "home", "allow_no_kms": false, "kms_key": "tenant-a"});
+    assert_eq!(node.asked()[0], ("POST /v1/filesystems".to_owned(), request));
+    let shown = node.run(&["fs", "show", "home"]).stdout;
+    assert!(shown.contains("\nown master key:  tenant-a\n"), "{shown}");
+}

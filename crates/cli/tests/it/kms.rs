@@ -399,3 +399,62 @@ fn rewrapped() -> Value {
     job["kind"] = "rewrap".into();
     job
 }
+
+/// As [`set`], with two master keys that filesystems have of their own.
+fn with_own_keys() -> Value {
+    let mut kms = set();
+    kms["configured"]["own_keys"] = json!([
+        {"master_key": "tenant-a", "filesystems": 2, "latest_version": 4,
+         "min_decryption_version": 1, "lowest_needed": 3, "problem": null},
+        {"master_key": "tenant-b", "filesystems": 1, "latest_version": null,
+         "min_decryption_version": null, "lowest_needed": null, "problem": problem(409, "kms-refused", None)},
+    ]);
+    let keys = kms["keys"].as_array_mut().unwrap();
+    keys.push(json!({"kind": "vault", "master_key": "tenant-a", "version": 4, "keys": 2, "canary": false}));
+    keys.push(
+        json!({"kind": "vault", "master_key": "tenant-a", "version": 3, "keys": 0, "canary": true}),
+    );
+    kms
+}
+
+#[test]
+fn master_keys_of_filesystems_own_are_told_apart() {
+    let node = Node::answering([("GET /v1/kms", 200, with_own_keys())]);
+    let ran = node.run(&["fs", "kms"]);
+    for line in [
+        "master key:       coffer-key",
+        "also in use:      tenant-a, of 2 filesystems, newest version 4, lowest version 1, lowest needed 3",
+        "also in use:      tenant-b, of 1 filesystem, newest version not known now, lowest version not known now, lowest needed not known now",
+        "filesystem keys:  5 keys: 2 on version 3 of coffer-key, 1 wrapped locally, 2 on version 4 of tenant-a",
+        "canary:           on version 2 of coffer-key; a rewrap renews what shows that it is still the same key",
+        "canary:           on version 3 of tenant-a; a rewrap renews what shows that it is still the same key",
+    ] {
+        assert!(ran.stdout.lines().any(|shown| shown == line), "{line}: {}", ran.stdout);
+    }
+    let shown = node.run(&["--json", "fs", "kms"]);
+    assert_eq!(serde_json::from_str::<Value>(&shown.stdout).unwrap(), with_own_keys());
+}
+
+#[test]
+fn what_is_asked_of_one_master_key_names_it() {
+    let impact = json!({
+        "what": "w", "go_on": [], "shut_now": [], "shut_at_start": [], "untouched": [], "unknown": [],
+        "stops_wrapping": false, "cure": "c",
+    });
+    let base = ["fs", "kms", "impact"];
+    for (arguments, query) in [
+        (&["--delete-key"][..], "of=key"),
+        (&["--delete-key", "--kms-key", "tenant-a"], "of=key&master_key=tenant-a"),
+        (&["--min-version", "3", "--kms-key", "a&b"], "of=versions&below=3&master_key=a%26b"),
+        (&["--revoke-token"], "of=token"),
+    ] {
+        let path = format!("GET /v1/kms/impact?{query}");
+        let ran = Node::answering([(path.as_str(), 200, impact.clone())])
+            .run(&[&base, arguments].concat());
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+    let node = Node::answering([]);
+    for arguments in [&["--revoke-token", "--kms-key", "k"][..], &["--kms-key", "k"]] {
+        assert_eq!(node.run(&[&base, arguments].concat()).code, 2, "{arguments:?}");
+    }
+}

@@ -57,9 +57,14 @@ pub(crate) async fn create(
         None => shared.state_dir.join("filesystems").join(name.as_str()),
     };
     refuse_state_dir(&shared, &backing, &title)?;
-    let created =
-        shared.manager.create_filesystem(name.clone(), backing, request.allow_no_kms).await;
+    let created = match request.kms_key.clone() {
+        Some(key) => shared.manager.create_filesystem_under(name.clone(), backing, key).await,
+        None => shared.manager.create_filesystem(name.clone(), backing, request.allow_no_kms).await,
+    };
     created.map_err(|e| problem::of_keys(&title, &shared.noted(e)))?;
+    if let Some(key) = &request.kms_key {
+        shared.health.has_own(key);
+    }
     shared.filesystems.hold(&name).await;
     Ok(Json(one(&shared, &name, &title).await?))
 }
@@ -332,6 +337,7 @@ fn view(status: &FilesystemStatus) -> Filesystem {
         problem,
         key_id: fs.key_id.to_string(),
         wrapped_by,
+        own_master_key: status.own_master_key.clone(),
         exposed: status.exposed,
         findings: status
             .copies_behind

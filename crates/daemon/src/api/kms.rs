@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use admin_api::{
     Change, CheckItem, CheckOutcome, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsCheck,
-    KmsDetails, KmsImpact, KmsRehearsal, Problem, Rewrap, SetVault, ShutFilesystem, Token,
+    KmsDetails, KmsImpact, KmsRehearsal, OwnKey, Problem, Rewrap, SetVault, ShutFilesystem, Token,
     VersionCount,
 };
 use axum::Json;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
 
 use super::{Answer, Body, name};
-use crate::health::Seen;
+use crate::health::{OwnSeen, Seen};
 use crate::{Shared, problem};
 
 /// How long a new configuration's answer waits for the filesystems that it opens.
@@ -211,10 +211,14 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
 #[serde(tag = "of", rename_all = "kebab-case")]
 pub(crate) enum ImpactOf {
     Token,
-    Key,
+    Key {
+        /// Its name; the one that is set for all if `None`.
+        master_key: Option<String>,
+    },
     Versions {
         #[serde(deserialize_with = "number")]
         below: u64,
+        master_key: Option<String>,
     },
 }
 
@@ -229,17 +233,24 @@ pub(crate) async fn impact(
     Query(of): Query<ImpactOf>,
 ) -> Answer<KmsImpact> {
     let of_keys = |e| problem::of_keys("it can't be told what would fail", &e);
-    let loss = match of {
-        ImpactOf::Token => Loss::Credential,
-        ImpactOf::Key => Loss::MasterKey,
-        ImpactOf::Versions { below } => Loss::VersionsBelow(KeyVersion(below)),
+    let (loss, master_key) = match of {
+        ImpactOf::Token => (Loss::Credential, None),
+        ImpactOf::Key { master_key } => (Loss::MasterKey, master_key),
+        ImpactOf::Versions { below, master_key } => {
+            (Loss::VersionsBelow(KeyVersion(below)), master_key)
+        }
     };
-    let found = shared.manager.impact(loss).await.map_err(of_keys)?;
+    let found = shared.manager.impact(loss, master_key.as_deref()).await.map_err(of_keys)?;
     let key = &found.master_key;
     let (what, cure) = match loss {
         Loss::Credential => (
             "the token (or the login) is revoked or ends".to_owned(),
             "give another one with coffer fs kms set-vault: nothing is lost".to_owned(),
+        ),
+        Loss::MasterKey if !found.for_all => (
+            format!("the master key {key} is deleted, which some filesystems have of their own"),
+            "what it wraps is lost for good, unless Vault is restored from a backup; while its filesystems are unlocked, make a new key of that name and \
+             give coffer fs kms set-vault with the values of now: their keys move to it".to_owned(),
         ),
         Loss::MasterKey => (
             format!("the master key {key} is deleted"),
@@ -247,7 +258,7 @@ pub(crate) async fn impact(
         ),
         Loss::VersionsBelow(below) => (
             format!("min_decryption_version of {key} is raised to {}", below.0),
-            cure_of_versions(below, newest_seen(&shared).await.map_err(of_keys)?),
+            cure_of_versions(below, newest_seen(&shared, key).await.map_err(of_keys)?),
         ),
     };
     let names = |names: Vec<FilesystemName>| names.iter().map(ToString::to_string).collect();
@@ -258,21 +269,27 @@ pub(crate) async fn impact(
         shut_at_start: names(found.shut_at_start),
         untouched: names(found.untouched),
         unknown: names(found.unknown),
-        stops_wrapping: !matches!(loss, Loss::VersionsBelow(_)),
+        stops_wrapping: found.for_all && !matches!(loss, Loss::VersionsBelow(_)),
         cure,
     }))
 }
 
-/// The newest version that the KMS told when it was last asked, or that something was wrapped with since.
-async fn newest_seen(shared: &Shared) -> Result<Option<KeyVersion>, key_manager::Error> {
-    let Seen { config: Some(config), live: Some(Ok(answered)), .. } = shared.health.seen().await?
-    else {
+/// The newest version that the KMS told of this master key when it was last asked, or that something was wrapped with since.
+async fn newest_seen(
+    shared: &Shared,
+    master_key: &str,
+) -> Result<Option<KeyVersion>, key_manager::Error> {
+    let Seen { config, live, own, .. } = shared.health.seen().await?;
+    let of_all = config.zip(live.and_then(Result::ok));
+    let of_all = of_all.map(|(config, answered)| (config, answered.kms.master_key));
+    let own = own.into_iter().filter_map(|own| Some((own.config, own.live?.ok()?.master_key)));
+    let mut told = own.chain(of_all);
+    let Some((config, told)) = told.find(|(config, _)| config.master_key == master_key) else {
         return Ok(None);
     };
     let in_use = shared.manager.in_use().await?;
     let of_this = in_use.versions.iter().filter(|count| count.config.id == config.id);
-    let told = answered.kms.master_key.latest_version;
-    Ok(of_this.map(|count| count.version).chain([told]).max())
+    Ok(of_this.map(|count| count.version).chain([told.latest_version]).max())
 }
 
 fn cure_of_versions(below: KeyVersion, newest: Option<KeyVersion>) -> String {
@@ -319,6 +336,8 @@ pub(crate) fn view(
         let cure = problem.cure.clone().unwrap_or_default();
         found.push(finding("token-not-renewed", &problem.to_string(), &cure));
     }
+    let own: Vec<_> = seen.own.iter().filter(|own| is_in_use(own, in_use)).collect();
+    found.extend(own.iter().flat_map(|own| of_own(own)));
     found.extend(in_use.copies_behind.iter().map(|(name, why)| copy_out_of_reach(name, why)));
     let auth = seen.credential.as_ref().and_then(|credential| credential.auth.as_ref());
     let (token_file, role) = match auth {
@@ -350,6 +369,7 @@ pub(crate) fn view(
         min_decryption_version: answered.map(|a| a.kms.master_key.min_decryption_version.0),
         lowest_needed: in_use.lowest_needed(config.id).map(|version| version.0),
         problem: seen.live.as_ref().and_then(|live| live.as_ref().err().cloned()),
+        own_keys: own.iter().map(|own| own_key(own, statuses, in_use)).collect(),
     });
     let exposed: BTreeSet<_> =
         statuses.iter().filter(|fs| fs.exposed).map(|fs| fs.filesystem.key_id).collect();
@@ -368,6 +388,40 @@ pub(crate) fn view(
         keys: counted(&in_use.versions),
         exposed_keys: exposed.len() as u64,
         findings: found,
+    }
+}
+
+/// Whether it was not forgotten since it was last seen.
+fn is_in_use(own: &OwnSeen, in_use: &InUse) -> bool {
+    in_use.versions.iter().any(|count| count.config.id == own.config.id)
+}
+
+fn own_key(own: &OwnSeen, statuses: &[FilesystemStatus], in_use: &InUse) -> OwnKey {
+    let OwnSeen { config, live } = own;
+    let told = live.as_ref().and_then(|live| live.as_ref().ok()).map(|live| &live.master_key);
+    let has = |fs: &&FilesystemStatus| fs.own_master_key.as_deref() == Some(&config.master_key);
+    OwnKey {
+        master_key: config.master_key.clone(),
+        filesystems: statuses.iter().filter(has).count() as u64,
+        latest_version: told.map(|told| told.latest_version.0),
+        min_decryption_version: told.map(|told| told.min_decryption_version.0),
+        lowest_needed: in_use.lowest_needed(config.id).map(|version| version.0),
+        problem: live.as_ref().and_then(|live| live.as_ref().err().cloned()),
+    }
+}
+
+/// What an administrator has to know of a master key that filesystems have of their own.
+fn of_own(own: &OwnSeen) -> Vec<Finding> {
+    match &own.live {
+        None => Vec::new(),
+        Some(Ok(live)) => live.findings.iter().cloned().map(carry_on).collect(),
+        Some(Err(problem)) => {
+            let what = format!(
+                "a node that starts can't unlock what has the master key {} of its own: {}",
+                own.config.master_key, problem.detail
+            );
+            vec![finding(&problem.code, &what, problem.cure.as_deref().unwrap_or_default())]
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use admin_api::{FilesystemCounts, Finding, Job, Status};
+use admin_api::{FilesystemCounts, Finding, Job, OwnKey, Status};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -60,6 +60,10 @@ fn describe() {
         "When the KMS last answered a look as it should"
     );
     describe_gauge!(
+        "coffer_own_master_key_up",
+        "Whether the KMS answered as it should for a master key that filesystems have of their own; absent before it was asked"
+    );
+    describe_gauge!(
         "coffer_token_seconds_left",
         "How long the token lives; absent where it never ends or is not known"
     );
@@ -103,6 +107,12 @@ fn kms(status: &Status, last_success: Option<Duration>) {
     }
     if let Some(at) = last_success {
         gauge!("coffer_kms_last_success_timestamp_seconds").set(at.as_secs_f64());
+    }
+    for OwnKey { master_key, latest_version, problem, .. } in &details.own_keys {
+        if latest_version.is_some() || problem.is_some() {
+            gauge!("coffer_own_master_key_up", "master_key" => master_key.clone())
+                .set(truth(problem.is_none()));
+        }
     }
     if let Some(life) = details.credential {
         gauge!("coffer_token_renewed_for_ever").set(truth(life.renewable && life.periodic));
