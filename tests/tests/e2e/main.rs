@@ -16,6 +16,7 @@ mod kms_faults;
 mod main_job;
 mod metrics;
 mod ordinary_user;
+mod own_keys;
 mod page;
 mod rehearse;
 mod secrets;
