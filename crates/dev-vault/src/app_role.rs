@@ -117,7 +117,8 @@ impl AppRole {
             return Err(Refusal::unsupported_operation());
         }
         let role_id = request.fields.string("role_id")?.filter(|id| !id.is_empty());
-        let role_id = role_id.ok_or_else(|| Refusal::invalid("missing role_id"))?;
+        let no_role = || Refusal::new(500, "failed to determine alias name from login request");
+        let role_id = role_id.ok_or_else(no_role)?;
         let secret_id = request.fields.string("secret_id")?.unwrap_or_default();
         let wrong = || Refusal::invalid("invalid role or secret ID");
         let (name, role) =

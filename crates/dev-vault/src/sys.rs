@@ -151,6 +151,7 @@ fn seal_status(state: &State) -> Answer {
         "progress": 0,
         "nonce": "",
         "version": VAULT_VERSION,
+        "build_date": "2025-01-01T00:00:00Z",
         "migration": false,
         "recovery_seal": false,
         "storage_type": "inmem",

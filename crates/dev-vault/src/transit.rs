@@ -112,6 +112,12 @@ impl Transit {
         fields.refuse(&["convergent_encryption"])?;
         // What the request lacks must be known before the key is made.
         Batch::read(fields, Act::Encrypt)?;
+        if let Some(kind @ ("ecdsa-p256" | "ecdsa-p384" | "ecdsa-p521")) =
+            fields.string("type")?.as_deref()
+        {
+            let refused = format!("key type {kind} not supported for this operation");
+            return Err(Refusal::invalid(refused));
+        }
         match Kind::named(fields)? {
             Kind::Aes256Gcm96 => self.make(name, now),
             kind => Err(Refusal::invalid(format!("unknown key type {kind}"))),

@@ -8,6 +8,7 @@
 )]
 
 mod app_role;
+mod conformance;
 mod faults;
 mod plans;
 mod policies;
@@ -16,7 +17,10 @@ mod sys;
 mod tokens;
 mod transit;
 
+use std::collections::BTreeSet;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
+use conformance::{Version, conform};
 use dev_vault::DevVault;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -129,6 +133,23 @@ impl Client {
         let made = self.post("auth/token/create", json!({ "policies": [name] })).await;
         self.with_token(made.token())
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_answers_as_the_newest_vault() {
+    let vault = DevVault::start().await.unwrap();
+    let seen = conform(&vault.url(), vault.root_token(), Version::Newest).await;
+    let rows: BTreeSet<_> = seen.iter().map(|seen| &seen.row).collect();
+    assert_eq!(rows.len(), seen.len(), "each row stands once");
+    // A connection may be closed under a body that is too long.
+    assert!(seen.iter().filter(|seen| seen.answer.is_none()).count() <= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "does not answer as V1_1_5")]
+async fn the_table_tells_one_vault_from_another() {
+    let vault = DevVault::start().await.unwrap();
+    conform(&vault.url(), vault.root_token(), Version::V1_1_5).await;
 }
 
 /// A server with transit and the key `k`, and a client with its root token.
