@@ -193,6 +193,12 @@ pub struct DevVault {
     /// Where its keys, tokens and policies outlive it, in the clear [default: nowhere]
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
+    /// A plan of faults in JSON: what goes wrong with requests, out of a seed [default: nothing]
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+    /// The seed of the faults, in place of the plan's; without a plan one request in five meets something that passes
+    #[arg(long, value_name = "N")]
+    pub fault_seed: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]
