@@ -1,5 +1,8 @@
 //! The KMS of a test: embedded, or a real Vault, with a transit key and a least-privilege token.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use serde_json::{Value, json};
 use testkit::vault_server::{NEWEST, OLDEST, VaultAdmin, VaultServer};
 
@@ -88,9 +91,69 @@ impl Kms {
         self.admin().write(&format!("transit/keys/{KEY}/rotate"), &json!({}));
     }
 
+    /// Has a real Vault write its own audit log to this file.
+    pub fn audit_to(&self, file: &Path) -> VaultLog {
+        let device = json!({ "type": "file", "options": { "file_path": file } });
+        self.admin().write("sys/audit/file", &device);
+        VaultLog { file: file.to_owned(), admin: self.admin() }
+    }
+
     /// Configures [`KEY`].
     pub fn configure(&self, settings: &Value) {
         self.admin().write(&format!("transit/keys/{KEY}/config"), settings);
+    }
+}
+
+/// A real Vault's own audit log. What is secret stands in it as a keyed hash.
+pub struct VaultLog {
+    file: PathBuf,
+    admin: VaultAdmin,
+}
+
+impl VaultLog {
+    /// The requests with [`KEY`] that were carried out so far: `encrypt`, `decrypt` and `rewrap`, in their order.
+    pub fn uses(&self) -> Vec<VaultUse> {
+        let text = fs::read_to_string(&self.file).unwrap();
+        // The last line may be half written.
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let failed = |line: &Value| line["error"].as_str().is_some_and(|error| !error.is_empty());
+        let answered = lines.filter(|line| line["type"] == "response" && !failed(line));
+        answered.filter_map(|line| VaultUse::of(&line["request"])).collect()
+    }
+
+    /// How a text stands in it.
+    pub fn hash(&self, text: &str) -> String {
+        let hashed = self.admin.write("sys/audit-hash/file", &json!({ "input": text }));
+        hashed["data"]["hash"].as_str().unwrap().to_owned()
+    }
+}
+
+/// A request that used the master key.
+#[derive(Debug, Clone)]
+pub struct VaultUse {
+    /// Vault's id of it.
+    pub id: String,
+    /// `encrypt`, `decrypt` or `rewrap`.
+    pub operation: String,
+    /// The hashes of what went in, item by item.
+    pub items: Vec<String>,
+}
+
+impl VaultUse {
+    fn of(request: &Value) -> Option<Self> {
+        let path = request["path"].as_str()?.strip_prefix("transit/")?;
+        let operation = path.strip_suffix(&format!("/{KEY}"))?;
+        if !["encrypt", "decrypt", "rewrap"].contains(&operation) {
+            return None;
+        }
+        let items = request["data"]["batch_input"].as_array().into_iter().flatten();
+        let text = |item: &Value| {
+            let found =
+                [&item["plaintext"], &item["ciphertext"]].into_iter().find_map(Value::as_str);
+            found.unwrap_or_default().to_owned()
+        };
+        let id = request["id"].as_str()?.to_owned();
+        Some(Self { id, operation: operation.to_owned(), items: items.map(text).collect() })
     }
 }
 

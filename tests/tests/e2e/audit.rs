@@ -1,5 +1,6 @@
 //! `coffer audit`: what is recorded, what shows that the record was changed, and that nothing is done without it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -29,10 +30,20 @@ fn every_use_of_a_key_and_every_act_is_recorded_with_who_and_which() {
     let key = place.json(&["fs", "show", "home"])["key_id"].clone();
     let uses: Vec<_> = lines(&place, &["--action", "key."])
         .iter()
+        .filter(|line| line["key_id"] == key)
         .map(|line| (line["action"].clone(), line["key_id"].clone(), line["key_version"].clone()))
         .collect();
     let used = |action: &str, version: u64| (action.into(), key.clone(), version.into());
-    assert_eq!(uses, [used("key.wrap", 1), used("key.wrap", 2), used("key.unwrap", 2)]);
+    assert_eq!(
+        uses,
+        [
+            used("key.wrap", 1),
+            used("key.prove", 1),
+            used("key.rewrap", 2),
+            used("key.prove", 2),
+            used("key.unwrap", 2)
+        ]
+    );
     let refused = lines(&place, &["--failed", "--about", "/v1/kms"]);
     let [refused] = &refused[..] else { panic!("{refused:?}") };
     assert_eq!(
@@ -43,6 +54,72 @@ fn every_use_of_a_key_and_every_act_is_recorded_with_who_and_which() {
     let text = place.ok(&["audit", "show", "--lines", "1"]);
     assert_eq!(text.lines().count(), 2, "{text}");
     assert!(place.ok(&["audit", "verify"]).contains("each follows from the one before"));
+}
+
+/// And the other way round: what Vault did with the master key, a line of ours explains.
+#[test]
+fn each_line_is_found_in_the_log_of_vault() {
+    for kind in [Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let vault = kms.audit_to(&place.path("vault.log"));
+        let node = place.start();
+        place.set_vault(&kms);
+        for name in ["home", "projects"] {
+            place.ok(&["fs", "create", name]);
+        }
+        kms.rotate();
+        place.ok(&["fs", "kms", "rewrap"]);
+        place.ok(&["fs", "lock", "home"]);
+        place.ok(&["fs", "unlock", "home"]);
+        place.ok(&["fs", "lock", "home"]);
+        place.ok(&["fs", "kms", "check"]);
+        place.ok(&["fs", "kms", "rehearse"]);
+        place.set_vault(&kms);
+        place.ok(&["fs", "unlock", "home"]);
+        node.stop();
+        let node = place.start();
+        place.wait_for_state("home", "unlocked");
+        let lines = lines(&place, &["--lines", "1000"]);
+        node.stop();
+
+        let done: HashMap<_, _> =
+            vault.uses().into_iter().map(|used| (used.id, used.operation)).collect();
+        for line in &lines {
+            let operation = match line["action"].as_str().unwrap() {
+                "key.wrap" => Some("encrypt"),
+                "key.rewrap" => Some("rewrap"),
+                "key.unwrap" | "key.prove" => Some("decrypt"),
+                _ => None,
+            };
+            let ids: Vec<_> = line["requests"].as_array().into_iter().flatten().collect();
+            assert!(operation.is_none() || !ids.is_empty(), "{kind:?}: {line}");
+            for id in ids.into_iter().map(|id| id.as_str().unwrap()) {
+                let did = done.get(id).unwrap_or_else(|| panic!("{kind:?}: Vault has no {line}"));
+                assert!(operation.is_none_or(|operation| operation == did), "{did}: {line}");
+            }
+        }
+        let ours = fs::read_to_string(place.state().join("audit.jsonl")).unwrap();
+        for (id, operation) in &done {
+            assert!(ours.contains(id), "{kind:?}: nothing tells why Vault did {operation} in {id}");
+        }
+        for action in ["kms.configure", "kms.check", "key.rewrap"] {
+            let of_action = lines.iter().find(|line| line["action"] == action).unwrap();
+            assert!(of_action["requests"][0].is_string(), "{kind:?}: {of_action}");
+        }
+    }
+}
+
+#[test]
+fn a_request_of_vault_is_looked_up() {
+    let (kms, place) = (Kms::start(Kind::Newest), Place::new());
+    let vault = kms.audit_to(&place.path("vault.log"));
+    let _node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "home"]);
+    let wrapped = vault.uses().into_iter().rfind(|used| used.operation == "encrypt").unwrap();
+    let shown = place.ok(&["audit", "show", "--about", &wrapped.id]);
+    assert!(shown.contains("key.wrap  home") && shown.contains(&wrapped.id), "{shown}");
+    assert_eq!(shown.lines().count(), 2, "{shown}");
 }
 
 #[test]

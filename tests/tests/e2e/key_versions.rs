@@ -1,10 +1,22 @@
 //! Versions of the master key that come and go: what Coffer shows as needed is all that it needs.
 
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coffer_tests::kms::{Kind, Kms};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use coffer_tests::kms::{KEY, Kind, Kms, policy};
 use coffer_tests::node::Place;
-use serde_json::json;
+use coffer_tests::tmpfs::Tmpfs;
+use filesystem::{Backend, Filesystem};
+use kms_core::{
+    Ciphertext, ENVELOPE_FORMAT, FilesystemKey, KeyEnvelope, KeyRecord, KeyVersion, KmsConfig,
+    KmsConfigId, WrappedKey,
+};
+use serde_json::{Value, json};
 
 #[test]
 fn what_is_not_shown_as_needed_can_be_cut_off() {
@@ -80,6 +92,127 @@ fn keys_that_were_cut_off_are_warned_of_and_rewrapped_from_memory() {
         let _node = place.start();
         place.ok(&["fs", "unlock", "old"]);
         place.ok(&["fs", "ls", "old"]);
+    }
+}
+
+/// As Vault's own audit log shows it.
+#[test]
+fn a_rewrap_that_was_killed_sends_no_finished_key_again() {
+    const KEYS: usize = 2_100;
+    let (kms, place) = (Kms::start(Kind::Newest), Place::new());
+    let disks = ["state", "backing"].map(|name| place.path(name));
+    // As many files as that are made on no slow disk.
+    let _mounted = disks.each_ref().map(|disk| {
+        fs::create_dir(disk).unwrap();
+        let mounted = Tmpfs::mount(disk, "256m");
+        fs::set_permissions(disk, fs::Permissions::from_mode(0o700)).unwrap();
+        mounted
+    });
+    let ciphertexts = recovered_filesystems(&place, &kms, KEYS);
+    let node = place.start();
+    place.set_vault(&kms);
+    until_needed_from(&place, 1);
+    let vault = kms.audit_to(&place.path("vault.log"));
+    kms.rotate();
+    std::thread::scope(|scope| {
+        let rewrap = scope.spawn(|| place.coffer(&["fs", "kms", "rewrap"]));
+        let done = |job: &Value| job["progress"]["items"].as_u64().unwrap_or_default();
+        until(&place, "some keys are rewrapped", || {
+            let jobs = place.json(&["job", "list"]);
+            jobs["jobs"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|job| job["state"] == "running" && done(job) > 0)
+        });
+        node.kill();
+        assert_ne!(rewrap.join().unwrap().code, 0, "the rewrap was over before the kill");
+    });
+    // What was committed shows while Vault does not let the job go on.
+    let all = policy(KEY);
+    let lacking: Vec<_> = all.lines().filter(|line| !line.contains("rewrap")).collect();
+    let set_policy = |policy: &str| {
+        kms.admin().write("sys/policies/acl/coffer-test", &json!({ "policy": policy }));
+    };
+    set_policy(&lacking.join("\n"));
+    let _node = place.start();
+    place.wait_for_finding("job-waits");
+    let committed: HashSet<_> = versions(&place)
+        .into_iter()
+        .filter(|(_, version)| *version == 2)
+        .map(|(name, _)| vault.hash(&ciphertexts[&name]))
+        .collect();
+    assert!(!committed.is_empty() && committed.len() < KEYS, "{}", committed.len());
+    // What the killed node had sent and did not live to commit is in it too.
+    let before = vault.uses().len();
+    set_policy(&all);
+    place.ok(&["fs", "kms", "rewrap"]);
+    let job = &place.json(&["job", "list"])["jobs"][0];
+    assert_eq!(job["state"], "done", "{job}");
+    assert!(versions(&place).values().all(|version| *version == 2));
+
+    let sent: Vec<_> = vault.uses().split_off(before);
+    let sent = sent.into_iter().filter(|used| used.operation == "rewrap");
+    let sent: Vec<_> = sent.flat_map(|used| used.items).collect();
+    let again: Vec<_> = sent.iter().filter(|item| committed.contains(*item)).collect();
+    assert_eq!(again, Vec::<&String>::new());
+    let once: HashSet<_> = sent.iter().collect();
+    assert_eq!((sent.len(), once.len()), (KEYS - committed.len(), KEYS - committed.len()));
+}
+
+/// Filesystems that a store knows because it was rebuilt from them: far faster than to create each. Answers the ciphertext of
+/// each one's key.
+fn recovered_filesystems(place: &Place, kms: &Kms, count: usize) -> BTreeMap<String, String> {
+    let keys: Vec<_> = (0..count).map(|_| Arc::new(FilesystemKey::generate().unwrap())).collect();
+    let item = |key| json!({ "plaintext": STANDARD.encode(KeyRecord::of(key).expose()) });
+    let batch: Vec<_> = keys.iter().map(|key| item(key)).collect();
+    let wrapped =
+        kms.admin().write(&format!("transit/encrypt/{KEY}"), &json!({ "batch_input": batch }));
+    let config = KmsConfig {
+        id: KmsConfigId::random(),
+        kind: "vault".to_owned(),
+        address: kms.url().to_owned(),
+        master_key: KEY.to_owned(),
+        settings: BTreeMap::new(),
+    };
+    let mut ciphertexts = BTreeMap::new();
+    for (n, key) in keys.into_iter().enumerate() {
+        let (name, item) = (format!("fs-{n:04}"), &wrapped["data"]["batch_results"][n]);
+        let text = item["ciphertext"].as_str().unwrap().to_owned();
+        let ciphertext = Ciphertext { text: text.clone(), version: KeyVersion(1) };
+        let envelope = KeyEnvelope {
+            format: ENVELOPE_FORMAT,
+            filesystem: name.clone(),
+            revision: 1,
+            wrapped: WrappedKey { key_id: key.id(), config_id: config.id, ciphertext },
+            kms: config.clone(),
+            exposed: false,
+        };
+        let backing = place.path("backing").join(&name);
+        fs::create_dir_all(&backing).unwrap();
+        Filesystem::create(&backing, key, &envelope, Backend::default()).unwrap();
+        ciphertexts.insert(name, text);
+    }
+    let (from, state) = (place.path("backing"), place.state());
+    let (from, state) = (from.to_str().unwrap(), state.to_str().unwrap());
+    place.ok(&["recover", "--from", from, "--state-dir", state]);
+    ciphertexts
+}
+
+/// The version that wraps each filesystem's key.
+fn versions(place: &Place) -> BTreeMap<String, u64> {
+    let list = place.json(&["fs", "list"]);
+    let of_one = |fs: &Value| {
+        (fs["name"].as_str().unwrap().to_owned(), fs["wrapped_by"]["version"].as_u64().unwrap())
+    };
+    list["filesystems"].as_array().unwrap().iter().map(of_one).collect()
+}
+
+fn until(place: &Place, what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not yet: {what}\n{}", place.log());
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
