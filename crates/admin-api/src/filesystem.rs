@@ -38,12 +38,15 @@ pub struct Filesystem {
     pub problem: Option<Problem>,
     /// Its key's id.
     pub key_id: String,
+    /// The id of the key that it is being re-encrypted from: some of its data can lie under that one still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_key_id: Option<String>,
     /// What wraps its key.
     pub wrapped_by: WrappedBy,
     /// The master key that it has of its own, and hangs on while a KMS is set, whichever is set for the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_master_key: Option<String>,
-    /// Whether its key has lain under local wrapping, and may be compromised.
+    /// Whether its key, or the one that it is being re-encrypted from, has lain under local wrapping, and may be compromised.
     pub exposed: bool,
     /// What of it should be looked at though it is open: its backing directory was not found as it should be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

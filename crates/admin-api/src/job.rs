@@ -61,6 +61,8 @@ pub enum JobKind {
     Export,
     /// Authenticates everything.
     Verify,
+    /// Re-encrypts a filesystem under its new key.
+    Rekey,
     /// Moves every key to the newest version of its master key.
     Rewrap,
     /// Moves every key to another KMS configuration.

@@ -17,6 +17,7 @@
 //! | `/v1/filesystems/{name}` | GET, DELETE `?forget=` | → [`Filesystem`], [`Deleted`] |
 //! | `/v1/filesystems/{name}/lock`, `/unlock` | POST | [`Lock`] → [`Filesystem`] |
 //! | `/v1/filesystems/{name}/verify`, `/import`, `/export` | POST | [`Verify`], [`Import`], [`Export`] → [`Job`] |
+//! | `/v1/filesystems/{name}/rekey` | POST | → [`Job`] |
 //! | `/v1/filesystems/{name}/ls` | GET `?path=&after=&limit=` | → [`Listing`] |
 //! | `/v1/jobs` | GET | → [`Jobs`] |
 //! | `/v1/jobs/{id}` | GET `?wait_ms=&damage_after=` | → [`Job`], when it has ended or after that time |

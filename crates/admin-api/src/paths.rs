@@ -24,6 +24,8 @@ pub const LOCK: &str = "/v1/filesystems/{name}/lock";
 pub const UNLOCK: &str = "/v1/filesystems/{name}/unlock";
 /// Authenticates everything in it.
 pub const VERIFY: &str = "/v1/filesystems/{name}/verify";
+/// Gives it a new key, and re-encrypts its data under that.
+pub const REKEY: &str = "/v1/filesystems/{name}/rekey";
 /// Copies a plain tree in.
 pub const IMPORT: &str = "/v1/filesystems/{name}/import";
 /// Copies the tree out.

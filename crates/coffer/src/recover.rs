@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin_api::{BytePath, Exit, Problem};
 use cli::{Console, Output};
-use filesystem::{is_open, read_envelope};
-use key_manager::{FilesystemRecord, Recovered, rebuild, recorded_filesystems};
+use filesystem::{is_open, read_envelope, read_previous_envelope};
+use key_manager::{FilesystemRecord, FoundCopy, Recovered, rebuild, recorded_filesystems};
 use key_store::SledStore;
 use kms_core::{KeyEnvelope, KeyId, StoreError, SystemClock};
 use local_kms::LocalProvider;
@@ -191,10 +191,7 @@ struct Replaced {
 }
 
 /// Rebuilds a store beside the one that is there, which it then replaces: at no moment does an empty one lie in its place.
-async fn replace_store(
-    state_dir: &Path,
-    found: Vec<(PathBuf, KeyEnvelope)>,
-) -> Result<Replaced, Problem> {
+async fn replace_store(state_dir: &Path, found: Vec<FoundCopy>) -> Result<Replaced, Problem> {
     let of_keys = |e| daemon::of_keys(TITLE, &e);
     let failed = |e: std::io::Error| {
         Problem::new(Exit::Failed, "set-aside", TITLE, e.to_string()).cure(
@@ -236,7 +233,7 @@ async fn replace_store(
 /// Copies of wrapped keys.
 #[derive(Default)]
 struct Copies {
-    found: Vec<(PathBuf, KeyEnvelope)>,
+    found: Vec<FoundCopy>,
     left_out: Vec<LeftOut>,
 }
 
@@ -272,7 +269,13 @@ impl Copies {
             Ok(_) if is_open(&path) => {
                 "a node has it open, so its records are not lost; stop that one first".to_owned()
             }
-            Ok(envelope) => return self.found.push((path, envelope)),
+            // Without the copy of the key that some of the data lies under, that would be lost.
+            Ok(envelope) => match read_previous_envelope(&path) {
+                Ok(previous) => {
+                    return self.found.push(FoundCopy { backing: path, envelope, previous });
+                }
+                Err(error) => error.to_string(),
+            },
             Err(error) => error.to_string(),
         };
         self.left_out.push(LeftOut { path: path.into(), why });

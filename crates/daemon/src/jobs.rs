@@ -3,10 +3,13 @@
 //! A job is a record in the key store from the moment it is accepted. One that was running when the node died is
 //! still recorded as running, and is taken up again as soon as its filesystem is open
 //! ([`Jobs::take_up`]); one that somebody stopped waits for the same command. A copy goes on from its last
-//! checkpoint, a verification begins anew, a move of keys looks at what is left.
+//! checkpoint, a verification begins anew, a move of keys and a re-encryption look at what is left.
+//!
+//! A filesystem has one job at a time; others may run beside its re-encryption, which begins while none does.
 
 mod copy;
 mod notes;
+mod rekey;
 mod show;
 
 use std::collections::{HashMap, HashSet};
@@ -89,7 +92,7 @@ pub(crate) enum MoveRun {
 }
 
 /// What a copy or a verification has to do; the `spec` of its record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Spec {
     /// Where an import reads or an export writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -162,19 +165,11 @@ impl Jobs {
         // An unlocked filesystem first: a job that could only wait is refused.
         self.manager.key(name).await.map_err(of_keys)?;
         let records = self.manager.jobs().await.map_err(of_keys)?;
-        let mut of_this =
-            records.iter().filter(|r| r.filesystem == name.as_str() && r.kind != JobKind::Move);
-        if let Some(running) = of_this.find(|r| r.state == JobState::Running) {
+        if let Some(running) = copying(&records, name) {
             if same(running) {
                 return Ok(self.show(running));
             }
-            return Err(Problem::new(
-                Exit::State,
-                "busy",
-                title,
-                format!("the {} that job {} does is under way", word(running.kind), running.id),
-            )
-            .cure(format!("wait for it, or stop it with coffer job stop {}", running.id)));
+            return Err(busy(title, running));
         }
         // Only the newest run of this very command: an older one may know less. Nor one of an import that another has
         // followed, which may have replaced what it brought.
@@ -491,11 +486,27 @@ impl JobControl for Live {
     }
 }
 
+/// The copy or verification of this filesystem that runs, or waits.
+fn copying<'a>(records: &'a [JobRecord], name: &FilesystemName) -> Option<&'a JobRecord> {
+    records.iter().find(|record| {
+        record.filesystem == name.as_str()
+            && record.state == JobState::Running
+            && !matches!(record.kind, JobKind::Move | JobKind::Rekey)
+    })
+}
+
+fn busy(title: impl Into<String>, running: &JobRecord) -> Problem {
+    let why = format!("the {} that job {} does is under way", word(running.kind), running.id);
+    Problem::new(Exit::State, "busy", title, why)
+        .cure(format!("wait for it, or stop it with coffer job stop {}", running.id))
+}
+
 pub(crate) const fn word(kind: JobKind) -> &'static str {
     match kind {
         JobKind::Import => "import",
         JobKind::Export => "export",
         JobKind::Verify => "verification",
         JobKind::Move => "move of the keys",
+        JobKind::Rekey => "re-encryption",
     }
 }

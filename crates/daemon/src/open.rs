@@ -4,19 +4,21 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
-use admin_api::Problem;
+use admin_api::{Exit, Problem};
 use filesystem::{Backend, BackingLock, BackingLocks, Filesystem};
 use futures::StreamExt as _;
 use futures::stream;
-use key_manager::{FilesystemName, KeyManager, KeyState};
-use kms_core::{FilesystemKey, KeyId};
+use key_manager::{FilesystemName, KeyManager, KeyState, OpenKeys};
+use kms_core::KeyId;
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::{Notify, OnceCell};
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use crate::disks::Disks;
 use crate::mutex::lock;
@@ -31,6 +33,10 @@ const FILES_EACH: u64 = 16;
 
 /// And one that is held and not open. It has one.
 const FILES_EACH_HELD: u64 = 4;
+
+/// How often is looked whether what is open with its old keys is still in use, and how long apart.
+const LOOKS: u32 = 400;
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How many disks are asked for a lock at a time.
 const AT_ONCE: usize = 16;
@@ -90,11 +96,27 @@ impl Drop for Leaving<'_> {
     }
 }
 
-/// A filesystem whose key is in memory.
+/// A filesystem whose keys are in memory.
 struct Unlocked {
     place: Place,
-    key: Arc<FilesystemKey>,
+    keys: OpenKeys,
     backing: PathBuf,
+}
+
+impl Unlocked {
+    fn key_ids(&self) -> KeyIds {
+        KeyIds {
+            key: self.keys.key.id(),
+            previous: self.keys.previous.as_ref().map(|key| key.id()),
+        }
+    }
+}
+
+/// Which key a filesystem has, and which one it is being re-encrypted from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct KeyIds {
+    key: KeyId,
+    previous: Option<KeyId>,
 }
 
 /// Where an open filesystem is, or will be: two that want it at once wait for one opening, and nobody
@@ -102,7 +124,22 @@ struct Unlocked {
 #[derive(Default, Clone)]
 struct Place {
     held: Arc<OnceCell<Arc<BackingLock>>>,
-    opened: Arc<OnceCell<Arc<Filesystem>>>,
+    opened: Arc<OnceCell<Opened>>,
+    /// What was open here with other keys. It and what is opened now must not be in use at once.
+    former: Weak<Filesystem>,
+}
+
+/// An open filesystem.
+struct Opened {
+    filesystem: Arc<Filesystem>,
+    keys: KeyIds,
+}
+
+impl Opened {
+    /// Whether it does for what has these keys now: it may have one more, which nothing lies under any more.
+    fn serves(&self, keys: KeyIds) -> bool {
+        self.keys == keys || (self.keys.key == keys.key && keys.previous.is_none())
+    }
 }
 
 impl Place {
@@ -116,7 +153,7 @@ impl Place {
     /// Whether it is open and nobody uses it.
     fn is_idle(&self) -> bool {
         Arc::strong_count(&self.opened) == 1
-            && self.opened.get().is_some_and(|filesystem| Arc::strong_count(filesystem) == 1)
+            && self.opened.get().is_some_and(|it| Arc::strong_count(&it.filesystem) == 1)
     }
 }
 
@@ -140,35 +177,96 @@ impl OpenFilesystems {
         name: &FilesystemName,
         title: &str,
     ) -> Result<Arc<Filesystem>, Problem> {
-        let unlocked = self.unlocked(name).await.map_err(|e| problem::of_keys(title, &e))?;
-        let Unlocked { place, key, backing } = unlocked;
-        if !place.opened.initialized() {
-            self.make_room();
-        }
-        self.held(name, &place, &backing, key.id(), title).await?;
-        let (cipher, locks) = (self.cipher, self.locks.clone());
-        let open = || async move {
-            let open = move || Filesystem::open_sharing(&locks, &backing, key, None, cipher);
-            match spawn_blocking(open).await {
-                Ok(opened) => opened.map(Arc::new).map_err(|e| problem::of_filesystem(title, &e)),
-                Err(error) => Err(problem::internal(title, io::Error::from(error))),
+        loop {
+            let unlocked = self.unlocked(name).await.map_err(|e| problem::of_keys(title, &e))?;
+            let keys = unlocked.key_ids();
+            let place = unlocked.place.clone();
+            if !place.opened.initialized() {
+                self.make_room();
             }
-        };
-        place.opened.get_or_try_init(open).await.cloned()
+            self.held(name, &unlocked, title).await?;
+            let open = || self.open(name, unlocked, title);
+            let opened = place.opened.get_or_try_init(open).await?;
+            if opened.serves(keys) {
+                return Ok(Arc::clone(&opened.filesystem));
+            }
+            self.replace(name, &place, opened);
+        }
+    }
+
+    /// Nothing is opened with two keys before what was open with one alone is closed, and the directory has both wrapped.
+    async fn open(
+        &self,
+        name: &FilesystemName,
+        unlocked: Unlocked,
+        title: &str,
+    ) -> Result<Opened, Problem> {
+        let ids = unlocked.key_ids();
+        let Unlocked { place, keys: OpenKeys { key, previous }, backing } = unlocked;
+        let mut looks = 1;
+        while place.former.strong_count() > 0 {
+            if looks == LOOKS {
+                let why = "it has got a new key, and what began before that still uses it";
+                let cure = "wait for it; a disk that does not answer holds it up: check the disk and its mount";
+                return Err(Problem::new(Exit::State, "busy", title, why).cure(cure));
+            }
+            looks += 1;
+            sleep(LOOK_EVERY).await;
+        }
+        if previous.is_some() {
+            let settled = self.manager.settle_rekey(name).await;
+            settled.map_err(|e| problem::of_keys(title, &e))?;
+        }
+        let (cipher, locks) = (self.cipher, self.locks.clone());
+        let open = move || Filesystem::open_sharing(&locks, &backing, key, previous, cipher);
+        match spawn_blocking(open).await {
+            Ok(Ok(filesystem)) => Ok(Opened { filesystem: Arc::new(filesystem), keys: ids }),
+            Ok(Err(error)) => Err(problem::of_filesystem(title, &error)),
+            Err(error) => Err(problem::internal(title, io::Error::from(error))),
+        }
+    }
+
+    /// Has what is open with other keys than the filesystem has now opened anew by whoever comes next.
+    fn replace(&self, name: &FilesystemName, place: &Place, opened: &Opened) {
+        if let Some(there) = lock(&self.places).places.get_mut(name)
+            && Arc::ptr_eq(&there.opened, &place.opened)
+        {
+            there.opened = Arc::default();
+            there.former = Arc::downgrade(&opened.filesystem);
+        }
+    }
+
+    /// Closes what is open with a key that the filesystem does not have any more, if nobody uses it. Whoever comes next
+    /// opens it anew.
+    pub(crate) async fn drop_former_key(&self, name: &FilesystemName) {
+        let has_two =
+            |place: &Place| place.opened.get().is_some_and(|it| it.keys.previous.is_some());
+        if !lock(&self.places).places.get(name).is_some_and(has_two) {
+            return;
+        }
+        let Ok(unlocked) = self.unlocked(name).await else { return };
+        let keys = unlocked.key_ids();
+        drop(unlocked);
+        if let Some(there) = lock(&self.places).places.get_mut(name)
+            && there.is_idle()
+            && there.opened.get().is_some_and(|opened| opened.keys != keys)
+        {
+            there.opened = Arc::default();
+        }
     }
 
     /// Holds this filesystem, if it is unlocked, until it is closed. What keeps it from being held is told by
     /// [`Self::unheld`], or by its first use.
     pub(crate) async fn hold(&self, name: &FilesystemName) {
-        let Ok(Unlocked { place, key, backing }) = self.unlocked(name).await else { return };
-        if place.held.initialized() {
+        let Ok(unlocked) = self.unlocked(name).await else { return };
+        if unlocked.place.held.initialized() {
             return;
         }
         if self.locks.count() as u64 >= files() / FILES_EACH_HELD {
             self.note(name, Unheld::TooMany);
             return;
         }
-        let _ = self.held(name, &place, &backing, key.id(), "it can't be held").await;
+        let _ = self.held(name, &unlocked, "it can't be held").await;
     }
 
     /// Holds what is unlocked by now.
@@ -192,6 +290,7 @@ impl OpenFilesystems {
                     let wanted = names.into_iter().filter(|name| compare || !self.is_held(name));
                     let each = |name| async move {
                         self.compare(&name).await;
+                        self.drop_former_key(&name).await;
                         self.hold(&name).await;
                     };
                     stream::iter(wanted).for_each_concurrent(AT_ONCE, each).await;
@@ -244,11 +343,11 @@ impl OpenFilesystems {
         // The place comes before the key: a lock that comes after the key then closes this place, held or not.
         let place = lock(&self.places).of(name);
         let found = async {
-            let key = self.manager.key(name).await?;
-            Ok((key, self.manager.filesystem(name).await?.backing))
+            let keys = self.manager.keys(name).await?;
+            Ok((keys, self.manager.filesystem(name).await?.backing))
         };
         match found.await {
-            Ok((key, backing)) => Ok(Unlocked { place, key, backing }),
+            Ok((keys, backing)) => Ok(Unlocked { place, keys, backing }),
             Err(error) => {
                 drop(place);
                 lock(&self.places).places.retain(|of, place| of != name || !place.is_empty());
@@ -260,18 +359,18 @@ impl OpenFilesystems {
     async fn held(
         &self,
         name: &FilesystemName,
-        place: &Place,
-        backing: &Path,
-        key: KeyId,
+        unlocked: &Unlocked,
         title: &str,
     ) -> Result<(), Problem> {
+        let KeyIds { key, previous } = unlocked.key_ids();
+        let backing = &unlocked.backing;
         let take = || async {
-            let (at, locks) = (backing.to_owned(), self.locks.clone());
-            let taken = self.disks.ask(backing, move || locks.take(&at, key, None)).await;
+            let (at, locks) = (backing.clone(), self.locks.clone());
+            let taken = self.disks.ask(backing, move || locks.take(&at, key, previous)).await;
             let taken = taken.map_err(|why| problem::of_silence(title, backing, &why))?;
             taken.map_err(|e| problem::of_filesystem(title, &e))
         };
-        let held = place.held.get_or_try_init(take).await;
+        let held = unlocked.place.held.get_or_try_init(take).await;
         match &held {
             Ok(_) => drop(lock(&self.unheld).remove(name)),
             Err(problem) if problem.code == problem::IN_USE => {

@@ -1,4 +1,4 @@
-//! Backing directories: made and removed.
+//! Backing directories: made, given the wrapped key of a new key, removed.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use filesystem::{Backend, BackingLocks, ErrorKind, Filesystem};
+use filesystem::{Backend, BackingLocks, ErrorKind, Filesystem, begin_rekey, end_rekey};
 use key_manager::{Removal, Volumes};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyId};
 use tokio::task::spawn_blocking;
@@ -42,6 +42,18 @@ impl BackingVolumes {
         let at = backing.to_owned();
         let asked = self.disks.ask(backing, move || at.symlink_metadata().map(drop)).await;
         asked.map(drop).map_err(|why| format!("{}: {why}", backing.display()).into())
+    }
+
+    /// Does something small there, and gives a disk up that does not answer.
+    async fn ask(
+        &self,
+        site: &FilesystemSite,
+        act: impl FnOnce() -> Result<(), filesystem::Error> + Send + 'static,
+    ) -> Result<(), Failure> {
+        match self.disks.ask(&site.backing, act).await {
+            Ok(done) => Ok(done?),
+            Err(why) => Err(format!("{}: {why}", site.backing.display()).into()),
+        }
     }
 
     fn never_made(&self) -> MutexGuard<'_, HashSet<KeyId>> {
@@ -81,8 +93,9 @@ impl Volumes for BackingVolumes {
         self.answers(&site.backing).await?;
         let mut looks = 1;
         loop {
-            let (backing, key_id, locks) = (site.backing.clone(), site.key_id, self.locks.clone());
-            let remove = move || Filesystem::remove(&locks, &backing, key_id, None);
+            let (site, locks) = (site.clone(), self.locks.clone());
+            let remove =
+                move || Filesystem::remove(&locks, &site.backing, site.key_id, site.previous);
             let removed = spawn_blocking(remove).await?;
             match removed {
                 Ok(true) => return Ok(Removal::Removed),
@@ -100,5 +113,21 @@ impl Volumes for BackingVolumes {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    async fn begin_rekey(
+        &self,
+        site: &FilesystemSite,
+        from: &KeyEnvelope,
+        to: &KeyEnvelope,
+    ) -> Result<(), Failure> {
+        let (locks, backing) = (self.locks.clone(), site.backing.clone());
+        let (from, to) = (from.clone(), to.clone());
+        self.ask(site, move || begin_rekey(&locks, &backing, &from, &to)).await
+    }
+
+    async fn end_rekey(&self, site: &FilesystemSite) -> Result<(), Failure> {
+        let (locks, backing, key_id) = (self.locks.clone(), site.backing.clone(), site.key_id);
+        self.ask(site, move || end_rekey(&locks, &backing, key_id)).await
     }
 }

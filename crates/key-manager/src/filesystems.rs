@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kms_core::{
     Commit, ENVELOPE_FORMAT, FilesystemKey, FilesystemSite, KeyEnvelope, KeyId, KmsConfig,
-    KmsConfigId, Outcome, WrappedKey,
+    KmsConfigId, Outcome,
 };
 
 use crate::own_key::Sibling;
@@ -33,6 +33,24 @@ pub trait Volumes: fmt::Debug + Send + Sync {
         &self,
         site: &FilesystemSite,
     ) -> Result<Removal, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Brings the directory of a filesystem that has got a new key along: first `from`, the wrapped key that its data lies under, is
+    /// there a second time, then `to` takes its place. A copy that is there stays as it is, older or not. Durable on `Ok`; a stop
+    /// in between leaves a filesystem that opens. Doing it twice does no harm, also when some of the data lies under the new
+    /// key already.
+    async fn begin_rekey(
+        &self,
+        site: &FilesystemSite,
+        from: &KeyEnvelope,
+        to: &KeyEnvelope,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Removes the second copy that [`Volumes::begin_rekey`] made, once no data lies under that key. Durable on `Ok`.
+    /// Doing it twice does no harm.
+    async fn end_rekey(
+        &self,
+        site: &FilesystemSite,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 }
 
 /// What [`Volumes::remove`] found.
@@ -197,13 +215,7 @@ impl KeyManager {
             None => self.kms(config.config.id).await?,
         };
         let key = Arc::new(FilesystemKey::generate()?);
-        self.prove_identity(&config, kms.as_ref()).await?;
-        let wrapped = self.wrap_and_open(kms.as_ref(), &key, name.to_string()).await?;
-        let newer = |canary: &WrappedKey| canary.ciphertext.version < wrapped.ciphertext.version;
-        let renewed = match config.canary.as_ref().is_some_and(newer) {
-            true => Some(self.with_new_canary(&config, kms.as_ref()).await?),
-            false => None,
-        };
+        let (wrapped, renewed) = self.wrap_new(&config, kms.as_ref(), &key, name).await?;
 
         let _act = match act {
             Some(act) => act,
@@ -214,6 +226,7 @@ impl KeyManager {
         let fs = FilesystemRecord {
             name: name.clone(),
             key_id: key.id(),
+            previous_key: None,
             backing: backing.to_owned(),
             created: self.parts().clock.now(),
             state: FilesystemState::Creating,
@@ -252,13 +265,7 @@ impl KeyManager {
             }
             _ => {}
         }
-        intent = match renewed {
-            // Somebody else may have renewed it meanwhile, or set another KMS, which the commit notices.
-            Some(renewed) if self.config(config.config.id).await.is_ok_and(|now| now == config) => {
-                intent.put(records::config_key(config.config.id), records::encode(&renewed))
-            }
-            _ => intent,
-        };
+        let intent = self.put_renewed(intent, &config, renewed).await;
         let intent = self.raise_epoch(intent).await?;
         self.store().commit(intent).await.map_err(|e| changed(e, "the KMS configuration"))?;
         if let Some(Sibling { record, kms, .. }) = &sibling {
@@ -295,7 +302,7 @@ impl KeyManager {
                 Commit::new().unchanged(&record).put(record.key.clone(), records::encode(&fs));
             self.store().commit(intent).await.map_err(|e| changed(e, "the filesystem"))?;
             self.lock_reasons().remove(&fs.name);
-            self.drop_unshared_key(&fs).await?;
+            self.drop_unshared_keys(&fs).await?;
         }
         drop(act);
         let key_id = fs.key_id;
@@ -336,7 +343,7 @@ impl KeyManager {
         for holder in &self.parts().holders {
             for copy in holder.list(&fs.site()).await?.into_iter().filter(|copy| !copy.uploaded) {
                 match copy.envelope {
-                    Ok(lies) if lies.wrapped.key_id == fs.key_id => here.push(copy.location),
+                    Ok(lies) if fs.has_key(lies.wrapped.key_id) => here.push(copy.location),
                     Ok(_) => away = Some(format!("{} is of another key", copy.location)),
                     Err(error) => away = Some(error.to_string()),
                 }
@@ -353,7 +360,7 @@ impl KeyManager {
             elsewhere.extend(copies.map(|copy| copy.location));
         }
         for other in self.filesystems().await? {
-            if other.key_id == fs.key_id && other.name != fs.name {
+            if other.name != fs.name && fs.keys().any(|id| other.has_key(id)) {
                 elsewhere.push(format!("the filesystem {}", other.name));
             }
         }
@@ -457,28 +464,36 @@ impl KeyManager {
 
     async fn remove_records(&self, fs: &FilesystemRecord) -> Result<(), Error> {
         let mut commit = Commit::new().delete(records::fs_key(&fs.name));
-        if self.drop_unshared_key(fs).await? {
-            commit = commit.delete(records::wrapped_key(fs.key_id));
+        for id in self.drop_unshared_keys(fs).await? {
+            commit = commit.delete(records::wrapped_key(id));
         }
         self.store().commit(self.raise_epoch(commit).await?).await?;
         self.lock_reasons().remove(&fs.name);
-        self.note_copies(&fs.site(), Ok(()));
+        fs.keys().for_each(|id| self.note_copies(&fs.site(), id, Ok(())));
         Ok(())
     }
 
-    /// Puts its key out of memory unless another filesystem has it too; whether it did.
-    async fn drop_unshared_key(&self, fs: &FilesystemRecord) -> Result<bool, Error> {
+    /// Puts its keys out of memory, but for one that another filesystem has too; those that it did.
+    async fn drop_unshared_keys(&self, fs: &FilesystemRecord) -> Result<Vec<KeyId>, Error> {
         let _memory = self.change_memory().await;
-        let shares = |other: &FilesystemRecord| other.key_id == fs.key_id && other.name != fs.name;
-        let unshared = !self.filesystems().await?.iter().any(shares);
-        if unshared {
-            self.ring().remove(&fs.key_id);
+        let mut unshared = Vec::new();
+        for id in fs.keys() {
+            if !self.is_shared(fs, id).await? {
+                self.ring().remove(&id);
+                unshared.push(id);
+            }
         }
         Ok(unshared)
     }
 
+    /// Whether another filesystem has this key of its too.
+    async fn is_shared(&self, fs: &FilesystemRecord, id: KeyId) -> Result<bool, Error> {
+        let shares = |other: &FilesystemRecord| other.has_key(id) && other.name != fs.name;
+        Ok(self.filesystems().await?.iter().any(shares))
+    }
+
     /// Adds to a commit that the set of filesystems changes, so that an unset at the same moment conflicts.
-    async fn raise_epoch(&self, commit: Commit) -> Result<Commit, Error> {
+    pub(crate) async fn raise_epoch(&self, commit: Commit) -> Result<Commit, Error> {
         let read = self.store().get(records::FS_EPOCH).await?;
         let next = read.as_ref().map_or(0, |record| record.version.0);
         let commit = as_read(commit, records::FS_EPOCH, read.as_ref());

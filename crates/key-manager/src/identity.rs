@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use kms_core::{FilesystemKey, Kms, KmsError, KmsErrorKind, WrappedKey};
+use kms_core::{Commit, FilesystemKey, Kms, KmsError, KmsErrorKind, WrappedKey};
 
 use crate::filesystems::no_answer;
-use crate::records::ConfigRecord;
-use crate::{Error, KeyManager};
+use crate::records::{self, ConfigRecord};
+use crate::{Error, FilesystemName, KeyManager};
 
 /// As many wrapped keys stand in for a canary that is too old. One is enough; the others are for damaged records.
 const WITNESSES: usize = 20;
@@ -35,6 +35,43 @@ impl KeyManager {
             KmsErrorKind::NotAuthentic => Err(replaced(config, kms, error).await?.into()),
             KmsErrorKind::VersionTooOld => self.ask_witnesses(config, kms, error).await,
             _ => Err(error.into()),
+        }
+    }
+
+    /// Wraps a new key for this filesystem under this configuration, once its master key is proved, and opens what came of it. Answers the
+    /// configuration too as it has to be recorded then, if it changes: its canary must not be older than what was wrapped.
+    pub(crate) async fn wrap_new(
+        &self,
+        config: &ConfigRecord,
+        kms: &dyn Kms,
+        key: &Arc<FilesystemKey>,
+        of: &FilesystemName,
+    ) -> Result<(WrappedKey, Option<ConfigRecord>), Error> {
+        self.prove_identity(config, kms).await?;
+        let wrapped = self.wrap_and_open(kms, key, of.to_string()).await?;
+        let newer = |canary: &WrappedKey| canary.ciphertext.version < wrapped.ciphertext.version;
+        let renewed = match config.canary.as_ref().is_some_and(newer) {
+            true => Some(self.with_new_canary(config, kms).await?),
+            false => None,
+        };
+        Ok((wrapped, renewed))
+    }
+
+    /// Adds to a commit what [`Self::wrap_new`] answered for this configuration.
+    pub(crate) async fn put_renewed(
+        &self,
+        commit: Commit,
+        config: &ConfigRecord,
+        renewed: Option<ConfigRecord>,
+    ) -> Commit {
+        match renewed {
+            // Somebody else may have renewed it meanwhile, or set another KMS, which the commit notices.
+            Some(renewed)
+                if self.config(config.config.id).await.is_ok_and(|now| now == *config) =>
+            {
+                commit.put(records::config_key(config.config.id), records::encode(&renewed))
+            }
+            _ => commit,
         }
     }
 

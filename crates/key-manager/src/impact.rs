@@ -65,11 +65,11 @@ impl KeyManager {
             if matches!(status.key, KeyState::Deleting(_)) {
                 continue;
             }
-            let here = status.wrapped_by.as_ref().is_some_and(|config| lost.contains(&config.id));
-            let needs = match loss {
-                Loss::Credential | Loss::MasterKey => here,
-                Loss::VersionsBelow(lowest) => here && status.version < lowest,
-            };
+            let mut here = status.wrapped().filter(|(by, _)| lost.contains(&by.id));
+            let needs = here.any(|(_, version)| match loss {
+                Loss::Credential | Loss::MasterKey => true,
+                Loss::VersionsBelow(lowest) => version < lowest,
+            });
             if status.copies_behind.is_some() {
                 impact.unknown.push(name.clone());
             }

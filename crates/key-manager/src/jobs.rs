@@ -62,6 +62,8 @@ pub enum JobKind {
     Export,
     /// Reads everything and says what is damaged.
     Verify,
+    /// Re-encrypts a filesystem under its new key.
+    Rekey,
 }
 
 /// How a job stands.
@@ -183,6 +185,11 @@ impl JobRecord {
 
 impl Stored for JobRecord {
     const WHAT: &'static str = "job";
+
+    /// A program that does not know this kind can't read the record.
+    fn format(&self) -> u32 {
+        if self.kind == JobKind::Rekey { 2 } else { 1 }
+    }
 }
 
 impl KeyManager {

@@ -12,6 +12,7 @@
 //! | create, delete a filesystem | `filesystems` | an intent, the backing directory, the record |
 //! | unlock | `unlock` | none: unwrapped keys live in memory only |
 //! | rewrap, move, downgrade | `moving` | by batch: wrap, open, commit, then the copies |
+//! | give a filesystem a new key | `rekey` | one commit; the backing directory; its data; the directory again; one commit |
 //! | rebuild a lost store | `recover` | one record after the other from the copies |
 //!
 //! Every durable step can be the last one before a crash. [`KeyManager::settle`] runs at start and
@@ -35,6 +36,7 @@ mod own_key;
 mod records;
 mod recover;
 mod rehearsal;
+mod rekey;
 mod status;
 mod unlock;
 mod uses;
@@ -44,13 +46,14 @@ pub use error::{Class, Error};
 pub use filesystems::{Created, Deleted, Removal, Volumes};
 pub use impact::{Impact, Loss};
 pub use jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress};
-pub use manager::{KeyManager, Parts};
+pub use manager::{KeyManager, OpenKeys, Parts};
 pub use moving::{MoveReport, MoveSpec, Purpose};
 pub use name::FilesystemName;
 pub use records::{AuthKind, CredentialKind, FilesystemRecord, FilesystemState};
-pub use recover::{Recovered, rebuild, recorded_filesystems};
+pub use recover::{FoundCopy, Recovered, rebuild, recorded_filesystems};
 pub use rehearsal::Rehearsal;
+pub use rekey::NewKey;
 pub use status::{
-    FilesystemStatus, InUse, KmsOverview, LiveKey, LiveKms, OwnMasterKey, VersionCount,
+    FilesystemStatus, InUse, KmsOverview, LiveKey, LiveKms, OwnMasterKey, PreviousKey, VersionCount,
 };
 pub use unlock::{KeyState, LockReason};

@@ -17,7 +17,7 @@ use crate::unlock::{LockReason, as_read};
 use crate::{Error, FilesystemName};
 
 /// How long an act waits for another one on the same backing directory.
-const WORK_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const WORK_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a [`KeyManager`] is made of.
 #[derive(Debug)]
@@ -59,13 +59,22 @@ pub struct KeyManager {
     pub(crate) copies: RwLock<Copies>,
 }
 
+/// The keys of an unlocked filesystem.
+#[derive(Debug)]
+pub struct OpenKeys {
+    /// Its key.
+    pub key: Arc<FilesystemKey>,
+    /// The key that it is being re-encrypted from.
+    pub previous: Option<Arc<FilesystemKey>>,
+}
+
 /// What is known of the copies of wrapped keys.
 #[derive(Debug, Default)]
 pub(crate) struct Copies {
     /// Whether they have been compared with the store since the start.
     pub(crate) compared: bool,
-    /// Filesystems that have a copy that is behind the store or out of reach, and why.
-    pub(crate) behind: BTreeMap<String, String>,
+    /// Filesystems that have a copy of this key that is behind the store or out of reach, and why.
+    pub(crate) behind: BTreeMap<(String, KeyId), String>,
 }
 
 impl KeyManager {
@@ -209,7 +218,7 @@ impl KeyManager {
         let filesystems = self.filesystems().await?;
         let keys = |going: bool| {
             let these = filesystems.iter().filter(move |fs| fs.state.is_going() == going);
-            these.map(|fs| records::wrapped_key(fs.key_id)).collect::<HashSet<_>>()
+            these.flat_map(FilesystemRecord::keys).map(records::wrapped_key).collect::<HashSet<_>>()
         };
         let (going, needed) = (keys(true), keys(false));
         let mut found = records::all(self.store(), records::KEYS).await?;
@@ -285,7 +294,7 @@ impl KeyManager {
             match self.configs_in_copies(site).await {
                 Ok(configs) => named.extend(configs),
                 Err(error) => {
-                    self.note_copies(site, Err(&error));
+                    self.note_copies(site, site.key_id, Err(&error));
                     return Ok(());
                 }
             }
@@ -328,20 +337,26 @@ impl KeyManager {
         Ok(configs)
     }
 
-    /// Notes how the copies of a filesystem's key were found.
-    pub(crate) fn note_copies(&self, site: &FilesystemSite, found: Result<(), &HolderError>) {
+    /// Notes how the copies of this key of a filesystem were found.
+    pub(crate) fn note_copies(
+        &self,
+        site: &FilesystemSite,
+        key: KeyId,
+        found: Result<(), &HolderError>,
+    ) {
         let behind = &mut write(&self.copies).behind;
+        let of_this = (site.name.clone(), key);
         match found {
-            Ok(()) => drop(behind.remove(&site.name)),
+            Ok(()) => drop(behind.remove(&of_this)),
             Err(error) => {
                 let why = error.to_string();
-                if behind.get(&site.name) != Some(&why) {
+                if behind.get(&of_this) != Some(&why) {
                     tracing::warn!(
                         filesystem = site.name,
                         why,
                         "a copy of its wrapped key is behind the store"
                     );
-                    behind.insert(site.name.clone(), why);
+                    behind.insert(of_this, why);
                 }
             }
         }
@@ -349,6 +364,15 @@ impl KeyManager {
 
     pub(crate) fn unlocked(&self, id: KeyId) -> Option<Arc<FilesystemKey>> {
         read(&self.ring).get(&id).cloned()
+    }
+
+    /// Its keys, if all of them are in memory.
+    pub(crate) fn unlocked_keys(&self, fs: &FilesystemRecord) -> Option<OpenKeys> {
+        let previous = match fs.previous_key {
+            Some(id) => Some(self.unlocked(id)?),
+            None => None,
+        };
+        Some(OpenKeys { key: self.unlocked(fs.key_id)?, previous })
     }
 
     pub(crate) fn ring(&self) -> RwLockWriteGuard<'_, HashMap<KeyId, Arc<FilesystemKey>>> {
@@ -363,7 +387,9 @@ impl KeyManager {
         let mut sites: HashMap<KeyId, Vec<FilesystemSite>> = HashMap::new();
         for fs in self.filesystems().await? {
             if fs.state == FilesystemState::Ready {
-                sites.entry(fs.key_id).or_default().push(fs.site());
+                for key in fs.keys() {
+                    sites.entry(key).or_default().push(fs.site());
+                }
             }
         }
         Ok(sites)

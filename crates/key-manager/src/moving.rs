@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
 use kms_core::{
-    Commit, FilesystemKey, FilesystemSite, HolderError, KeyEnvelope, KeyId, KeyVersion, Kms,
-    KmsConfigId, KmsError, Outcome, Record, StoreError, WrappedKey,
+    Commit, FilesystemKey, FilesystemSite, HolderError, KeyId, KeyVersion, Kms, KmsConfigId,
+    KmsError, Outcome, Record, StoreError, WrappedKey,
 };
 use serde::{Deserialize, Serialize};
 
@@ -230,7 +230,7 @@ impl KeyManager {
         config: Arc<ConfigRecord>,
     ) -> (FilesystemSite, Result<u64, HolderError>) {
         let renewed = self.replace_copies(&site, &entry, &config).await;
-        self.note_copies(&site, renewed.as_ref().map(drop));
+        self.note_copies(&site, entry.wrapped.key_id, renewed.as_ref().map(drop));
         (site, renewed)
     }
 
@@ -240,21 +240,31 @@ impl KeyManager {
         entry: &KeyEntry,
         config: &ConfigRecord,
     ) -> Result<u64, HolderError> {
+        // With two keys, each is put in its place first.
+        self.bring_along(site).await.map_err(|error| {
+            let location = site.backing.display().to_string();
+            HolderError { location, doing: "replaced", source: error.into() }
+        })?;
         let wanted = envelope(site, entry, config);
-        let ahead = |copy: &KeyEnvelope| {
-            copy.wrapped.key_id == site.key_id && copy.revision > wanted.revision
-        };
+        let key = wanted.wrapped.key_id;
+        let of_the_other = |id| id != key && (id == site.key_id || Some(id) == site.previous);
         let (mut replaced, mut failed) = (0, None);
         for holder in &self.parts().holders {
             for copy in holder.list(site).await? {
-                let lies = copy.envelope.ok();
-                if copy.uploaded || lies.as_ref() == Some(&wanted) {
-                    continue;
-                }
-                if lies.is_some_and(|lies| ahead(&lies)) {
-                    let (location, doing) = (copy.location, "replaced");
-                    failed = Some(HolderError { location, doing, source: AHEAD.into() });
-                    continue;
+                match copy.envelope {
+                    _ if copy.uploaded => continue,
+                    Ok(lies) if lies == wanted || of_the_other(lies.wrapped.key_id) => continue,
+                    Ok(lies) if lies.wrapped.key_id == key && lies.revision > wanted.revision => {
+                        let (location, doing) = (copy.location, "replaced");
+                        failed = Some(HolderError { location, doing, source: AHEAD.into() });
+                        continue;
+                    }
+                    // Which of the two it was can't be told.
+                    Err(error) if site.previous.is_some() => {
+                        failed = Some(error);
+                        continue;
+                    }
+                    _ => {}
                 }
                 match holder.replace(site, &copy.location, &wanted).await {
                     Ok(()) => replaced += 1,
@@ -346,7 +356,9 @@ impl Run<'_> {
     async fn all(&mut self, spec: &MoveSpec) -> Result<(), Error> {
         let only = match &spec.only {
             Some(name) => match self.manager.filesystem(name).await {
-                Ok(filesystem) => Some(filesystem.key_id),
+                Ok(filesystem) => {
+                    Some(filesystem.keys().map(records::wrapped_key).collect::<Vec<_>>())
+                }
                 // Deleted since it began, and its key with it.
                 Err(Error::Unknown { .. } | Error::Deleting { .. }) => return Ok(()),
                 Err(error) => return Err(error),
@@ -368,7 +380,7 @@ impl Run<'_> {
         for record in records {
             let own = key_entry_of(&record).ok().and_then(|entry| entry.own_master_key);
             let target = target_of(own.as_deref());
-            if only.is_some_and(|id| record.key != records::wrapped_key(id)) {
+            if only.as_ref().is_some_and(|only| !only.contains(&record.key)) {
                 of_others.extend(target);
                 continue;
             }

@@ -26,8 +26,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::{Error, FilesystemName};
 
-/// The newest record format that this program writes and reads.
-pub(crate) const FORMAT: u32 = 1;
+/// The newest record format that this program writes and reads. Each record is written in the oldest one that tells all of it
+/// ([`Stored::format`]): 2 is for what a program that knows only 1 must not touch.
+pub(crate) const FORMAT: u32 = 2;
 
 pub(crate) const CURRENT: &str = "kms/current";
 pub(crate) const OWN: &str = "kms/own/";
@@ -60,6 +61,11 @@ pub(crate) fn wrapped_key(id: KeyId) -> String {
 pub(crate) trait Stored: Serialize + DeserializeOwned {
     /// What it is, in an error.
     const WHAT: &'static str;
+
+    /// The format in which it is written.
+    fn format(&self) -> u32 {
+        1
+    }
 }
 
 /// Which configuration wraps new keys.
@@ -202,6 +208,9 @@ pub struct FilesystemRecord {
     pub name: FilesystemName,
     /// Its key.
     pub key_id: KeyId,
+    /// The key that it is being re-encrypted from. What lies under it can be read until all of it lies under `key_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_key: Option<KeyId>,
     /// Where its ciphertext lies, absolute.
     pub backing: PathBuf,
     /// When it was made.
@@ -218,12 +227,22 @@ impl FilesystemRecord {
         self.state == FilesystemState::Ready && !self.held
     }
 
+    /// Its key, and the one that it is being re-encrypted from.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = KeyId> + use<> {
+        [Some(self.key_id), self.previous_key].into_iter().flatten()
+    }
+
+    /// Whether this is one of them.
+    pub(crate) fn has_key(&self, id: KeyId) -> bool {
+        self.keys().any(|key| key == id)
+    }
+
     /// What a [`kms_core::KeyHolder`] needs to know of it.
     pub fn site(&self) -> FilesystemSite {
         FilesystemSite {
             name: self.name.to_string(),
             key_id: self.key_id,
-            previous: None,
+            previous: self.previous_key,
             backing: self.backing.clone(),
         }
     }
@@ -231,6 +250,11 @@ impl FilesystemRecord {
 
 impl Stored for FilesystemRecord {
     const WHAT: &'static str = "filesystem";
+
+    /// A program that knows one key alone would take what lies under the other for damage.
+    fn format(&self) -> u32 {
+        if self.previous_key.is_some() { 2 } else { 1 }
+    }
 }
 
 /// Where a filesystem is in its life.
@@ -304,7 +328,7 @@ struct FormatOnly {
 /// The value of a record.
 pub(crate) fn encode<T: Stored>(body: &T) -> Vec<u8> {
     // These types are plain structs with string keys: serialising them to memory can't fail.
-    serde_json::to_vec(&Write { format: FORMAT, body }).unwrap_or_default()
+    serde_json::to_vec(&Write { format: body.format(), body }).unwrap_or_default()
 }
 
 /// Reads a record.

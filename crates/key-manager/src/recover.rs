@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use kms_core::{Clock, Commit, KeyEnvelope, KeyStore, KmsConfig, WrappedKey};
+use kms_core::{Clock, Commit, KeyEnvelope, KeyId, KeyStore, KmsConfig, WrappedKey};
 
 use crate::filesystems::LOCAL;
 use crate::records::{self, ConfigRecord, CurrentKms, FilesystemRecord, FilesystemState, KeyEntry};
@@ -24,11 +24,23 @@ pub struct Recovered {
     pub left_out: Vec<(PathBuf, String)>,
 }
 
+/// A backing directory with what lies in it.
+#[derive(Debug, Clone)]
+pub struct FoundCopy {
+    /// Where it is.
+    pub backing: PathBuf,
+    /// The copy of its filesystem's wrapped key.
+    pub envelope: KeyEnvelope,
+    /// The copy of the one that the filesystem is being re-encrypted from, if there is one.
+    pub previous: Option<KeyEnvelope>,
+}
+
 /// Writes the records of these filesystems into an empty store.
 ///
-/// Each backing directory comes with the envelope that lies in it. Tokens are in no envelope: the KMS that most keys name becomes
-/// the current one, without a token. Two directories with one key are both taken: one was made from the other. Configurations of
-/// other nodes, or of other times, that say the same are one. Master keys of filesystems' own are so again.
+/// Tokens are in no envelope: the KMS that most keys name becomes
+/// the current one, without a token. What was being re-encrypted has its two keys, and waits to be gone on with. Two directories
+/// with one key are both taken: one was made from the other. Configurations of other nodes, or of other times, that say the same
+/// are one. Master keys of filesystems' own are so again.
 ///
 /// No local key is ever erased that any of them names: what was forgotten or is not among these directories may open under it
 /// too, and this store does not know of it.
@@ -38,54 +50,36 @@ pub struct Recovered {
 pub async fn rebuild(
     store: &dyn KeyStore,
     clock: &dyn Clock,
-    found: Vec<(PathBuf, KeyEnvelope)>,
+    found: Vec<FoundCopy>,
 ) -> Result<Recovered, Error> {
     if !store.list("", None, 1).await?.records.is_empty() {
         return Err(Error::Exists { what: "a key store with records in it".into() });
     }
     let mut recovered = Recovered::default();
-    let mut configs: Vec<(KmsConfig, usize)> = Vec::new();
-    let mut entries: BTreeMap<kms_core::KeyId, KeyEntry> = BTreeMap::new();
     let mut filesystems: BTreeMap<FilesystemName, FilesystemRecord> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    let found_in_all = found.len() + 1;
-    for (backing, envelope) in found {
-        if let Err(error) = envelope.check() {
+    let mut keys = Keys { found_in_all: found.len() + 1, ..Keys::default() };
+    for FoundCopy { backing, envelope, previous } in found {
+        let checked = [Some(&envelope), previous.as_ref()].into_iter().flatten();
+        if let Some(error) = checked.map(KeyEnvelope::check).find_map(Result::err) {
             recovered.left_out.push((backing, error.to_string()));
             continue;
         }
         if !seen.insert(backing.clone()) {
             continue;
         }
-        let key_id = envelope.wrapped.key_id;
-        let config = KmsConfig { id: envelope.wrapped.config_id, ..envelope.kms };
-        let known = configs.iter().position(|(known, _)| are_one(known, &config));
-        let known = known.unwrap_or_else(|| {
-            configs.push((config, 0));
-            configs.len() - 1
-        });
-        let (config, keys) = &mut configs[known];
-        // What is somebody's own master key is not the one for all, unless there is no other.
-        *keys += if envelope.own_master_key.is_none() { found_in_all } else { 1 };
-        // The mark is all that tells of the past; that a key lies under local wrapping now shows without it.
-        let entry = KeyEntry {
-            wrapped: WrappedKey { config_id: config.id, ..envelope.wrapped },
-            exposed: envelope.exposed || config.kind == LOCAL,
-            revision: envelope.revision,
-            own_master_key: envelope.own_master_key,
-        };
-        let newest = entries.entry(key_id).or_insert_with(|| entry.clone());
-        newest.exposed |= entry.exposed;
-        if entry.revision > newest.revision {
-            *newest = KeyEntry { exposed: newest.exposed, ..entry };
-        }
-        let name = free_name(&envelope.filesystem, key_id, &filesystems)?;
-        if name.as_str() != envelope.filesystem {
-            recovered.renamed.push((envelope.filesystem, name.clone()));
+        let wanted = envelope.filesystem.clone();
+        let key_id = keys.add(envelope);
+        // Of one that had hardly begun, both are of the old key.
+        let previous_key = previous.map(|previous| keys.add(previous)).filter(|id| *id != key_id);
+        let name = free_name(&wanted, key_id, &filesystems)?;
+        if name.as_str() != wanted {
+            recovered.renamed.push((wanted, name.clone()));
         }
         let record = FilesystemRecord {
             name: name.clone(),
             key_id,
+            previous_key,
             backing,
             created: clock.now(),
             state: FilesystemState::Ready,
@@ -95,6 +89,7 @@ pub async fn rebuild(
         filesystems.insert(name, record);
     }
 
+    let Keys { configs, entries, .. } = keys;
     let mut commit = Commit::new();
     for (config, _) in &configs {
         let record = ConfigRecord {
@@ -149,6 +144,45 @@ pub async fn recorded_filesystems(store: &dyn KeyStore) -> Result<Vec<Filesystem
     Ok(records.iter().filter_map(|record| records::decode(record).ok()).collect())
 }
 
+/// The wrapped keys that were found.
+#[derive(Default)]
+struct Keys {
+    /// More than all together weigh that have a master key of their own.
+    found_in_all: usize,
+    /// What wrapped them, and the weight of each.
+    configs: Vec<(KmsConfig, usize)>,
+    entries: BTreeMap<KeyId, KeyEntry>,
+}
+
+impl Keys {
+    /// Takes one, or of several copies of it the newest; whose it is.
+    fn add(&mut self, envelope: KeyEnvelope) -> KeyId {
+        let key_id = envelope.wrapped.key_id;
+        let config = KmsConfig { id: envelope.wrapped.config_id, ..envelope.kms };
+        let known = self.configs.iter().position(|(known, _)| are_one(known, &config));
+        let known = known.unwrap_or_else(|| {
+            self.configs.push((config, 0));
+            self.configs.len() - 1
+        });
+        let (config, keys) = &mut self.configs[known];
+        // What is somebody's own master key is not the one for all, unless there is no other.
+        *keys += if envelope.own_master_key.is_none() { self.found_in_all } else { 1 };
+        // The mark is all that tells of the past; that a key lies under local wrapping now shows without it.
+        let entry = KeyEntry {
+            wrapped: WrappedKey { config_id: config.id, ..envelope.wrapped },
+            exposed: envelope.exposed || config.kind == LOCAL,
+            revision: envelope.revision,
+            own_master_key: envelope.own_master_key,
+        };
+        let newest = self.entries.entry(key_id).or_insert_with(|| entry.clone());
+        newest.exposed |= entry.exposed;
+        if entry.revision > newest.revision {
+            *newest = KeyEntry { exposed: newest.exposed, ..entry };
+        }
+        key_id
+    }
+}
+
 /// Whether what one wrapped the other opens. The local ones have nothing but their ids, which name their keys.
 fn are_one(one: &KmsConfig, other: &KmsConfig) -> bool {
     one.id == other.id || one.kind != LOCAL && *one == KmsConfig { id: one.id, ..other.clone() }
@@ -157,7 +191,7 @@ fn are_one(one: &KmsConfig, other: &KmsConfig) -> bool {
 /// The name itself, or with the key's id behind it when it is taken or not valid.
 fn free_name(
     wanted: &str,
-    key_id: kms_core::KeyId,
+    key_id: KeyId,
     taken: &BTreeMap<FilesystemName, FilesystemRecord>,
 ) -> Result<FilesystemName, Error> {
     if let Ok(name) = wanted.parse::<FilesystemName>()

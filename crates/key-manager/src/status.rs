@@ -29,13 +29,35 @@ pub struct FilesystemStatus {
     pub wrapped_by: Option<KmsConfig>,
     /// The master key version that wrapped it.
     pub version: KeyVersion,
+    /// The key that it is being re-encrypted from.
+    pub previous: Option<PreviousKey>,
     /// The master key that it has of its own, whichever one is set for the others.
     pub own_master_key: Option<String>,
-    /// Whether its key has ever lain under local wrapping.
+    /// Whether its key, or the one that some of its data lies under still, has ever lain under local wrapping.
     pub exposed: bool,
     /// Why a copy of its wrapped key, and with it perhaps its data, is out of reach or not what it should be, as it was last
     /// found by [`KeyManager::settle_copies`].
     pub copies_behind: Option<String>,
+}
+
+impl FilesystemStatus {
+    /// What wraps its keys, as far as that is known, and in which version.
+    pub(crate) fn wrapped(&self) -> impl Iterator<Item = (&KmsConfig, KeyVersion)> {
+        let previous = self.previous.as_ref().map(|key| (&key.wrapped_by, key.version));
+        let all = [Some((&self.wrapped_by, self.version)), previous];
+        all.into_iter().flatten().filter_map(|(config, version)| Some((config.as_ref()?, version)))
+    }
+}
+
+/// A key that a filesystem is being re-encrypted from.
+#[derive(Debug, Clone)]
+pub struct PreviousKey {
+    /// It.
+    pub id: KeyId,
+    /// The configuration that wraps it, if that is known.
+    pub wrapped_by: Option<KmsConfig>,
+    /// The master key version that wrapped it.
+    pub version: KeyVersion,
 }
 
 /// What hangs on one version of one master key.
@@ -124,13 +146,26 @@ impl KeyManager {
             if filesystem.state == FilesystemState::Creating && !self.is_stuck(&filesystem) {
                 continue;
             }
-            let entry = entries.get(&filesystem.key_id);
+            let wrapped = |id: KeyId| {
+                let wrapped = entries.get(&id).map(|entry| &entry.wrapped);
+                let config = wrapped.and_then(|w| configs.get(&w.config_id)).cloned();
+                (config, wrapped.map(|w| w.ciphertext.version).unwrap_or_default())
+            };
+            let (wrapped_by, version) = wrapped(filesystem.key_id);
+            let previous = filesystem.previous_key.map(|id| {
+                let (wrapped_by, version) = wrapped(id);
+                PreviousKey { id, wrapped_by, version }
+            });
+            let exposed = |id| entries.get(&id).is_some_and(|entry: &KeyEntry| entry.exposed);
             statuses.push(FilesystemStatus {
                 key: self.state_of(&filesystem),
-                wrapped_by: entry.and_then(|e| configs.get(&e.wrapped.config_id)).cloned(),
-                version: entry.map(|e| e.wrapped.ciphertext.version).unwrap_or_default(),
-                own_master_key: entry.and_then(|e| e.own_master_key.clone()),
-                exposed: entry.is_some_and(|e| e.exposed),
+                wrapped_by,
+                version,
+                previous,
+                own_master_key: entries
+                    .get(&filesystem.key_id)
+                    .and_then(|entry| entry.own_master_key.clone()),
+                exposed: filesystem.keys().any(exposed),
                 copies_behind: self.copies_behind(&filesystem),
                 filesystem,
             });
@@ -292,8 +327,11 @@ impl KeyManager {
     }
 
     fn copies_behind(&self, fs: &FilesystemRecord) -> Option<String> {
-        let ready = fs.state == FilesystemState::Ready;
-        read(&self.copies).behind.get(fs.name.as_str()).filter(|_| ready).cloned()
+        if fs.state != FilesystemState::Ready {
+            return None;
+        }
+        let behind = &read(&self.copies).behind;
+        fs.keys().find_map(|id| behind.get(&(fs.name.to_string(), id)).cloned())
     }
 
     /// What keeps the KMS from opening our keys is a finding and no error: the key, the token and its life answered,
@@ -369,8 +407,8 @@ impl KeyManager {
         let statuses = self.filesystem_statuses().await?;
         let names: Vec<_> = statuses
             .iter()
-            .filter(|s| s.wrapped_by.as_ref().is_some_and(|config| config.id == record.config.id))
-            .filter(|s| s.version < minimum && !matches!(s.key, KeyState::Deleting(_)))
+            .filter(|s| !matches!(s.key, KeyState::Deleting(_)))
+            .filter(|s| s.wrapped().any(|(by, v)| by.id == record.config.id && v < minimum))
             .map(|s| s.filesystem.name.as_str())
             .collect();
         let named = listed(&names, NAMED);

@@ -1,6 +1,6 @@
 //! Unlocking: wrapped keys become keys in memory, in a few requests for any number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::error::Class;
 use crate::records::{self, FilesystemRecord, FilesystemState, KeyEntry};
-use crate::{Error, FilesystemName, KeyManager};
+use crate::{Error, FilesystemName, KeyManager, OpenKeys};
 
 /// How many backing directories are looked into at once. A few that don't answer hold the others up no longer.
 pub(crate) const DISKS_AT_ONCE: usize = 64;
@@ -99,7 +99,7 @@ impl KeyManager {
             .await?
             .into_iter()
             .filter(FilesystemRecord::may_open)
-            .filter(|fs| self.unlocked(fs.key_id).is_none())
+            .filter(|fs| self.unlocked_keys(fs).is_none())
             .collect();
         self.unlock_these(wanted).await
     }
@@ -109,16 +109,24 @@ impl KeyManager {
     /// # Errors
     /// [`Error::Locked`] with the reason.
     pub async fn key(&self, name: &FilesystemName) -> Result<Arc<FilesystemKey>, Error> {
+        Ok(self.keys(name).await?.key)
+    }
+
+    /// The key of a filesystem, with the one that it is being re-encrypted from.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] with the reason.
+    pub async fn keys(&self, name: &FilesystemName) -> Result<OpenKeys, Error> {
         let fs = self.filesystem(name).await?;
-        match self.unlocked(fs.key_id) {
-            Some(key) if !fs.held => Ok(key),
+        match self.unlocked_keys(&fs) {
+            Some(keys) if !fs.held => Ok(keys),
             _ => Err(locked(name, self.reason(&fs))),
         }
     }
 
     /// Whether a filesystem is unlocked, and if not, why.
     pub fn state_of(&self, fs: &FilesystemRecord) -> KeyState {
-        match self.unlocked(fs.key_id) {
+        match self.unlocked_keys(fs) {
             _ if fs.state != FilesystemState::Ready => KeyState::Deleting(self.reason(fs)),
             Some(_) if !fs.held => KeyState::Unlocked,
             _ => KeyState::Locked(self.reason(fs)),
@@ -142,7 +150,7 @@ impl KeyManager {
             self.put_held(&record, &mut fs, false).await?;
         }
         drop(memory);
-        if self.unlocked(fs.key_id).is_some() {
+        if self.unlocked_keys(&fs).is_some() {
             return Ok(());
         }
         match self.unlock_these(vec![fs]).await?.pop() {
@@ -151,15 +159,16 @@ impl KeyManager {
         }
     }
 
-    /// Asks for one key by itself, so that the failure is its own and not a summary of many.
+    /// Asks for its keys by themselves, so that the failure is its own and not a summary of many.
     async fn try_to_open(&self, fs: &FilesystemRecord) -> Result<(), Error> {
-        if self.unlocked(fs.key_id).is_some() {
+        if self.unlocked_keys(fs).is_some() {
             return Ok(());
         }
-        let wrapped = self.entry_for(fs).await?.wrapped;
-        let kms = self.kms(wrapped.config_id).await?;
-        let why = format!("{} is being unlocked", fs.name);
-        self.prove_keys(kms.as_ref(), &[wrapped], &why).await?.only()?;
+        for entry in self.entries_for(fs).await? {
+            let kms = self.kms(entry.wrapped.config_id).await?;
+            let why = format!("{} is being unlocked", fs.name);
+            self.prove_keys(kms.as_ref(), &[entry.wrapped], &why).await?.only()?;
+        }
         Ok(())
     }
 
@@ -169,15 +178,16 @@ impl KeyManager {
         self.record(&AuditEvent { requests, ..event });
     }
 
-    /// Locks a filesystem: its key leaves memory and stays out, over restarts, until [`KeyManager::unlock`]; also if it
+    /// Locks a filesystem: its key, or its two keys while it is being re-encrypted, leaves memory and stays out, over restarts, until [`KeyManager::unlock`]; also if it
     /// is being unwrapped at this moment. A key that another filesystem has too stays for that one.
     /// Whoever still holds the key's `Arc` must let it go.
     pub async fn lock(&self, name: &FilesystemName) -> Result<(), Error> {
         let _memory = self.change_memory().await;
         let fs = self.set_held(name, true).await?;
-        let open = |other: &FilesystemRecord| other.key_id == fs.key_id && other.may_open();
-        if !self.filesystems().await?.iter().any(open) {
-            self.ring().remove(&fs.key_id);
+        let filesystems = self.filesystems().await?;
+        let open = |id| filesystems.iter().any(|other| other.has_key(id) && other.may_open());
+        for id in fs.keys().filter(|id| !open(*id)) {
+            self.ring().remove(&id);
         }
         self.audit("fs.lock", name.as_str(), Outcome::Done, &fs.key_id.to_string());
         Ok(())
@@ -257,23 +267,30 @@ impl KeyManager {
         Ok(locked.into_iter().map(|shut| (shut.name, shut.reason)).collect())
     }
 
-    async fn compared(&self, fs: FilesystemRecord) -> (FilesystemRecord, Result<KeyEntry, Error>) {
-        let entry = self.entry_for(&fs).await;
-        (fs, entry)
+    async fn compared(
+        &self,
+        fs: FilesystemRecord,
+    ) -> (FilesystemRecord, Result<Vec<KeyEntry>, Error>) {
+        let entries = self.entries_for(&fs).await;
+        (fs, entries)
     }
 
     async fn unlock_compared(
         &self,
-        compared: Vec<(FilesystemRecord, Result<KeyEntry, Error>)>,
+        compared: Vec<(FilesystemRecord, Result<Vec<KeyEntry>, Error>)>,
     ) -> Result<Vec<Shut>, Error> {
-        let mut locked = Vec::new();
-        let mut by_config: HashMap<KmsConfigId, Vec<(FilesystemRecord, KeyEntry)>> = HashMap::new();
-        for (fs, entry) in compared {
-            match entry {
-                Ok(entry) => {
-                    by_config.entry(entry.wrapped.config_id).or_default().push((fs, entry));
+        // By name: one that has two keys may have two reasons, of which the first is told.
+        let mut locked = BTreeMap::new();
+        let mut by_config: HashMap<KmsConfigId, Vec<Member>> = HashMap::new();
+        for (fs, entries) in compared {
+            match entries {
+                Ok(entries) => {
+                    for entry in entries {
+                        let config = by_config.entry(entry.wrapped.config_id).or_default();
+                        config.push((fs.name.clone(), entry));
+                    }
                 }
-                Err(error) => locked.push(Shut::new(fs.name, &error)),
+                Err(error) => drop(locked.insert(fs.name.clone(), Shut::new(fs.name, &error))),
             }
         }
         let asked = by_config.into_iter().map(|(config_id, members)| async move {
@@ -285,15 +302,19 @@ impl KeyManager {
         while let Some((members, answers)) = asked.next().await {
             match answers {
                 Ok(answers) => {
-                    let answers = members.into_iter().map(|(fs, _)| fs.name).zip(answers);
-                    locked.extend(self.keep_unwrapped(answers.collect()).await?);
+                    let answers = members.into_iter().map(|(name, _)| name).zip(answers);
+                    for shut in self.keep_unwrapped(answers.collect()).await? {
+                        locked.entry(shut.name.clone()).or_insert(shut);
+                    }
                 }
                 Err(error) => {
-                    locked.extend(members.into_iter().map(|(fs, _)| Shut::new(fs.name, &error)));
+                    for (name, _) in members {
+                        locked.entry(name.clone()).or_insert_with(|| Shut::new(name, &error));
+                    }
                 }
             }
         }
-        Ok(locked)
+        Ok(locked.into_values().collect())
     }
 
     /// Takes unwrapped keys into memory, but for those of filesystems that were locked or deleted while the KMS
@@ -304,14 +325,17 @@ impl KeyManager {
     ) -> Result<Vec<Shut>, Error> {
         let _memory = self.change_memory().await;
         let filesystems = self.filesystems().await?.into_iter().map(|fs| (fs.name.clone(), fs));
-        let mut filesystems: HashMap<_, _> = filesystems.collect();
+        let filesystems: HashMap<_, _> = filesystems.collect();
         let mut locked = Vec::new();
         for (name, answer) in answers {
-            match (filesystems.remove(&name), answer) {
+            match (filesystems.get(&name), answer) {
                 (None, _) => {}
-                (Some(fs), Ok(key)) if fs.may_open() && fs.key_id == key.id() => {
-                    self.ring().insert(key.id(), Arc::new(key));
-                    self.lock_reasons().remove(&name);
+                (Some(fs), Ok(key)) if fs.may_open() && fs.has_key(key.id()) => {
+                    // One that is in use stays: what is open has it.
+                    self.ring().entry(key.id()).or_insert_with(|| Arc::new(key));
+                    if self.unlocked_keys(fs).is_some() {
+                        self.lock_reasons().remove(&name);
+                    }
                 }
                 (Some(_), Ok(_)) => {
                     locked.push(Shut { reason: LockReason::held(&name), name, request: None });
@@ -326,12 +350,12 @@ impl KeyManager {
     async fn unwrap_members(
         &self,
         config_id: KmsConfigId,
-        members: &[(FilesystemRecord, KeyEntry)],
+        members: &[Member],
     ) -> Result<Items<FilesystemKey>, Error> {
         let kms = self.kms(config_id).await?;
         let wrapped: Vec<_> = members.iter().map(|(_, entry)| entry.wrapped.clone()).collect();
         let asked = Instant::now();
-        let subjects: Vec<_> = members.iter().map(|(fs, _)| fs.name.to_string()).collect();
+        let subjects: Vec<_> = members.iter().map(|(name, _)| name.to_string()).collect();
         let mut answers = self.unwrap_keys(kms.as_ref(), &wrapped, &subjects).await?;
         let opened = answers.done();
         let kms_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -356,27 +380,36 @@ impl KeyManager {
         Ok(answers)
     }
 
-    /// The wrapped key of a filesystem, compared with its copies: a copy that is ahead of the store shows that an
+    /// The wrapped keys of a filesystem, compared with their copies: a copy that is ahead of the store shows that an
     /// older store was put back, and then the store's key is not trusted.
-    async fn entry_for(&self, fs: &FilesystemRecord) -> Result<KeyEntry, Error> {
-        let (record, entry) = self.key_entry(fs.key_id).await?;
+    async fn entries_for(&self, fs: &FilesystemRecord) -> Result<Vec<KeyEntry>, Error> {
+        let mut entries = Vec::new();
+        for id in fs.keys() {
+            entries.push(self.key_entry(id).await?.1);
+        }
         for holder in &self.parts().holders {
             for KeyCopy { location, envelope, uploaded } in holder.list(&fs.site()).await? {
                 let Ok(copy) = envelope else { continue };
-                if !uploaded && copy.wrapped.key_id == fs.key_id && copy.revision > entry.revision {
-                    return Err(Error::Store(StoreError::Damaged {
-                        place: record.key,
-                        why: format!(
-                            "the copy of this key at {location} is newer (revision {}) than the store's ({}): an older store was put back",
-                            copy.revision, entry.revision
-                        ),
-                    }));
-                }
+                let entry = entries.iter().find(|e| e.wrapped.key_id == copy.wrapped.key_id);
+                let Some(entry) = entry.filter(|entry| !uploaded && copy.revision > entry.revision)
+                else {
+                    continue;
+                };
+                return Err(Error::Store(StoreError::Damaged {
+                    place: records::wrapped_key(entry.wrapped.key_id),
+                    why: format!(
+                        "the copy of this key at {location} is newer (revision {}) than the store's ({}): an older store was put back",
+                        copy.revision, entry.revision
+                    ),
+                }));
             }
         }
-        Ok(entry)
+        Ok(entries)
     }
 }
+
+/// A filesystem and a wrapped key of its.
+type Member = (FilesystemName, KeyEntry);
 
 /// A filesystem that stays locked.
 struct Shut {

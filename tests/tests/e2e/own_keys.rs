@@ -70,7 +70,8 @@ fn each_filesystem_hangs_on_its_own_master_key_alone() {
         assert!(refused.contains("transit/keys/tenant-a"), "{kind:?}: {refused}");
         assert!(refused.contains("coffer fs kms policy tenant-a"), "{kind:?}: {refused}");
         grant(&kms, &[A, B, "nobody"]);
-        let page = "path \"transit/+/nobody\" { capabilities = [\"read\", \"create\", \"update\"] }";
+        let page =
+            "path \"transit/+/nobody\" { capabilities = [\"read\", \"create\", \"update\"] }";
         let page = format!("{}{page}", policies(&[A, B]));
         kms.admin().write("sys/policies/acl/coffer-test", &json!({ "policy": page }));
         let missing = place.fails(4, &create("x", "nobody"));
@@ -125,7 +126,12 @@ fn each_filesystem_hangs_on_its_own_master_key_alone() {
         let rehearsed: Value = serde_json::from_str(&rehearsed.stdout).unwrap();
         assert_eq!((&rehearsed["open"], &rehearsed["shut"][0]["name"]), (&json!(2), &json!("b")));
         let told = place.ok(&["fs", "kms"]);
-        assert!(told.contains("warning: a node that starts can't unlock what has the master key tenant-b"), "{told}");
+        assert!(
+            told.contains(
+                "warning: a node that starts can't unlock what has the master key tenant-b"
+            ),
+            "{told}"
+        );
         assert!(place.metrics().contains("coffer_own_master_key_up{master_key=\"tenant-b\"} 0"));
         node.stop();
         node = place.start();
@@ -203,7 +209,9 @@ fn a_recovery_brings_it_back() {
     let recover = ["recover", "--from", from.to_str().unwrap(), "--state-dir"];
     let told = place.ok(&[&recover[..], &[state.to_str().unwrap()]].concat());
     assert!(told.contains(&format!("with the master key {KEY}\n")), "{told}");
-    assert!(told.contains(&format!("some need another too: {} with the master key {A}", kms.url())));
+    assert!(
+        told.contains(&format!("some need another too: {} with the master key {A}", kms.url()))
+    );
     let node = place.start();
     place.ok(&set(&kms, &place));
     for name in ["home", "a", "b"] {

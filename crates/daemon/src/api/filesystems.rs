@@ -144,6 +144,18 @@ pub(crate) async fn verify(
     start(&shared, JobKind::Verify, &fs, Spec { path: None, repair }).await
 }
 
+pub(crate) async fn rekey(
+    State(shared): State<Arc<Shared>>,
+    Segment(fs): Segment<String>,
+) -> Answer<Job> {
+    let name = name(&fs, "the re-encryption can't start")?;
+    let title = format!("{name} can't be given a new key");
+    // The KMS takes its time: other jobs start and stop meanwhile.
+    let new = shared.manager.new_key(&name).await;
+    let new = new.map_err(|e| problem::of_keys(&title, &shared.noted(e)))?;
+    Ok(Json(shared.jobs.rekey(&name, new).await?))
+}
+
 pub(crate) async fn import(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
@@ -336,6 +348,7 @@ fn view(status: &FilesystemStatus) -> Filesystem {
         state,
         problem,
         key_id: fs.key_id.to_string(),
+        previous_key_id: fs.previous_key.map(|id| id.to_string()),
         wrapped_by,
         own_master_key: status.own_master_key.clone(),
         exposed: status.exposed,

@@ -380,7 +380,7 @@ pub(crate) fn view(
                 "{} filesystem key(s) have lain under local wrapping: whoever read the disk then can read their data",
                 exposed.len()
             ),
-            "with a KMS set, make new filesystems, copy the data over, and delete the old ones",
+            "with a KMS set, give each of them a new key: coffer fs rekey NAME (coffer fs list shows which are exposed)",
         ));
     }
     Kms {

@@ -50,6 +50,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(paths::LOCK, post(filesystems::lock))
         .route(paths::UNLOCK, post(filesystems::unlock))
         .route(paths::VERIFY, post(filesystems::verify))
+        .route(paths::REKEY, post(filesystems::rekey))
         .route(paths::IMPORT, post(filesystems::import))
         .route(paths::EXPORT, post(filesystems::export))
         .route(paths::LS, get(filesystems::ls))

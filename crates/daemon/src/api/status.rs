@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use admin_api::{BytePath, FilesystemCounts, Finding, Job, Problem, Status};
+use admin_api::{BytePath, FilesystemCounts, Finding, Job, JobKind, Problem, Status};
 use axum::Json;
 use axum::extract::State;
 use key_manager::{FilesystemName, FilesystemStatus, KeyState, LockReason};
@@ -82,6 +82,22 @@ fn findings(shared: &Shared, statuses: &[FilesystemStatus], jobs: &[Job]) -> Vec
         let Some(problem) = problem else { continue };
         let what = format!("job {id} waits: {}", problem.detail);
         add("job-waits", what, problem.cure.as_deref().unwrap_or_default());
+    }
+    let goes_on = |name: &FilesystemName| {
+        let of_this = |job: &Job| job.filesystem.as_deref() == Some(name.as_str());
+        jobs.iter().any(|job| job.kind == JobKind::Rekey && of_this(job))
+    };
+    for fs in statuses {
+        let name = &fs.filesystem.name;
+        if fs.previous.is_some() && !matches!(fs.key, KeyState::Deleting(_)) && !goes_on(name) {
+            let what = format!(
+                "{name} has got a new key, and not all of its data lies under that: its re-encryption was stopped, or not all could be done"
+            );
+            let cure = format!(
+                "go on with it: coffer fs rekey {name} (coffer job list shows how it ended)"
+            );
+            add("rekey-unfinished", what, &cure);
+        }
     }
     for Stranger { name, backing } in shared.strangers.unknown(statuses) {
         add(

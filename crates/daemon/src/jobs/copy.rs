@@ -1,4 +1,4 @@
-//! A run of an import, an export or a verification, from its record to how it ended.
+//! A run of an import, an export, a verification or a re-encryption, from its record to how it ended.
 
 use std::fs::File;
 use std::io;
@@ -44,7 +44,7 @@ impl Failure {
 }
 
 impl Jobs {
-    /// Runs a copy or a verification and records how it ended.
+    /// Runs a job on the data of a filesystem and records how it ended.
     pub(super) async fn copy(&self, mut record: JobRecord, live: &Arc<Live>) {
         let (id, kind) = (record.id, record.kind);
         let mut standing = Standing::of(&record);
@@ -72,6 +72,19 @@ impl Jobs {
         }
         record.ended = record.state.is_final().then(|| self.clock.now());
         standing.put(&mut record);
+        if kind == JobKind::Rekey && record.state == JobState::Done {
+            match self.end_rekey(&record).await {
+                Ok(()) => {
+                    tracing::info!(job = %id, filesystem = record.filesystem, "the filesystem has its new key alone");
+                    return;
+                }
+                Err(problem) => {
+                    record.state = JobState::Failed;
+                    standing.problem = Some(problem);
+                    standing.put(&mut record);
+                }
+            }
+        }
         tracing::info!(job = %id, kind = word(kind), filesystem = record.filesystem, state = ?record.state, "the job ended");
         if let Err(error) = self.manager.save_job(&record).await {
             tracing::error!(job = %id, %error, "the end of the job can't be recorded; it is taken up again");
@@ -111,6 +124,7 @@ impl Jobs {
             let report = match kind {
                 JobKind::Import => filesystem.import(&path, resume, &control),
                 JobKind::Export => filesystem.export(&path, resume, &control),
+                JobKind::Rekey => filesystem.rekey(&control),
                 _ => filesystem.verify(spec.repair, &control),
             }?;
             if let Some(checkpoint) = &report.checkpoint {
@@ -191,8 +205,12 @@ fn problem_of(kind: JobKind, repair: bool, name: &str, report: &Report) -> Optio
         return None;
     }
     let damaged = report.problems.iter().any(|problem| problem.kind == ProblemKind::Damaged);
-    let (exit, code) =
-        if damaged { (Exit::NotAuthentic, "damaged") } else { (Exit::Partly, "partly-done") };
+    let (exit, code) = match kind {
+        // What is damaged was so before.
+        JobKind::Rekey => (Exit::Partly, "partly-done"),
+        _ if damaged => (Exit::NotAuthentic, "damaged"),
+        _ => (Exit::Partly, "partly-done"),
+    };
     let title = match kind {
         JobKind::Verify if damaged => format!("{name} is not sound"),
         _ => format!("the {} of {name} is not complete", word(kind)),
@@ -202,12 +220,21 @@ fn problem_of(kind: JobKind, repair: bool, name: &str, report: &Report) -> Optio
         JobKind::Verify if !damaged => {
             format!("{count} item(s) can't be read now; no damage was found")
         }
+        JobKind::Rekey => format!(
+            "{count} problem(s); what they name lies under the old key still, which stays for it; the rest is done"
+        ),
         _ => format!("{count} problem(s); the rest is done"),
     };
     let cure = match kind {
         JobKind::Verify if damaged => cure_of_damage(repair, name, report.lost),
         JobKind::Verify => format!(
             "check what the list names (the disk, the mount, the limit on open files), then give coffer fs verify {name} again"
+        ),
+        JobKind::Rekey if damaged => format!(
+            "coffer fs verify {name} --repair sets aside what is damaged, to be brought back from a copy; then give coffer fs rekey {name} again"
+        ),
+        JobKind::Rekey => format!(
+            "see the list, mend what it names, and give coffer fs rekey {name} again: it goes on with what is left"
         ),
         _ if damaged => format!(
             "bring the files back from a copy; coffer fs verify {name} names all that is damaged"

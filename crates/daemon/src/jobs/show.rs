@@ -155,6 +155,7 @@ fn api_kind(record: &JobRecord) -> ApiKind {
         JobKind::Import => ApiKind::Import,
         JobKind::Export => ApiKind::Export,
         JobKind::Verify => ApiKind::Verify,
+        JobKind::Rekey => ApiKind::Rekey,
         JobKind::Move => match record.spec.get("purpose").and_then(|purpose| purpose.as_str()) {
             Some("rewrap") => ApiKind::Rewrap,
             Some("renew") => ApiKind::Renew,

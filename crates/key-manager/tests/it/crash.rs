@@ -1,7 +1,7 @@
 //! A stop at every durable step: each commit of the store and each write of a header is made the last one, then a new
 //! node starts on what lies there. Nothing acknowledged is lost, nothing is half done, every key opens.
 
-use key_manager::{FilesystemState, KeyManager, KeyState, NewKms};
+use key_manager::{FilesystemState, JobState, KeyManager, KeyState, NewKms};
 use kms_core::{KeyStore as _, KmsErrorKind};
 
 use crate::world::{Acts, World, name, vault};
@@ -133,6 +133,68 @@ async fn downgrade() {
     )
     .await;
     assert!(points >= 8, "{points}");
+}
+
+#[tokio::test]
+async fn rekey() {
+    let points = at_every_stop(
+        with_kms_and_two,
+        async |node| {
+            let Ok(job) = node.begin_rekey_of("a").await else { return false };
+            node.end_rekey_of("a", job).await.is_ok()
+        },
+        async |world, node, done| {
+            let fs = node.filesystem(&name("a")).await.unwrap();
+            let keys = node.keys(&name("a")).await.unwrap();
+            let jobs = node.jobs().await.unwrap();
+            let wrapped = world.store.list("key/", None, 9).await.unwrap().records.len();
+            let copies = world.headers.previous.lock().unwrap().len();
+            assert_eq!(keys.key.id(), fs.key_id);
+            assert!(!done || (fs.previous_key.is_none() && jobs.len() == 1));
+            if fs.previous_key.is_none() {
+                // Not begun, or at its end.
+                assert_eq!((wrapped, copies), (2, 0));
+                assert!(jobs.iter().all(|job| job.state == JobState::Done));
+                return;
+            }
+            assert_eq!((wrapped, copies), (3, 1));
+            let job = jobs.into_iter().next().unwrap();
+            assert_eq!(job.state, JobState::Running, "it is taken up");
+            node.end_rekey_of("a", job).await.unwrap();
+            let again = world.node().await;
+            assert!(again.unlock_all().await.unwrap().is_empty());
+            assert_eq!(again.key(&name("a")).await.unwrap().id(), fs.key_id);
+            assert_eq!(world.store.list("key/", None, 9).await.unwrap().records.len(), 2);
+            assert!(world.headers.previous.lock().unwrap().is_empty());
+        },
+    )
+    .await;
+    assert!(points >= 6, "{points}");
+}
+
+#[tokio::test]
+async fn a_move_in_the_middle_of_a_rekey() {
+    let points = at_every_stop(
+        async |world| {
+            with_kms_and_two(world).await;
+            let node = world.node().await;
+            node.unlock_all().await.unwrap();
+            node.begin_rekey_of("a").await.unwrap();
+        },
+        async |node| node.set("http://b").await.is_ok(),
+        async |world, node, _| {
+            let address = node.kms_overview().await.unwrap().config.unwrap().0.address;
+            let other = if address == "http://a" { "http://b" } else { "http://a" };
+            world.kms.server(other).set_down(Some(KmsErrorKind::Unreachable));
+            let again = world.node().await;
+            assert!(again.unlock_all().await.unwrap().is_empty(), "all keys hang on {address}");
+            let previous = world.headers.previous.lock().unwrap().clone();
+            let [(_, previous)] = &previous.into_iter().collect::<Vec<_>>()[..] else { panic!() };
+            assert_eq!(previous.kms.address, address);
+        },
+    )
+    .await;
+    assert!(points >= 6, "{points}");
 }
 
 #[tokio::test]

@@ -10,5 +10,6 @@ mod life;
 mod moves;
 mod own_key;
 mod recover;
+mod rekey;
 mod removal;
 mod world;

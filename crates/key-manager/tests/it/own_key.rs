@@ -1,9 +1,7 @@
 //! Master keys that filesystems have of their own.
 
-use std::path::PathBuf;
-
-use key_manager::{Error, JobState, KeyManager, KeyState, Loss, NewKms, rebuild};
-use kms_core::{KeyEnvelope, KeyStore as _, KeyVersion, KmsErrorKind, Record};
+use key_manager::{Error, FoundCopy, JobState, KeyManager, KeyState, Loss, NewKms, rebuild};
+use kms_core::{KeyStore as _, KeyVersion, KmsErrorKind, Record};
 use testkit::clock::ManualClock;
 use testkit::fake_kms::FakeServer;
 use testkit::fake_store::FakeStore;
@@ -361,8 +359,9 @@ async fn a_recovery_brings_it_back() {
     let bytes = node.bytes("x").await;
     drop(node);
     world.store = FakeStore::default();
-    let found: Vec<(PathBuf, KeyEnvelope)> =
-        world.headers.files.lock().unwrap().clone().into_iter().collect();
+    let files = world.headers.files.lock().unwrap().clone();
+    let found = |(backing, envelope)| FoundCopy { backing, envelope, previous: None };
+    let found = files.into_iter().map(found).collect();
     let recovered = rebuild(&world.store, &ManualClock::default(), found).await.unwrap();
     assert_eq!(recovered.kms.unwrap().master_key, "key", "not the one that most keys name");
     assert_eq!(recovered.others[0].master_key, "own");

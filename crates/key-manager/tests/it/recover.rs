@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use key_manager::{Error, KeyManager, NewKms, Recovered, rebuild};
+use key_manager::{Error, KeyManager, NewKms, Recovered};
 use kms_core::{KeyEnvelope, KeyStore as _, KmsErrorKind};
 use testkit::clock::ManualClock;
 use testkit::fake_kms::FakeProvider;
 use testkit::fake_store::FakeStore;
 
-use crate::world::{Acts, NoControl, World, name, vault};
+use crate::world::{Acts, NoControl, World, name, rebuild, vault};
 
 fn found(world: &World) -> Vec<(PathBuf, KeyEnvelope)> {
     world.headers.files.lock().unwrap().clone().into_iter().collect()

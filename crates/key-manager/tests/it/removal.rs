@@ -1,11 +1,11 @@
 //! Deletion, forgetting, and creations that are undone: what they leave, and what goes on with them.
 
-use key_manager::{Error, KeyState, rebuild};
+use key_manager::{Error, KeyState};
 use kms_core::KeyStore as _;
 use testkit::clock::ManualClock;
 use testkit::fake_store::FakeStore;
 
-use crate::world::{Acts, World, name};
+use crate::world::{Acts, World, name, rebuild};
 
 #[tokio::test]
 async fn a_deletion_that_meets_another_node_is_taken_back() {

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use key_manager::{
-    Configured, Error, FilesystemName, JobControl, JobId, JobState, KeyManager, KeyState,
-    MoveReport, NewKms, Parts, Progress, Removal, Volumes,
+    Configured, Error, FilesystemName, FoundCopy, JobControl, JobId, JobKind, JobRecord, JobState,
+    KeyManager, KeyState, MoveReport, NewKms, Parts, Progress, Recovered, Removal, Volumes,
 };
 use kms_core::{
     Credential, FilesystemKey, FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId,
+    UnixMillis,
 };
 use testkit::audit::CollectingAudit;
 use testkit::clock::ManualClock;
@@ -64,6 +65,8 @@ impl World {
 #[derive(Debug)]
 pub(crate) struct Headers {
     pub(crate) files: Mutex<HashMap<PathBuf, KeyEnvelope>>,
+    /// What lies beside them of keys that data is being re-encrypted from.
+    pub(crate) previous: Mutex<HashMap<PathBuf, KeyEnvelope>>,
     /// What can't be reached for now.
     away: Mutex<HashSet<PathBuf>>,
     /// What another node has in use.
@@ -79,6 +82,7 @@ impl Default for Headers {
     fn default() -> Self {
         Self {
             files: Mutex::default(),
+            previous: Mutex::default(),
             away: Mutex::default(),
             in_use: Mutex::default(),
             silent: Mutex::default(),
@@ -132,6 +136,9 @@ impl Headers {
         }
     }
 
+    /// What tells the location of a copy of a previous key from the other one.
+    const PREVIOUS: &str = "#previous";
+
     fn read(&self, backing: &Path) -> Result<KeyEnvelope, &'static str> {
         if self.away.lock().unwrap().contains(backing) {
             return Err("it is away");
@@ -161,7 +168,13 @@ impl KeyHolder for Headers {
         }
         let location = site.backing.display().to_string();
         let envelope = self.read(&site.backing).map_err(|why| failed(&location, "read", why));
-        Ok(vec![KeyCopy { location, envelope, uploaded: false }])
+        let previous = self.previous.lock().unwrap().get(&site.backing).cloned();
+        let previous = previous.filter(|_| envelope.is_ok()).map(|previous| KeyCopy {
+            location: format!("{location}{}", Self::PREVIOUS),
+            envelope: Ok(previous),
+            uploaded: false,
+        });
+        Ok([KeyCopy { location, envelope, uploaded: false }].into_iter().chain(previous).collect())
     }
 
     async fn replace(
@@ -175,12 +188,22 @@ impl KeyHolder for Headers {
         }
         let replaced = |why| failed(location, "replaced", why);
         let there = self.read(&site.backing).map_err(replaced)?;
-        let fits = |envelope: &KeyEnvelope| envelope.wrapped.key_id == site.key_id;
-        if Path::new(location) != site.backing || !fits(&there) || !fits(envelope) {
+        let (place, files) = match location.strip_suffix(Self::PREVIOUS) {
+            Some(place) => (place, &self.previous),
+            None => (location, &self.files),
+        };
+        let there = match place == location {
+            true => Some(there),
+            false => self.previous.lock().unwrap().get(&site.backing).cloned(),
+        };
+        let there = there.ok_or_else(|| replaced("nothing lies there"))?;
+        let key = envelope.wrapped.key_id;
+        let ours = key == site.key_id || Some(key) == site.previous;
+        if Path::new(place) != site.backing || there.wrapped.key_id != key || !ours {
             return Err(replaced("it is of another filesystem"));
         }
         self.write().map_err(replaced)?;
-        self.files.lock().unwrap().insert(site.backing.clone(), envelope.clone());
+        files.lock().unwrap().insert(site.backing.clone(), envelope.clone());
         Ok(())
     }
 }
@@ -221,12 +244,44 @@ impl Volumes for Headers {
         let mut files = self.files.lock().unwrap();
         Ok(match files.get(&site.backing).map(|there| there.wrapped.key_id) {
             None => Removal::NothingThere,
-            Some(key) if key != site.key_id => Removal::NotOurs { why: format!("{key} is there") },
+            Some(key) if key != site.key_id && Some(key) != site.previous => {
+                Removal::NotOurs { why: format!("{key} is there") }
+            }
             Some(_) => {
+                self.previous.lock().unwrap().remove(&site.backing);
                 files.remove(&site.backing);
                 Removal::Removed
             }
         })
+    }
+
+    async fn begin_rekey(
+        &self,
+        site: &FilesystemSite,
+        from: &KeyEnvelope,
+        to: &KeyEnvelope,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        assert_eq!((to.wrapped.key_id, Some(from.wrapped.key_id)), (site.key_id, site.previous));
+        let there = self.read(&site.backing)?.wrapped.key_id;
+        assert!(there == site.key_id || Some(there) == site.previous, "{there} lies there");
+        for (files, envelope) in [(&self.previous, from), (&self.files, to)] {
+            let there = files.lock().unwrap().get(&site.backing).map(|copy| copy.wrapped.key_id);
+            if there != Some(envelope.wrapped.key_id) {
+                self.write()?;
+                files.lock().unwrap().insert(site.backing.clone(), envelope.clone());
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_rekey(
+        &self,
+        site: &FilesystemSite,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        assert_eq!(self.read(&site.backing)?.wrapped.key_id, site.key_id);
+        self.write()?;
+        self.previous.lock().unwrap().remove(&site.backing);
+        Ok(())
     }
 }
 
@@ -267,6 +322,10 @@ pub(crate) trait Acts {
     async fn rewrap(&self) -> Result<MoveReport, Error>;
     async fn run(&self, job: JobId) -> Result<MoveReport, Error>;
     async fn downgrade(&self) -> Result<MoveReport, Error>;
+    /// Gives a filesystem its new key, as far as the store: the job that is to re-encrypt it.
+    async fn begin_rekey_of(&self, fs: &str) -> Result<JobRecord, Error>;
+    /// All that comes after that; there is no data.
+    async fn end_rekey_of(&self, fs: &str, job: JobRecord) -> Result<(), Error>;
     async fn state(&self, fs: &str) -> KeyState;
     async fn bytes(&self, fs: &str) -> [u8; 32];
 }
@@ -313,6 +372,19 @@ impl Acts for KeyManager {
         }
     }
 
+    async fn begin_rekey_of(&self, fs: &str) -> Result<JobRecord, Error> {
+        let job = JobRecord::new(JobKind::Rekey, fs, serde_json::Value::Null, UnixMillis(1));
+        let new = self.new_key(&name(fs)).await?;
+        self.begin_rekey(&name(fs), new, &job).await?;
+        Ok(job)
+    }
+
+    async fn end_rekey_of(&self, fs: &str, job: JobRecord) -> Result<(), Error> {
+        self.settle_rekey(&name(fs)).await?;
+        let done = JobRecord { state: JobState::Done, ended: Some(UnixMillis(2)), ..job };
+        self.end_rekey(&name(fs), &done).await
+    }
+
     async fn state(&self, fs: &str) -> KeyState {
         self.state_of(&self.filesystem(&name(fs)).await.unwrap())
     }
@@ -320,6 +392,17 @@ impl Acts for KeyManager {
     async fn bytes(&self, fs: &str) -> [u8; 32] {
         self.key(&name(fs)).await.unwrap().expose(|bytes| *bytes)
     }
+}
+
+/// Rebuilds a store from backing directories none of which is being re-encrypted.
+pub(crate) async fn rebuild(
+    store: &FakeStore,
+    clock: &ManualClock,
+    found: Vec<(PathBuf, KeyEnvelope)>,
+) -> Result<Recovered, Error> {
+    let found = found.into_iter();
+    let found = found.map(|(backing, envelope)| FoundCopy { backing, envelope, previous: None });
+    key_manager::rebuild(store, clock, found.collect()).await
 }
 
 /// The stand-in for backing directories is held to what a real one promises.
