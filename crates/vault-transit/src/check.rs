@@ -72,9 +72,9 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
         let found: Vec<_> = found.into_iter().filter(|finding| !is_known(&finding.code)).collect();
         let (of_key, others): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|finding| finding.code.starts_with("key-"));
-        items.extend(settings(&key, of_key));
         let what = "the credential lasts and may do no more than it needs";
         items.extend(others.into_iter().map(|finding| CheckItem::warning(what, finding)));
+        items.extend(settings(&key, of_key));
     }
     items
 }
