@@ -14,6 +14,7 @@ use key_manager::{CredentialKind, Error, KeyManager, KmsOverview, LiveKey, LiveK
 use kms_core::{CredentialStatus, KmsConfig};
 use tokio::sync::Notify;
 use tokio::time::sleep;
+use tracing::Instrument as _;
 
 use crate::mutex::lock;
 use crate::problem;
@@ -169,12 +170,14 @@ impl Health {
             let seen = if woken { self.look().await } else { self.glance(turn).await };
             turn = turn.wrapping_add(1);
             let pause = match seen {
-                Ok(Seen { live: Some(Ok(answered)), own, .. }) => {
+                Ok(Seen { config: Some(config), live: Some(Ok(answered)), own, .. }) => {
                     let every = if own.is_empty() { LOOK_EVERY } else { LOOK_EVERY_WITH_OWN };
-                    self.renew_in_time(answered.credential(), &mut granted, every).await
+                    let span = tracing::error_span!("kms", kms = %config.id, master_key = config.master_key);
+                    let renewed = self.renew_in_time(answered.credential(), &mut granted, every);
+                    renewed.instrument(span).await
                 }
                 Ok(Seen { live: Some(Err(_)), .. }) => LOOK_AGAIN,
-                Ok(Seen { live: None, .. }) => LOOK_EVERY,
+                Ok(_) => LOOK_EVERY,
                 Err(error) => {
                     tracing::error!(%error, "the KMS configuration can't be read");
                     LOOK_AGAIN

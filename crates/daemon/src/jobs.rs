@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 pub(crate) use notes::{Notes, damage};
 
@@ -403,7 +404,11 @@ impl Jobs {
         let this = Arc::clone(self);
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
+        // Of its own, whoever began it: the request that did is answered long before it ends.
+        let span = tracing::error_span!(
+            parent: None, "job", job = %record.id, kind = word(record.kind), filesystem = record.filesystem
+        );
+        let run = async move {
             let id = record.id;
             let runs = Runs { jobs: &this, id };
             let moved = match record.kind {
@@ -421,7 +426,8 @@ impl Jobs {
             if let Err(error) = this.forget_old().await {
                 tracing::warn!(%error, "old jobs can't be removed");
             }
-        });
+        };
+        tasks.spawn(run.instrument(span));
         Ok(job)
     }
 
@@ -430,13 +436,15 @@ impl Jobs {
         match self.manager.run_move(id, live).await {
             Ok(report) => {
                 tracing::info!(
-                    job = %id, moved = report.moved, failed = report.failed.len(), stopped = report.stopped,
+                    moved = report.moved,
+                    failed = report.failed.len(),
+                    stopped = report.stopped,
                     "the move of keys ended"
                 );
                 MoveRun::Ended
             }
             Err(error) => {
-                tracing::warn!(job = %id, %error, "the move of keys can't go on now");
+                tracing::warn!(%error, "the move of keys can't go on now");
                 match error.class() {
                     Class::KmsUnreachable => MoveRun::KmsAway,
                     _ => MoveRun::Refused,

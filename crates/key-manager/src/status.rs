@@ -8,6 +8,7 @@ use kms_core::{
     AuditEvent, CheckItem, CheckOutcome, CredentialStatus, Finding, KeyId, KeyVersion, Kms,
     KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis, WrappedKey,
 };
+use tracing::instrument;
 
 use crate::error::{Class, listed};
 use crate::manager::{key_entry_of, read};
@@ -336,6 +337,7 @@ impl KeyManager {
 
     /// What keeps the KMS from opening our keys is a finding and no error: the key, the token and its life answered,
     /// and the filesystems that are open work on. That the key is another one has to be known while their keys are in memory.
+    #[instrument(name = "kms", level = "error", skip_all, fields(kms = %record.config.id))]
     async fn ask(&self, record: &ConfigRecord) -> Result<LiveKms, Error> {
         let kms = self.kms(record.config.id).await?;
         let (master_key, credential) = (kms.master_key().await?, kms.credential().await?);

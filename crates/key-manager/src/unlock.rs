@@ -11,6 +11,7 @@ use kms_core::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
+use tracing::instrument;
 
 use crate::error::Class;
 use crate::records::{self, FilesystemRecord, FilesystemState, KeyEntry};
@@ -347,6 +348,7 @@ impl KeyManager {
     }
 
     /// Opens the members' keys. What fails authentication is explained once for all of them.
+    #[instrument(name = "unlock", level = "error", skip_all, fields(kms = %config_id))]
     async fn unwrap_members(
         &self,
         config_id: KmsConfigId,

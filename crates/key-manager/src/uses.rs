@@ -17,6 +17,7 @@ use std::sync::Arc;
 use kms_core::{
     AuditEvent, FilesystemKey, Items, KeyUse, Kms, KmsError, KmsExt, Outcome, RequestId, WrappedKey,
 };
+use tracing::{Instrument as _, Span, error_span};
 
 use crate::KeyManager;
 
@@ -28,7 +29,7 @@ impl KeyManager {
         wrapped: &[WrappedKey],
         subjects: &[String],
     ) -> Result<Items<FilesystemKey>, KmsError> {
-        let answers = kms.unwrap_keys(wrapped).await?;
+        let answers = kms.unwrap_keys(wrapped).instrument(span(kms)).await?;
         for (n, (wrapped, subject)) in wrapped.iter().zip(subjects).enumerate() {
             if answers.get(n).is_some_and(Result::is_ok) {
                 self.record_use("key.unwrap", subject, used(wrapped), answers.request_of(n));
@@ -44,7 +45,7 @@ impl KeyManager {
         wrapped: &[WrappedKey],
         why: &str,
     ) -> Result<Items<FilesystemKey>, KmsError> {
-        let answers = kms.unwrap_keys(wrapped).await?;
+        let answers = kms.unwrap_keys(wrapped).instrument(span(kms)).await?;
         if wrapped.is_empty() {
             return Ok(answers);
         }
@@ -67,7 +68,7 @@ impl KeyManager {
         keys: &[Arc<FilesystemKey>],
         subjects: &[String],
     ) -> Result<Items<WrappedKey>, KmsError> {
-        let answers = kms.wrap_keys(keys).await?;
+        let answers = kms.wrap_keys(keys).instrument(span(kms)).await?;
         self.record_wrapped("key.wrap", &answers, subjects);
         Ok(answers)
     }
@@ -79,7 +80,7 @@ impl KeyManager {
         wrapped: &[WrappedKey],
         subjects: &[String],
     ) -> Result<Items<WrappedKey>, KmsError> {
-        let answers = kms.rewrap_keys(wrapped).await?;
+        let answers = kms.rewrap_keys(wrapped).instrument(span(kms)).await?;
         self.record_wrapped("key.rewrap", &answers, subjects);
         Ok(answers)
     }
@@ -97,6 +98,12 @@ impl KeyManager {
         let event = self.event(action, subject, Outcome::Done, "");
         self.record(&AuditEvent { key: Some(key), requests, ..event });
     }
+}
+
+/// Whose keys they are, for all that is logged meanwhile.
+fn span(kms: &dyn Kms) -> Span {
+    let config = kms.config();
+    error_span!("kms", kms = %config.id, master_key = config.master_key)
 }
 
 fn used(wrapped: &WrappedKey) -> KeyUse {

@@ -16,6 +16,7 @@ use reqwest::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::tls::TlsInfo;
 use reqwest::{Certificate, Identity, Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
+use tracing::instrument;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
@@ -189,6 +190,7 @@ impl Client {
     }
 
     /// Sends a request until it is answered, refused for good, or out of time.
+    #[instrument(name = "vault", level = "error", skip_all, fields(vault = self.config.origin(), operation = call.operation))]
     async fn exchange(
         &self,
         call: &Call,

@@ -13,6 +13,7 @@ mod impact;
 mod jobs;
 mod key_versions;
 mod kms_faults;
+mod logs;
 mod main_job;
 mod metrics;
 mod ordinary_user;

@@ -22,6 +22,7 @@ use key_manager::FilesystemName;
 use kms_core::{AuditEvent, AuditSink as _, Outcome};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use crate::Shared;
 use crate::problem;
@@ -94,12 +95,15 @@ async fn admit(
         )
         .into_response();
     }
+    let (method, path) = (request.method().as_str(), request.uri().path());
+    let span = tracing::error_span!("request", method, path, %peer);
     if request.method() == Method::GET {
-        return in_time(answer(&shared, &peer, request, next)).await;
+        return in_time(answer(&shared, &peer, request, next).instrument(span)).await;
     }
     // A client that goes away takes its connection along, and with it would go an act that is half done. So it is with one
     // whose answer is not waited for any longer.
-    let act = tokio::spawn(async move { answer(&shared, &peer, request, next).await });
+    let act = async move { answer(&shared, &peer, request, next).await };
+    let act = tokio::spawn(act.instrument(span));
     let broke = |e| Refusal(problem::internal("the request failed", e)).into_response();
     in_time(async { act.await.unwrap_or_else(broke) }).await
 }
@@ -123,7 +127,7 @@ async fn answer(shared: &Shared, peer: &Peer, request: Request, next: Next) -> R
     let what = format!("{} {}", request.method(), request.uri().path());
     if request.method() == Method::GET {
         let response = next.run(request).await;
-        tracing::debug!(%peer, request = what, status = %response.status(), "answered");
+        tracing::debug!(status = response.status().as_u16(), "answered");
         return response;
     }
     let event = |outcome, detail| AuditEvent {
@@ -146,7 +150,7 @@ async fn answer(shared: &Shared, peer: &Peer, request: Request, next: Next) -> R
     }
     let response = next.run(request).await;
     let status = response.status();
-    tracing::debug!(%peer, request = what, %status, "answered");
+    tracing::debug!(status = status.as_u16(), "answered");
     let outcome = match status.as_u16() {
         0..400 => Outcome::Done,
         400..500 => Outcome::Refused,

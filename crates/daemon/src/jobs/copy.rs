@@ -75,7 +75,7 @@ impl Jobs {
         if kind == JobKind::Rekey && record.state == JobState::Done {
             match self.end_rekey(&record).await {
                 Ok(()) => {
-                    tracing::info!(job = %id, filesystem = record.filesystem, "the filesystem has its new key alone");
+                    tracing::info!("the filesystem has its new key alone");
                     return;
                 }
                 Err(problem) => {
@@ -85,16 +85,16 @@ impl Jobs {
                 }
             }
         }
-        tracing::info!(job = %id, kind = word(kind), filesystem = record.filesystem, state = ?record.state, "the job ended");
+        tracing::info!(state = ?record.state, "the job ended");
         if let Err(error) = self.manager.save_job(&record).await {
-            tracing::error!(job = %id, %error, "the end of the job can't be recorded; it is taken up again");
+            tracing::error!(%error, "the end of the job can't be recorded; it is taken up again");
             return;
         }
         // Not before: a node that died in between would begin anew.
         if matches!(record.state, JobState::Done | JobState::PartlyDone)
             && let Err(error) = self.notes.remove_checkpoint(id)
         {
-            tracing::warn!(job = %id, %error, "a checkpoint that is not needed any more can't be removed");
+            tracing::warn!(%error, "a checkpoint that is not needed any more can't be removed");
         }
     }
 
@@ -132,7 +132,8 @@ impl Jobs {
             }
             Ok(report)
         };
-        spawn_blocking(run)
+        let span = tracing::Span::current();
+        spawn_blocking(move || span.in_scope(run))
             .await
             .map_err(|e| problem::internal(&title, io::Error::from(e)))?
             .map_err(|e| Failure::of_files(problem::of_filesystem(&title, &e), &notes))
@@ -154,7 +155,7 @@ impl CopyControl {
     /// The checkpoint before still stands if this fails: more is done again, nothing is lost.
     fn keep(&self, checkpoint: &Checkpoint) {
         if let Err(error) = self.notes.save_checkpoint(checkpoint) {
-            tracing::warn!(job = %self.record.id, %error, "a checkpoint can't be kept");
+            tracing::warn!(%error, "a checkpoint can't be kept");
         }
     }
 }
@@ -173,11 +174,11 @@ impl filesystem::Control for CopyControl {
         if *checkpoint == Checkpoint::default()
             && let Err(error) = self.report_file.set_len(0)
         {
-            tracing::warn!(job = %self.record.id, %error, "the report of an earlier run can't be emptied");
+            tracing::warn!(%error, "the report of an earlier run can't be emptied");
         }
         let record = JobRecord { progress: *lock(&self.live.progress), ..self.record.clone() };
         if let Err(error) = self.runtime.block_on(self.manager.save_job(&record)) {
-            tracing::warn!(job = %record.id, %error, "the progress can't be recorded");
+            tracing::warn!(%error, "the progress can't be recorded");
         }
     }
 
