@@ -313,6 +313,15 @@ Examples:
         #[arg(long)]
         repair: bool,
     },
+    /// Give a filesystem a new key and re-encrypt its data under that, in place
+    #[command(after_help = "\
+The filesystem stays in use meanwhile. A key that has lain under local wrapping (exposed) is one that
+somebody may have: only this ends it. It takes a KMS that is set. The same command takes up a
+re-encryption that was stopped.
+
+Example:
+  coffer fs rekey home")]
+    Rekey(Name),
     /// Copy the content of a directory into a filesystem
     #[command(after_help = "\
 The node reads the directory, so it has to be on the node's machine and readable for it. The same

@@ -82,8 +82,7 @@ async fn until_ended(
 
 /// What keeps a move of keys from going on that no time mends. The job is left as it is.
 fn refusal(job: &Job) -> Option<Problem> {
-    let copies = matches!(job.kind, JobKind::Import | JobKind::Export | JobKind::Verify);
-    let waits = job.state == JobState::Waiting && !copies;
+    let waits = job.state == JobState::Waiting && !is_of_files(job.kind);
     let problem = job.problem.clone().filter(|p| waits && p.exit != Exit::KmsUnreachable)?;
     let seen = see_or_stop(&job.id);
     let cure = problem.cure.clone().map_or(seen.clone(), |cure| format!("{cure}; {seen}"));
@@ -110,11 +109,18 @@ pub(crate) const fn noun(kind: JobKind) -> &'static str {
         JobKind::Import => "import",
         JobKind::Export => "export",
         JobKind::Verify => "verification",
+        JobKind::Rekey => "re-encryption",
         JobKind::Rewrap => "rewrap",
         JobKind::Move => "move of the keys",
         JobKind::Renew => "renewal of the copies",
         JobKind::Downgrade => "downgrade",
     }
+}
+
+/// Whether it counts files and their bytes, and not keys.
+pub(crate) const fn is_of_files(kind: JobKind) -> bool {
+    use JobKind::{Export, Import, Rekey, Verify};
+    matches!(kind, Import | Export | Verify | Rekey)
 }
 
 /// Counts bytes where there are any, else items. Cleared when it is dropped.
@@ -125,7 +131,7 @@ struct Bar {
 
 impl Bar {
     fn new(job: &Job) -> Self {
-        let counts_bytes = matches!(job.kind, JobKind::Import | JobKind::Export | JobKind::Verify);
+        let counts_bytes = is_of_files(job.kind);
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let bar = Self { bar, counts_bytes };
         bar.show(job);

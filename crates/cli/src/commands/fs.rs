@@ -43,6 +43,11 @@ pub(super) async fn run(
             let job: Job = context.client.post(&path, &Verify { repair }).await?;
             context.finish(job).await
         }
+        FsCommand::Rekey(Name { name }) => {
+            let path = paths::of_filesystem(paths::REKEY, &name);
+            let job: Job = context.client.post(&path, &()).await?;
+            context.finish(job).await
+        }
         FsCommand::Import { name: Name { name }, source } => {
             let path = paths::of_filesystem(paths::IMPORT, &name);
             let request = Import { source: absolute(&source)?.into() };
@@ -178,7 +183,7 @@ fn created_text(fs: &Filesystem) -> String {
     if fs.exposed {
         text.push_str(
             "warning: its key is wrapped locally: whoever reads this machine's disks reads the data\n  \
-             do:  set a KMS with coffer fs kms set-vault\n",
+             do:  set a KMS with coffer fs kms set-vault, then give the filesystem a new key with coffer fs rekey\n",
         );
     }
     text
@@ -220,9 +225,12 @@ fn list_text(filesystems: &[Filesystem]) -> String {
 
 fn text(fs: &Filesystem) -> String {
     let exposed = if fs.exposed {
-        "yes; its key has lain under local wrapping and may be compromised"
+        format!(
+            "yes; its key has lain under local wrapping and may be compromised\nwith a KMS set, coffer fs rekey {} gives it a new one",
+            fs.name
+        )
     } else {
-        "no"
+        "no".to_owned()
     };
     let mut lines = vec![("filesystem", fs.name.clone()), ("state", state(fs.state).to_owned())];
     if let Some(problem) = &fs.problem {
@@ -231,13 +239,18 @@ fn text(fs: &Filesystem) -> String {
             lines.push(("do", cure.clone()));
         }
     }
+    lines.extend([("backing", fs.backing.to_string()), ("key", fs.key_id.clone())]);
+    if let Some(previous) = &fs.previous_key_id {
+        let stands = format!(
+            "{previous}; the filesystem is being re-encrypted, and what is not done lies under this one"
+        );
+        lines.push(("old key", stands));
+    }
     lines.extend([
-        ("backing", fs.backing.to_string()),
-        ("key", fs.key_id.clone()),
         ("wrapped by", wrapped(&fs.wrapped_by)),
     ]);
     lines.extend(fs.own_master_key.clone().map(|key| ("own master key", key)));
-    lines.extend([("exposed", exposed.to_owned()), ("made", moment(fs.created_at))]);
+    lines.extend([("exposed", exposed), ("made", moment(fs.created_at))]);
     fields(&lines) + &findings_text(&fs.findings)
 }
 

@@ -5,7 +5,7 @@ use admin_api::{BytePath, Exit, Job, JobKind, JobState, Jobs, Problem, paths};
 use super::Context;
 use crate::grammar::JobCommand;
 use crate::show::{bytes, count, fields, moment, table};
-use crate::watch::noun;
+use crate::watch::{is_of_files, noun};
 
 pub(super) async fn run(
     command: JobCommand,
@@ -100,6 +100,7 @@ pub(super) fn ended_text(job: &Job) -> String {
         JobKind::Import => format!("imported into {name}"),
         JobKind::Export => format!("exported from {name}"),
         JobKind::Verify => format!("verified {name}"),
+        JobKind::Rekey => format!("re-encrypted {name} under its new key"),
         JobKind::Rewrap if job.filesystem.is_some() => format!("rewrapped the key of {name}"),
         JobKind::Rewrap => format!("rewrapped the keys of {name}"),
         JobKind::Move => "moved the keys to the new KMS".to_owned(),
@@ -173,10 +174,6 @@ fn damage_text(job: &Job) -> String {
         ));
     }
     text
-}
-
-fn is_of_files(kind: JobKind) -> bool {
-    matches!(kind, JobKind::Import | JobKind::Export | JobKind::Verify)
 }
 
 fn amount(job: &Job) -> String {

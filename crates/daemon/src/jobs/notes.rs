@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -117,13 +117,30 @@ impl JobNotes {
     /// Keeps this in the place of the checkpoint before, durably; a crash meanwhile leaves one of the two.
     pub(super) fn save_checkpoint(&self, checkpoint: &Checkpoint) -> io::Result<()> {
         let sealed = self.seal("checkpoint", checkpoint)?;
-        let new = self.checkpoint.with_extension("new");
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(sealed.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &self.checkpoint)?;
-        self.checkpoint.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        replace(&self.checkpoint, |file| file.write_all(sealed.as_bytes()))
+    }
+
+    /// Seals all of it anew, under the key that its filesystem has by now. What can't be opened stays as it is.
+    pub(super) fn reseal(&self) -> io::Result<()> {
+        if let Some(checkpoint) = self.read_checkpoint() {
+            self.save_checkpoint(&checkpoint)?;
+        }
+        let report = match File::open(&self.report) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            report => report?,
+        };
+        replace(&self.report, |file| {
+            let (mut lines, mut line) = (BufReader::new(report), Vec::new());
+            let mut file = BufWriter::new(file);
+            while lines.read_until(b'\n', &mut line)? > 0 {
+                match self.open::<serde_json::Value>("report", &line) {
+                    Some(damage) => writeln!(file, "{}", self.seal("report", &damage)?)?,
+                    None => file.write_all(&line)?,
+                }
+                line.clear();
+            }
+            file.flush()
+        })
     }
 
     /// Where to go on. One that can't be opened is none: the job begins anew, and nothing is lost.
@@ -153,6 +170,17 @@ impl JobNotes {
     fn context(&self, what: &str) -> String {
         format!("{what} of job {}", self.id)
     }
+}
+
+/// Puts a private file with this content in the place of another, durably; a crash meanwhile leaves one of the two.
+fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    write(&mut file)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 /// Where so many lines end, or all that are whole.
@@ -202,6 +230,7 @@ const fn word(kind: ProblemKind) -> &'static str {
 mod tests {
     use filesystem::Backend;
     use kms_core::FilesystemKey;
+    use testkit::key_holder::envelope;
 
     use super::*;
 
@@ -209,9 +238,17 @@ mod tests {
         format!("00000000-0000-4000-8000-{n:012}").parse().unwrap()
     }
 
+    fn key() -> Arc<FilesystemKey> {
+        Arc::new(FilesystemKey::generate().unwrap())
+    }
+
     fn filesystem(backing: &Path) -> Arc<Filesystem> {
-        let key = Arc::new(FilesystemKey::generate().unwrap());
-        let envelope = testkit::key_holder::envelope(key.id());
+        with(backing, &key())
+    }
+
+    fn with(backing: &Path, key: &Arc<FilesystemKey>) -> Arc<Filesystem> {
+        let key = Arc::clone(key);
+        let envelope = envelope(key.id());
         Arc::new(Filesystem::create(backing, key, &envelope, Backend::default()).unwrap())
     }
 
@@ -278,6 +315,41 @@ mod tests {
         assert!(notes.of(id(1), other).damage(0).0.is_empty());
         of_job.begin_report(None).unwrap();
         assert!(!notes.has_report(id(1)));
+    }
+
+    #[test]
+    fn what_is_sealed_anew_opens_under_the_new_key_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = Notes::new(dir.path().to_owned());
+        let backing = dir.path().join("home");
+        let (old, new) = (key(), key());
+        let of_job = notes.of(id(1), with(&backing, &old));
+        let mut report = of_job.begin_report(None).unwrap();
+        (0..3).for_each(|n| of_job.add(&report, &problem(n)).unwrap());
+        report.write_all(b"AAAA\n").unwrap();
+        let mut checkpoint = serde_json::to_value(Checkpoint::default()).unwrap();
+        checkpoint["next"] = vec!["00"].into();
+        let checkpoint = serde_json::from_value(checkpoint).unwrap();
+        of_job.save_checkpoint(&checkpoint).unwrap();
+        drop(of_job);
+
+        let locks = filesystem::BackingLocks::default();
+        let (from, to) = (envelope(old.id()), envelope(new.id()));
+        filesystem::begin_rekey(&locks, &backing, &from, &to).unwrap();
+        let (key, previous) = (Arc::clone(&new), Some(Arc::clone(&old)));
+        let between = Filesystem::open_sharing(&locks, &backing, key, previous, Backend::default());
+        let between = notes.of(id(1), Arc::new(between.unwrap()));
+        let told = between.damage(0);
+        between.reseal().unwrap();
+        notes.of(id(2), Arc::clone(&between.filesystem)).reseal().unwrap();
+        assert!(!notes.report(id(2)).exists());
+
+        let of_old = notes.of(id(1), with(&dir.path().join("old"), &old));
+        assert_eq!((of_old.damage(0).0.len(), of_old.read_checkpoint()), (0, None));
+        let of_new = notes.of(id(1), with(&dir.path().join("new"), &new));
+        assert_eq!((told.0.len(), of_new.damage(0)), (3, told));
+        assert_eq!(of_new.read_checkpoint(), Some(checkpoint));
+        assert!(fs::read_to_string(notes.report(id(1))).unwrap().ends_with("AAAA\n"));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! A new key for a filesystem: how its re-encryption begins and ends. In between it is a job on data like others.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
-use admin_api::{Job, Problem};
+use admin_api::{Exit, Job, Problem};
 use key_manager::{FilesystemName, JobKind, JobRecord, JobState, NewKey};
+use tokio::task::spawn_blocking;
 
-use super::{Jobs, Spec, busy, copying, word};
+use super::{Jobs, Spec, Standing, busy, copying, word};
 use crate::problem;
 
 impl Jobs {
@@ -47,8 +49,41 @@ impl Jobs {
         let title = format!("the old key of {} can't be let go", record.filesystem);
         let of_keys = |e| problem::of_keys(&title, &e);
         let name: FilesystemName = record.filesystem.parse().map_err(of_keys)?;
+        self.reseal_notes(&name, &title).await?;
         self.manager.end_rekey(&name, record).await.map_err(of_keys)?;
         self.filesystems.drop_former_key(&name).await;
+        Ok(())
+    }
+
+    /// Seals under the new key what is kept of other jobs and names files: the old one would open it no more for us, and
+    /// for good for whoever has it. What runs seals its own.
+    async fn reseal_notes(&self, name: &FilesystemName, title: &str) -> Result<(), Problem> {
+        let of_keys = |e| problem::of_keys(title, &e);
+        let failed = |why: &dyn Display| {
+            let why = format!("what is kept of its jobs can't be sealed under the new one: {why}");
+            Problem::new(Exit::Failed, "job-failed", title, why).cure(format!(
+                "make room in the state directory, then give coffer fs rekey {name} again"
+            ))
+        };
+        let filesystem = self.filesystems.get(name, title).await?;
+        let _starting = self.starting.lock().await;
+        for mut record in self.manager.jobs().await.map_err(of_keys)? {
+            let is_of_others = record.kind == JobKind::Move || record.filesystem != name.as_str();
+            if is_of_others || self.find_live(record.id).is_some() {
+                continue;
+            }
+            let notes = self.notes.of(record.id, Arc::clone(&filesystem));
+            let mut standing = Standing::of(&record);
+            if let Some(detail) = &standing.detail
+                && let Some(reason) = notes.open::<String>("reason", detail.as_bytes())
+            {
+                standing.detail = Some(notes.seal("reason", &reason).map_err(|e| failed(&e))?);
+                standing.put(&mut record);
+                self.manager.save_job(&record).await.map_err(of_keys)?;
+            }
+            let resealed = spawn_blocking(move || notes.reseal()).await;
+            resealed.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        }
         Ok(())
     }
 }

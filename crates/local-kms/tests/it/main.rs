@@ -191,7 +191,7 @@ async fn what_is_proved_is_shown_as_exposed() {
         ["local-wrapping"]
     );
     let cure = &proof.findings[0].cure;
-    assert!(cure.contains("set-vault") && !cure.contains("rekey"), "no such command yet: {cure}");
+    assert!(cure.contains("set-vault") && cure.contains("fs rekey"), "{cure}");
     assert!(proof.master_key.exportable && proof.master_key.deletion_allowed);
     assert_eq!(proof.credential.time_left, None);
 }
