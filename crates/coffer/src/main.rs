@@ -12,11 +12,18 @@ mod rehearse;
 mod serve;
 mod store;
 
+use std::alloc::System;
 use std::io::{self, BufReader};
 use std::process::ExitCode;
 
 use admin_api::{Exit, Problem};
 use cli::{Console, LocalCommand, Outcome, Output};
+use zeroizing_alloc::ZeroAlloc;
+
+/// Memory is wiped when it is given back. Keys wipe themselves; this is for what passes through buffers of other people's
+/// libraries: tokens, what Vault decrypted, the content of files.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     // The handles themselves and not their locks: a node's log goes to stderr from other threads.

@@ -27,10 +27,11 @@ use crate::operation::Operation;
 use crate::session::{Session, Source, Token};
 use crate::{measure, refusal, wire};
 
-/// A connection pool to one Vault, with one session.
+/// The way to one Vault, with one session.
 ///
 /// The token lies in this client and in the headers of the requests under way, and what Vault decrypts passes through
-/// the buffers of the HTTP and TLS libraries: none of these can be locked or wiped from here.
+/// the buffers of the HTTP and TLS libraries: none of these can be locked or wiped from here. Each connection ends with its request
+/// and gives them back, and the program's allocator wipes what is given back.
 pub(crate) struct Client {
     http: reqwest::Client,
     config: VaultConfig,
@@ -54,6 +55,8 @@ impl Client {
             .redirect(redirect::Policy::none())
             // No variable of the environment changes where the token goes.
             .no_proxy()
+            // A connection that is kept keeps in its buffers what went through it: keys that Vault opened. Requests are few.
+            .pool_max_idle_per_host(0)
             .connect_timeout(limits.connect)
             .tls_info(true)
             .dns_resolver(Resolver { loopback_only: config.loopback_only() });

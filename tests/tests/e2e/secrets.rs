@@ -175,6 +175,70 @@ fn a_locked_filesystem_s_key_is_nowhere_in_memory() {
     assert_eq!(lies_in_memory(node.pid(), &key), 0);
 }
 
+#[test]
+fn a_core_dump_holds_no_key() {
+    let kms = Kms::start(Kind::Newest);
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join(NAME), TEXT.repeat(1000)).unwrap();
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "home"]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    kms.rotate();
+    place.ok(&["fs", "kms", "rewrap"]);
+    place.ok(&["fs", "lock", "home"]);
+    place.ok(&["fs", "unlock", "home"]);
+    place.ok(&["fs", "verify", "home"]);
+    let key = key_of(&place, &kms);
+    let token = fs::read(place.path("token")).unwrap();
+    let core = core_of(node.pid());
+    let lies_in_core = |secret: &[u8]| core.iter().any(|mapping| contains(mapping, secret));
+    assert!(lies_in_core(&token), "the token is in use, and this test finds what is there");
+    // The key ends a record of 56 bytes, and its base64 begins where a group of three does.
+    let text = STANDARD.encode(&key);
+    let secrets: [(&str, &[u8]); 4] = [
+        ("the key", &key),
+        ("the key in base64", text.trim_end_matches('=').as_bytes()),
+        ("the content of a file", TEXT.as_bytes()),
+        ("the name of a file", NAME.as_bytes()),
+    ];
+    for (what, secret) in secrets {
+        assert!(!lies_in_core(secret), "{what} would lie in a core dump");
+    }
+    // What is left, the token, would lie in none that keeps to the process's filter: it takes no mapping of any kind.
+    let of_process = |name: &str| fs::read(format!("/proc/{}/{name}", node.pid())).unwrap();
+    assert_eq!(of_process("coredump_filter"), b"00000000\n");
+    for name in ["environ", "cmdline"] {
+        assert!(!contains(&of_process(name), &token), "{name}");
+    }
+}
+
+/// What a core dump of a process would hold at most: all that it may write and has not kept out of dumps (`VmFlags: dd`, proc(5)).
+/// The kernel writes none of this process, which has made itself undumpable, so the test copies what it would.
+fn core_of(pid: u32) -> Vec<Vec<u8>> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("this test runs as root");
+    let (mut core, mut range) = (Vec::new(), (0, 0));
+    for line in smaps.lines() {
+        let (first, rest) = line.split_once(' ').unwrap();
+        if let Some((start, end)) = first.split_once('-') {
+            let at = |text| u64::from_str_radix(text, 16).unwrap();
+            range = (at(start), at(end));
+        }
+        let flags: Vec<_> = rest.split_whitespace().collect();
+        if first == "VmFlags:" && flags.contains(&"wr") && !flags.contains(&"dd") {
+            let mut bytes = vec![0; (range.1 - range.0) as usize];
+            // Some, like what a device shows, can't be read.
+            if memory.read_exact_at(&mut bytes, range.0).is_ok() {
+                core.push(bytes);
+            }
+        }
+    }
+    core
+}
+
 /// The filesystem key of `home`, as its KMS opens it: the end of the record that is encrypted.
 fn key_of(place: &Place, kms: &Kms) -> Vec<u8> {
     let header = fs::read(place.state().join("filesystems/home/coffer.key")).unwrap();
