@@ -1,10 +1,16 @@
 //! A Vault with bad days, and an environment that would mislead.
 
+use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::Arc;
 
 use dev_vault::{DevVault, Fault};
 use kms_core::{FilesystemKey, Items, KeyRecord, KmsErrorKind};
 use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use crate::shared::{LIMITS, config, open, prove, record};
 
@@ -37,8 +43,11 @@ async fn breaks_that_stay_are_told() {
     for (fault, tries) in [
         (Fault::Drop, u64::from(LIMITS.tries)),
         (Fault::Truncate, u64::from(LIMITS.tries)),
+        (Fault::RateLimit { requests: 0, milliseconds: 0 }, u64::from(LIMITS.tries)),
         (Fault::Html, 1),
         (Fault::Endless, 1),
+        (Fault::Oversized { bytes: 1 << 30 }, 1),
+        (Fault::Redirect { location: "http://elsewhere.invalid{path}".into(), status: 307 }, 1),
     ] {
         vault.faults().inject(fault.clone().on("transit/decrypt/"));
         vault.requests().clear();
@@ -48,6 +57,53 @@ async fn breaks_that_stay_are_told() {
         vault.faults().clear();
     }
     prove(&config(&vault.url(), "k"), vault.root_token()).await.unwrap();
+}
+
+/// Not even to the same host and port, or to the very Vault, which would take the token.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_redirect_leads_from_https_to_http() {
+    let vault = vault().await;
+    let (port, certificate) = with_tls(vault.address()).await;
+    let mut config = config(&format!("https://127.0.0.1:{port}"), "k");
+    config.settings.insert("ca_cert".into(), certificate);
+    let kms = open(&config, vault.root_token());
+    for origin in [format!("http://127.0.0.1:{port}"), vault.url(), "http://localhost".into()] {
+        let location = format!("{origin}{{path}}");
+        vault.faults().inject(Fault::Redirect { location, status: 307 }.times(1));
+        vault.requests().clear();
+        let error = kms.master_key().await.unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::Unreachable, "{origin}: {error:?}");
+        assert!(error.to_string().contains(&format!("redirects to {origin}")), "{error}");
+        assert_eq!(vault.requests().count("").requests, 1, "{origin}");
+    }
+    // Where TLS stays, it is followed.
+    for location in ["{path}".to_owned(), format!("https://127.0.0.1:{port}{{path}}")] {
+        vault.faults().inject(Fault::Redirect { location, status: 308 }.times(1));
+        kms.master_key().await.unwrap();
+    }
+}
+
+/// A port with TLS before a server without, and its certificate.
+async fn with_tls(server: SocketAddr) -> (u16, String) {
+    let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder().with_no_client_auth();
+    let config = config.with_single_cert(vec![issued.cert.der().clone()], key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // Who speaks no TLS here is let go.
+                let Ok(mut outside) = acceptor.accept(stream).await else { return };
+                let mut inside = TcpStream::connect(server).await.unwrap();
+                tokio::io::copy_bidirectional(&mut outside, &mut inside).await.ok();
+            });
+        }
+    });
+    (port, issued.cert.pem())
 }
 
 /// It takes a person to unseal it, so there is nothing to wait for.
