@@ -302,7 +302,8 @@ impl KeyManager {
             let own = now.and_then(|now| now.named_as_own(record.config.id));
             let asked = own.is_none_or(|(name, _)| name == new.master_key);
             let same = asked && self.opens_as_it_lies(&record, new, kms, keys).await?;
-            known.push(Known { stored, record, same: same.then(|| new.clone()) });
+            let (own, same) = (own.is_some(), same.then(|| new.clone()));
+            known.push(Known { stored, record, own, same });
         }
         Ok(known)
     }
@@ -318,11 +319,14 @@ impl KeyManager {
     ) -> Result<(Commit, Vec<Arc<dyn Kms>>), Error> {
         let (mut commit, mut clients) = (Commit::new(), Vec::new());
         let renewed = |id| own.values().any(|own| own.config_id == id && own.renewed.is_some());
-        for Known { stored, mut record, same } in known {
+        for Known { stored, mut record, own: was_own, same } in known {
             let id = record.config.id;
             if id == given.config.id || renewed(id) {
                 continue;
             }
+            // What moves away needs the credential that it was reached with.
+            let stays = !was_own || own.values().any(|own| own.config_id == id);
+            let current = current.filter(|_| stays);
             if let Some(same) = same {
                 record.config = KmsConfig { id, ..same };
             } else if !given.provider.reached_alike(&record.config, given.config)
@@ -478,6 +482,8 @@ pub(crate) struct Given<'a> {
 pub(crate) struct Known {
     stored: Record,
     pub(crate) record: ConfigRecord,
+    /// Whether it is of a master key that filesystems have of their own.
+    own: bool,
     /// What opens what it wrapped, of what is given.
     pub(crate) same: Option<KmsConfig>,
 }

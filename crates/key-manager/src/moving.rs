@@ -20,7 +20,7 @@ use std::sync::Arc;
 use futures::{StreamExt as _, stream};
 use kms_core::{
     Commit, FilesystemKey, FilesystemSite, HolderError, KeyId, KeyVersion, Kms, KmsConfigId,
-    KmsError, Outcome, Record, StoreError, WrappedKey,
+    KmsError, KmsErrorKind, Outcome, Record, StoreError, WrappedKey,
 };
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +94,7 @@ impl KeyManager {
             }
             None => None,
         };
-        let target = targets.of(own.as_deref()).ok_or(Error::NotConfigured)?;
+        let target = targets.of(own.as_deref()).ok_or_else(|| unknown(own.as_deref()))?;
         let config = self.config(target).await?;
         let kms = self.kms(config.config.id).await?;
         self.prove_identity(&config, kms.as_ref()).await?;
@@ -321,10 +321,14 @@ const fn purpose_word(purpose: Purpose) -> &'static str {
     }
 }
 
-fn unknown_own(master_key: &str) -> String {
-    format!(
-        "its own master key {master_key:?} is not known to the KMS that is set; set that anew: coffer fs kms set-vault"
+/// As after a recovery from directories of several KMSs.
+fn unknown(own: Option<&str>) -> KmsError {
+    let own = own.unwrap_or_default();
+    KmsError::new(
+        KmsErrorKind::KeyMissing,
+        format!("its own master key {own:?} is not known yet where the KMS is that is set; set that anew: coffer fs kms set-vault"),
     )
+    .cure("give coffer fs kms set-vault")
 }
 
 fn with_cure(error: &Error) -> String {
@@ -387,7 +391,7 @@ impl Run<'_> {
             self.progress.items_total += 1;
             match target {
                 Some(target) => by_target.entry(target).or_default().push(record.key),
-                None => self.fail(&record.key, &unknown_own(own.as_deref().unwrap_or_default())),
+                None => self.fail(&record.key, &unknown(own.as_deref()).chain()),
             }
         }
         let shared = targets.as_ref().map(|targets| targets.current.config.id);

@@ -136,8 +136,8 @@ impl KeyManager {
     /// it lies, or a new configuration for the key of the same name. `now` is the recorded one.
     ///
     /// # Errors
-    /// [`Error::OwnKey`]: it is not there, or may not be used. Where only the credential changes a master key that is gone, or is another
-    /// one from which not every key can move, keeps no new credential out: it stays as it is, with a finding.
+    /// [`Error::OwnKey`]: it is not there, or may not be used. Where the place stays the same a master key that is gone, or is another
+    /// one to which not every key can move, keeps no new credential out: it stays as it is, with a finding.
     pub(crate) async fn own_under(
         &self,
         name: &str,
@@ -154,10 +154,10 @@ impl KeyManager {
         let of_own: Vec<KeyEntry> = keys.iter().filter(|key| key.has_own(name)).cloned().collect();
         let names = self.names_of(&of_own).await?;
         let in_place = |known: &Known| {
-            given.provider.reached_alike(&known.record.config, &config)
-                && Some(known.record.config.id) == now
+            let id = known.record.config.id;
+            Some(id) == now && known.record.config == KmsConfig { id, ..config.clone() }
         };
-        let stays = known.iter().find(|known| in_place(known)).map(|known| known.record.config.id);
+        let stays = known.iter().any(in_place).then_some(now).flatten();
         let stay = |config_id, code: KmsErrorKind, why: String, cure: &str| Own {
             config_id,
             renewed: None,

@@ -246,9 +246,7 @@ fn text(fs: &Filesystem) -> String {
         );
         lines.push(("old key", stands));
     }
-    lines.extend([
-        ("wrapped by", wrapped(&fs.wrapped_by)),
-    ]);
+    lines.extend([("wrapped by", wrapped(&fs.wrapped_by))]);
     lines.extend(fs.own_master_key.clone().map(|key| ("own master key", key)));
     lines.extend([("exposed", exposed), ("made", moment(fs.created_at))]);
     fields(&lines) + &findings_text(&fs.findings)

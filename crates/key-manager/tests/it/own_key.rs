@@ -130,10 +130,11 @@ async fn a_rewrap_brings_each_to_the_newest_version_of_its_own() {
     assert_eq!(wrapped(&node, &world).await, on("http://a", [("key", 1), ("own", 2), ("own", 1)]));
     server.rotate();
     world.kms.server("http://a").rotate();
-    let report = node.rewrap().await.unwrap();
+    let job = node.start_rewrap(None).await.unwrap();
+    let report = node.run(job).await.unwrap();
     assert_eq!((report.moved, report.copies), (3, 3));
+    assert_eq!(node.job(job).await.unwrap().progress.items_total, 3);
     assert_eq!(wrapped(&node, &world).await, on("http://a", [("key", 2), ("own", 3), ("own", 3)]));
-    assert!(node.jobs().await.unwrap().iter().any(|job| job.progress.items_total == 3));
 
     // Keys, copies and canaries are beyond the old versions of both.
     server.set_minimum(3);
@@ -266,6 +267,19 @@ async fn a_master_key_that_was_made_again_takes_keys_from_memory() {
 }
 
 #[tokio::test]
+async fn a_new_token_that_may_not_use_it_is_refused() {
+    let world = World::new();
+    let node = three(&world).await;
+    let before = records(&world, "").await;
+    for kind in [KmsErrorKind::Denied, KmsErrorKind::Unreachable] {
+        own(&world, "http://a").set_down(Some(kind));
+        let refused = node.set_kms(vault("http://a")).await.unwrap_err();
+        assert!(matches!(refused, Error::OwnKey { .. }) && refused.code() == kind.code());
+        assert_eq!(records(&world, "").await, before);
+    }
+}
+
+#[tokio::test]
 async fn one_that_is_lost_keeps_no_new_token_out() {
     for gone in [true, false] {
         let world = World::new();
@@ -373,6 +387,42 @@ async fn a_recovery_brings_it_back() {
     assert_eq!(node.rewrap().await.unwrap().moved, 2);
     drop(node);
     all_open_on(&world, on("http://a", [("key", 1), ("own", 2), ("own", 2)])).await;
+}
+
+#[tokio::test]
+async fn one_that_is_recovered_from_elsewhere_moves_to_where_the_kms_is() {
+    let mut world = World::new();
+    drop(three(&world).await);
+    own(&world, "http://b");
+    let mut found: Vec<(PathBuf, KeyEnvelope)> =
+        world.headers.files.lock().unwrap().clone().into_iter().collect();
+    // More keys lie under another KMS, with a token of its own.
+    world.store = FakeStore::default();
+    let node = world.node().await;
+    node.set("http://b").await.unwrap();
+    for fs in ["p", "q"] {
+        node.create(fs).await.unwrap();
+        found.push((format!("/backing/{fs}").into(), world.headers.at(&format!("/backing/{fs}"))));
+    }
+    drop(node);
+    world.store = FakeStore::default();
+    let recovered = rebuild(&world.store, &ManualClock::default(), found).await.unwrap();
+    assert_eq!(recovered.kms.unwrap().address, "http://b");
+    let node = world.node().await;
+    let refused = node.start_rewrap(Some(name("x"))).await.unwrap_err();
+    assert!(refused.cure().unwrap().contains("set-vault"), "{refused}");
+    // Where its own master key is not known it is not taken to the one for all.
+    for (address, open) in [("http://a", 3), ("http://b", 5)] {
+        let set = node.set_kms(vault(address)).await.unwrap();
+        assert_eq!(5 - node.unlock_all().await.unwrap().len(), open);
+        let moved = node.run_move(set.job.unwrap(), &NoControl).await;
+        assert_eq!(moved.is_ok(), open == 5, "{moved:?}");
+    }
+    for fs in node.filesystem_statuses().await.unwrap() {
+        let by = fs.wrapped_by.unwrap();
+        let expected = fs.own_master_key.as_deref().unwrap_or("key");
+        assert_eq!((by.address.as_str(), by.master_key.as_str()), ("http://b", expected));
+    }
 }
 
 #[tokio::test]
