@@ -194,6 +194,34 @@ fn another_vault_takes_each_to_the_master_key_of_the_same_name() {
 }
 
 #[test]
+fn what_moves_to_another_mount_is_opened_with_the_token_of_before() {
+    let (kms, place) = start(Kind::Embedded, &[A], &[A]);
+    let node = place.start();
+    place.ok(&set(&kms, &place));
+    for (name, key) in [("home", KEY), ("a", A), ("b", A)] {
+        place.ok(&["fs", "create", name, "--kms-key", key]);
+        place.ok(&["fs", "lock", name]);
+    }
+    kms.admin().write("sys/mounts/elsewhere", &json!({ "type": "transit" }));
+    for key in [KEY, A] {
+        kms.admin().write(&format!("elsewhere/keys/{key}"), &json!({}));
+    }
+    let policy = policies(&[A]).replace("transit/", "elsewhere/");
+    let token = kms.admin().token("elsewhere", &policy, &json!({ "period": "1h" }));
+    fs::write(place.path("token"), token).unwrap();
+    let mut moved = set(&kms, &place);
+    moved.extend(["--transit-path", "elsewhere"].map(str::to_owned));
+    place.ok(&moved);
+    let shown = place.json(&["fs", "kms"]);
+    assert_eq!(shown["configured"]["transit_path"], "elsewhere", "{shown}");
+    kms.admin().delete("sys/mounts/transit");
+    for name in ["home", "a", "b"] {
+        place.ok(&["fs", "unlock", name]);
+    }
+    node.stop();
+}
+
+#[test]
 fn a_recovery_brings_it_back() {
     let (kms, place) = start(Kind::Embedded, &[A], &[A]);
     let node = place.start();

@@ -159,8 +159,33 @@ async fn a_rewrap_of_the_only_one_takes_the_canary_along() {
     server.rotate();
     let job = node.start_rewrap(Some(name("x"))).await.unwrap();
     node.run(job).await.unwrap();
+    let in_use = node.in_use().await.unwrap();
+    let of_own = in_use.versions.iter().filter(|count| count.config.master_key == "own");
+    let of_own: Vec<_> = of_own.map(|count| (count.version.0, count.keys, count.canary)).collect();
+    assert_eq!(of_own, [(2, 1, true)]);
     server.set_minimum(2);
     node.create_under("y", "own").await.unwrap();
+}
+
+#[tokio::test]
+async fn where_keys_are_still_to_go_is_not_forgotten() {
+    let world = World::new();
+    let node = three(&world).await;
+    let there = own(&world, "http://b");
+    let job = node.set_kms(vault("http://b")).await.unwrap().job.unwrap();
+    there.recreate();
+    let report = node.run_move(job, &NoControl).await.unwrap();
+    assert_eq!((report.moved, report.failed.len()), (1, 2));
+    node.delete_filesystem(&name("all")).await.unwrap();
+    node.settle_copies().await.unwrap();
+    assert_eq!(records(&world, "kms/own/").await.len(), 1);
+    // Both are known, and the one that they hang on opens them.
+    assert_eq!(records(&world, "kms/config/").await.len(), 3);
+    node.set("http://b").await.unwrap();
+    drop(node);
+    let node = world.node().await;
+    assert_eq!(node.unlock_all().await.unwrap(), []);
+    assert_eq!(records(&world, "kms/config/").await.len(), 2);
 }
 
 #[tokio::test]
@@ -216,8 +241,10 @@ async fn another_master_key_for_all_leaves_them_alone() {
         let new = NewKms { master_key: new.to_owned(), ..vault("http://a") };
         let set = node.set_kms(new).await.unwrap();
         assert_eq!(node.run(set.job.unwrap()).await.unwrap().moved, 1);
+        let beside = expected.iter().any(|key| *key != expected[0]);
         let expected = on("http://a", expected.map(|key| (key, 1)));
         assert_eq!(wrapped(&node, &world).await, expected);
+        assert_eq!(records(&world, "kms/own/").await.len(), usize::from(beside));
     }
     drop(node);
     all_open_on(&world, on("http://a", [("other", 1), ("own", 1), ("own", 1)])).await;
