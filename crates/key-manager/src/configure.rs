@@ -163,6 +163,11 @@ impl KeyManager {
         let what = format!("{} {} ({purpose:?})", config.address, config.master_key);
         let event = self.event("kms.configure", &config.id.to_string(), Outcome::Done, &what);
         self.record(&AuditEvent { requests: proof.requests, ..event });
+        for (own, _) in own.values().filter_map(|own| own.renewed.as_ref()) {
+            let KmsConfig { id, address, master_key, .. } = &own.config;
+            let detail = format!("{address} {master_key} (of filesystems' own)");
+            self.audit("kms.configure", &id.to_string(), Outcome::Done, &detail);
+        }
         if job.is_none() {
             self.retire_or_warn().await;
         }

@@ -163,6 +163,7 @@ impl KeyManager {
             config: Arc::new(self.config(spec.target).await?),
             target: self.kms(spec.target).await?,
             newest: KeyVersion(0),
+            total: 0,
             job: record,
             control,
             progress: Progress::default(),
@@ -349,6 +350,8 @@ struct Run<'a> {
     config: Arc<ConfigRecord>,
     target: Arc<dyn Kms>,
     newest: KeyVersion,
+    /// Keys in all. Progress tells of them once the first of them can be brought along, or not.
+    total: u64,
     /// The job as it was when this run began. Once another has taken its place nothing more is committed.
     job: Record,
     control: &'a dyn JobControl,
@@ -388,7 +391,7 @@ impl Run<'_> {
                 of_others.extend(target);
                 continue;
             }
-            self.progress.items_total += 1;
+            self.total += 1;
             match target {
                 Some(target) => by_target.entry(target).or_default().push(record.key),
                 None => self.fail(&record.key, &unknown(own.as_deref()).chain()),
@@ -429,6 +432,7 @@ impl Run<'_> {
         // A job that is taken up again can meet another master key than the one that it began with.
         self.manager.prove_identity(&self.config, self.target.as_ref()).await?;
         self.newest = self.target.master_key().await?.latest_version;
+        self.progress.items_total = self.total;
         for batch in keys.chunks(BATCH) {
             if self.control.stop_requested() {
                 self.report.stopped = true;
@@ -445,6 +449,7 @@ impl Run<'_> {
 
     /// Those of these keys that are not where they should be can't be brought there.
     async fn fail_all(&mut self, keys: &[String], error: &KmsError) -> Result<(), Error> {
+        self.progress.items_total = self.total;
         let sites = self.manager.sites_by_key().await?;
         for key in keys {
             let Some(record) = self.manager.store().get(key).await? else { continue };

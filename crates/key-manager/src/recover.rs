@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use kms_core::{Clock, Commit, KeyEnvelope, KeyId, KeyStore, KmsConfig, WrappedKey};
+use kms_core::{Clock, Commit, KeyEnvelope, KeyId, KeyStore, KmsConfig, Record, WrappedKey};
 
 use crate::filesystems::LOCAL;
 use crate::records::{self, ConfigRecord, CurrentKms, FilesystemRecord, FilesystemState, KeyEntry};
@@ -114,8 +114,11 @@ pub async fn rebuild(
         };
         for name in entries.values().filter_map(|entry| entry.own_master_key.as_ref()) {
             let of_own = kms.clone().find(|(c, _)| c.master_key == *name && beside(c));
-            if let Some((config, _)) = of_own {
-                own.insert(records::own_key(name), CurrentKms { config_id: config.id });
+            let key = records::own_key(name);
+            // What can't be a record is no master key either: setting the KMS says so.
+            let fits = key.len() <= Record::MAX_KEY && !key.contains('\0');
+            if let Some((config, _)) = of_own.filter(|_| fits) {
+                own.insert(key, CurrentKms { config_id: config.id });
             }
         }
     }

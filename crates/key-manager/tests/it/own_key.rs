@@ -14,6 +14,13 @@ fn own(world: &World, address: &str) -> FakeServer {
     world.kms.server(&format!("{address}/own"))
 }
 
+/// What lies in all backing directories.
+fn found(world: &World) -> Vec<FoundCopy> {
+    let files = world.headers.files.lock().unwrap().clone();
+    let found = |(backing, envelope)| FoundCopy { backing, envelope, previous: None };
+    files.into_iter().map(found).collect()
+}
+
 /// A node on the KMS `http://a` with the filesystem `all` under `key`, and `x` and `y` under `own`.
 async fn three(world: &World) -> KeyManager {
     own(world, "http://a");
@@ -400,9 +407,7 @@ async fn a_recovery_brings_it_back() {
     let bytes = node.bytes("x").await;
     drop(node);
     world.store = FakeStore::default();
-    let files = world.headers.files.lock().unwrap().clone();
-    let found = |(backing, envelope)| FoundCopy { backing, envelope, previous: None };
-    let found = files.into_iter().map(found).collect();
+    let found = found(&world);
     let recovered = rebuild(&world.store, &ManualClock::default(), found).await.unwrap();
     assert_eq!(recovered.kms.unwrap().master_key, "key", "not the one that most keys name");
     assert_eq!(recovered.others[0].master_key, "own");
@@ -417,19 +422,46 @@ async fn a_recovery_brings_it_back() {
 }
 
 #[tokio::test]
+async fn a_forged_name_keeps_nothing_from_being_recovered() {
+    let mut world = World::new();
+    drop(three(&world).await);
+    for forged in ["k".repeat(600), "nul\0".to_owned()] {
+        let mut found = found(&world);
+        let copies = found.iter_mut().map(|found| &mut found.envelope);
+        for copy in copies.filter(|copy| copy.filesystem == "x") {
+            copy.kms.master_key = forged.clone();
+            copy.own_master_key = Some(forged.clone());
+        }
+        world.store = FakeStore::default();
+        let recovered = rebuild(&world.store, &ManualClock::default(), found).await.unwrap();
+        assert_eq!(recovered.filesystems.len(), 3);
+        // It is in the way of the KMS, by name, until it is left out.
+        own(&world, "http://a");
+        world.kms.server(&format!("http://a/{forged}")).set_down(Some(KmsErrorKind::Invalid));
+        let node = world.node().await;
+        let refused = node.set_kms(vault("http://a")).await.unwrap_err();
+        assert!(refused.to_string().starts_with("x must have"), "{refused}");
+        node.forget_filesystem(&name("x")).await.unwrap();
+        node.set("http://a").await.unwrap();
+        assert_eq!(node.unlock_all().await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
 async fn one_that_is_recovered_from_elsewhere_moves_to_where_the_kms_is() {
     let mut world = World::new();
     drop(three(&world).await);
     own(&world, "http://b");
-    let mut found: Vec<(PathBuf, KeyEnvelope)> =
-        world.headers.files.lock().unwrap().clone().into_iter().collect();
+    let mut found = found(&world);
     // More keys lie under another KMS, with a token of its own.
     world.store = FakeStore::default();
     let node = world.node().await;
     node.set("http://b").await.unwrap();
     for fs in ["p", "q"] {
         node.create(fs).await.unwrap();
-        found.push((format!("/backing/{fs}").into(), world.headers.at(&format!("/backing/{fs}"))));
+        let backing = format!("/backing/{fs}");
+        let envelope = world.headers.at(&backing);
+        found.push(FoundCopy { backing: backing.into(), envelope, previous: None });
     }
     drop(node);
     world.store = FakeStore::default();
