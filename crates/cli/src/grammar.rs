@@ -179,7 +179,9 @@ pub(crate) enum DevCommand {
 
 /// Run a KMS that speaks the part of Vault's API that Coffer uses. Insecure: it keeps everything in memory
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  coffer dev vault --listen 127.0.0.1:8200 --root-token root")]
+#[command(
+    after_help = "Examples:\n  coffer dev vault --listen 127.0.0.1:8200 --root-token root\n  coffer dev vault --fault-seed 7"
+)]
 pub struct DevVault {
     /// Where it listens; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8200")]

@@ -7,6 +7,7 @@ mod check;
 mod credentials;
 mod damage;
 mod deadlines;
+mod dev_vault;
 mod docs;
 mod documents;
 mod impact;
