@@ -6,7 +6,7 @@ use kms_core::{KeyStore as _, KmsErrorKind};
 use serde_json::{Value, json};
 use testkit::late::Late;
 
-use crate::world::{Running, TOKEN, World, held, set_vault, soon};
+use crate::world::{KMS, Running, TOKEN, World, held, set_vault, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_starts_without_its_kms_and_opens_when_it_is_back() {
@@ -286,5 +286,63 @@ async fn a_move_to_a_kms_that_is_gone_for_good_gives_way_to_another() {
     node.stop().await;
     let node = world.start().await;
     node.until("/v1/filesystems/home", |fs| fs["state"] == "unlocked").await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_key_of_its_own_is_shown_apart_and_its_loss_told_before_it_is_felt() {
+    let world = World::new();
+    world.kms();
+    let own = world.kms_at(&format!("{KMS}/tenant"));
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    let create = json!({"name": "a", "kms_key": "tenant"});
+    own.set_down(Some(KmsErrorKind::Unreachable));
+    let refused = node.refused(503, "POST", "/v1/filesystems", &create).await;
+    assert_eq!(refused["exit"], "kms-unreachable");
+    assert_eq!(node.get("/v1/filesystems/home").await["own_master_key"], Value::Null);
+    assert!(!world.path("state/filesystems/a").exists());
+    own.set_down(None);
+    let made = node.post("/v1/filesystems", &create).await;
+    assert_eq!(
+        (&made["own_master_key"], &made["wrapped_by"]["master_key"]),
+        (&json!("tenant"), &json!("tenant")),
+        "{made}"
+    );
+    // The status asks no KMS: that there is another master key the node looked at by itself.
+    let seen = |status: &Value| status["kms"]["configured"]["own_keys"][0]["latest_version"] == 1;
+    let status = node.until("/v1/status", seen).await;
+    let [key] = &status["kms"]["configured"]["own_keys"].as_array().unwrap()[..] else {
+        panic!("{status}");
+    };
+    assert_eq!(
+        (&key["master_key"], &key["filesystems"]),
+        (&json!("tenant"), &json!(1)),
+        "{status}"
+    );
+    let keys = &status["kms"]["keys"];
+    let count =
+        |master_key| keys.as_array().unwrap().iter().find(|n| n["master_key"] == master_key);
+    assert_eq!(
+        (&count("k").unwrap()["keys"], &count("tenant").unwrap()["keys"]),
+        (&json!(1), &json!(1))
+    );
+
+    own.delete();
+    let kms = node.get("/v1/kms").await;
+    assert_eq!(kms["configured"]["problem"], Value::Null, "{kms}");
+    assert_eq!(kms["configured"]["own_keys"][0]["problem"]["code"], "master-key-missing", "{kms}");
+    assert_eq!(kms["findings"][0]["code"], "master-key-missing", "{kms}");
+    node.stop().await;
+    let node = world.start().await;
+    let gone = |fs: &Value| fs["problem"]["code"] == "master-key-missing";
+    node.until("/v1/filesystems/a", gone).await;
+    node.until("/v1/filesystems/home", |fs| fs["state"] == "unlocked").await;
+
+    // With its last filesystem it is not shown any more.
+    node.ok("DELETE", "/v1/filesystems/a", &Value::Null).await;
+    let status = node.get("/v1/status").await;
+    assert_eq!(status["kms"]["configured"]["own_keys"], Value::Null, "{status}");
+    assert_eq!(status["kms"]["findings"], json!([]), "{status}");
     node.stop().await;
 }
