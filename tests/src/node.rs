@@ -34,6 +34,11 @@ impl Place {
         Self { dir: tempfile::tempdir().unwrap(), user: None }
     }
 
+    /// An empty one in memory, where nothing waits for a disk.
+    pub fn in_memory() -> Self {
+        Self { dir: tempfile::tempdir_in("/dev/shm").unwrap(), user: None }
+    }
+
     /// An empty one of a user who is not root: nobody, or whoever runs the test. Its node and the commands to it run as that user.
     pub fn of_ordinary_user() -> Self {
         let place = Self::new();
@@ -68,7 +73,8 @@ impl Place {
 
     /// A copy of everything in this place, elsewhere. The node is not running.
     pub fn copy(&self) -> Self {
-        let copy = Self::new();
+        let beside = self.dir.path().parent().unwrap();
+        let copy = Self { dir: tempfile::tempdir_in(beside).unwrap(), user: None };
         copy_into(self.dir.path(), copy.dir.path());
         copy
     }

@@ -445,7 +445,10 @@ impl KeyManager {
             let answers = match kms {
                 Ok(kms) => {
                     let why = "whether they can go along with another KMS";
-                    self.prove_keys(kms.as_ref(), &wrapped, why).await.map_err(Error::from)
+                    match self.prove_keys(kms.as_ref(), &wrapped, why).await {
+                        Ok(answers) => self.explained(answers, config.id, kms.as_ref()).await,
+                        Err(error) => Err(error.into()),
+                    }
                 }
                 Err(error) => Err(error),
             };

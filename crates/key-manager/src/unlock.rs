@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
 use kms_core::{
-    AuditEvent, Commit, FilesystemKey, Items, KeyCopy, KmsConfigId, KmsError, KmsErrorKind,
+    AuditEvent, Commit, FilesystemKey, Items, KeyCopy, Kms, KmsConfigId, KmsError, KmsErrorKind,
     Outcome, Record, RequestId, StoreError,
 };
 use serde::{Deserialize, Serialize};
@@ -166,9 +166,11 @@ impl KeyManager {
             return Ok(());
         }
         for entry in self.entries_for(fs).await? {
-            let kms = self.kms(entry.wrapped.config_id).await?;
+            let config_id = entry.wrapped.config_id;
+            let kms = self.kms(config_id).await?;
             let why = format!("{} is being unlocked", fs.name);
-            self.prove_keys(kms.as_ref(), &[entry.wrapped], &why).await?.only()?;
+            let answers = self.prove_keys(kms.as_ref(), &[entry.wrapped], &why).await?;
+            self.explained(answers, config_id, kms.as_ref()).await?.only()?;
         }
         Ok(())
     }
@@ -358,14 +360,24 @@ impl KeyManager {
         let wrapped: Vec<_> = members.iter().map(|(_, entry)| entry.wrapped.clone()).collect();
         let asked = Instant::now();
         let subjects: Vec<_> = members.iter().map(|(name, _)| name.to_string()).collect();
-        let mut answers = self.unwrap_keys(kms.as_ref(), &wrapped, &subjects).await?;
+        let answers = self.unwrap_keys(kms.as_ref(), &wrapped, &subjects).await?;
         let opened = answers.done();
         let kms_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(filesystems = members.len(), opened, kms_ms, "unlocked filesystems");
+        self.explained(answers, config_id, kms.as_ref()).await
+    }
+
+    /// What fails authentication because the master key is another one by now is told so.
+    pub(crate) async fn explained(
+        &self,
+        mut answers: Items<FilesystemKey>,
+        config_id: KmsConfigId,
+        kms: &dyn Kms,
+    ) -> Result<Items<FilesystemKey>, Error> {
         let unsure = |e: &KmsError| e.kind() == KmsErrorKind::NotAuthentic;
         if answers.iter().any(|a| a.as_ref().is_err_and(unsure)) {
             let config = self.config(config_id).await?;
-            if let Err(Error::Kms(replaced)) = self.prove_identity(&config, kms.as_ref()).await {
+            if let Err(Error::Kms(replaced)) = self.prove_identity(&config, kms).await {
                 let why = replaced.chain();
                 let cure = replaced.how_to_mend().unwrap_or_default().to_owned();
                 for answer in answers.iter_mut() {

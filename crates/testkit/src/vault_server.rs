@@ -23,6 +23,7 @@ pub struct VaultServer {
     child: Child,
     url: String,
     plain_url: Option<String>,
+    log: PathBuf,
     // Holds the log until the server is gone.
     _folder: tempfile::TempDir,
 }
@@ -110,15 +111,15 @@ impl VaultServer {
             .stdout(out)
             .spawn()
             .unwrap_or_else(|e| panic!("{} does not start: {e}", program.display()));
-        let mut server = Self { child, url, plain_url, _folder: folder };
-        server.wait_until_ready(slim, &log);
+        let mut server = Self { child, url, plain_url, log, _folder: folder };
+        server.wait_until_ready(slim);
         server
     }
 
-    fn wait_until_ready(&mut self, slim: bool, log: &Path) {
+    fn wait_until_ready(&mut self, slim: bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let said = read(log);
+            let said = read(&self.log);
             // The slim server says so when it is unsealed and has its root token.
             let ready = if slim {
                 said.contains("listening on")
@@ -140,6 +141,16 @@ impl VaultServer {
     /// Its base URL.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// What opens its seal again.
+    ///
+    /// # Panics
+    /// On a slim server, which tells none.
+    pub fn unseal_key(&self) -> String {
+        let said = read(&self.log);
+        let key = said.lines().find_map(|line| line.strip_prefix("Unseal Key: "));
+        key.expect("a slim server tells no unseal key").trim().to_owned()
     }
 
     /// Its administrator.

@@ -343,6 +343,15 @@ impl Client {
         // A server that wants another client certificate says so when the connection is made (TLS 1.3).
         let alert = cause.contains("fatal alert");
         let tls = (error.is_connect() || alert) && causes(&error).any(is_tls);
+        if tls && (cause.contains("certificate expired") || cause.contains("not valid yet")) {
+            return KmsError::new(
+                KmsErrorKind::Unreachable,
+                format!("no secure connection to {at}"),
+            )
+            .because(cause)
+            .cure("renew Vault's certificate and let Vault load it (SIGHUP), or set the clock that is wrong: this machine's, or that of who made the certificate")
+            .into();
+        }
         if tls {
             return KmsError::new(
                 KmsErrorKind::Unreachable,
@@ -383,8 +392,13 @@ impl Client {
         if !said.is_empty() {
             what = format!("{what}: {}", said.join("; "));
         }
-        let error = KmsError::new(KmsErrorKind::Unreachable, what)
-            .cure("look at Vault's log, and at the proxy's if there is one before it");
+        let cure = match answer.status {
+            StatusCode::TOO_MANY_REQUESTS => {
+                "wait, or raise the limit: vault list sys/quotas/rate-limit shows Vault's own, and a proxy before it may have another"
+            }
+            _ => "look at Vault's log, and at the proxy's if there is one before it",
+        };
+        let error = KmsError::new(KmsErrorKind::Unreachable, what).cure(cure);
         Failure { error, retry_after: Some(retry_after) }
     }
 

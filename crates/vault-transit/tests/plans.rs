@@ -286,7 +286,7 @@ impl Day {
             }
             Err(e) => {
                 self.judge(Err::<(), _>(e));
-                Vec::new()
+                Items::default()
             }
         }
     }

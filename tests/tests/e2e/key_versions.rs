@@ -187,6 +187,7 @@ fn recovered_filesystems(place: &Place, kms: &Kms, count: usize) -> BTreeMap<Str
             wrapped: WrappedKey { key_id: key.id(), config_id: config.id, ciphertext },
             kms: config.clone(),
             exposed: false,
+            own_master_key: None,
         };
         let backing = place.path("backing").join(&name);
         fs::create_dir_all(&backing).unwrap();

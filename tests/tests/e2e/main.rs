@@ -16,6 +16,7 @@ mod key_versions;
 mod kms_faults;
 mod logs;
 mod main_job;
+mod matrix;
 mod metrics;
 mod ordinary_user;
 mod own_keys;

@@ -122,7 +122,8 @@ fn move_problem(record: &JobRecord, state: ApiState) -> Option<Problem> {
         ),
         (ApiState::Waiting, Some(reason)) => {
             let exit = problem::exit_of_lock(reason);
-            let waits = Problem::new(exit, &reason.code, title(), reason.why.clone());
+            let title = "the keys can't all be moved now";
+            let waits = Problem::new(exit, &reason.code, title, reason.why.clone());
             Some(waits.cure(waiting_cure(reason)))
         }
         (ApiState::Failed, _) => Some(
