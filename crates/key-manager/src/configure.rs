@@ -13,7 +13,7 @@ use crate::filesystems::{LOCAL, new_local_config};
 use crate::jobs::put_job;
 use crate::manager::key_entry_of;
 use crate::moving::Purpose;
-use crate::own_key::{Own, Targets};
+use crate::own_key::{Own, Targets, record_own};
 use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
 use crate::unlock::{as_read, changed};
 use crate::{Error, JobId, JobRecord, KeyManager};
@@ -104,13 +104,7 @@ impl KeyManager {
         }
         let given =
             Given { provider: provider.as_ref(), config: &config, credential: &new.credential };
-        let mut own: BTreeMap<&str, Own> = BTreeMap::new();
-        for name in keys.iter().filter_map(|key| key.own_master_key.as_deref()) {
-            if name != config.master_key && !own.contains_key(name) {
-                let now = old.as_ref().and_then(|old| old.of(Some(name)));
-                own.insert(name, self.own_under(name, &given, &mut known, &keys, now).await?);
-            }
-        }
+        let own = self.all_own_under(&given, &mut known, &keys, old.as_ref()).await?;
         let goes_to = |key: &KeyEntry| {
             let own = key.own_master_key.as_deref().and_then(|name| own.get(name));
             own.map_or((config.id, same.is_none()), |own| (own.config_id, own.fresh))
@@ -131,23 +125,11 @@ impl KeyManager {
 
         let record = self.proved(config.clone(), proof.kms.as_ref(), &proof.master_key).await?;
         let _act = self.begin_act().await;
-        let credential = records::encode(&CredentialRecord::of(&new.credential));
-        let mut commit =
-            commit.put(records::CURRENT, records::encode(&CurrentKms { config_id: config.id }));
-        let before = old.iter().flat_map(Targets::own).map(|(name, _)| name);
-        for name in before.filter(|name| !own.contains_key(name)) {
-            commit = commit.delete(records::own_key(name));
-        }
-        let renewed = own.values().filter_map(|own| Some(&own.renewed.as_ref()?.0));
-        for record in renewed.chain([&record]) {
-            commit = commit
-                .put(records::config_key(record.config.id), records::encode(record))
-                .put(records::credential_key(record.config.id), credential.clone());
-        }
-        for (name, Own { config_id, .. }) in &own {
-            let pointer = records::encode(&CurrentKms { config_id: *config_id });
-            commit = commit.put(records::own_key(name), pointer);
-        }
+        let credential = CredentialRecord::of(&new.credential);
+        let mut commit = record_own(commit, &own, &credential, old.as_ref())
+            .put(records::CURRENT, records::encode(&CurrentKms { config_id: config.id }))
+            .put(records::config_key(config.id), records::encode(&record))
+            .put(records::credential_key(config.id), records::encode(&credential));
         commit = as_read(commit, records::CURRENT, old.as_ref().map(|old| &old.pointer));
         if !takes_over {
             commit = as_read(commit, records::FS_EPOCH, epoch.as_ref());
@@ -320,7 +302,7 @@ impl KeyManager {
         known: Vec<Known>,
         given: &Given<'_>,
         current: Option<KmsConfigId>,
-        own: &BTreeMap<&str, Own>,
+        own: &BTreeMap<String, Own>,
     ) -> Result<(Commit, Vec<Arc<dyn Kms>>), Error> {
         let (mut commit, mut clients) = (Commit::new(), Vec::new());
         let renewed = |id| own.values().any(|own| own.config_id == id && own.renewed.is_some());

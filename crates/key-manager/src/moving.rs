@@ -344,6 +344,13 @@ fn subjects(wrapped: &[WrappedKey]) -> Vec<String> {
 /// Keys that were wrapped, or why one was not.
 type Wrapped = Vec<(KeyId, Result<WrappedKey, KmsError>)>;
 
+/// Keys that go to one configuration.
+struct Part {
+    target: KmsConfigId,
+    keys: Vec<String>,
+    with_canary: bool,
+}
+
 /// One run of a move.
 struct Run<'a> {
     manager: &'a KeyManager,
@@ -361,53 +368,12 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn all(&mut self, spec: &MoveSpec) -> Result<(), Error> {
-        let only = match &spec.only {
-            Some(name) => match self.manager.filesystem(name).await {
-                Ok(filesystem) => {
-                    Some(filesystem.keys().map(records::wrapped_key).collect::<Vec<_>>())
-                }
-                // Deleted since it began, and its key with it.
-                Err(Error::Unknown { .. } | Error::Deleting { .. }) => return Ok(()),
-                Err(error) => return Err(error),
-            },
-            None => None,
-        };
-        let records = self.manager.key_records().await?;
-        // Read after the keys, so that no key is seen without its target.
-        let targets = match spec.purpose {
-            Purpose::Downgrade => None,
-            _ => Some(self.manager.targets().await?.ok_or(Error::NotConfigured)?),
-        };
-        let target_of = |own: Option<&str>| match &targets {
-            None => Some(spec.target),
-            Some(targets) => targets.of(own),
-        };
-        let mut by_target: BTreeMap<KmsConfigId, Vec<String>> = BTreeMap::new();
-        let mut of_others: HashSet<KmsConfigId> = HashSet::new();
-        for record in records {
-            let own = key_entry_of(&record).ok().and_then(|entry| entry.own_master_key);
-            let target = target_of(own.as_deref());
-            if only.as_ref().is_some_and(|only| !only.contains(&record.key)) {
-                of_others.extend(target);
-                continue;
-            }
-            self.total += 1;
-            match target {
-                Some(target) => by_target.entry(target).or_default().push(record.key),
-                None => self.fail(&record.key, &unknown(own.as_deref()).chain()),
-            }
-        }
-        let shared = targets.as_ref().map(|targets| targets.current.config.id);
-        by_target.entry(spec.target).or_default();
-        // What all hang on goes last: where it can't be asked this waits, and the others have been brought along.
-        let (last, own): (Vec<_>, Vec<_>) =
-            by_target.into_iter().partition(|(target, _)| *target == spec.target);
-        for (target, keys) in own.into_iter().chain(last) {
-            let with_canary =
-                spec.only.is_none() || (Some(target) != shared && !of_others.contains(&target));
-            match self.bring_to(target, &keys, with_canary).await {
+        for part in self.parts(spec).await? {
+            let target = part.target;
+            match self.bring(&part).await {
+                // Its filesystems can't be brought along, and hold the others up no longer.
                 Err(Error::Kms(error)) if target != spec.target && !error.kind().is_transient() => {
-                    self.fail_all(&keys, &error).await?;
+                    self.fail_all(&part.keys, &error).await?;
                 }
                 brought => brought?,
             }
@@ -418,22 +384,67 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Brings these keys to one configuration.
-    async fn bring_to(
-        &mut self,
-        target: KmsConfigId,
-        keys: &[String],
-        with_canary: bool,
-    ) -> Result<(), Error> {
-        self.config = Arc::new(self.manager.config(target).await?);
+    /// The keys, by where they go. What most of them hang on comes last: where that can't be asked the job waits, and the others have
+    /// been brought along.
+    async fn parts(&mut self, spec: &MoveSpec) -> Result<Vec<Part>, Error> {
+        let only = match &spec.only {
+            Some(name) => match self.manager.filesystem(name).await {
+                Ok(filesystem) => {
+                    Some(filesystem.keys().map(records::wrapped_key).collect::<Vec<_>>())
+                }
+                // Deleted since it began, and its key with it.
+                Err(Error::Unknown { .. } | Error::Deleting { .. }) => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            },
+            None => None,
+        };
+        let records = self.manager.key_records().await?;
+        // Read after the keys, so that no key is seen without its target.
+        let targets = match spec.purpose {
+            Purpose::Downgrade => None,
+            _ => Some(self.manager.targets().await?.ok_or(Error::NotConfigured)?),
+        };
+        let mut keys: BTreeMap<KmsConfigId, Vec<String>> = BTreeMap::from([(spec.target, vec![])]);
+        let mut of_others: HashSet<KmsConfigId> = HashSet::new();
+        for record in records {
+            let own = key_entry_of(&record).ok().and_then(|entry| entry.own_master_key);
+            let target = match &targets {
+                None => Some(spec.target),
+                Some(targets) => targets.of(own.as_deref()),
+            };
+            if only.as_ref().is_some_and(|only| !only.contains(&record.key)) {
+                of_others.extend(target);
+                continue;
+            }
+            self.total += 1;
+            match target {
+                Some(target) => keys.entry(target).or_default().push(record.key),
+                None => self.fail(&record.key, &unknown(own.as_deref()).chain()),
+            }
+        }
+        // A canary stays with the keys that are left: of one filesystem's key it goes along only if nothing else has its master key.
+        let for_all = targets.map(|targets| targets.current.config.id);
+        let with_canary = |target: KmsConfigId| {
+            only.is_none() || (for_all != Some(target) && !of_others.contains(&target))
+        };
+        let mut parts: Vec<Part> = keys
+            .into_iter()
+            .map(|(target, keys)| Part { target, keys, with_canary: with_canary(target) })
+            .collect();
+        parts.sort_by_key(|part| part.target == spec.target);
+        Ok(parts)
+    }
+
+    async fn bring(&mut self, part: &Part) -> Result<(), Error> {
+        self.config = Arc::new(self.manager.config(part.target).await?);
         // Nothing is current before the newest version is known.
         self.newest = KeyVersion(u64::MAX);
-        self.target = self.manager.kms(target).await?;
+        self.target = self.manager.kms(part.target).await?;
         // A job that is taken up again can meet another master key than the one that it began with.
         self.manager.prove_identity(&self.config, self.target.as_ref()).await?;
         self.newest = self.target.master_key().await?.latest_version;
         self.progress.items_total = self.total;
-        for batch in keys.chunks(BATCH) {
+        for batch in part.keys.chunks(BATCH) {
             if self.control.stop_requested() {
                 self.report.stopped = true;
                 return Ok(());
@@ -441,7 +452,7 @@ impl Run<'_> {
             self.batch(batch).await?;
             self.control.progress(self.progress);
         }
-        if with_canary {
+        if part.with_canary {
             self.renew_canary().await?;
         }
         Ok(())

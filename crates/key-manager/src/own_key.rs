@@ -10,7 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kms_core::{Finding, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, MasterKey, Record};
+use kms_core::{
+    Commit, Finding, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, MasterKey, Record,
+};
 
 use crate::configure::{Given, Known};
 use crate::error::listed;
@@ -132,13 +134,34 @@ impl KeyManager {
         })
     }
 
+    /// What each master key that some filesystems have of their own is under what is given, by its name. `before` is what was set.
+    ///
+    /// # Errors
+    /// [`Error::OwnKey`].
+    pub(crate) async fn all_own_under(
+        &self,
+        given: &Given<'_>,
+        known: &mut [Known],
+        keys: &[KeyEntry],
+        before: Option<&Targets>,
+    ) -> Result<BTreeMap<String, Own>, Error> {
+        let names = keys.iter().filter_map(|key| key.own_master_key.as_deref());
+        let names: BTreeSet<&str> = names.filter(|name| *name != given.config.master_key).collect();
+        let mut all = BTreeMap::new();
+        for name in names {
+            let now = before.and_then(|before| before.of(Some(name)));
+            all.insert(name.to_owned(), self.own_under(name, given, known, keys, now).await?);
+        }
+        Ok(all)
+    }
+
     /// What a master key that some filesystems have of their own is under what is given: what is recorded of it, if that opens as
     /// it lies, or a new configuration for the key of the same name. `now` is the recorded one.
     ///
     /// # Errors
     /// [`Error::OwnKey`]: it is not there, or may not be used. Where the place stays the same a master key that is gone, or is another
     /// one to which not every key can move, keeps no new credential out: it stays as it is, with a finding.
-    pub(crate) async fn own_under(
+    async fn own_under(
         &self,
         name: &str,
         given: &Given<'_>,
@@ -222,6 +245,28 @@ impl KeyManager {
             ids.filter_map(|id| sites.get(&id)).flatten().map(|site| site.name.as_str()).collect();
         Ok(listed(&names.into_iter().collect::<Vec<_>>(), 20))
     }
+}
+
+/// Adds to a commit what is recorded of master keys of filesystems' own from now on.
+pub(crate) fn record_own(
+    mut commit: Commit,
+    own: &BTreeMap<String, Own>,
+    credential: &CredentialRecord,
+    before: Option<&Targets>,
+) -> Commit {
+    for (name, Own { config_id, renewed, .. }) in own {
+        let pointer = records::encode(&CurrentKms { config_id: *config_id });
+        commit = commit.put(records::own_key(name), pointer);
+        if let Some((record, _)) = renewed {
+            commit = commit
+                .put(records::config_key(*config_id), records::encode(record))
+                .put(records::credential_key(*config_id), records::encode(credential));
+        }
+    }
+    let before = before.into_iter().flat_map(Targets::own).map(|(name, _)| name);
+    before
+        .filter(|name| !own.contains_key(*name))
+        .fold(commit, |commit, name| commit.delete(records::own_key(name)))
 }
 
 /// Whether it is the master key that is not there, and not the way to it that is barred.

@@ -1,7 +1,7 @@
 //! Master keys that filesystems have of their own.
 
 use key_manager::{Error, FoundCopy, JobState, KeyManager, KeyState, Loss, NewKms, rebuild};
-use kms_core::{KeyStore as _, KeyVersion, KmsErrorKind, Record};
+use kms_core::{KeyStore as _, KeyVersion, KmsConfigId, KmsErrorKind, Record};
 use testkit::clock::ManualClock;
 use testkit::fake_kms::FakeServer;
 use testkit::fake_store::FakeStore;
@@ -401,6 +401,31 @@ async fn what_would_fail_is_told_of_each_master_key() {
 }
 
 #[tokio::test]
+async fn a_glance_asks_for_one_of_them_in_turn() {
+    let world = World::new();
+    let node = three(&world).await;
+    let third = world.kms.server("http://a/third");
+    node.create_under("z", "third").await.unwrap();
+    let servers = [world.kms.server("http://a"), own(&world, "http://a"), third];
+    let reads = || servers.each_ref().map(|server| server.asked("read"));
+    for (turn, asked) in [(0, [1, 1, 0]), (1, [1, 0, 1]), (2, [1, 1, 0])] {
+        let before = reads();
+        let glance = node.kms_glance(turn).await.unwrap();
+        let after = reads();
+        assert_eq!([0, 1, 2].map(|n| after[n] - before[n]), asked, "{turn}");
+        let live: Vec<_> = glance.own.iter().map(|own| u64::from(own.live.is_some())).collect();
+        assert_eq!(live, asked[1..]);
+    }
+    let overview = node.kms_overview().await.unwrap();
+    assert!(overview.own.iter().all(|own| matches!(own.live, Some(Ok(_)))), "{overview:?}");
+    // Without the KMS none is asked; where the one for all is lost, the others are.
+    servers[0].delete();
+    assert!(node.kms_overview().await.unwrap().own.iter().all(|own| own.live.is_some()));
+    servers[0].set_down(Some(KmsErrorKind::Unreachable));
+    assert!(node.kms_overview().await.unwrap().own.iter().all(|own| own.live.is_none()));
+}
+
+#[tokio::test]
 async fn a_recovery_brings_it_back() {
     let mut world = World::new();
     let node = three(&world).await;
@@ -430,6 +455,7 @@ async fn a_forged_name_keeps_nothing_from_being_recovered() {
         let copies = found.iter_mut().map(|found| &mut found.envelope);
         for copy in copies.filter(|copy| copy.filesystem == "x") {
             copy.kms.master_key = forged.clone();
+            copy.wrapped.config_id = KmsConfigId::random();
             copy.own_master_key = Some(forged.clone());
         }
         world.store = FakeStore::default();
