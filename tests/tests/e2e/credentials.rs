@@ -8,11 +8,15 @@ use coffer_tests::kms::{KEY, Kind, Kms, policy};
 use coffer_tests::node::{Node, Place};
 use serde_json::{Value, json};
 
+/// A master key that a filesystem has of its own.
+const OWN: &str = "tenant-a";
+
 /// An AppRole whose tokens live for 3 seconds, at most 4. Its role id and secret id.
 fn app_role(kms: &Kms) -> (String, String) {
     let admin = kms.admin();
     admin.write("sys/auth/approle", &json!({ "type": "approle" }));
-    admin.write("sys/policies/acl/coffer", &json!({ "policy": policy(KEY) }));
+    let policy = policy(KEY) + &policy(OWN);
+    admin.write("sys/policies/acl/coffer", &json!({ "policy": policy }));
     let settings = json!({
         "token_policies": "coffer", "token_ttl": "3s", "token_max_ttl": "4s",
         // As 1.1.5 calls them.
@@ -43,6 +47,8 @@ fn an_app_role_logs_in_again_and_again() {
         let answered = place.ok(&[&set[..], &["--secret-id-file", file]].concat());
         assert!(!answered.contains("warning"), "{kind:?}: {answered}");
         place.ok(&["fs", "create", "home"]);
+        kms.admin().write(&format!("transit/keys/{OWN}"), &json!({}));
+        place.ok(&["fs", "create", "a", "--kms-key", OWN]);
         // Longer than any of its tokens lives.
         sleep(Duration::from_secs(6));
         kms.rotate();
@@ -54,6 +60,7 @@ fn an_app_role_logs_in_again_and_again() {
         node.stop();
         let node = place.start();
         place.wait_for_state("home", "unlocked");
+        place.wait_for_state("a", "unlocked");
 
         // A role that is gone is told of, with what to do, before anything fails.
         kms.admin().delete("auth/approle/role/coffer");
