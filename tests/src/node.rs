@@ -229,6 +229,15 @@ impl Place {
         self.ok(&["fs", "kms", "set-vault", kms.url(), crate::kms::KEY, "--token-file", file]);
     }
 
+    /// Waits until something holds, which `what` names.
+    pub fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !holds() {
+            assert!(Instant::now() < deadline, "not yet: {what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Waits until a filesystem is in this state (`unlocked`, `locked`).
     pub fn wait_for_state(&self, fs: &str, state: &str) -> Value {
         let deadline = Instant::now() + Duration::from_secs(30);

@@ -5,17 +5,19 @@
 //! the next look is so much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
 //! seen, because how much of its life had passed before is not known.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use admin_api::{Exit, Problem};
 use key_manager::{CredentialKind, Error, KeyManager, KmsOverview, LiveKey, LiveKms, OwnMasterKey};
-use kms_core::{CredentialStatus, KmsConfig};
+use kms_core::{AuditEvent, AuditSink as _, Clock, CredentialStatus, Finding, KmsConfig, Outcome};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::Instrument as _;
 
+use crate::audit::AuditLog;
 use crate::mutex::lock;
 use crate::problem;
 
@@ -77,13 +79,21 @@ pub(crate) struct Health {
     succeeded: Mutex<Option<Instant>>,
     /// Why the token could not be renewed.
     not_renewed: Mutex<Option<Problem>>,
+    /// The codes of the warnings that have begun and not ended, each with its configuration.
+    warned: Mutex<BTreeMap<String, String>>,
+    audit: Arc<AuditLog>,
+    clock: Arc<dyn Clock>,
     wake: Notify,
 }
 
 impl Health {
-    pub(crate) fn new(manager: Arc<KeyManager>) -> Self {
-        let (seen, succeeded, not_renewed) = Default::default();
-        Self { manager, seen, succeeded, not_renewed, wake: Notify::new() }
+    pub(crate) fn new(
+        manager: Arc<KeyManager>,
+        audit: Arc<AuditLog>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let (seen, succeeded, not_renewed, warned) = Default::default();
+        Self { manager, seen, succeeded, not_renewed, warned, audit, clock, wake: Notify::new() }
     }
 
     /// The last look; before there was one, what is recorded. Asks no KMS.
@@ -100,9 +110,65 @@ impl Health {
         lock(&self.succeeded).map(|at| at.elapsed())
     }
 
-    /// Why the last renewal of the token failed.
-    pub(crate) fn not_renewed(&self) -> Option<Problem> {
-        lock(&self.not_renewed).clone()
+    /// What works today and will hurt later, as it was seen, with the time that the token has left.
+    pub(crate) fn warnings(&self, seen: &Seen) -> Vec<Finding> {
+        let answered = seen.live.as_ref().and_then(|live| live.as_ref().ok());
+        let mut found = answered.map(|answered| answered.kms.findings.clone()).unwrap_or_default();
+        if let (Some(problem), Some(_)) = (&*lock(&self.not_renewed), &seen.config) {
+            let left = answered.and_then(|answered| answered.credential().time_left);
+            let ends = left.map(|left| format!("; it ends in {} seconds", left.as_secs()));
+            found.push(Finding {
+                code: "token-not-renewed".to_owned(),
+                what: format!("{problem}{}", ends.unwrap_or_default()),
+                cure: problem.cure.clone().unwrap_or_default(),
+            });
+        }
+        found
+    }
+
+    /// Has each warning in the log and in the audit log when it begins and when it ends. What can't be told while the KMS does
+    /// not answer goes on.
+    fn tell(&self, seen: &Seen) {
+        let subject = seen.config.as_ref().map(|config| config.id.to_string()).unwrap_or_default();
+        let found = self.warnings(seen);
+        let mut warned = lock(&self.warned);
+        for Finding { code, what, cure } in &found {
+            if !warned.contains_key(code) {
+                tracing::warn!(kms = subject, code, cure, "{what}");
+                self.record(&subject, Outcome::Begun, format!("{code}: {what}"));
+                warned.insert(code.clone(), subject.clone());
+            }
+        }
+        if matches!(seen.live, Some(Err(_))) {
+            return;
+        }
+        warned.retain(|code, subject| {
+            let goes_on = found.iter().any(|found| found.code == *code);
+            if !goes_on {
+                tracing::info!(kms = subject, code, "what was warned of is so no more");
+                self.record(subject, Outcome::Done, format!("{code}: it is so no more"));
+            }
+            goes_on
+        });
+    }
+
+    /// As it was last seen, after something else has changed.
+    fn tell_last(&self) {
+        let seen = lock(&self.seen).clone();
+        seen.iter().for_each(|seen| self.tell(seen));
+    }
+
+    fn record(&self, subject: &str, outcome: Outcome, detail: String) {
+        self.audit.record(&AuditEvent {
+            at: self.clock.now(),
+            action: "kms.warning".to_owned(),
+            subject: subject.to_owned(),
+            outcome,
+            who: None,
+            key: None,
+            requests: Vec::new(),
+            detail,
+        });
     }
 
     /// Looks now. Takes as long as the KMS's deadline while it is away.
@@ -138,6 +204,8 @@ impl Health {
             *lock(&self.succeeded) = Some(*at);
         }
         *last = Some(seen.clone());
+        drop(last);
+        self.tell(&seen);
         Ok(seen)
     }
 
@@ -213,6 +281,7 @@ impl Health {
                 if let Some(Seen { live: Some(Ok(answered)), .. }) = &mut *lock(&self.seen) {
                     (answered.kms.credential, answered.at) = (renewed, Instant::now());
                 }
+                self.tell_last();
                 tracing::info!(
                     seconds_left = renewed.time_left.map(|t| t.as_secs()),
                     "the token was renewed"
@@ -225,6 +294,7 @@ impl Health {
                 let failed = problem::of_keys("the token can't be renewed", &error);
                 *lock(&self.not_renewed) = Some(failed);
                 *granted = Some(left);
+                self.tell_last();
                 (left / 10).min(LOOK_AGAIN)
             }
         }

@@ -237,7 +237,11 @@ impl Node {
                 Arc::clone(&jobs),
                 Arc::clone(&filesystems),
             )),
-            health: Arc::new(Health::new(Arc::clone(&manager))),
+            health: Arc::new(Health::new(
+                Arc::clone(&manager),
+                Arc::clone(&audit),
+                Arc::clone(&clock),
+            )),
             started_at: clock.now(),
             manager,
             filesystems,

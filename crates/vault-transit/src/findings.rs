@@ -27,26 +27,11 @@ pub(crate) fn at_proof(
     key: &KeyData,
 ) -> Vec<Finding> {
     let config = vault.target();
-    let lasting = !vault.logs_in() && vault.token_file().is_none();
     let mut found = Vec::new();
     if token.policies.iter().any(|policy| policy == "root") {
         found.push(token_is_root());
     }
-    found.extend(of_life(status, vault.token_file()));
-    if lasting && status.time_left.is_some() && !token.orphan {
-        found.push(finding(
-            "token-not-orphan",
-            "the token is revoked together with the token that made it",
-            "make it by a role with orphan=true",
-        ));
-    }
-    if lasting && token.num_uses > 0 {
-        found.push(finding(
-            "token-uses-limited",
-            format!("the token ends after {} more uses", token.num_uses),
-            "make one without a limit of uses",
-        ));
-    }
+    found.extend(of_credential(vault, status));
     found.extend(of_key(config, key));
     found.extend(plain_http(config));
     found
@@ -73,10 +58,45 @@ pub(crate) fn later(vault: &VaultKms, key: &MasterKey, status: &CredentialStatus
     let mut found = Vec::new();
     // Of Vault's tokens only root's never end.
     found.extend(status.time_left.is_none().then(token_is_root));
-    found.extend(of_life(status, vault.token_file()));
+    found.extend(of_credential(vault, status));
     found.extend(key.deletion_allowed.then(|| key_deletable(config)));
     found.extend(key.exportable.then(|| key_exportable(config)));
     found.extend(plain_http(config));
+    found
+}
+
+/// What ends the credential.
+fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
+    let mut found = of_life(status, vault.token_file());
+    if let (Some((file, _)), Some(why)) = (vault.token_file(), vault.unread_token_file()) {
+        let ends = status.time_left.map(|left| format!(", which ends in {}", in_words(left)));
+        found.push(finding(
+            "token-file-unreadable",
+            format!(
+                "{} can't be read ({why}): the token of before goes on{}",
+                file.display(),
+                ends.unwrap_or_default()
+            ),
+            "look at the agent that writes the file, and at who may read it; or give a token with coffer fs kms set-vault",
+        ));
+    }
+    let lasting = !vault.logs_in() && vault.token_file().is_none();
+    let Some(left) = status.time_left.filter(|_| lasting) else { return found };
+    let seen = vault.seen();
+    if !seen.orphan {
+        found.push(finding(
+            "token-not-orphan",
+            "the token is revoked together with the token that made it",
+            "make it by a role with orphan=true",
+        ));
+    }
+    if seen.num_uses > 0 {
+        found.push(finding(
+            "token-uses-limited",
+            format!("the token ends after {} more uses, or in {}", seen.num_uses, in_words(left)),
+            "make one without a limit of uses",
+        ));
+    }
     found
 }
 
@@ -90,12 +110,12 @@ fn token_is_root() -> Finding {
 
 pub(crate) fn of_life(status: &CredentialStatus, file: Option<(&Path, Duration)>) -> Vec<Finding> {
     let Some(left) = status.time_left else { return Vec::new() };
+    let ends_in = in_words(left);
     if let Some((file, whole)) = file {
-        let minutes = left.as_secs().div_ceil(60);
         let ends = finding(
             "token-not-replaced",
             format!(
-                "the token in {} ends in {minutes} minutes, and nobody has renewed it or written another",
+                "the token in {} ends in {ends_in}, and nobody has renewed it or written another",
                 file.display()
             ),
             "look at the agent that writes the file; or give a token with coffer fs kms set-vault",
@@ -106,25 +126,39 @@ pub(crate) fn of_life(status: &CredentialStatus, file: Option<(&Path, Duration)>
     if !status.renewable {
         found.push(finding(
             "token-not-renewable",
-            "the token can't be renewed: when it ends, no filesystem opens any more",
+            format!("the token can't be renewed: it ends in {ends_in}, and then no filesystem opens any more"),
             PERIODIC,
         ));
     } else if !status.periodic {
         found.push(finding(
             "token-not-periodic",
-            "the token is not periodic: renewals end at its maximum life, and then no filesystem opens any more",
+            format!(
+                "the token is not periodic: it ends in {ends_in} if it is not renewed, renewals end at its maximum life, and then no \
+                 filesystem opens any more"
+            ),
             PERIODIC,
         ));
     }
     if left < SOON && !(status.renewable && status.periodic) {
-        let minutes = left.as_secs().div_ceil(60);
-        found.push(finding(
-            "token-expires-soon",
-            format!("the token ends in {minutes} minutes"),
-            PERIODIC,
-        ));
+        found.push(finding("token-expires-soon", format!("the token ends in {ends_in}"), PERIODIC));
     }
     found
+}
+
+/// How long, rounded up.
+fn in_words(left: Duration) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    let seconds = left.as_secs();
+    let (unit, name) = match seconds {
+        0..120 => (1, "second"),
+        120..7200 => (MINUTE, "minute"),
+        7200..172_800 => (HOUR, "hour"),
+        _ => (DAY, "day"),
+    };
+    let count = seconds.div_ceil(unit);
+    format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
 fn key_deletable(config: &VaultConfig) -> Finding {

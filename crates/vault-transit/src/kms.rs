@@ -34,11 +34,15 @@ pub(crate) struct VaultKms {
 
 /// What earlier answers told of the token.
 #[derive(Default, Clone, Copy)]
-struct TokenSeen {
+pub(crate) struct TokenSeen {
     /// Whether it is periodic, once a renewal has shown it: see [`VaultKms::renew_token`].
     periodic: Option<bool>,
     /// How long it was first given for.
     creation_ttl: u64,
+    /// How often it may still be used; 0 for any number.
+    pub(crate) num_uses: u64,
+    /// Whether it lives on without the token that made it.
+    pub(crate) orphan: bool,
 }
 
 impl VaultKms {
@@ -61,7 +65,12 @@ impl VaultKms {
         Some((file, Duration::from_secs(self.seen().creation_ttl)))
     }
 
-    fn seen(&self) -> MutexGuard<'_, TokenSeen> {
+    /// Why that file could not be read last.
+    pub(crate) fn unread_token_file(&self) -> Option<String> {
+        self.client.session().unread()
+    }
+
+    pub(crate) fn seen(&self) -> MutexGuard<'_, TokenSeen> {
         self.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -83,7 +92,10 @@ impl VaultKms {
     pub(crate) async fn look_up_token(&self) -> Result<TokenData, KmsError> {
         let answer = self.ask(Operation::LookupSelf, Bytes::new()).await?;
         let token: Envelope<TokenData> = self.understand(&answer)?;
-        self.seen().creation_ttl = token.data.creation_ttl;
+        let mut seen = self.seen();
+        seen.creation_ttl = token.data.creation_ttl;
+        (seen.num_uses, seen.orphan) = (token.data.num_uses, token.data.orphan);
+        drop(seen);
         Ok(token.data)
     }
 

@@ -30,6 +30,7 @@ use crate::wire::TokenData;
 /// | `token-not-renewable`, `token-may-not-renew` | it ends, by its nature or for lack of a permission |
 /// | `token-not-periodic` | it can be renewed up to a maximum only |
 /// | `token-expires-soon` | it ends within a day, and no renewal will help for ever |
+/// | `token-file-unreadable` | the file can't be read, and the token that it had last ends |
 /// | `token-not-replaced` | the one in a file ends soon, and nobody has written another |
 /// | `token-not-orphan` | it ends with the token that made it |
 /// | `token-uses-limited` | it ends after a number of uses |

@@ -50,6 +50,8 @@ pub(crate) struct TokenFile {
     path: PathBuf,
     /// What was read last.
     read: Mutex<Option<Stamp>>,
+    /// Why the last try to read it failed.
+    unread: Mutex<Option<String>>,
 }
 
 /// What tells a file from the one that was written in its place.
@@ -74,7 +76,8 @@ impl Session {
                 Source::Given
             }
             Auth::TokenFile(path) => {
-                Source::File(TokenFile { path: path.clone(), read: Mutex::default() })
+                let (read, unread) = Default::default();
+                Source::File(TokenFile { path: path.clone(), read, unread })
             }
             Auth::Login(login) => {
                 let mount = if login.path.is_empty() { APP_ROLE } else { &login.path };
@@ -95,6 +98,14 @@ impl Session {
     pub(crate) fn file(&self) -> Option<&Path> {
         match &self.source {
             Source::File(file) => Some(&file.path),
+            _ => None,
+        }
+    }
+
+    /// Why the file that tokens are read from could not be read last, while a token of before goes on.
+    pub(crate) fn unread(&self) -> Option<String> {
+        match &self.source {
+            Source::File(file) => lock(&file.unread).clone(),
             _ => None,
         }
     }
@@ -146,13 +157,11 @@ impl Session {
                 Ok(())
             }
         });
-        let path = file.path.display();
+        lock(&file.unread).clone_from(&taken.as_ref().err().cloned());
         if let Some(token) = self.current() {
-            if let Err(why) = &taken {
-                tracing::warn!(file = %path, why, "the token file can't be read; the token of before goes on");
-            }
             return Ok(token);
         }
+        let path = file.path.display();
         let why = taken.err().unwrap_or_default();
         Err(KmsError::new(
             KmsErrorKind::Unreachable,

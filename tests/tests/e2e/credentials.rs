@@ -149,3 +149,119 @@ fn a_watched_token_file_is_read_when_it_changes() {
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}: {locked}", begun.elapsed());
     }
 }
+
+/// A credential that can't go on for ever.
+struct Ending {
+    /// What the warning is called.
+    code: &'static str,
+    /// The settings of its token.
+    token: Value,
+    /// What its policies have beside the usual.
+    also: &'static str,
+}
+
+#[test]
+fn a_token_that_ends_is_warned_of_everywhere_from_the_first_moment() {
+    let look_up = "path \"auth/token/lookup-self\" { capabilities = [\"read\"] }";
+    let ending = |code, token| Ending { code, token, also: "" };
+    let may_not_renew = json!({ "ttl": "1h", "no_default_policy": true });
+    let periodic_may_not_renew = json!({ "period": "1h", "no_default_policy": true });
+    let endings = [
+        ending("token-not-renewable", json!({ "ttl": "1h", "renewable": false })),
+        ending("token-not-periodic", json!({ "ttl": "1h" })),
+        ending("token-not-periodic", json!({ "ttl": "1h", "explicit_max_ttl": "1h" })),
+        ending("token-uses-limited", json!({ "period": "1h", "num_uses": 500 })),
+        Ending { also: look_up, ..ending("token-not-renewable", may_not_renew) },
+        Ending { also: look_up, ..ending("token-not-renewed", periodic_may_not_renew) },
+    ];
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let _node = place.start();
+        for Ending { code, token, also } in &endings {
+            let policy = policy(KEY) + also;
+            let token = kms.admin().token("coffer-test", &policy, token);
+            let (begun, logged) = (warnings(&place, "begun", code), place.log().len());
+            place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+            until_warned(&place, code, begun, logged);
+            let ended = warnings(&place, "done", code);
+            place.set_vault(&kms);
+            place.until("the warning ends", || warnings(&place, "done", code) > ended);
+            let status = place.json(&["status"]);
+            assert!(!status["kms"]["findings"].to_string().contains(code), "{kind:?}: {status}");
+        }
+    }
+}
+
+#[test]
+fn a_token_file_that_is_gone_is_warned_of_everywhere() {
+    let (kms, place) = (Kms::start(Kind::Newest), Place::new());
+    let file = place.path("sink");
+    fs::write(&file, kms.token()).unwrap();
+    let _node = place.start();
+    let set = ["fs", "kms", "set-vault", kms.url(), KEY, "--watch-token-file", "--token-file"];
+    place.ok(&[&set[..], &[file.to_str().unwrap()]].concat());
+    fs::remove_file(&file).unwrap();
+    until_warned(&place, "token-file-unreadable", 0, 0);
+    fs::write(&file, kms.token()).unwrap();
+    place.until("the warning ends", || {
+        place.ok(&["fs", "kms"]);
+        warnings(&place, "done", "token-file-unreadable") > 0
+    });
+}
+
+/// Until its time is near, its tokens are renewed without the secret id.
+#[test]
+fn a_secret_id_that_is_gone_is_warned_of_everywhere_before_the_last_token_ends() {
+    let (kms, place) = (Kms::start(Kind::Newest), Place::new());
+    let (role_id, secret_id) = app_role(&kms);
+    let longer = json!({ "token_ttl": "30s", "token_max_ttl": "30s" });
+    kms.admin().write("auth/approle/role/coffer", &longer);
+    let file = place.path("secret-id");
+    fs::write(&file, &secret_id).unwrap();
+    let _node = place.start();
+    let set = ["fs", "kms", "set-vault", kms.url(), KEY, "--role-id", &role_id];
+    place.ok(&[&set[..], &["--secret-id-file", file.to_str().unwrap()]].concat());
+    let gone = json!({ "secret_id": secret_id });
+    kms.admin().write("auth/approle/role/coffer/secret-id/destroy", &gone);
+    until_warned(&place, "token-not-renewed", 0, 0);
+}
+
+/// Waits until this warning stands in each place where an administrator looks, with the time left.
+fn until_warned(place: &Place, code: &str, begun: usize, logged: usize) {
+    let metric = format!("coffer_findings{{code=\"{code}\"}} 1");
+    place.until(code, || {
+        // So that a token file is looked at.
+        place.ok(&["fs", "kms"]);
+        warnings(place, "begun", code) > begun && place.metrics().contains(&metric)
+    });
+    for command in [&["status"][..], &["fs", "kms"]] {
+        let answer = place.json(command);
+        let kms = answer.get("kms").unwrap_or(&answer);
+        let mut findings = kms["findings"].as_array().unwrap().iter();
+        let finding = findings.find(|finding| finding["code"] == code);
+        let finding = finding.unwrap_or_else(|| panic!("no {code} in {answer}"));
+        let what = finding["what"].as_str().unwrap();
+        assert!(what.contains("ends in ") || what.contains("or in "), "{what}");
+        assert!(!finding["cure"].as_str().unwrap().is_empty(), "{finding}");
+        let text = place.ok(command);
+        assert!(text.contains("warning"), "{text}");
+        assert!(kms["configured"]["credential"]["seconds_left"].is_u64(), "{answer}");
+    }
+    assert!(place.metrics().contains("coffer_token_seconds_left "));
+    let told = place.json(&["audit", "show", "--action", "kms.warning"]);
+    let lines = told["lines"].as_array().unwrap();
+    let begun = lines.iter().rfind(|line| line["detail"].as_str().unwrap().starts_with(code));
+    let detail = begun.unwrap()["detail"].as_str().unwrap();
+    assert!(detail.contains("ends in ") || detail.contains("or in "), "{detail}");
+    let log = place.log();
+    assert!(log[logged..].contains(&format!("code=\"{code}\"")), "{log}");
+}
+
+/// How often the audit log has this of a warning.
+fn warnings(place: &Place, outcome: &str, code: &str) -> usize {
+    let told = place.json(&["audit", "show", "--action", "kms.warning", "--lines", "1000"]);
+    let of_code = |line: &&Value| {
+        line["outcome"] == outcome && line["detail"].as_str().unwrap().starts_with(code)
+    };
+    told["lines"].as_array().unwrap().iter().filter(of_code).count()
+}

@@ -117,7 +117,7 @@ fn a_rewrap_that_was_killed_sends_no_finished_key_again() {
     std::thread::scope(|scope| {
         let rewrap = scope.spawn(|| place.coffer(&["fs", "kms", "rewrap"]));
         let done = |job: &Value| job["progress"]["items"].as_u64().unwrap_or_default();
-        until(&place, "some keys are rewrapped", || {
+        place.until("some keys are rewrapped", || {
             let jobs = place.json(&["job", "list"]);
             jobs["jobs"]
                 .as_array()
@@ -207,14 +207,6 @@ fn versions(place: &Place) -> BTreeMap<String, u64> {
         (fs["name"].as_str().unwrap().to_owned(), fs["wrapped_by"]["version"].as_u64().unwrap())
     };
     list["filesystems"].as_array().unwrap().iter().map(of_one).collect()
-}
-
-fn until(place: &Place, what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(Instant::now() < deadline, "not yet: {what}\n{}", place.log());
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Waits until the node knows, and says, that this is the oldest version that anything needs.

@@ -329,13 +329,7 @@ pub(crate) fn view(
 ) -> Kms {
     let answered = seen.live.as_ref().and_then(|live| live.as_ref().ok());
     let mut found = Vec::new();
-    if let Some(answered) = answered {
-        found.extend(answered.kms.findings.iter().cloned().map(carry_on));
-    }
-    if let Some(problem) = shared.health.not_renewed().filter(|_| seen.config.is_some()) {
-        let cure = problem.cure.clone().unwrap_or_default();
-        found.push(finding("token-not-renewed", &problem.to_string(), &cure));
-    }
+    found.extend(shared.health.warnings(seen).into_iter().map(carry_on));
     let own: Vec<_> = seen.own.iter().filter(|own| is_in_use(own, in_use)).collect();
     found.extend(own.iter().flat_map(|own| of_own(own)));
     found.extend(in_use.copies_behind.iter().map(|(name, why)| copy_out_of_reach(name, why)));
