@@ -166,7 +166,12 @@ impl Client {
                 continue;
             }
             let call = Call::of(other, &self.config);
-            let status = self.exchange(&call, Bytes::new(), Some(token)).await?.status;
+            let answer = self.exchange(&call, Bytes::new(), Some(token)).await?;
+            // A web page with status 200 says nothing of the token.
+            if !answer.is_vaults() && !answer.is_refusal() {
+                return Err(self.foreign("not what Vault's API answers"));
+            }
+            let status = answer.status;
             if status.is_success() || status == StatusCode::NOT_FOUND {
                 return Ok(true);
             }

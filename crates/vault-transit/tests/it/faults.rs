@@ -4,15 +4,15 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 
-use dev_vault::{DevVault, Fault};
-use kms_core::{FilesystemKey, Items, KeyRecord, KmsErrorKind};
+use dev_vault::{DevVault, Event, Fault};
+use kms_core::{Auth, FilesystemKey, Items, KeyRecord, KmsErrorKind, KmsProvider as _, Login};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-use crate::shared::{LIMITS, config, open, prove, record};
+use crate::shared::{LIMITS, config, open, prove, provider, record};
 
 async fn vault() -> DevVault {
     DevVault::builder().transit_key("k").start().await.unwrap()
@@ -104,6 +104,31 @@ async fn with_tls(server: SocketAddr) -> (u16, String) {
         }
     });
     (port, issued.cert.pem())
+}
+
+/// A proxy's web page in place of an answer, when it is to show whether a refused token is still alive: it does not, and
+/// the token is not blamed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_says_nothing_of_a_token() {
+    let vault = vault().await;
+    let admin = |path: &str, body| vault.admin("POST", path, body).unwrap();
+    let policy = r#"path "transit/keys/k" { capabilities = ["read"] }"#;
+    admin("sys/policies/acl/p", json!({ "policy": policy }));
+    admin("sys/auth/approle", json!({ "type": "approle" }));
+    admin("auth/approle/role/r", json!({ "token_policies": "p", "token_ttl": "1h" }));
+    admin("auth/approle/role/r/role-id", json!({ "role_id": "node" }));
+    let secret = admin("auth/approle/role/r/secret-id", json!({}));
+    let secret = secret["data"]["secret_id"].as_str().unwrap().into();
+    let login = Login { path: String::new(), id: "node".to_owned(), secret };
+    let credential = Auth::Login(login).into();
+    let kms = provider().open(&config(&vault.url(), "k"), &credential).unwrap();
+    kms.master_key().await.unwrap();
+
+    vault.happen(&Event::ClockJump { seconds: 7200 }).unwrap();
+    vault.faults().inject(Fault::Html.on("auth/token/lookup-self").times(1));
+    let error = kms.master_key().await.unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::Unreachable, "{error:?}");
+    kms.master_key().await.unwrap();
 }
 
 /// It takes a person to unseal it, so there is nothing to wait for.
