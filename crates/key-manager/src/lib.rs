@@ -13,6 +13,7 @@
 //! | unlock | `unlock` | none: unwrapped keys live in memory only |
 //! | rewrap, move, downgrade | `moving` | by batch: wrap, open, commit, then the copies |
 //! | give a filesystem a new key | `rekey` | one commit; the backing directory; its data; the directory again; one commit |
+//! | use a key | `uses` | none: each use is a line of the audit log |
 //! | rebuild a lost store | `recover` | one record after the other from the copies |
 //!
 //! Every durable step can be the last one before a crash. [`KeyManager::settle`] runs at start and

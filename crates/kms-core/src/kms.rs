@@ -15,7 +15,8 @@ use crate::{
 /// A master key in a KMS, reached with a credential.
 ///
 /// Batch first: a slice goes in, and each item has its own answer, so one bad item spoils no
-/// other. The outer error is for what concerns all of them (no answer, no permission). An empty
+/// other. The answers name the KMS's requests where it names them ([`Items::request_of`]), so that a use of a key is found in
+/// the KMS's own audit log. The outer error is for what concerns all of them (no answer, no permission). An empty
 /// slice answers an empty list and asks nobody. Any number of calls may run at once; a call
 /// that is dropped has no effect here. Implementations split batches to their KMS's limits,
 /// retry what may be retried within a deadline of their own, and let no call hang.
