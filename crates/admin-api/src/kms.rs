@@ -111,8 +111,11 @@ pub struct KmsDetails {
     /// The version below which the KMS refuses to decrypt, when the KMS told it.
     pub min_decryption_version: Option<u64>,
     /// The oldest version that something of ours needs, copies of wrapped keys included: `min_decryption_version` can be raised up to
-    /// it. `None` while that can't be told; a finding names what is out of reach.
+    /// it. `None` while that can't be told.
     pub lowest_needed: Option<u64>,
+    /// What has to be rewrapped, or brought back, before it can be raised further: filesystems by name, the canary; while it can't be told, why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_back_by: Vec<String>,
     /// Why the KMS does not answer now; `None` if it does.
     pub problem: Option<Problem>,
     /// The master keys that filesystems have of their own there, by name.
@@ -133,6 +136,9 @@ pub struct OwnKey {
     pub min_decryption_version: Option<u64>,
     /// As [`KmsDetails::lowest_needed`], of this master key.
     pub lowest_needed: Option<u64>,
+    /// As [`KmsDetails::held_back_by`], of this master key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_back_by: Vec<String>,
     /// Why the KMS does not answer for it as it should; `None` if it does, or was not asked yet.
     pub problem: Option<Problem>,
 }

@@ -82,15 +82,35 @@ pub struct InUse {
     /// Filesystems that have a copy of their wrapped key that is behind the store or out of reach, and why. It may hang on
     /// any version of any KMS that was ever set, so none of them is forgotten meanwhile.
     pub copies_behind: Vec<(FilesystemName, String)>,
-    all_known: bool,
+    /// Why it can't be told what the copies hang on.
+    unknown: Vec<String>,
+    /// The filesystems whose keys hang on the oldest version of each configuration.
+    oldest: BTreeMap<KmsConfigId, Vec<String>>,
 }
 
 impl InUse {
     /// The oldest version that something needs under this configuration, the copies included; `None` if that can't be told: a copy is
     /// behind or has not been looked at yet, a record can't be read, keys are being moved.
     pub fn lowest_needed(&self, config: KmsConfigId) -> Option<KeyVersion> {
+        self.oldest(config).map(|count| count.version).filter(|_| self.unknown.is_empty())
+    }
+
+    /// What keeps a version above [`Self::lowest_needed`] from being the lowest one: the filesystems, and the canary, that hang on that; where it can't be told, why
+    /// not. What hangs on the newest version keeps nothing: a rewrap would change nothing.
+    pub fn blockers(&self, config: KmsConfigId, newest: Option<KeyVersion>) -> Vec<String> {
+        if !self.unknown.is_empty() {
+            return self.unknown.clone();
+        }
+        let Some(oldest) = self.oldest(config).filter(|count| Some(count.version) != newest) else {
+            return Vec::new();
+        };
+        let names = self.oldest.get(&config).into_iter().flatten().cloned();
+        names.chain(oldest.canary.then(|| "the canary".to_owned())).collect()
+    }
+
+    fn oldest(&self, config: KmsConfigId) -> Option<&VersionCount> {
         let of_this = self.versions.iter().filter(|count| count.config.id == config);
-        of_this.map(|count| count.version).min().filter(|_| self.all_known)
+        of_this.min_by_key(|count| count.version)
     }
 }
 
@@ -234,8 +254,8 @@ impl KeyManager {
     pub async fn in_use(&self) -> Result<InUse, Error> {
         let (entries, unreadable) = self.key_entries().await?;
         let mut counts: BTreeMap<(KmsConfigId, KeyVersion), (u64, bool)> = BTreeMap::new();
-        for WrappedKey { config_id, ciphertext, .. } in entries.into_iter().map(|e| e.wrapped) {
-            counts.entry((config_id, ciphertext.version)).or_default().0 += 1;
+        for WrappedKey { config_id, ciphertext, .. } in entries.iter().map(|e| &e.wrapped) {
+            counts.entry((*config_id, ciphertext.version)).or_default().0 += 1;
         }
         let mut configs = BTreeMap::new();
         for ConfigRecord { config, canary, .. } in self.configs().await? {
@@ -250,14 +270,28 @@ impl KeyManager {
         };
         let versions = counts.into_iter().filter_map(known).collect();
         let filesystems = self.filesystems().await?;
-        let moving = self.unfinished_move().await?.is_some();
         let behind = |fs: FilesystemRecord| self.copies_behind(&fs).map(|why| (fs.name, why));
         let copies_behind: Vec<_> = filesystems.into_iter().filter_map(behind).collect();
-        let all_known = read(&self.copies).compared
-            && copies_behind.is_empty()
-            && unreadable.is_empty()
-            && !moving;
-        Ok(InUse { versions, copies_behind, all_known })
+        let mut unknown: Vec<String> = unreadable.iter().map(Error::to_string).collect();
+        unknown
+            .extend(copies_behind.iter().map(|(name, _)| format!("a copy of the key of {name}")));
+        if let Some(job) = self.unfinished_move().await? {
+            unknown.push(format!("the job {}, which has not brought all keys along yet", job.id));
+        }
+        if !read(&self.copies).compared {
+            unknown.push("copies that have not been looked at yet".to_owned());
+        }
+        let mut in_use = InUse { versions, copies_behind, unknown, oldest: BTreeMap::new() };
+        let sites = self.sites_by_key().await?;
+        for WrappedKey { key_id, config_id, ciphertext } in entries.iter().map(|e| &e.wrapped) {
+            if in_use.oldest(*config_id).is_some_and(|oldest| oldest.version == ciphertext.version)
+            {
+                let names = sites.get(key_id).into_iter().flatten().map(|site| site.name.clone());
+                in_use.oldest.entry(*config_id).or_default().extend(names);
+            }
+        }
+        in_use.oldest.values_mut().for_each(|names| names.sort());
+        Ok(in_use)
     }
 
     /// Looks at all that the KMS has to do for us, and at what it should not let us do.

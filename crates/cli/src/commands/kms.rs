@@ -341,7 +341,20 @@ fn own_key(key: &OwnKey) -> String {
             None => text.push_str(&format!(", {what} not known now")),
         }
     }
+    if !key.held_back_by.is_empty() {
+        text.push_str(&format!(", held back by {}", held_back(&key.held_back_by)));
+    }
     text
+}
+
+/// What keeps the lowest needed version from being a newer one; a program gets all of it.
+fn held_back(by: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let more = match by.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more (--json names all)"),
+    };
+    format!("{}{more}", by.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", "))
 }
 
 fn details(details: &KmsDetails) -> Vec<(&'static str, String)> {
@@ -368,6 +381,9 @@ fn details(details: &KmsDetails) -> Vec<(&'static str, String)> {
             None => "not known now".to_owned(),
         },
     ));
+    if !details.held_back_by.is_empty() {
+        lines.push(("held back by", held_back(&details.held_back_by)));
+    }
     lines.push(("transit path", details.transit_path.clone()));
     if let Some(namespace) = &details.namespace {
         lines.push(("namespace", namespace.clone()));

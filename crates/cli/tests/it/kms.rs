@@ -16,7 +16,7 @@ fn set() -> Value {
             "id": "c", "kind": "vault", "base_url": "https://vault:8200", "master_key": "coffer-key",
             "transit_path": "transit", "own_ca": false, "auth_method": "token", "client_cert": false, "credential_set": true,
             "credential": {"seconds_left": 2_764_800, "renewable": true, "periodic": true},
-            "latest_version": 3, "min_decryption_version": 1, "lowest_needed": 2,
+            "latest_version": 3, "min_decryption_version": 1, "lowest_needed": 2, "held_back_by": ["home", "the canary"],
             "problem": null,
         },
         "keys": [
@@ -57,6 +57,7 @@ master key:       coffer-key
 newest version:   3
 lowest version:   1 (min_decryption_version)
 lowest needed:    2 (min_decryption_version can go up to it)
+held back by:     home, the canary
 transit path:     transit
 authentication:   token, set, 32 days left, periodic: renewed for ever
 state:            answers
@@ -405,7 +406,7 @@ fn with_own_keys() -> Value {
     let mut kms = set();
     kms["configured"]["own_keys"] = json!([
         {"master_key": "tenant-a", "filesystems": 2, "latest_version": 4,
-         "min_decryption_version": 1, "lowest_needed": 3, "problem": null},
+         "min_decryption_version": 1, "lowest_needed": 3, "held_back_by": ["t1"], "problem": null},
         {"master_key": "tenant-b", "filesystems": 1, "latest_version": null,
          "min_decryption_version": null, "lowest_needed": null, "problem": problem(409, "kms-refused", None)},
     ]);
@@ -423,7 +424,7 @@ fn master_keys_of_filesystems_own_are_told_apart() {
     let ran = node.run(&["fs", "kms"]);
     for line in [
         "master key:       coffer-key",
-        "also in use:      tenant-a, of 2 filesystems, newest version 4, lowest version 1, lowest needed 3",
+        "also in use:      tenant-a, of 2 filesystems, newest version 4, lowest version 1, lowest needed 3, held back by t1",
         "also in use:      tenant-b, of 1 filesystem, newest version not known now, lowest version not known now, lowest needed not known now",
         "filesystem keys:  5 keys: 2 on version 3 of coffer-key, 1 wrapped locally, 2 on version 4 of tenant-a",
         "canary:           on version 2 of coffer-key; a rewrap renews what shows that it is still the same key",

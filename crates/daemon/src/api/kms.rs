@@ -362,6 +362,8 @@ pub(crate) fn view(
         latest_version: answered.map(|answered| answered.kms.master_key.latest_version.0),
         min_decryption_version: answered.map(|a| a.kms.master_key.min_decryption_version.0),
         lowest_needed: in_use.lowest_needed(config.id).map(|version| version.0),
+        held_back_by: in_use
+            .blockers(config.id, answered.map(|answered| answered.kms.master_key.latest_version)),
         problem: seen.live.as_ref().and_then(|live| live.as_ref().err().cloned()),
         own_keys: own.iter().map(|own| own_key(own, statuses, in_use)).collect(),
     });
@@ -400,6 +402,7 @@ fn own_key(own: &OwnSeen, statuses: &[FilesystemStatus], in_use: &InUse) -> OwnK
         latest_version: told.map(|told| told.latest_version.0),
         min_decryption_version: told.map(|told| told.min_decryption_version.0),
         lowest_needed: in_use.lowest_needed(config.id).map(|version| version.0),
+        held_back_by: in_use.blockers(config.id, told.map(|told| told.latest_version)),
         problem: live.as_ref().and_then(|live| live.as_ref().err().cloned()),
     }
 }

@@ -340,7 +340,10 @@ async fn a_copy_out_of_reach_keeps_the_old_kms_and_is_named() {
     }
     let configs = async || world.store.list("kms/config/", None, 9).await.unwrap().records.len();
     assert!(node.settle_copies().await.unwrap().is_empty());
-    assert_eq!(node.in_use().await.unwrap().lowest_needed(old.id), Some(KeyVersion(1)));
+    let in_use = node.in_use().await.unwrap();
+    assert_eq!(in_use.lowest_needed(old.id), Some(KeyVersion(1)));
+    assert_eq!(in_use.blockers(old.id, Some(KeyVersion(1))), Vec::<String>::new());
+    assert_eq!(in_use.blockers(old.id, Some(KeyVersion(2))), ["away", "here", "the canary"]);
 
     world.headers.set_away("/backing/away", true);
     let new = node.set_kms(vault("http://new")).await.unwrap();
@@ -354,6 +357,8 @@ async fn a_copy_out_of_reach_keeps_the_old_kms_and_is_named() {
     assert_eq!(configs().await, 2);
     let in_use = node.in_use().await.unwrap();
     assert_eq!(in_use.lowest_needed(new.config.id), None);
+    let blockers = in_use.blockers(new.config.id, Some(KeyVersion(1)));
+    assert_eq!(blockers, ["a copy of the key of away"]);
     let [(fs, why)] = &in_use.copies_behind[..] else { panic!("{in_use:?}") };
     assert_eq!(fs.as_str(), "away");
     assert!(why.contains("/backing/away") && why.contains("it is away"), "{why}");
