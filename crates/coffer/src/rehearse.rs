@@ -13,7 +13,7 @@ use cli::Console;
 use daemon::{AuditLog, Rehearse};
 use filesystem::BackingLocks;
 use key_manager::Rehearsal;
-use kms_core::{AuditEvent, AuditSink, Outcome};
+use kms_core::{AuditEvent, AuditSink, Clock as _, Outcome, SystemClock};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::task::spawn_blocking;
@@ -23,6 +23,10 @@ use crate::parts;
 use crate::store::{self, NotedStore};
 
 const TITLE: &str = "the start can't be rehearsed";
+
+/// What the audit log calls what is done to keys here, and to which.
+const PROVE: &str = "key.prove";
+const SUBJECT: &str = "rehearsal of a start";
 
 /// How long the other process may take: it meets the KMS's deadlines and disks that do not answer.
 const WITHIN: Duration = Duration::from_secs(120);
@@ -64,6 +68,7 @@ impl Rehearse for Rehearsals {
             .kill_on_drop(true)
             .output();
         let ended = timeout(WITHIN, process).await.map_err(|_| {
+            self.record_untold();
             failed("the process that rehearses does not come to its end".to_owned())
         })?;
         let ended = ended.map_err(|e| failed(e.to_string()))?;
@@ -73,11 +78,28 @@ impl Rehearse for Rehearsals {
                 rehearsal
             }
             Err(_) => {
+                self.record_untold();
                 let (said, status) = (String::from_utf8_lossy(&ended.stderr), ended.status);
                 let said = said.trim();
                 Err(failed(format!("the process that rehearses ended with {status}: {said}")))
             }
         }
+    }
+}
+
+impl Rehearsals {
+    /// The process did not live to say what it used.
+    fn record_untold(&self) {
+        self.audit.record(&AuditEvent {
+            at: SystemClock.now(),
+            action: PROVE.to_owned(),
+            subject: SUBJECT.to_owned(),
+            outcome: Outcome::Failed,
+            who: None,
+            key: None,
+            requests: Vec::new(),
+            detail: "the process that rehearsed did not come to its end: which keys it opened only the KMS's log tells".to_owned(),
+        });
     }
 }
 
@@ -150,8 +172,8 @@ impl Uses {
         let mut requests: Vec<_> = opened.iter().flat_map(|event| event.requests.clone()).collect();
         requests.dedup();
         uses.push(AuditEvent {
-            action: "key.prove".to_owned(),
-            subject: "rehearsal of a start".to_owned(),
+            action: PROVE.to_owned(),
+            subject: SUBJECT.to_owned(),
             outcome: if done > 0 { Outcome::Done } else { Outcome::Failed },
             key: None,
             requests,

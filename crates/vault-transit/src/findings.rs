@@ -215,4 +215,14 @@ mod tests {
         assert_eq!(codes(400), [""; 0]);
         assert_eq!(codes(199), ["token-not-replaced"]);
     }
+
+    #[test]
+    fn times_are_told_in_one_unit() {
+        let told = [(0, "0 seconds"), (1, "1 second"), (119, "119 seconds"), (120, "2 minutes")];
+        let more =
+            [(3541, "60 minutes"), (7200, "2 hours"), (172_799, "48 hours"), (172_801, "3 days")];
+        for (seconds, words) in told.into_iter().chain(more) {
+            assert_eq!(in_words(Duration::from_secs(seconds)), words);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use coffer_tests::kms::{Kind, Kms};
 use coffer_tests::node::{Answer, Place};
 use coffer_tests::tmpfs::Tmpfs;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn lines(place: &Place, options: &[&str]) -> Vec<Value> {
     let page = place.json(&[&["audit", "show"], options].concat());
@@ -106,6 +106,27 @@ fn each_line_is_found_in_the_log_of_vault() {
             let of_action = lines.iter().find(|line| line["action"] == action).unwrap();
             assert!(of_action["requests"][0].is_string(), "{kind:?}: {of_action}");
         }
+    }
+}
+
+#[test]
+fn a_key_that_vault_does_not_open_is_recorded_with_the_request() {
+    for kind in [Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let log = place.path("vault.log");
+        kms.audit_to(&log);
+        let node = place.start();
+        place.set_vault(&kms);
+        place.ok(&["fs", "create", "home"]);
+        kms.rotate();
+        kms.configure(&json!({ "min_decryption_version": 2 }));
+        node.stop();
+        let _node = place.start();
+        place.wait_for_problem("home", "key-version-too-old");
+        let failed = lines(&place, &["--action", "key.unwrap", "--failed", "--about", "home"]);
+        let [failed] = &failed[..] else { panic!("{kind:?}: {failed:?}") };
+        let id = failed["requests"][0].as_str().unwrap();
+        assert!(fs::read_to_string(&log).unwrap().contains(id), "{kind:?}: {failed}");
     }
 }
 

@@ -171,8 +171,15 @@ async fn ten_thousand_keys_are_few_requests() {
     let records: Vec<_> = keys.iter().map(KeyRecord::of).collect();
     let wrapped = all(kms.wrap(&records).await.unwrap());
     vault.requests().clear();
-    let opened = all(kms.unwrap(&wrapped).await.unwrap());
-    assert_eq!(vault.requests().count("").requests, 10_000_u64.div_ceil(LIMITS.batch_items as u64));
+    let opened = kms.unwrap(&wrapped).await.unwrap();
+    let requests = 10_000_usize.div_ceil(LIMITS.batch_items);
+    assert_eq!(vault.requests().count("").requests, requests as u64);
+    // Each is known by its name, and what it answered by it.
+    let ids = opened.requests();
+    assert_eq!(ids.len(), requests);
+    let of_batch = |n: usize| opened.request_of(n).unwrap() == &ids[n / LIMITS.batch_items];
+    assert!((0..10_000).all(of_batch));
+    let opened = all(opened);
     assert!(opened.iter().zip(&keys).all(|(record, key)| record.key_id() == key.id()));
 }
 
