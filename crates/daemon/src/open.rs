@@ -177,6 +177,7 @@ impl OpenFilesystems {
         name: &FilesystemName,
         title: &str,
     ) -> Result<Arc<Filesystem>, Problem> {
+        let mut read_before = None;
         loop {
             let unlocked = self.unlocked(name).await.map_err(|e| problem::of_keys(title, &e))?;
             let keys = unlocked.key_ids();
@@ -190,7 +191,11 @@ impl OpenFilesystems {
             if opened.serves(keys) {
                 return Ok(Arc::clone(&opened.filesystem));
             }
-            self.replace(name, &place, opened);
+            // Which of the two is the older is known once the keys were read after it was open.
+            if read_before == Some(keys) {
+                self.replace(name, &place, opened);
+            }
+            read_before = Some(keys);
         }
     }
 

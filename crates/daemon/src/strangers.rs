@@ -65,7 +65,8 @@ pub(crate) fn find(directory: &Path, known: &[FilesystemRecord]) -> Vec<Stranger
         .filter_map(|backing| {
             let envelope = read_envelope(&backing).ok()?;
             // One whose key is known was moved, or copied.
-            let moved = known.iter().any(|fs| fs.key_id == envelope.wrapped.key_id);
+            let id = Some(envelope.wrapped.key_id);
+            let moved = known.iter().any(|fs| [Some(fs.key_id), fs.previous_key].contains(&id));
             (!moved).then_some(Stranger { name: envelope.filesystem, backing })
         })
         .collect();

@@ -97,8 +97,8 @@ pub enum Error {
         /// What to do, if that is known.
         cure: Option<String>,
     },
-    /// Its backing directory is being made or removed at this moment.
-    #[error("the filesystem {name} is being made or deleted")]
+    /// Its backing directory is being made, removed or given another key at this moment.
+    #[error("the filesystem {name} is being made, deleted or given another key")]
     AtWork {
         /// Its name.
         name: String,

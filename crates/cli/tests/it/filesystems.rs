@@ -124,6 +124,43 @@ made:        2023-11-14T22:13:20Z
 }
 
 #[test]
+fn show_says_what_a_filesystem_is_being_re_encrypted_from() {
+    let mut home = filesystem("home", "unlocked");
+    home["exposed"] = true.into();
+    home["previous_key_id"] = "2a5e".into();
+    let node = Node::answering([("GET /v1/filesystems/home", 200, home)]);
+    assert_eq!(
+        node.run(&["fs", "show", "home"]).stdout,
+        "\
+filesystem:  home
+state:       unlocked
+backing:     /srv/home
+key:         6f1c
+old key:     2a5e; the filesystem is being re-encrypted, and what is not done lies under this one
+wrapped by:  coffer-key v2
+exposed:     yes; its key has lain under local wrapping and may be compromised
+             with a KMS set, coffer fs rekey home gives it a new one
+made:        2023-11-14T22:13:20Z
+"
+    );
+}
+
+#[test]
+fn rekey_is_watched_like_a_copy() {
+    let mut waits = job("rekey", "waiting");
+    waits["problem"] = problem(503, "kms-unreachable", Some("wait"));
+    let node = Node::answering([
+        ("POST /v1/filesystems/home/rekey", 200, waits),
+        ("GET /v1/jobs/7?wait_ms=10000", 200, job("rekey", "done")),
+    ]);
+    let ran = node.run(&["fs", "rekey", "home"]);
+    assert_eq!(
+        (ran.stdout.as_str(), ran.code),
+        ("re-encrypted home under its new key: 2 items, 1.50 KiB\n", 0)
+    );
+}
+
+#[test]
 fn what_does_not_exist_can_not_be_deleted() {
     let node = Node::answering([("GET /v1/filesystems/nope", 404, problem(404, "state", None))]);
     let ran = node.run(&["fs", "delete", "nope", "--yes"]);

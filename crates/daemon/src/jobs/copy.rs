@@ -232,7 +232,7 @@ fn problem_of(kind: JobKind, repair: bool, name: &str, report: &Report) -> Optio
             "check what the list names (the disk, the mount, the limit on open files), then give coffer fs verify {name} again"
         ),
         JobKind::Rekey if damaged => format!(
-            "coffer fs verify {name} --repair sets aside what is damaged, to be brought back from a copy; then give coffer fs rekey {name} again"
+            "see the list: coffer fs verify {name} --repair sets aside what is damaged, to be brought back from a copy; look through what lies in coffer.lost, and remove it; then give coffer fs rekey {name} again"
         ),
         JobKind::Rekey => format!(
             "see the list, mend what it names, and give coffer fs rekey {name} again: it goes on with what is left"

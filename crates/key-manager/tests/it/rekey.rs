@@ -77,6 +77,40 @@ async fn it_ends_exposed_and_leaves_nothing_of_the_old_key() {
 }
 
 #[tokio::test]
+async fn a_master_key_of_its_own_wraps_the_new_key_too() {
+    let world = World::new();
+    for master_key in ["http://a", "http://a/own"] {
+        world.kms.server(master_key);
+    }
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create_under("x", "own").await.unwrap();
+    let job = node.begin_rekey_of("x").await.unwrap();
+    node.end_rekey_of("x", job).await.unwrap();
+    let status = node.filesystem_statuses().await.unwrap().remove(0);
+    assert_eq!(status.own_master_key.as_deref(), Some("own"));
+    assert_eq!(status.wrapped_by.unwrap().master_key, "own");
+    assert_eq!(world.headers.at("/backing/x").own_master_key.as_deref(), Some("own"));
+    assert!(world.node().await.unlock_all().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_older_program_reads_no_record_that_it_would_misunderstand() {
+    let world = World::new();
+    let format = async |key: &str| {
+        let record = world.store.get(key).await.unwrap().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&record.value).unwrap()["format"].clone()
+    };
+    let (node, job) = begun(&world).await;
+    assert_eq!(
+        (format("fs/x").await, format(&format!("job/{}", job.id)).await),
+        (2.into(), 2.into())
+    );
+    node.end_rekey_of("x", job).await.unwrap();
+    assert_eq!(format("fs/x").await, 1);
+}
+
+#[tokio::test]
 async fn what_can_not_begin_leaves_nothing() {
     let world = World::new();
     let node = world.node().await;
