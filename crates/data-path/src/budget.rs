@@ -48,6 +48,12 @@ impl SealBudget {
         self.take_of(1, self.granted.load(Ordering::Relaxed).max(reserved.min(Self::LIMIT)))
     }
 
+    /// How many may still be made of those that are granted.
+    pub(crate) fn left(&self) -> u64 {
+        let granted = self.granted.load(Ordering::Relaxed);
+        granted.saturating_sub(self.used.load(Ordering::Relaxed))
+    }
+
     fn take_of(&self, seals: u64, granted: u64) -> Result<(), FormatError> {
         let take = |used: u64| used.checked_add(seals).filter(|&used| used <= granted);
         match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 
+use kms_core::KeyId;
+
 use crate::aad::{AAD_LEN, Domain, aad};
 use crate::aead::{Aead, Seal};
 use crate::budget::SealBudget;
@@ -300,9 +302,18 @@ impl FileCipher {
         Ok(self)
     }
 
-    fn write_both(&self, first_page: &mut [u8], state: &FileState) -> Result<(), FormatError> {
+    pub(crate) fn write_both(
+        &self,
+        first_page: &mut [u8],
+        state: &FileState,
+    ) -> Result<(), FormatError> {
         self.update_header(first_page, state)?;
         self.update_header(first_page, state)
+    }
+
+    /// How many seals may still be made of those that are granted.
+    pub fn seals_left(&self) -> u64 {
+        self.current().map_or(0, |epoch| epoch.budget.left())
     }
 
     /// Lets so many seals be made in all under the current salt. A header that reserves them must
@@ -433,6 +444,27 @@ impl FileCipher {
 
     pub(crate) fn take_seals(&self, seals: usize) -> Result<(), FormatError> {
         self.current()?.budget.take(seals as u64)
+    }
+
+    pub(crate) const fn current_epoch(&self) -> usize {
+        self.sealed.current
+    }
+
+    pub(crate) fn key_of(&self, epoch: usize) -> Option<KeyId> {
+        self.open_part.epochs[epoch].map(|head| head.key)
+    }
+
+    /// The epoch that is in use and not current.
+    pub(crate) const fn former(&self) -> Option<usize> {
+        let other = 1 - self.sealed.current;
+        if self.open_part.epochs[other].is_some() { Some(other) } else { None }
+    }
+
+    pub(crate) fn clear_former(&mut self) {
+        let other = 1 - self.sealed.current;
+        self.open_part.epochs[other] = None;
+        self.epochs[other] = None;
+        self.sealed.reserved[other] = 0;
     }
 
     /// The epoch under which new seals are made. `create_file` and `open_file` see to it that there

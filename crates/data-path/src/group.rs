@@ -241,15 +241,15 @@ enum Found {
 }
 
 /// A group's buffer, taken apart.
-struct Parts<'a> {
-    tag_page: &'a mut [u8; PAGE],
-    data: &'a mut [u8],
+pub(crate) struct Parts<'a> {
+    pub(crate) tag_page: &'a mut [u8; PAGE],
+    pub(crate) data: &'a mut [u8],
     /// Only in a region's first group that is whole.
-    hole_map: Option<&'a mut [u8]>,
+    pub(crate) hole_map: Option<&'a mut [u8]>,
 }
 
 impl<'a> Parts<'a> {
-    fn split(group: u64, buffer: &'a mut [u8]) -> Result<Self, FormatError> {
+    pub(crate) fn split(group: u64, buffer: &'a mut [u8]) -> Result<Self, FormatError> {
         let found = buffer.len();
         let wrong = FormatError::Buffer { group, found };
         let data_end = layout::data_range(group, found).end;

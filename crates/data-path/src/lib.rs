@@ -11,6 +11,7 @@
 //! | `keys` | what is derived from a filesystem key |
 //! | `tag_page` | the slots that open a group's blocks |
 //! | `file`, `group` | [`FileCipher`]: seals and opens blocks, tag pages, groups |
+//! | `renew` | overwriting in place, and the change to another salt or key |
 //! | `names`, [`dir`], [`symlink`], `node`, [`xattr`] | names, directory ids, link targets, FIFOs and devices, attributes |
 //! | `note` | what is kept elsewhere and names files |
 //!
@@ -54,6 +55,7 @@ mod names;
 mod node;
 mod nonce;
 mod note;
+mod renew;
 mod siv;
 pub mod symlink;
 mod tag_page;
@@ -70,5 +72,6 @@ pub use id::{DirId, FileId, LinkId};
 pub use keys::FilesystemKeys;
 pub use names::{BackingEntry, BackingName, NAME_MAX, SideFile};
 pub use node::{Node, NodeKind};
+pub use renew::RenewedGroup;
 pub use tag_page::{Entries, Slot, TagPage};
 pub use xattr::XattrOwner;

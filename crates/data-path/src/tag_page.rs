@@ -58,6 +58,17 @@ impl Entries {
         self.0.count_ones() as usize
     }
 
+    /// Those that lie side by side, as ranges, in ascending order.
+    pub fn runs(self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let mut rest = self;
+        std::iter::from_fn(move || {
+            let start = rest.iter().next()?;
+            let end = (start..=ENTRIES).find(|&entry| !rest.contains(entry))?;
+            (start..end).for_each(|entry| rest.remove(entry));
+            Some(start..end)
+        })
+    }
+
     /// In ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..ENTRIES).filter(move |&entry| self.contains(entry))
@@ -172,6 +183,18 @@ impl TagPage {
             self.second_is_newer.remove(entry);
         } else {
             self.second_is_newer.insert(entry);
+        }
+    }
+
+    /// Empties the older slot, which nothing needs once the block is written; answers whether anything was in it.
+    pub(crate) fn clear_older(&mut self, entry: usize) -> bool {
+        let older = !self.second_is_newer.contains(entry);
+        match self.slot_bytes(entry, older) {
+            Some(bytes) if bytes.iter().any(|&byte| byte != 0) => {
+                bytes.fill(0);
+                true
+            }
+            _ => false,
         }
     }
 

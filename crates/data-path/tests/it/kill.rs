@@ -280,3 +280,120 @@ fn seals_need_a_durable_reservation() {
         Err(FormatError::SealsExhausted)
     ));
 }
+
+/// A file gets another key, and its writer is killed after each of its writes.
+#[test]
+fn another_key_takes_over_group_by_group() {
+    let (old_keys, new_keys) = (keys(1, Backend::AwsLc), keys(2, Backend::AwsLc));
+    // Two groups and a hole.
+    let old = {
+        let mut old = plain(70 * PAGE + 11);
+        old[3 * PAGE..4 * PAGE].fill(0);
+        old
+    };
+    let image = write(&old_keys, &old, |block| block == 3);
+    let writes = {
+        let mut whole = Disk { bytes: image.clone(), survives: usize::MAX };
+        rekey(&new_keys, &old_keys, &mut whole);
+        assert_eq!(read(&new_keys, &whole.bytes).unwrap(), old);
+        assert!(read(&old_keys, &whole.bytes).is_err());
+        usize::MAX - whole.survives
+    };
+    assert!(writes > 70);
+    for survives in 0..=writes {
+        let mut disk = Disk { bytes: image.clone(), survives };
+        rekey(&new_keys, &old_keys, &mut disk);
+        let check = |disk: &Disk| {
+            let len = disk.bytes.len() as u64;
+            let file = new_keys.open_file_between(&old_keys, &disk.bytes, len).unwrap();
+            let (plain, damage) = read_open(&file, &disk.bytes);
+            assert_eq!(damage, [], "after write {survives} of {writes}");
+            assert!(plain == old, "after write {survives} of {writes}");
+        };
+        check(&disk);
+        // Taken up, and killed again in its middle.
+        disk.survives = writes / 3;
+        rekey(&new_keys, &old_keys, &mut disk);
+        check(&disk);
+        disk.survives = usize::MAX;
+        rekey(&new_keys, &old_keys, &mut disk);
+        assert_eq!(read(&new_keys, &disk.bytes).unwrap(), old);
+    }
+}
+
+/// Seals a file again as a re-encryption does, from wherever it stands.
+fn rekey(new: &FilesystemKeys, old: &FilesystemKeys, disk: &mut Disk) {
+    let len = disk.bytes.len() as u64;
+    let mut file = new.open_file_between(old, &disk.bytes, len).unwrap();
+    if file.epoch_keys() == (Some(new.key_id()), None) {
+        return;
+    }
+    let mut first_page: [u8; PAGE] = *disk.bytes.first_chunk().unwrap();
+    let mut state = FileState { dirty: true, ..file.state() };
+    if file.has_former() {
+        state.seals_reserved += SealBudget::BATCH;
+        file.update_header(&mut first_page, &state).unwrap();
+        file.grant_seals(state.seals_reserved).unwrap();
+    } else {
+        file = file.renew_salt(new, &mut first_page, &state).unwrap();
+    }
+    disk.write(0, &first_page);
+    let groups = 0..layout::group_count(file.size());
+    let mut written = Vec::new();
+    for group in groups {
+        let at = layout::group_position(group) as usize;
+        let mut buffer = disk.bytes[at..at + layout::group_len(group, file.size())].to_vec();
+        if group == 0 {
+            buffer[..PAGE].copy_from_slice(&first_page);
+        }
+        let renewed = file.renew_group(group, &mut buffer).unwrap();
+        assert_eq!(renewed.damage().next(), None);
+        if renewed.tag_page {
+            disk.write(at as u64, &buffer[..PAGE]);
+        }
+        for entry in renewed.pages.iter() {
+            let page = PAGE * (entry + 1)..(PAGE * (entry + 2)).min(buffer.len());
+            disk.write((at + page.start) as u64, &buffer[page]);
+        }
+        let mut page: [u8; PAGE] = *buffer.first_chunk().unwrap();
+        if file.forget_older(group, &mut page, renewed.damaged).unwrap() {
+            written.push((at, page));
+        }
+        if group == 0 {
+            first_page = page;
+        }
+    }
+    for (at, page) in written {
+        disk.write(at as u64, &page);
+    }
+    state.dirty = false;
+    file.drop_former(&mut first_page, &state).unwrap();
+    disk.write(0, &first_page);
+}
+
+#[test]
+fn what_is_damaged_is_not_renewed_and_keeps_its_epoch() {
+    let (old_keys, new_keys) = (keys(1, Backend::AwsLc), keys(2, Backend::AwsLc));
+    let old = plain(3 * PAGE);
+    let mut bytes = write(&old_keys, &old, |_| false);
+    bytes[2 * PAGE + 5] ^= 1;
+    let mut first_page: [u8; PAGE] = *bytes.first_chunk().unwrap();
+    let file = new_keys.open_file_between(&old_keys, &bytes, bytes.len() as u64).unwrap();
+    let mut state = FileState { dirty: true, ..file.state() };
+    let file = file.renew_salt(&new_keys, &mut first_page, &state).unwrap();
+    bytes[..PAGE].copy_from_slice(&first_page);
+    let renewed = file.renew_group(0, &mut bytes).unwrap();
+    assert_eq!(renewed.damage().collect::<Vec<_>>(), [FormatError::Block(1)]);
+    assert_eq!(renewed.pages.iter().collect::<Vec<_>>(), [0, 2]);
+    first_page.copy_from_slice(&bytes[..PAGE]);
+    assert!(file.forget_older(0, &mut first_page, renewed.damaged).unwrap());
+    let tags = file.open_tag_page(0, &first_page).unwrap();
+    assert!(file.is_unsettled(&tags, &first_page), "the damaged block's slots are kept");
+    state.dirty = false;
+    file.update_header(&mut first_page, &state).unwrap();
+    bytes[..PAGE].copy_from_slice(&first_page);
+    // Turned back, the bit makes it what it was.
+    bytes[2 * PAGE + 5] ^= 1;
+    let file = new_keys.open_file_between(&old_keys, &bytes, bytes.len() as u64).unwrap();
+    assert_eq!(read_open(&file, &bytes), (old, vec![]));
+}
