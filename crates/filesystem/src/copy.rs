@@ -41,6 +41,10 @@ pub(crate) fn copy<S: Source, K: Sink>(
         let began = stage.keeps(root).doing("prepared")?;
         let (resume, stale) = match resume {
             Some(checkpoint) if !began && !checkpoint.finished => (None, true),
+            // What is done would be told from what is not by names that changed: all is done again.
+            Some(it) if !it.finished && !it.next.is_empty() && it.order != source.order() => {
+                (Some(Checkpoint::default()), true)
+            }
             other => (other, false),
         };
         if stale {

@@ -16,10 +16,13 @@ use crate::keys::{TreeKeys, is_of};
 use crate::lock::{BackingLock, BackingLocks, LOCK, owner, put_owner};
 use crate::names::Names;
 use crate::plain::{PlainSink, PlainSource};
+use crate::rekey::{KEPT, rekey};
 use crate::report::{Checkpoint, Control, Outcome, Report};
+use crate::saved::give_back_all;
 use crate::sealed::{SealedTree, stage_directory};
 use crate::stage::{Stage, make_or_open, remove_tree};
 use crate::sys::{self, Errno};
+use crate::turns::{Quiet, Turns};
 use crate::verify::verify;
 
 /// The copy of the wrapped key.
@@ -53,6 +56,9 @@ pub struct Filesystem {
     checkpoint_every: Duration,
     /// Held by the job that runs.
     job: Mutex<()>,
+    /// Held by a rekey, which runs beside the others.
+    rekeying: Mutex<()>,
+    turns: Turns,
     _lock: Arc<BackingLock>,
 }
 
@@ -191,6 +197,10 @@ impl Filesystem {
         }
         let tree = SealedTree { keys, root, links, stage };
         tree.prove_key(named)?;
+        // What a crash kept a rekey from giving back.
+        if let Ok(kept) = sys::open_dir(tree.stage.resume(), KEPT) {
+            if_writable(give_back_all(&kept, &backing)).doing("opened")?;
+        }
         if !owned {
             if_writable(put_owner(lock.file(), tree.keys.current.key_id())).doing("locked")?;
         }
@@ -198,14 +208,10 @@ impl Filesystem {
         Ok(Self::new(path, backing, tree, lock))
     }
 
-    const fn new(
-        path: PathBuf,
-        backing: OwnedFd,
-        tree: SealedTree,
-        lock: Arc<BackingLock>,
-    ) -> Self {
+    fn new(path: PathBuf, backing: OwnedFd, tree: SealedTree, lock: Arc<BackingLock>) -> Self {
         let checkpoint_every = CHECKPOINT_EVERY;
-        Self { path, backing, tree, checkpoint_every, job: Mutex::new(()), _lock: lock }
+        let (job, rekeying, turns) = (Mutex::default(), Mutex::default(), Turns::default());
+        Self { path, backing, tree, checkpoint_every, job, rekeying, turns, _lock: lock }
     }
 
     /// Removes the filesystem with the key `key` (or still `previous`, if it is between two keys) in `backing`: the copies
@@ -362,10 +368,9 @@ impl Filesystem {
         let root = self.tree.open_root()?;
         let mut name = EXPORT_STAGE.to_vec();
         loop {
-            let raw = self.tree.keys.current.seal_name(root.dir, &name).doing("found")?.name;
-            match sys::stat(&root.fd, raw.as_bytes()) {
-                Err(Errno::NOENT) => return Ok(name),
-                Err(errno) => return Err(errno).doing("read"),
+            match self.tree.find(&root, &name) {
+                Err(Fault::NotFound) => return Ok(name),
+                Err(fault) => return Err(fault),
                 Ok(_) => name.push(b'~'),
             }
         }
@@ -398,19 +403,21 @@ impl Filesystem {
     /// When going on is pointless: the disk is full ([`ErrorKind::Full`](crate::ErrorKind::Full)), nothing can be written,
     /// another rekey runs.
     pub fn rekey(&self, control: &dyn Control) -> Result<Report, Error> {
-        let _ = control;
-        Err(refused("rekeyed", "it is being written", "wait").at_path(&self.path))
+        let _rekeying = alone(&self.rekeying, "another rekey works on this filesystem")
+            .map_err(|fault| fault.at_path(&self.path))?;
+        sys::raise_file_limit();
+        rekey(&self.tree, &self.backing, &self.turns, control)
     }
 
-    fn begin_job(&self) -> Result<MutexGuard<'_, ()>, Error> {
+    /// Keeps a rekey from changing anything.
+    pub(crate) fn quiet(&self) -> Quiet<'_> {
+        self.turns.job()
+    }
+
+    fn begin_job(&self) -> Result<(MutexGuard<'_, ()>, Quiet<'_>), Error> {
         sys::raise_file_limit();
-        match self.job.try_lock() {
-            Ok(guard) => Ok(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => {
-                Err(Fault::InUse("another job works on this filesystem").at_path(&self.path))
-            }
-        }
+        let job = alone(&self.job, "another job works on this filesystem");
+        Ok((job.map_err(|fault| fault.at_path(&self.path))?, self.quiet()))
     }
 
     /// Refuses a source or target that lies in the backing directory, or would.
@@ -420,6 +427,15 @@ impl Filesystem {
             return Err(refused("used", why, "name a directory outside it"));
         }
         Ok(())
+    }
+}
+
+/// Takes what only one may have at a time.
+fn alone<'a>(of: &'a Mutex<()>, otherwise: &'static str) -> Result<MutexGuard<'a, ()>, Fault> {
+    match of.try_lock() {
+        Ok(guard) => Ok(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => Err(Fault::InUse(otherwise)),
     }
 }
 

@@ -6,10 +6,11 @@
 //! | name | what |
 //! |---|---|
 //! | `coffer.key` | a copy of the wrapped key ([`read_envelope`], [`BackingHeaders`]); written last when a filesystem is made |
+//! | `coffer.previous-key` | the same of the key that it is being re-encrypted from ([`begin_rekey`], [`Filesystem::rekey`], [`end_rekey`]) |
 //! | `coffer.lock` | locked (`flock(2)`) by whoever has the filesystem unlocked ([`BackingLocks`]); it has the key id |
 //! | `root/` | the tree: each directory with `coffer.dir`, its id; a long name with a side file `….name` |
 //! | `coffer.links/` | targets of symlinks that are too long for a symlink's text |
-//! | `coffer.tmp/` | things in the making; `resume/` in it is what a stopped job goes on with |
+//! | `coffer.tmp/` | things in the making; `resume/` in it is what a stopped job goes on with, or a rekey that died has to give back |
 //! | `coffer.lost/` | what `verify` with repair set aside, each with a note |
 //!
 //! Names, link targets, file contents and `user.*` attributes are encrypted. A FIFO or a device is a small file with an
@@ -25,6 +26,8 @@
 //! - All system calls are relative to directory handles and follow no symbolic link (`sys`).
 //! - A job goes on past what is wrong with one entry and reports it as a [`Problem`]; it ends early
 //!   only when the next entry would meet the same ([`ErrorKind::Full`]).
+//! - While a rekey runs everything goes on: it works in short turns between the others (`turns`), and the tree is whole
+//!   between two turns, under one key or the other.
 //! - Jobs are synchronous and use their own threads: a runtime calls them where blocking is allowed.
 //!
 //! # Memory
@@ -48,6 +51,8 @@
 //! | `sealed_file` | one encrypted file, in segments |
 //! | `stage` | things in the making, hard-link anchors |
 //! | `verify`, `finding`, `needed`, `repair` | finds all damage, and what nothing needs; sets it aside, or writes again what has a second source |
+//! | `rekey`, `renewal` | seals all again under another key, in place; one file of it |
+//! | `turns`, `saved` | a rekey's turns between the other jobs; what it gives back after a crash |
 //! | `listing` | what lies in a directory, and how much in all |
 //! | `header`, `lock` | `coffer.key`, `coffer.lock` |
 //! | `keys` | the key that a tree lies under, or the two |
@@ -103,14 +108,18 @@ mod names;
 mod needed;
 mod note;
 mod plain;
+mod rekey;
+mod renewal;
 mod repair;
 mod report;
+mod saved;
 mod sealed;
 mod sealed_file;
 mod side;
 mod stage;
 mod sys;
 mod trail;
+mod turns;
 mod verify;
 mod walk;
 mod work;

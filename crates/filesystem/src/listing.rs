@@ -14,7 +14,7 @@ use crate::filesystem::Filesystem;
 use crate::names::NameWalk;
 use crate::report::{Problem, ProblemKind};
 use crate::side::{Kind, Place, Source};
-use crate::sys::{self, Errno, FileType, Stat};
+use crate::sys::{self, FileType, Stat};
 
 /// So many things that can't be listed are named, and the rest counted: it may be all of a large directory.
 const UNREADABLE_MAX: usize = 1000;
@@ -152,13 +152,13 @@ impl Filesystem {
         after: Option<&OsStr>,
         limit: usize,
     ) -> Result<Listing, Error> {
+        let _quiet = self.quiet();
         let list = || {
             let mut place = self.tree.open_root()?;
             let parts = path.as_os_str().as_bytes().split(|b| *b == b'/');
             let mut parts = parts.filter(|part| !part.is_empty()).peekable();
             while let Some(name) = parts.next() {
-                let raw = self.raw_name(&place, name)?;
-                let stat = stat(&place, &raw)?;
+                let (raw, stat) = self.tree.find(&place, name)?;
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                     if parts.peek().is_some() {
                         return Err(Fault::NotFound);
@@ -171,10 +171,6 @@ impl Filesystem {
             self.list_directory(&place, after.map(OsStr::as_bytes), limit)
         };
         list().map_err(|fault: Fault| fault.at_path(path))
-    }
-
-    fn raw_name(&self, place: &Place<DirId>, name: &[u8]) -> Result<Vec<u8>, Fault> {
-        Ok(self.tree.keys.current.seal_name(place.dir, name).doing("found")?.name.into_bytes())
     }
 
     fn list_directory(
@@ -192,8 +188,15 @@ impl Filesystem {
                 more = true;
                 break;
             }
-            let raw = self.raw_name(place, &name)?;
-            match self.look_at(place, &raw, &name) {
+            let found = self.tree.find(place, &name);
+            let (raw, entry) = match found {
+                Ok((raw, stat)) => {
+                    let entry = self.entry(place, &raw, &name, &stat);
+                    (raw, entry)
+                }
+                Err(fault) => (Vec::new(), Err(fault)),
+            };
+            match entry {
                 Ok(entry) => {
                     let target = entry.target.as_ref().map_or(0, |target| target.as_os_str().len());
                     text += name.len() + target;
@@ -233,10 +236,6 @@ impl Filesystem {
         sys::names(&place.fd, each).doing("read")?;
         listing.unreadable.sort_by(|a, b| a.ciphertext.cmp(&b.ciphertext));
         Ok(smallest)
-    }
-
-    fn look_at(&self, place: &Place<DirId>, raw: &[u8], name: &[u8]) -> Result<Entry, Fault> {
-        self.entry(place, raw, name, &stat(place, raw)?)
     }
 
     fn entry(
@@ -280,6 +279,7 @@ impl Filesystem {
     /// When the backing directory can't be read.
     pub fn usage(&self) -> Result<Usage, Error> {
         sys::raise_file_limit();
+        let _quiet = self.quiet();
         let usage = || {
             let mut usage = Usage::default();
             let open = |dir: OwnedFd| {
@@ -318,12 +318,5 @@ impl Filesystem {
             Ok(usage)
         };
         usage().map_err(|fault: Fault| fault.at_path(self.backing()))
-    }
-}
-
-fn stat(place: &Place<DirId>, raw: &[u8]) -> Result<Stat, Fault> {
-    match sys::stat(&place.fd, raw) {
-        Err(Errno::NOENT) => Err(Fault::NotFound),
-        other => other.doing("found"),
     }
 }

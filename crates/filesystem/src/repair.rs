@@ -77,7 +77,7 @@ impl Repair {
 
 /// Writes the root's record.
 pub(crate) fn write_root_record(tree: &SealedTree) -> String {
-    written_again(tree.write_root_record())
+    written_again(tree.open_root().and_then(|root| tree.write_record(&root)))
 }
 
 /// Writes the damaged one of a header's two sealed copies from the other one.

@@ -54,6 +54,9 @@ pub struct Checkpoint {
     pub(crate) next: Vec<String>,
     /// A large file that is done in part.
     pub(crate) partial: Option<Partial>,
+    /// What the order of those names depends on: see [`Source::order`](crate::side::Source::order).
+    #[serde(default)]
+    pub(crate) order: Option<String>,
     /// Everything is done; what is left is to tidy up.
     pub(crate) finished: bool,
     /// Hard-link anchors of a later epoch than this may not be durable.

@@ -72,10 +72,66 @@ impl SealedTree {
         Err(Fault::damaged("opened", "its record coffer.dir is another directory's"))
     }
 
-    /// Puts the root's record in place.
-    pub(crate) fn write_root_record(&self) -> Result<(), Fault> {
-        let record = self.keys.current.seal_directory(self.keys.current.root_directory());
-        self.put_file(&self.root, dir::RECORD_NAME.as_bytes(), &record)
+    /// Puts a directory's record in place.
+    pub(crate) fn write_record(&self, place: &Place<DirId>) -> Result<(), Fault> {
+        let record = self.keys.current.seal_directory(place.dir);
+        self.put_file(&place.fd, dir::RECORD_NAME.as_bytes(), &record)
+    }
+
+    /// The entry with this plain name: its raw one and its `stat`. While the tree is between two keys it lies under one of
+    /// two names.
+    pub(crate) fn find(&self, dir: &Place<DirId>, name: &[u8]) -> Result<(Vec<u8>, Stat), Fault> {
+        for keys in self.keys.each() {
+            let id = self.keys.id_under(keys, dir.dir);
+            let raw = keys.seal_name(id, name).doing("found")?.name.into_bytes();
+            match sys::stat(&dir.fd, &raw) {
+                Err(Errno::NOENT) => {}
+                other => return other.doing("found").map(|stat| (raw, stat)),
+            }
+        }
+        Err(Fault::NotFound)
+    }
+
+    /// If the entry with this plain name lies under the previous key's name, gives it the current one's, in one step.
+    pub(crate) fn settle_name(&self, dir: &Place<DirId>, name: &[u8]) -> Result<(), Fault> {
+        let Some(previous) = &self.keys.previous else { return Ok(()) };
+        let id = self.keys.id_under(previous, dir.dir);
+        let old = previous.seal_name(id, name).doing("encrypted (its name)")?;
+        match sys::stat(&dir.fd, old.name.as_bytes()) {
+            Err(Errno::NOENT) => return Ok(()),
+            other => other.doing("read")?,
+        };
+        let new = self.readable_name(dir, name)?;
+        match sys::stat(&dir.fd, &new) {
+            Err(Errno::NOENT) => {}
+            Ok(_) => return Err(Fault::Conflict("it is there twice, under both keys")),
+            Err(errno) => return Err(errno).doing("read"),
+        }
+        sys::rename(&dir.fd, old.name.as_bytes(), &dir.fd, &new).doing("given its name")?;
+        match old.side.map(|side| sys::unlink(&dir.fd, side.name.as_bytes())) {
+            None | Some(Ok(()) | Err(Errno::NOENT)) => Ok(()),
+            Some(Err(errno)) => Err(errno).doing("tidied up"),
+        }
+    }
+
+    /// The current raw form of a name; the side file that it may need is there.
+    fn readable_name(&self, dir: &Place<DirId>, name: &[u8]) -> Result<Vec<u8>, Fault> {
+        let sealed = self.keys.current.seal_name(dir.dir, name).doing("encrypted (its name)")?;
+        if let Some(side) = sealed.side
+            && Self::small_file(&dir.fd, side.name.as_bytes())?.as_ref() != Some(&side.content)
+        {
+            self.put_file(&dir.fd, side.name.as_bytes(), &side.content)?;
+        }
+        Ok(sealed.name.into_bytes())
+    }
+
+    /// The text of a link with this target; the record that it may need is there.
+    pub(crate) fn seal_target(&self, target: &[u8]) -> Result<Vec<u8>, Fault> {
+        let sealed = self.keys.current.seal_target(target).doing("encrypted")?;
+        if let Some(record) = sealed.record {
+            self.put_file(&self.links, sealed.text.as_bytes(), &record)?;
+        }
+        Ok(sealed.text.into_bytes())
     }
 
     /// The target of a link with this text.
@@ -167,6 +223,13 @@ pub(crate) fn stage_directory(
 impl Source for SealedTree {
     const SEALED: bool = true;
     const ROOT: &[u8] = crate::filesystem::ROOT;
+
+    /// The key. Between two keys names change from one moment to the next.
+    fn order(&self) -> Option<String> {
+        let key = self.keys.current.key_id();
+        let now = self.keys.previous.as_ref().map(|_| kms_core::KeyId::random().to_string());
+        Some(format!("{key} {}", now.unwrap_or_default()))
+    }
 
     fn root(&self) -> Result<Place<DirId>, Fault> {
         self.open_root()
@@ -287,13 +350,9 @@ impl Sink for SealedTree {
     }
 
     fn raw_name(&self, dir: &Place<DirId>, name: &[u8]) -> Result<Vec<u8>, Fault> {
-        let sealed = self.keys.current.seal_name(dir.dir, name).doing("encrypted (its name)")?;
-        if let Some(side) = sealed.side
-            && Self::small_file(&dir.fd, side.name.as_bytes())?.as_ref() != Some(&side.content)
-        {
-            self.put_file(&dir.fd, side.name.as_bytes(), &side.content)?;
-        }
-        Ok(sealed.name.into_bytes())
+        // What has the name under the previous key is replaced, not joined.
+        self.settle_name(dir, name)?;
+        self.readable_name(dir, name)
     }
 
     fn begin(&self, fd: OwnedFd, len: u64) -> Result<SealedFile, Fault> {
@@ -329,11 +388,7 @@ impl Sink for SealedTree {
     }
 
     fn raw_target(&self, _: &Place<DirId>, target: &[u8]) -> Result<Vec<u8>, Fault> {
-        let sealed = self.keys.current.seal_target(target).doing("encrypted")?;
-        if let Some(record) = sealed.record {
-            self.put_file(&self.links, sealed.text.as_bytes(), &record)?;
-        }
-        Ok(sealed.text.into_bytes())
+        self.seal_target(target)
     }
 
     fn make_node(&self, dir: &OwnedFd, name: &[u8], node: Node) -> Result<(), Fault> {

@@ -247,6 +247,9 @@ impl SealedFile {
         unfinished: &Unfinished,
     ) -> Result<Self, Fault> {
         let mut file = Self::open(keys, fd, layout::backing_len(len))?;
+        if file.cipher.epoch_keys().0 != Some(keys.current.key_id()) {
+            return Err(Fault::damaged("resumed", "it was begun under the previous key"));
+        }
         if file.id() != unfinished.file {
             return Err(Fault::damaged("resumed", "another file lies in its place"));
         }
@@ -398,7 +401,7 @@ impl SealedFile {
 /// Seals that writing a new file of `len` bytes makes at most, in whole batches: those of every
 /// group, twice those of each region's first group (which is sealed again with the hole map), and
 /// the header's copies.
-fn seals_for(len: u64) -> u64 {
+pub(crate) fn seals_for(len: u64) -> u64 {
     let groups = layout::group_count(len);
     let regions = layout::region_of(groups - 1) + 1;
     let blocks = len.div_ceil(PAGE as u64);
@@ -418,20 +421,24 @@ fn written_entries(group: &Range<usize>, data: &[Range<usize>]) -> Entries {
 
 /// The first thing that is wrong with a file, and how many more.
 #[derive(Default)]
-struct Damage {
+pub(crate) struct Damage {
     first: Option<String>,
     more: usize,
 }
 
 impl Damage {
-    fn add(&mut self, error: &FormatError) {
+    pub(crate) fn add(&mut self, error: &FormatError) {
         match self.first {
             None => self.first = Some(error.to_string()),
             Some(_) => self.more += 1,
         }
     }
 
-    fn into_result(self) -> Result<(), Fault> {
+    pub(crate) const fn is_none(&self) -> bool {
+        self.first.is_none()
+    }
+
+    pub(crate) fn into_result(self) -> Result<(), Fault> {
         match (self.first, self.more) {
             (None, _) => Ok(()),
             (Some(first), 0) => Err(Fault::damaged("read", first)),

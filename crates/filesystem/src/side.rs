@@ -86,6 +86,11 @@ pub(crate) trait Source: Side {
     /// The raw path of the tree's root, as problems tell it.
     const ROOT: &[u8];
 
+    /// What its raw names, in whose order a tree is walked, depend on: a walk can go on where another one was only if it
+    /// is the same.
+    fn order(&self) -> Option<String> {
+        None
+    }
     fn root(&self) -> Result<Place<Self::Dir>, Fault>;
     /// What the entry with this `stat` is.
     fn kind(&self, stat: &Stat) -> Result<Kind, Fault>;

@@ -65,6 +65,11 @@ impl Stage {
         &self.tmp
     }
 
+    /// Where what survives a stop lies.
+    pub(crate) const fn resume(&self) -> &OwnedFd {
+        &self.resume
+    }
+
     /// A name that nothing here has.
     pub(crate) fn fresh(&self) -> Vec<u8> {
         format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes()
@@ -115,6 +120,25 @@ impl Stage {
         others.sort();
         let surplus = others.len().saturating_sub(STOPPED_MAX);
         others[..surplus].iter().try_for_each(|(_, name)| remove_tree(&resume, name))
+    }
+
+    /// Forgets what stopped jobs keep, but where all of it `may_stay`: such a job begins anew when it is taken up.
+    pub(crate) fn forget_unless(
+        &self,
+        mut may_stay: impl FnMut(&OwnedFd, &[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        let resume = sys::open_dir(&self.resume, b".")?;
+        for name in Names::read(&resume, is_kept)?.iter() {
+            let kept = sys::open_dir(&resume, name)?;
+            let mut all = true;
+            for entry in Names::read(&kept, |_| true)?.iter() {
+                all = all && may_stay(&kept, entry)?;
+            }
+            if !all {
+                remove_tree(&resume, name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets what a job kept that has come to its end.

@@ -16,6 +16,7 @@ use rustix::fs::{
 };
 pub(crate) use rustix::fs::{FileType, Stat};
 pub(crate) use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 pub(crate) type Result<T> = rustix::io::Result<T>;
 
@@ -114,6 +115,24 @@ fn open_quietly(dir: impl AsFd, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
 pub(crate) fn open_to_write(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Opens a file to change it in place, as its owner may, whatever its mode, which may be another one then. Its access time
+/// stays, where the caller has the right to that.
+pub(crate) fn open_to_rewrite(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    const OWNER_S: u32 = 0o600;
+    match open_quietly(&dir, name, OFlags::RDWR) {
+        Err(Errno::ACCESS) => {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let handle = rustix::fs::openat(&dir, name, flags, Mode::empty())?;
+            // Such a handle allows no fchmod.
+            let path = Inode::Open(handle.as_fd()).path();
+            let mode = permissions(&stat_open(&handle)?) | OWNER_S;
+            rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
+            open_quietly(&dir, name, OFlags::RDWR)
+        }
+        other => other,
+    }
 }
 
 /// Makes a file that must not exist yet.
@@ -321,23 +340,40 @@ fn is_given(chown: Result<()>) -> Result<bool> {
     }
 }
 
-fn times(like: &Stat) -> Timestamps {
-    let time = |seconds, nanoseconds: u64| Timespec {
-        tv_sec: seconds,
-        tv_nsec: i64::try_from(nanoseconds).unwrap_or_default(),
-    };
-    Timestamps {
-        last_access: time(like.st_atime, like.st_atime_nsec),
-        last_modification: time(like.st_mtime, like.st_mtime_nsec),
+/// When a file was last read and written, each in seconds and nanoseconds.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Times {
+    accessed: (i64, u64),
+    modified: (i64, u64),
+}
+
+impl Times {
+    pub(crate) const fn of(stat: &Stat) -> Self {
+        Self {
+            accessed: (stat.st_atime, stat.st_atime_nsec),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+        }
+    }
+
+    fn stamps(&self) -> Timestamps {
+        let time = |(seconds, nanoseconds): (i64, u64)| Timespec {
+            tv_sec: seconds,
+            tv_nsec: i64::try_from(nanoseconds).unwrap_or_default(),
+        };
+        Timestamps { last_access: time(self.accessed), last_modification: time(self.modified) }
     }
 }
 
 pub(crate) fn set_times(file: impl AsFd, like: &Stat) -> Result<()> {
-    rustix::fs::futimens(file, &times(like))
+    set_times_to(file, &Times::of(like))
+}
+
+pub(crate) fn set_times_to(file: impl AsFd, times: &Times) -> Result<()> {
+    rustix::fs::futimens(file, &times.stamps())
 }
 
 pub(crate) fn set_times_at(dir: impl AsFd, name: &[u8], like: &Stat) -> Result<()> {
-    rustix::fs::utimensat(dir, name, &times(like), AtFlags::SYMLINK_NOFOLLOW)
+    rustix::fs::utimensat(dir, name, &Times::of(like).stamps(), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// One extended attribute.
@@ -382,6 +418,24 @@ pub(crate) fn xattrs(of: Inode<'_>) -> Result<Vec<Xattr>> {
         }
     }
     Ok(found)
+}
+
+/// One attribute's value; `None` where there is none.
+pub(crate) fn xattr(of: Inode<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut value = vec![0; XATTR_MAX];
+    let len = match of {
+        Inode::Open(fd) => rustix::fs::fgetxattr(fd, name, value.as_mut_slice()),
+        Inode::Named(..) => rustix::fs::lgetxattr(of.path(), name, value.as_mut_slice()),
+    };
+    match len {
+        Ok(len) => {
+            value.truncate(len);
+            Ok(Some(value))
+        }
+        // Or the filesystem has no attributes.
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// The names of those attributes.

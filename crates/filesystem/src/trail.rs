@@ -26,6 +26,11 @@ impl Trail {
         Self { above: Some(Arc::clone(self)), raw: raw.to_vec(), plain: plain.to_vec() }
     }
 
+    /// The entry's own raw name.
+    pub(crate) fn raw_name(&self) -> &[u8] {
+        &self.raw
+    }
+
     /// The path of raw names.
     pub(crate) fn raw(&self) -> Vec<u8> {
         self.path(|trail| &trail.raw)

@@ -333,6 +333,7 @@ where
         Checkpoint {
             next: next.map(hex::encode).collect(),
             partial,
+            order: self.copy.source.order(),
             finished: false,
             epoch: self.copy.epoch.fetch_add(1, Ordering::Relaxed),
             progress: self.copy.tally.progress(),

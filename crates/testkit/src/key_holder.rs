@@ -35,6 +35,57 @@ pub async fn key_holder_contract(fixture: &dyn KeyHolderFixture) {
     readers_see_the_old_or_the_new_copy(fixture).await;
 }
 
+/// What the suite needs of an implementation that holds copies of both keys of a filesystem that is between two.
+#[async_trait]
+pub trait TwoKeysFixture: KeyHolderFixture {
+    /// A filesystem in a place of its own that is being re-encrypted, whose copies here are `from` and `to`.
+    async fn make_between(&self, from: &KeyEnvelope, to: &KeyEnvelope) -> FilesystemSite;
+}
+
+/// Holds such an implementation to the trait's words. Panics at the first promise that is broken.
+pub async fn two_keys_contract(fixture: &dyn TwoKeysFixture) {
+    let (from, to) = (envelope(KeyId::random()), envelope(KeyId::random()));
+    let site = fixture.make_between(&from, &to).await;
+    assert_eq!((site.key_id, site.previous), (to.wrapped.key_id, Some(from.wrapped.key_id)));
+    let mut expected = [from, to];
+    let location = copy_of(fixture, &site, &expected[0]).await;
+    let other = copy_of(fixture, &site, &expected[1]).await;
+    assert_ne!(location, other);
+    // Each is replaced by one of its own key, and no other.
+    for (n, at) in [(0, &location), (1, &other), (0, &location)] {
+        let next = rewrapped(&expected[n], expected[n].revision + 1);
+        let elsewhere = if n == 0 { &other } else { &location };
+        assert_refused(fixture, &site, elsewhere, &next).await;
+        assert_refused(fixture, &site, at, &envelope(KeyId::random())).await;
+        fixture.holder().replace(&site, at, &next).await.unwrap();
+        expected[n] = next;
+        for envelope in &expected {
+            copy_of(fixture, &site, envelope).await;
+        }
+    }
+    // One that can't be read is listed, and is mended by one of the key that belongs there.
+    fixture.spoil(&site, &location).await;
+    let copies = fixture.holder().list(&site).await.unwrap();
+    let spoiled: Vec<_> = copies.iter().filter(|copy| copy.envelope.is_err()).collect();
+    assert_eq!((copies.len(), spoiled.len()), (2, 1), "{copies:?}");
+    assert_eq!(spoiled[0].location, location);
+    assert_refused(fixture, &site, &location, &expected[1]).await;
+    fixture.holder().replace(&site, &location, &expected[0]).await.unwrap();
+    copy_of(fixture, &site, &expected[0]).await;
+}
+
+/// Where this one of two copies lies.
+async fn copy_of(
+    fixture: &dyn TwoKeysFixture,
+    site: &FilesystemSite,
+    envelope: &KeyEnvelope,
+) -> String {
+    let copies = fixture.holder().list(site).await.unwrap();
+    assert_eq!(copies.len(), 2, "{copies:?}");
+    let is_it = |copy: &&KeyCopy| copy.envelope.as_ref().is_ok_and(|there| there == envelope);
+    copies.iter().find(is_it).unwrap().location.clone()
+}
+
 /// An envelope of this key, in its first version.
 pub fn envelope(key_id: KeyId) -> KeyEnvelope {
     let config_id = KmsConfigId::random();
@@ -130,8 +181,8 @@ async fn replacing_twice_does_no_harm(fixture: &dyn KeyHolderFixture) {
     }
 }
 
-async fn assert_refused(
-    fixture: &dyn KeyHolderFixture,
+async fn assert_refused<F: KeyHolderFixture + ?Sized>(
+    fixture: &F,
     site: &FilesystemSite,
     location: &str,
     envelope: &KeyEnvelope,

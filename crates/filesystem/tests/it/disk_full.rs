@@ -10,10 +10,10 @@ use testkit::tree;
 use crate::support::{Home, Watch, assert_equal_trees, done, export, files_below, needs_root};
 
 /// A small disk of its own, unmounted when dropped.
-struct SmallDisk<'a>(&'a Path);
+pub(crate) struct SmallDisk<'a>(&'a Path);
 
 impl<'a> SmallDisk<'a> {
-    fn mount(at: &'a Path, mebibytes: u32) -> Self {
+    pub(crate) fn mount(at: &'a Path, mebibytes: u32) -> Self {
         needs_root();
         fs::create_dir(at).unwrap();
         let size = format!("size={mebibytes}m");
@@ -21,6 +21,12 @@ impl<'a> SmallDisk<'a> {
         mount.args(["-t", "tmpfs", "-o", &size, "coffer-test"]).arg(at);
         assert!(mount.status().unwrap().success(), "a tmpfs can't be mounted on {at:?}");
         Self(at)
+    }
+
+    pub(crate) fn read_only(&self, yes: bool) {
+        let how = if yes { "remount,ro" } else { "remount,rw" };
+        let mount = Command::new("mount").args(["-o", how]).arg(self.0).status();
+        assert!(mount.unwrap().success());
     }
 
     fn resize(&self, mebibytes: u32) {

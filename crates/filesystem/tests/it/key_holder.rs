@@ -4,10 +4,12 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use filesystem::{Backend, BackingHeaders, BackingLocks, Filesystem};
+use filesystem::{Backend, BackingHeaders, BackingLocks, Filesystem, begin_rekey};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyHolder};
 use tempfile::TempDir;
-use testkit::key_holder::{KeyHolderFixture, key_holder_contract};
+use testkit::key_holder::{
+    KeyHolderFixture, TwoKeysFixture, key_holder_contract, two_keys_contract,
+};
 
 /// Filesystems side by side, open until the test ends.
 struct Directories {
@@ -38,13 +40,21 @@ impl KeyHolderFixture for Directories {
     }
 }
 
+#[async_trait]
+impl TwoKeysFixture for Directories {
+    async fn make_between(&self, from: &KeyEnvelope, to: &KeyEnvelope) -> FilesystemSite {
+        let site = self.make(from).await;
+        begin_rekey(&self.locks, &site.backing, from, to).unwrap();
+        let (key_id, previous) = (to.wrapped.key_id, Some(from.wrapped.key_id));
+        FilesystemSite { key_id, previous, ..site }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_in_backing_directories_keep_the_promises() {
     let dir = tempfile::tempdir().unwrap();
-    key_holder_contract(&Directories {
-        dir,
-        locks: BackingLocks::default(),
-        open: Mutex::default(),
-    })
-    .await;
+    let (locks, open) = (BackingLocks::default(), Mutex::default());
+    let directories = Directories { dir, locks, open };
+    key_holder_contract(&directories).await;
+    two_keys_contract(&directories).await;
 }

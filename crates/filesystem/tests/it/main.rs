@@ -17,6 +17,7 @@ mod listing;
 mod merge;
 #[path = "../../../data-path/tests/it/reader.rs"]
 mod reader;
+mod rekey;
 mod resume;
 mod rights;
 mod round_trip;
