@@ -9,6 +9,7 @@ mod source;
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -92,6 +93,38 @@ fn rewrap() {
         },
     );
     assert!(points > 20, "{points}");
+}
+
+#[test]
+fn rekey() {
+    let points = at_every_call(
+        |place, kms| {
+            source::make(&place.path("source"));
+            place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+            place.ok(&["fs", "import", "home", place.path("source").to_str().unwrap()]);
+            place.set_vault(kms);
+        },
+        |_| ["fs", "rekey", "home"].map(String::from).to_vec(),
+        |place, done| {
+            place.wait_for_state("home", "unlocked");
+            wait_for_jobs(place);
+            let shown = place.json(&["fs", "show", "home"]);
+            // What was begun comes to its end by itself.
+            assert!(shown["previous_key_id"].is_null(), "{shown}");
+            assert!(!done || shown["exposed"] == false, "{shown}");
+            assert!(!place.state().join("filesystems/home/coffer.previous-key").exists());
+            assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done");
+            let target = place.path("target");
+            place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+            // The source was read to put it back.
+            let unread = |root: PathBuf| {
+                let all = tree::survey(root).unwrap().into_iter();
+                all.map(|(path, it)| (path, tree::Entry { atime: None, ..it })).collect::<Vec<_>>()
+            };
+            assert_eq!(unread(target), unread(place.path("source")));
+        },
+    );
+    assert!(points > 60, "{points}");
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod ordinary_user;
 mod own_keys;
 mod page;
 mod rehearse;
+mod rekey;
 mod secrets;
 mod store;
 mod terminal;

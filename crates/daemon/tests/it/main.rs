@@ -10,5 +10,6 @@
 mod filesystems;
 mod jobs;
 mod outage;
+mod rekey;
 mod requests;
 mod world;

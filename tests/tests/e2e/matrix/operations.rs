@@ -43,7 +43,7 @@ const fn gentle(name: &'static str, command: fn(&Scene) -> Vec<String>) -> Opera
     Operation { gentle: true, ..act(name, |_| {}, command, |_| true) }
 }
 
-pub(crate) static OPERATIONS: [Operation; 24] = [
+pub(crate) static OPERATIONS: [Operation; 25] = [
     Operation {
         at_a_start: true,
         again: |_| words("fs unlock one"),
@@ -67,6 +67,13 @@ pub(crate) static OPERATIONS: [Operation; 24] = [
         |_| {},
         |_| words("fs create new"),
         |scene| scene.state_of("new") == "unlocked" && scene.answers("fs verify new"),
+    ),
+    act(
+        "fs rekey",
+        |_| {},
+        |_| words("fs rekey one"),
+        // The new key is wrapped by the newest version.
+        |scene| scene.versions() == [2, 1] && scene.answers("fs verify one"),
     ),
     act(
         "fs unlock",
