@@ -31,12 +31,14 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use kms_core::{Commit, KeyStore, Page, Record, StoreError, Version};
+use tokio::sync::oneshot;
 
 use self::entries::Contents;
 use self::files::SledFiles;
@@ -52,8 +54,8 @@ const WAY_BACK: &str = "Put back the newest backup of the whole directory, or se
 /// Keeps records in a directory of its own, mode 0700, through kill -9 and power cuts.
 ///
 /// Any number of threads and tasks may use it; one process at a time. Reads come from memory and
-/// never wait for the disk. A commit runs on tokio's blocking threads and takes a few milliseconds
-/// (three syncs); one whose future is dropped is still carried out. It needs a tokio runtime.
+/// never wait for the disk. A commit runs on a thread of the store's own and takes a few milliseconds
+/// (three syncs); one whose future is dropped is still carried out.
 ///
 /// When it is opened it notices a damaged, an emptied and an older set of records, and refuses
 /// them. It can't notice a whole directory that was put back, `generation` included: compare
@@ -61,6 +63,14 @@ const WAY_BACK: &str = "Put back the newest backup of the whole directory, or se
 /// readable in sled's log until it reuses the space.
 pub struct SledStore {
     inner: Arc<Inner>,
+    writer: Sender<Asked>,
+}
+
+/// A commit that is asked for. It keeps the store open until it is done.
+struct Asked {
+    inner: Arc<Inner>,
+    commit: Commit,
+    answer: oneshot::Sender<Result<Version, StoreError>>,
 }
 
 impl SledStore {
@@ -77,7 +87,9 @@ impl SledStore {
             state: RwLock::new(State { table, failed: None }),
             disk: Mutex::new(disk),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let writer = start_writer();
+        let writer = writer.map_err(|e| StoreError::Io { doing: "opened", source: e.into() })?;
+        Ok(Self { inner: Arc::new(inner), writer })
     }
 
     /// Whether there is one in `dir`, sound or not: then [`SledStore::open`] makes none there.
@@ -124,11 +136,28 @@ impl KeyStore for SledStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Version, StoreError> {
-        let inner = Arc::clone(&self.inner);
-        tokio::task::spawn_blocking(move || inner.commit(commit))
-            .await
-            .unwrap_or_else(|e| Err(StoreError::Unknown { source: e.into() }))
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked { inner: Arc::clone(&self.inner), commit, answer };
+        let broken = || StoreError::Unknown { source: "the thread that writes broke".into() };
+        self.writer.send(asked).map_err(|_| broken())?;
+        answered.await.unwrap_or_else(|_| Err(broken()))
     }
+}
+
+/// Starts the thread that makes commits, one after the other, until its store is dropped. It is always the same one: what a large
+/// commit needs for a moment is kept by the allocator for the thread that had it.
+fn start_writer() -> io::Result<Sender<Asked>> {
+    let (writer, commits) = channel::<Asked>();
+    let write = move || {
+        for Asked { inner, commit, answer } in commits {
+            let done = inner.commit(commit);
+            // First, so that who has the answer can drop the store and open it again.
+            drop(inner);
+            let _ = answer.send(done);
+        }
+    };
+    thread::Builder::new().name("key-store".into()).spawn(write)?;
+    Ok(writer)
 }
 
 impl fmt::Debug for SledStore {
