@@ -113,6 +113,21 @@ pub struct Progress {
     pub bytes: u64,
     /// All of them.
     pub total_bytes: Option<u64>,
+    /// How fast it goes, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<Pace>,
+}
+
+/// How fast a job goes: what was done since the node began it or took it up, by the time since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pace {
+    /// Files or keys in a second.
+    pub items_per_second: u64,
+    /// Bytes in a second.
+    pub bytes_per_second: u64,
+    /// How long the rest takes at that pace; `None` while the total is not known, or nothing is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
 }
 
 /// One thing that is damaged or could not be done.

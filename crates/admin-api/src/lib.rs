@@ -54,7 +54,7 @@ pub use filesystem::{
     CreateFilesystem, Deleted, Entry, EntryKind, Export, Filesystem, FilesystemState, Filesystems,
     Import, Listing, Lock, Verify, WrappedBy,
 };
-pub use job::{Damage, Job, JobKind, JobState, Jobs, Progress};
+pub use job::{Damage, Job, JobKind, JobState, Jobs, Pace, Progress};
 pub use kms::{
     Change, CheckItem, CheckOutcome, CredentialLife, Finding, Kms, KmsChange, KmsCheck, KmsDetails,
     KmsImpact, KmsRehearsal, OwnKey, Rewrap, SetVault, ShutFilesystem, VersionCount,

@@ -1,8 +1,9 @@
 //! The KMS as it was last seen, and the life of our token, which is renewed in time.
 //!
-//! A look takes three requests, so it is taken less often than every other minute; what changes the configuration
-//! asks for one at once. Of the master keys that filesystems have of their own each look at rest asks for one, in turn, by two requests more, and
-//! the next look is so much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
+//! A look takes three requests, so it is taken every fifth minute: with the renewals of a token that lives for a quarter of an hour
+//! or longer, a node at rest asks its KMS no more than once a minute. What changes the configuration asks for a look at once. Of the
+//! master keys that filesystems have of their own each look at rest asks for one, in turn, by two requests more, and the next look is so
+//! much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
 //! seen, because how much of its life had passed before is not known.
 
 use std::collections::BTreeMap;
@@ -22,9 +23,9 @@ use crate::mutex::lock;
 use crate::problem;
 
 /// Between two looks while all is well.
-const LOOK_EVERY: Duration = Duration::from_secs(150);
+const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// As [`LOOK_EVERY`], for five requests.
-const LOOK_EVERY_WITH_OWN: Duration = Duration::from_secs(250);
+const LOOK_EVERY_WITH_OWN: Duration = Duration::from_secs(500);
 /// Between two looks when the KMS does not answer. What waits for it asks by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// What stands in the place of an answer before the first look.

@@ -15,7 +15,7 @@ mod show;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use admin_api::{BytePath, Exit, Job, Problem};
 use key_manager::{
@@ -58,7 +58,6 @@ pub(crate) struct Jobs {
 }
 
 /// A job that runs in this process.
-#[derive(Default)]
 struct Live {
     stop: AtomicBool,
     /// It stops because the node ends, and the next one takes it up.
@@ -66,6 +65,24 @@ struct Live {
     /// Whether it has come further since it was begun.
     went_on: AtomicBool,
     progress: Mutex<Progress>,
+    began: Instant,
+    /// How far it was then.
+    from: Progress,
+}
+
+impl Live {
+    fn begin(record: &JobRecord) -> Self {
+        // A move looks at every key anew, and counts those that are there already.
+        let from = if record.kind == JobKind::Move { Progress::default() } else { record.progress };
+        Self {
+            stop: AtomicBool::new(false),
+            node_ends: AtomicBool::new(false),
+            went_on: AtomicBool::new(false),
+            progress: Mutex::new(record.progress),
+            began: Instant::now(),
+            from,
+        }
+    }
 }
 
 /// A job is live as long as this is, also if its task breaks.
@@ -398,7 +415,7 @@ impl Jobs {
         if record.kind != JobKind::Move || record != before {
             self.manager.save_job(&record).await?;
         }
-        let live = Arc::new(Live { progress: Mutex::new(record.progress), ..Live::default() });
+        let live = Arc::new(Live::begin(&record));
         self.lock_live().insert(record.id, Arc::clone(&live));
         let job = self.show(&record);
         let this = Arc::clone(self);
@@ -435,10 +452,14 @@ impl Jobs {
     async fn move_keys(&self, id: JobId, live: &Live) -> MoveRun {
         match self.manager.run_move(id, live).await {
             Ok(report) => {
+                let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                let (keys_ms, copies_ms) = (millis(report.keys_took), millis(report.copies_took));
                 tracing::info!(
                     moved = report.moved,
                     failed = report.failed.len(),
                     stopped = report.stopped,
+                    keys_ms,
+                    copies_ms,
                     "the move of keys ended"
                 );
                 MoveRun::Ended

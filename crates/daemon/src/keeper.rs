@@ -16,7 +16,7 @@ use crate::jobs::{Jobs, MoveRun};
 use crate::open::OpenFilesystems;
 
 const FIRST: Duration = Duration::from_millis(200);
-const LONGEST: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_secs(1);
 const REFUSED: Duration = Duration::from_secs(60);
 /// Between two comparisons of the copies of wrapped keys, by which a backing directory that went away is noticed.
 const COMPARE_EVERY: Duration = Duration::from_secs(120);

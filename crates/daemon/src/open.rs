@@ -13,7 +13,7 @@ use admin_api::{Exit, Problem};
 use filesystem::{Backend, BackingLock, BackingLocks, Filesystem};
 use futures::StreamExt as _;
 use futures::stream;
-use key_manager::{FilesystemName, KeyManager, KeyState, OpenKeys};
+use key_manager::{FilesystemName, FilesystemRecord, KeyManager, KeyState, OpenKeys};
 use kms_core::KeyId;
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::{Notify, OnceCell};
@@ -400,9 +400,9 @@ impl OpenFilesystems {
     }
 
     async fn unlocked_names(&self) -> Result<Vec<FilesystemName>, key_manager::Error> {
-        let statuses = self.manager.filesystem_statuses().await?;
-        let unlocked = statuses.into_iter().filter(|fs| fs.key == KeyState::Unlocked);
-        Ok(unlocked.map(|fs| fs.filesystem.name).collect())
+        let filesystems = self.manager.filesystems().await?;
+        let unlocked = |fs: &FilesystemRecord| self.manager.state_of(fs) == KeyState::Unlocked;
+        Ok(filesystems.into_iter().filter(unlocked).map(|fs| fs.name).collect())
     }
 
     fn is_held(&self, name: &FilesystemName) -> bool {

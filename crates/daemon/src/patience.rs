@@ -65,6 +65,14 @@ impl<H: KeyHolder + 'static> KeyHolder for Patience<H> {
         };
         self.ask(site, "replaced", replace).await?
     }
+
+    async fn renew(&self, site: &FilesystemSite, wanted: &KeyEnvelope) -> Result<u64, HolderError> {
+        let wanted = wanted.clone();
+        let renew = move |runtime: &Handle, holder: &H, site: &FilesystemSite| {
+            runtime.block_on(holder.renew(site, &wanted))
+        };
+        self.ask(site, "replaced", renew).await?
+    }
 }
 
 #[cfg(test)]

@@ -176,8 +176,8 @@ pub(crate) fn read(backing: &OwnedFd, name: &[u8]) -> Result<KeyEnvelope, Fault>
         cure: "check the path of the backing directory",
     })?;
     // The format is looked at first: a newer one may have other fields.
-    let value: serde_json::Value = parse(&text)?;
-    match value.get("format").and_then(serde_json::Value::as_u64) {
+    let FormatOnly { format } = parse(&text)?;
+    match format {
         Some(format) if format == u64::from(kms_core::ENVELOPE_FORMAT) => {}
         Some(format) => {
             let why = format!("it is in format {format}, which this program does not know");
@@ -188,6 +188,11 @@ pub(crate) fn read(backing: &OwnedFd, name: &[u8]) -> Result<KeyEnvelope, Fault>
     let envelope: KeyEnvelope = parse(&text)?;
     envelope.check().map_err(|error| Fault::damaged("read", error.to_string()))?;
     Ok(envelope)
+}
+
+#[derive(serde::Deserialize)]
+struct FormatOnly {
+    format: Option<u64>,
 }
 
 fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {

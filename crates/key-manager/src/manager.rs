@@ -104,8 +104,13 @@ impl KeyManager {
 
     /// Every filesystem, by name, in whatever state.
     pub async fn filesystems(&self) -> Result<Vec<FilesystemRecord>, Error> {
-        let records = records::all(self.store(), records::FILESYSTEMS).await?;
-        records.iter().map(records::decode).collect()
+        let mut filesystems = Vec::new();
+        records::each(self.store(), records::FILESYSTEMS, |record| {
+            filesystems.push(records::decode(&record)?);
+            Ok(())
+        })
+        .await?;
+        Ok(filesystems)
     }
 
     /// The filesystem with this name, if it is ready for use.

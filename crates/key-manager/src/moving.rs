@@ -16,7 +16,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use futures::{StreamExt as _, stream};
 use kms_core::{
     Commit, FilesystemKey, FilesystemSite, HolderError, KeyId, KeyVersion, Kms, KmsConfigId,
@@ -27,14 +29,12 @@ use serde::{Deserialize, Serialize};
 use crate::filesystems::{LOCAL, envelope};
 use crate::jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress, put_job};
 use crate::manager::{key_entry_of, write};
-use crate::records::{self, ConfigRecord, FilesystemState, KeyEntry};
+use crate::records::{self, ConfigRecord, KeyEntry};
 use crate::unlock::{DISKS_AT_ONCE, LockReason, changed};
 use crate::{Error, FilesystemName, KeyManager};
 
-const AHEAD: &str = "it is newer than what the store has: another node wrapped the key anew, or an older store was put back";
-
 /// Keys in one batch. Small enough that a stop or a crash costs little, large enough that round trips do not count.
-const BATCH: usize = 1000;
+const BATCH: usize = 2500;
 
 /// What a move has to do; the `spec` of its job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,10 @@ pub struct MoveReport {
     pub already: u64,
     /// Copies that were replaced.
     pub copies: u64,
+    /// How long it wrapped, proved and recorded keys.
+    pub keys_took: Duration,
+    /// How long it worked on copies.
+    pub copies_took: Duration,
     /// What failed, and why.
     pub failed: Vec<String>,
     /// Whether it was stopped before its end.
@@ -169,7 +173,10 @@ impl KeyManager {
             progress: Progress::default(),
             report: MoveReport::default(),
         };
-        if let Err(error) = run.all(&spec).await {
+        let began = Instant::now();
+        let done = run.all(&spec).await;
+        run.report.keys_took = began.elapsed().saturating_sub(run.report.copies_took);
+        if let Err(error) = done {
             job.blocked = Some(LockReason::from(&error));
             if run.progress.items_total > 0 {
                 job.progress = run.progress;
@@ -202,14 +209,14 @@ impl KeyManager {
             // A record that can't be read keeps its filesystem locked and says so there.
             let Ok((_, entry)) = self.key_entry(key_id).await else { continue };
             let config = Arc::new(self.config(entry.wrapped.config_id).await?);
-            let renewals = sites
-                .into_iter()
-                .map(|site| self.renew_copies(site, entry.clone(), Arc::clone(&config)));
-            wanted.extend(renewals);
+            let of_this = |site| (site, entry.clone(), Arc::clone(&config));
+            wanted.extend(sites.into_iter().map(of_this));
         }
         // Disks take their time, or hang: other acts go on meanwhile.
         drop(act);
-        let mut renewed = stream::iter(wanted).buffer_unordered(DISKS_AT_ONCE);
+        let renewals =
+            wanted.into_iter().map(|(site, entry, config)| self.renew_copies(site, entry, config));
+        let mut renewed = stream::iter(renewals).buffer_unordered(DISKS_AT_ONCE);
         let mut failed = Vec::new();
         while let Some((site, renewed)) = renewed.next().await {
             failed.extend(renewed.err().map(|error| format!("{}: {error}", site.name)));
@@ -247,30 +254,11 @@ impl KeyManager {
             HolderError { location, doing: "replaced", source: error.into() }
         })?;
         let wanted = envelope(site, entry, config);
-        let key = wanted.wrapped.key_id;
-        let of_the_other = |id| id != key && (id == site.key_id || Some(id) == site.previous);
         let (mut replaced, mut failed) = (0, None);
         for holder in &self.parts().holders {
-            for copy in holder.list(site).await? {
-                match copy.envelope {
-                    _ if copy.uploaded => continue,
-                    Ok(lies) if lies == wanted || of_the_other(lies.wrapped.key_id) => continue,
-                    Ok(lies) if lies.wrapped.key_id == key && lies.revision > wanted.revision => {
-                        let (location, doing) = (copy.location, "replaced");
-                        failed = Some(HolderError { location, doing, source: AHEAD.into() });
-                        continue;
-                    }
-                    // Which of the two it was can't be told.
-                    Err(error) if site.previous.is_some() => {
-                        failed = Some(error);
-                        continue;
-                    }
-                    _ => {}
-                }
-                match holder.replace(site, &copy.location, &wanted).await {
-                    Ok(()) => replaced += 1,
-                    Err(error) => failed = Some(error),
-                }
+            match holder.renew(site, &wanted).await {
+                Ok(renewed) => replaced += renewed,
+                Err(error) => failed = Some(error),
             }
         }
         failed.map_or(Ok(replaced), Err)
@@ -497,25 +485,45 @@ impl Run<'_> {
         if !pending.is_empty() {
             current.extend(self.wrap_anew(pending).await?);
         }
+        self.renew_copies(current).await
+    }
+
+    /// Brings the copies of these keys to what the store says. With that a key is done.
+    async fn renew_copies(&mut self, current: Vec<KeyEntry>) -> Result<(), Error> {
+        let began = Instant::now();
         let sites = self.manager.sites_by_key().await?;
         let (manager, config) = (self.manager, Arc::clone(&self.config));
-        let mut wanted = Vec::new();
-        for entry in &current {
-            for site in sites.get(&entry.wrapped.key_id).into_iter().flatten() {
-                wanted.push(manager.renew_copies(site.clone(), entry.clone(), Arc::clone(&config)));
-            }
-        }
-        let renewed: Vec<_> = stream::iter(wanted).buffered(DISKS_AT_ONCE).collect().await;
-        for (site, renewed) in renewed {
-            match renewed {
-                Ok(replaced) => self.report.copies += replaced,
-                Err(error) if self.still_there(&site).await? => {
-                    self.fail(&site.name, &error.to_string());
+        let each = current.into_iter().map(|entry| {
+            let of_this = sites.get(&entry.wrapped.key_id).into_iter().flatten().cloned();
+            join_all(
+                of_this.map(|site| manager.renew_copies(site, entry.clone(), Arc::clone(&config))),
+            )
+        });
+        let mut renewed = stream::iter(each).buffer_unordered(DISKS_AT_ONCE);
+        let mut failed = Vec::new();
+        while let Some(of_key) = renewed.next().await {
+            for (site, renewed) in of_key {
+                match renewed {
+                    Ok(replaced) => self.report.copies += replaced,
+                    Err(error) => failed.push((site.name, error.to_string())),
                 }
-                Err(_) => {}
             }
+            self.progress.items_done += 1;
+            self.control.progress(self.progress);
         }
-        self.progress.items_done += current.len() as u64;
+        drop(renewed);
+        self.report.copies_took += began.elapsed();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        // A copy that went with its filesystem is no failure.
+        let there = self.manager.sites_by_key().await?;
+        let there: HashSet<&str> =
+            there.values().flatten().map(|site| site.name.as_str()).collect();
+        failed.retain(|(name, _)| there.contains(name.as_str()));
+        // Not in the order in which the disks answered.
+        failed.sort();
+        failed.iter().for_each(|(name, why)| self.fail(name, why));
         Ok(())
     }
 
@@ -649,14 +657,6 @@ impl Run<'_> {
         }
         self.report.moved += changes.len() as u64;
         Ok(changes.into_iter().map(|(_, entry)| entry).collect())
-    }
-
-    /// Whether the filesystem exists still: a copy that went with its filesystem is no failure.
-    async fn still_there(&self, site: &FilesystemSite) -> Result<bool, Error> {
-        let filesystems = self.manager.filesystems().await?;
-        Ok(filesystems
-            .iter()
-            .any(|fs| fs.name.as_str() == site.name && fs.state == FilesystemState::Ready))
     }
 
     async fn renew_canary(&self) -> Result<(), Error> {

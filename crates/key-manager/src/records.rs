@@ -349,12 +349,27 @@ pub(crate) fn decode<T: Stored>(record: &Record) -> Result<T, Error> {
 /// Every record under a prefix, page by page.
 pub(crate) async fn all(store: &dyn KeyStore, prefix: &str) -> Result<Vec<Record>, Error> {
     let mut records: Vec<Record> = Vec::new();
+    each(store, prefix, |record| {
+        records.push(record);
+        Ok(())
+    })
+    .await?;
+    Ok(records)
+}
+
+/// Gives every record under a prefix to `take`. No more than a page of them is in memory at once.
+pub(crate) async fn each(
+    store: &dyn KeyStore,
+    prefix: &str,
+    mut take: impl FnMut(Record) -> Result<(), Error> + Send,
+) -> Result<(), Error> {
+    let mut after: Option<String> = None;
     loop {
-        let after = records.last().map(|record| record.key.clone());
         let page = store.list(prefix, after.as_deref(), 1000).await?;
-        records.extend(page.records);
+        after = page.records.last().map(|record| record.key.clone());
+        page.records.into_iter().try_for_each(&mut take)?;
         if !page.more {
-            return Ok(records);
+            return Ok(());
         }
     }
 }

@@ -246,7 +246,7 @@ impl KeyManager {
         &self,
         wanted: Vec<FilesystemRecord>,
     ) -> Result<Vec<(FilesystemName, LockReason)>, Error> {
-        let compared: Vec<_> = wanted.into_iter().map(|fs| self.compared(fs)).collect();
+        let compared = wanted.into_iter().map(|fs| self.compared(fs));
         let mut compared = stream::iter(compared).buffer_unordered(DISKS_AT_ONCE);
         let mut locked = Vec::new();
         // What has been compared is opened while a disk that takes its time is waited for.
@@ -349,6 +349,12 @@ impl KeyManager {
         Ok(locked)
     }
 
+    /// Whether the KMS did not answer when it was last asked for these.
+    fn was_away(&self, members: &[Member]) -> bool {
+        let reasons = self.lock_reasons();
+        members.iter().any(|(name, _)| reasons.get(name).is_some_and(|reason| reason.transient))
+    }
+
     /// Opens the members' keys. What fails authentication is explained once for all of them.
     #[instrument(name = "unlock", level = "error", skip_all, fields(kms = %config_id))]
     async fn unwrap_members(
@@ -358,6 +364,13 @@ impl KeyManager {
     ) -> Result<Items<FilesystemKey>, Error> {
         let kms = self.kms(config_id).await?;
         let wrapped: Vec<_> = members.iter().map(|(_, entry)| entry.wrapped.clone()).collect();
+        if self.was_away(members)
+            && let Some(first) = wrapped.first()
+        {
+            // One that comes back is not met by all of them at once, and again and again until it can answer.
+            let why = "whether the KMS is back";
+            self.prove_keys(kms.as_ref(), std::slice::from_ref(first), why).await?;
+        }
         let asked = Instant::now();
         let subjects: Vec<_> = members.iter().map(|(name, _)| name.to_string()).collect();
         let answers = self.unwrap_keys(kms.as_ref(), &wrapped, &subjects).await?;

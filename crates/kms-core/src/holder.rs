@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{KeyEnvelope, KeyId};
 
+const NEWER: &str = "it is newer than what the store has: another node wrapped the key anew, or an older store was put back";
+
 /// Lists and replaces the copies of a filesystem's wrapped key that lie in one kind of place: the
 /// backing directory's header, snapshots.
 #[async_trait]
@@ -31,6 +33,33 @@ pub trait KeyHolder: fmt::Debug + Send + Sync {
         location: &str,
         envelope: &KeyEnvelope,
     ) -> Result<(), HolderError>;
+
+    /// Brings every copy of its key here to `wanted`, uploaded ones aside, and answers how many were replaced. A copy that is newer is left.
+    ///
+    /// # Errors
+    /// [`HolderError`]: one of the copies is not what is wanted now. The others are.
+    async fn renew(&self, site: &FilesystemSite, wanted: &KeyEnvelope) -> Result<u64, HolderError> {
+        let key = wanted.wrapped.key_id;
+        let of_the_other = |id| id != key && (id == site.key_id || Some(id) == site.previous);
+        let (mut replaced, mut failed) = (0, None);
+        for KeyCopy { location, envelope, uploaded } in self.list(site).await? {
+            match envelope {
+                _ if uploaded => {}
+                Ok(lies) if lies == *wanted || of_the_other(lies.wrapped.key_id) => {}
+                Ok(lies) if lies.wrapped.key_id == key && lies.revision > wanted.revision => {
+                    failed =
+                        Some(HolderError { location, doing: "replaced", source: NEWER.into() });
+                }
+                // Which of the two it was can't be told.
+                Err(error) if site.previous.is_some() => failed = Some(error),
+                _ => match self.replace(site, &location, wanted).await {
+                    Ok(()) => replaced += 1,
+                    Err(error) => failed = Some(error),
+                },
+            }
+        }
+        failed.map_or(Ok(replaced), Err)
+    }
 }
 
 /// Which filesystem, and where its ciphertext lies.

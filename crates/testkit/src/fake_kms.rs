@@ -17,6 +17,7 @@ use kms_core::{
     KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, SystemClock,
     UnixMillis,
 };
+use tokio::time::Instant;
 
 /// A provider of fake KMSs: one for each address.
 #[derive(Debug, Default, Clone)]
@@ -45,6 +46,9 @@ struct State {
     salt: u64,
     created: BTreeMap<KeyVersion, UnixMillis>,
     down: Option<KmsErrorKind>,
+    token_life: Duration,
+    /// By the clock of the runtime, which a test may stop.
+    renewed: Instant,
     /// Items asked for, by operation.
     asked: BTreeMap<&'static str, u64>,
     /// The operation whose next answer is late.
@@ -130,6 +134,8 @@ impl FakeServer {
             salt: 0,
             created: BTreeMap::from([(KeyVersion(1), made_at(mark))]),
             down: None,
+            token_life: Duration::from_secs(3600),
+            renewed: Instant::now(),
             asked: BTreeMap::new(),
             late: None,
         })))
@@ -186,7 +192,13 @@ impl FakeServer {
         }
     }
 
-    /// Items that this operation (`wrap`, `unwrap`, `rewrap`) was asked for since the server was made.
+    /// How long the token lives after a renewal; an hour if it is not said.
+    pub fn set_token_life(&self, life: Duration) {
+        self.state().token_life = life;
+    }
+
+    /// Items that this operation (`wrap`, `unwrap`, `rewrap`) was asked for since the server was made; how often it was asked for
+    /// the master key (`read`), the token (`lookup`), or a renewal (`renew`).
     pub fn asked(&self, operation: &str) -> u64 {
         self.state().asked.get(operation).copied().unwrap_or_default()
     }
@@ -255,6 +267,14 @@ impl FakeKms {
 }
 
 impl FakeServer {
+    fn token(&self) -> CredentialStatus {
+        let state = self.state();
+        let left = state.token_life.saturating_sub(state.renewed.elapsed());
+        // As Vault tells it, and not a moment after it was renewed one second less.
+        let time_left = Some(Duration::from_secs(left.as_millis().div_ceil(1000) as u64));
+        CredentialStatus { time_left, renewable: true, periodic: true }
+    }
+
     fn seal(&self, record: &[u8]) -> Ciphertext {
         let mut state = self.state();
         state.salt += 1;
@@ -321,13 +341,15 @@ impl Kms for FakeKms {
     }
 
     async fn credential(&self) -> Result<CredentialStatus, KmsError> {
-        self.ask("lookup", 1)?;
-        let time_left = Some(Duration::from_secs(3600));
-        Ok(CredentialStatus { time_left, renewable: true, periodic: true })
+        Ok(self.ask("lookup", 1)?.token())
     }
 
+    /// As over Vault: a look, and then the renewal.
     async fn renew(&self) -> Result<CredentialStatus, KmsError> {
-        self.credential().await
+        self.ask("lookup", 1)?;
+        let server = self.ask("renew", 1)?;
+        server.state().renewed = Instant::now();
+        Ok(server.token())
     }
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {

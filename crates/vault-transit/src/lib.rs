@@ -113,7 +113,7 @@ impl Default for Limits {
             tries: 6,
             pause: Duration::from_millis(100),
             reply_bytes: 16 << 20,
-            batch_items: 2_500,
+            batch_items: 1_250,
             batch_bytes: 4 << 20,
             in_flight: 4,
         }

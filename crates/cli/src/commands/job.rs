@@ -4,7 +4,7 @@ use admin_api::{BytePath, Exit, Job, JobKind, JobState, Jobs, Problem, paths};
 
 use super::Context;
 use crate::grammar::JobCommand;
-use crate::show::{bytes, count, fields, moment, table};
+use crate::show::{bytes, count, fields, moment, span, table};
 use crate::watch::{is_of_files, noun};
 
 pub(super) async fn run(
@@ -195,6 +195,14 @@ fn progress(job: &Job) -> String {
     }
     if done.failed_items > 0 {
         text.push_str(&format!(", {} failed", done.failed_items));
+    }
+    if let Some(pace) = done.pace {
+        text.push_str(&match is_of_files(job.kind) {
+            true => format!(", {}/s", bytes(pace.bytes_per_second)),
+            false => format!(", {}/s", pace.items_per_second),
+        });
+        let left = pace.seconds_left.map(|left| format!(", {} left", span(left)));
+        text.push_str(&left.unwrap_or_default());
     }
     text
 }

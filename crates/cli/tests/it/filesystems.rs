@@ -323,6 +323,22 @@ fn every_page_of_what_a_job_could_not_do_is_read() {
 }
 
 #[test]
+fn a_job_that_runs_tells_its_pace() {
+    let of = |kind: &str, pace: Value| {
+        let mut running = job(kind, "running");
+        running["progress"]["pace"] = pace;
+        let node = Node::answering([("GET /v1/jobs/7", 200, running)]);
+        node.run(&["job", "show", "7"]).stdout
+    };
+    let pace = json!({"items_per_second": 900, "bytes_per_second": 512, "seconds_left": 3});
+    let (files, keys) = (of("import", pace.clone()), of("rewrap", pace));
+    assert!(files.contains("of 3.00 KiB, 512 B/s, 3 seconds left\n"), "{files}");
+    assert!(keys.contains("2 keys of 4, 900/s, 3 seconds left\n"), "{keys}");
+    let unknown = of("rewrap", json!({"items_per_second": 0, "bytes_per_second": 0}));
+    assert!(unknown.contains("2 keys of 4, 0/s\n"), "{unknown}");
+}
+
+#[test]
 fn while_a_filesystem_is_locked_its_files_are_not_named() {
     let mut sealed = job("import", "partly");
     sealed["progress"]["failed_items"] = 2.into();

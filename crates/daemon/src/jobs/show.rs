@@ -1,9 +1,12 @@
 //! A job as it is answered: its record, with what is known of it in this process and what its notes tell.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use admin_api::{BytePath, Damage, Exit, Job, JobKind as ApiKind, JobState as ApiState, Problem};
-use key_manager::{JobId, JobKind, JobRecord, JobState, LockReason};
+use admin_api::{
+    BytePath, Damage, Exit, Job, JobKind as ApiKind, JobState as ApiState, Pace, Problem,
+};
+use key_manager::{JobId, JobKind, JobRecord, JobState, LockReason, Progress};
 use tokio::task::spawn_blocking;
 
 use super::{Jobs, Spec, Standing, lock};
@@ -84,7 +87,7 @@ impl Jobs {
             (JobState::PartlyDone, _) => ApiState::Partly,
             (JobState::Failed, _) => ApiState::Failed,
         };
-        let done = live.map_or(record.progress, |live| *lock(&live.progress));
+        let done = live.as_ref().map_or(record.progress, |live| *lock(&live.progress));
         let known = |total: u64| (total > 0).then_some(total);
         let spec: Option<Spec> = serde_json::from_value(record.spec.clone()).ok();
         let is_move = record.kind == JobKind::Move;
@@ -101,6 +104,7 @@ impl Jobs {
                 failed_items: done.items_failed,
                 bytes: done.bytes_done,
                 total_bytes: known(done.bytes_total),
+                pace: live.map(|live| pace(&live.from, &done, live.began.elapsed())),
             },
             created_at: record.created.0,
             ended_at: record.ended.map(|at| at.0),
@@ -111,6 +115,23 @@ impl Jobs {
             names_sealed: false,
         }
     }
+}
+
+/// What was done from one moment to another, by the time between them.
+fn pace(from: &Progress, to: &Progress, took: Duration) -> Pace {
+    let items = to.items_done.saturating_sub(from.items_done);
+    let bytes = to.bytes_done.saturating_sub(from.bytes_done);
+    // As a float: no product of such figures is too large, and a float that is too large for an integer becomes its largest.
+    let in_a_second = |done: u64| (done as f64 / took.as_secs_f64().max(0.001)) as u64;
+    let (done, left) = match to.bytes_total {
+        0 => (items, to.items_total.saturating_sub(to.items_done.saturating_add(to.items_failed))),
+        total => (bytes, total.saturating_sub(to.bytes_done)),
+    };
+    let total_known = to.items_total > 0 || to.bytes_total > 0;
+    let seconds_left = (total_known && done > 0)
+        .then(|| (left as f64 * took.as_secs_f64() / done as f64).ceil() as u64);
+    let (items_per_second, bytes_per_second) = (in_a_second(items), in_a_second(bytes));
+    Pace { items_per_second, bytes_per_second, seconds_left }
 }
 
 fn move_problem(record: &JobRecord, state: ApiState) -> Option<Problem> {
@@ -163,5 +184,33 @@ fn api_kind(record: &JobRecord) -> ApiKind {
             Some("downgrade") => ApiKind::Downgrade,
             _ => ApiKind::Move,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_of_this_run_and_foretells_the_rest() {
+        let keys = |done, failed| Progress {
+            items_done: done,
+            items_failed: failed,
+            items_total: 1000,
+            ..Progress::default()
+        };
+        let of = |from: Progress, to| pace(&from, &to, Duration::from_secs(2));
+        let half = of(keys(100, 0), keys(500, 100));
+        assert_eq!((half.items_per_second, half.seconds_left), (200, Some(2)));
+        assert_eq!(of(keys(0, 0), keys(0, 0)).seconds_left, None, "nothing is done");
+        assert_eq!(of(keys(0, 0), keys(1000, 0)).seconds_left, Some(0));
+
+        let files = Progress { items_done: 1, bytes_done: 3000, ..Progress::default() };
+        let unknown = of(Progress::default(), files);
+        assert_eq!((unknown.bytes_per_second, unknown.seconds_left), (1500, None));
+        let known = of(Progress::default(), Progress { bytes_total: 9000, ..files });
+        assert_eq!(known.seconds_left, Some(4));
+        let most = Progress { items_done: u64::MAX, items_total: u64::MAX, ..Progress::default() };
+        assert_eq!(pace(&Progress::default(), &most, Duration::ZERO).seconds_left, Some(0));
     }
 }

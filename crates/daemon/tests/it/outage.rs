@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use kms_core::{KeyStore as _, KmsErrorKind};
 use serde_json::{Value, json};
+use testkit::fake_kms::FakeServer;
 use testkit::late::Late;
 
 use crate::world::{KMS, Running, TOKEN, World, held, set_vault, soon};
@@ -37,7 +38,70 @@ async fn a_node_starts_without_its_kms_and_opens_when_it_is_back() {
     let asked = world.kms().asked("unwrap");
     node.until("/v1/status", |status| status["filesystems"]["unlocked"] == 30).await;
     assert!(back.elapsed() < Duration::from_secs(3), "{:?}", back.elapsed());
-    assert!(world.kms().asked("unwrap") - asked <= 31, "each key is asked for once");
+    assert!(world.kms().asked("unwrap") - asked <= 32, "each key is asked for once");
+    node.stop().await;
+}
+
+/// How often the KMS was asked, where it was asked for one key at most at once.
+fn requests(kms: &FakeServer) -> u64 {
+    ["read", "lookup", "renew", "wrap", "unwrap", "rewrap"].map(|of| kms.asked(of)).iter().sum()
+}
+
+#[tokio::test]
+async fn a_node_at_rest_asks_its_kms_no_more_than_once_a_minute() {
+    const HOURS: u64 = 24;
+    for token_life in [15 * 60, 3600, 768 * 3600] {
+        let world = World::new();
+        world.kms().set_token_life(Duration::from_secs(token_life));
+        let node = world.start_with_kms().await;
+        for name in ["a", "b"] {
+            node.post("/v1/filesystems", &json!({"name": name})).await;
+        }
+        node.until("/v1/status", |status| status["filesystems"]["unlocked"] == 2).await;
+        tokio::time::pause();
+        // What the start and the new configuration have asked for has been answered by then.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let before = requests(&world.kms());
+        tokio::time::sleep(Duration::from_secs(HOURS * 3600)).await;
+        let asked = requests(&world.kms()) - before;
+        tokio::time::resume();
+        assert!(asked <= HOURS * 60, "{asked} requests with a token that lives {token_life} s");
+        assert!(asked >= HOURS * 36, "{asked}: it does look");
+        let left = node.get("/v1/kms").await["configured"]["credential"]["seconds_left"].clone();
+        assert!(left.as_u64().unwrap() >= token_life / 3, "{left}: it was renewed");
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn many_locked_filesystems_make_no_stampede() {
+    const MANY: u64 = 100;
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for n in 0..MANY {
+        node.post("/v1/filesystems", &json!({"name": format!("fs{n}")})).await;
+    }
+    node.stop().await;
+    world.kms().set_down(Some(KmsErrorKind::Unreachable));
+    let node = world.start().await;
+    let is_away = |fs: &Value| fs["problem"]["code"] == "kms-unreachable";
+    node.until("/v1/filesystems/fs7", is_away).await;
+    tokio::time::pause();
+    let before = world.kms().asked("unwrap");
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let asked = world.kms().asked("unwrap") - before;
+    // A random part of a second lies between two tries, of all filesystems together, and each is for one key.
+    assert!((600..2000).contains(&asked), "{asked} keys were asked for in ten minutes");
+
+    world.kms().set_down(None);
+    let before = world.kms().asked("unwrap");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::resume();
+    let status = node.get("/v1/status").await;
+    assert_eq!(status["filesystems"]["unlocked"], MANY, "{status}");
+    // The key that it was tried with, and the canary of a look.
+    let asked = world.kms().asked("unwrap") - before;
+    assert!((MANY + 1..=MANY + 2).contains(&asked), "{asked}: each key is asked for once");
     node.stop().await;
 }
 

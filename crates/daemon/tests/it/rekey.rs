@@ -96,7 +96,10 @@ async fn one_with_two_keys_is_told_of_and_can_be_deleted() {
     std::fs::write(&damaged, bytes).unwrap();
 
     let partly = node.ended(&node.post(REKEY, &Value::Null).await).await;
-    assert_eq!((&partly["state"], &partly["problem"]["exit"]), (&json!("partly"), &json!("partly")));
+    assert_eq!(
+        (&partly["state"], &partly["problem"]["exit"]),
+        (&json!("partly"), &json!("partly"))
+    );
     assert!(partly["problem"]["cure"].as_str().unwrap().contains("coffer fs rekey home"));
     let shown = home(&node).await;
     assert!(shown["previous_key_id"].is_string() && shown["state"] == "unlocked", "{shown}");

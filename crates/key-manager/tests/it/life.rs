@@ -393,3 +393,29 @@ async fn no_debug_shows_the_token() {
     let shown = format!("{node:?} {:?} {:?}", vault("http://a"), world.audit.events());
     assert!(!shown.contains("the-token"));
 }
+
+#[tokio::test]
+async fn many_locked_filesystems_are_tried_with_one_key_and_opened_together() {
+    const MANY: u64 = 100;
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    for n in 0..MANY {
+        node.create(&format!("fs{n}")).await.unwrap();
+    }
+    drop(node);
+    let kms = world.kms.server("http://a");
+    kms.set_down(Some(KmsErrorKind::Unreachable));
+    let node = world.node().await;
+    let locked = node.unlock_all().await.unwrap();
+    assert_eq!(locked.len() as u64, MANY);
+    let asked = kms.asked("unwrap");
+    for _ in 0..5 {
+        assert_eq!(node.unlock_all().await.unwrap().len() as u64, MANY);
+    }
+    assert_eq!(kms.asked("unwrap") - asked, 5);
+
+    kms.set_down(None);
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    assert_eq!(kms.asked("unwrap") - asked, 5 + 1 + MANY, "one more to see that it is back");
+}
