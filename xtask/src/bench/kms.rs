@@ -1,8 +1,10 @@
 //! A KMS of the benchmark's own: the embedded one or a real Vault, and raw requests to it.
 
+use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,16 +12,23 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use ureq::Agent;
 
+use super::Bench;
 use crate::process::Background;
+use crate::vault::{self, Version};
 
 /// The master key's name.
 pub(super) const MASTER_KEY: &str = "bench";
 /// Keys in one request, as `vault-transit` sends them (`Limits::default`).
-pub(super) const BATCH: usize = 2_500;
+pub(super) const BATCH: usize = 1_250;
 /// Requests under way at once, as in `vault-transit`.
 pub(super) const IN_FLIGHT: usize = 4;
 
-const TOKEN: &str = "bench-root";
+/// Root's token.
+pub(super) const TOKEN: &str = "bench-root";
+
+/// What a section says that has no real Vault.
+pub(super) const NO_VAULT: &str =
+    "NOT MEASURED over a real Vault: none is here; `cargo xtask vault` builds one";
 
 /// A running KMS with a master key; it ends with this value.
 pub(super) struct Kms {
@@ -37,8 +46,14 @@ impl Kms {
         })
     }
 
+    /// The newest Vault, if one is here.
+    pub(super) fn real(bench: &Bench<'_>) -> Result<Option<Self>> {
+        let found = vault::find(bench.workspace, Version::Newest)?;
+        found.map(|vault| Self::vault(&vault, bench.folder)).transpose()
+    }
+
     /// `vault server -dev`, which keeps all in memory.
-    pub(super) fn vault(vault: &Path, folder: &Path) -> Result<Self> {
+    fn vault(vault: &Path, folder: &Path) -> Result<Self> {
         Self::start(folder, |address| {
             let mut command = Command::new(vault);
             command.args(["server", "-dev", "-dev-no-store-token"]).env("HOME", folder);
@@ -59,14 +74,24 @@ impl Kms {
             Err(error) if !error.to_string().contains("already in use") => return Err(error),
             _ => {}
         }
-        kms.post(&format!("transit/keys/{MASTER_KEY}"), &json!({}))?;
+        kms.make_key(MASTER_KEY)?;
         Ok(kms)
+    }
+
+    /// Another master key.
+    pub(super) fn make_key(&self, name: &str) -> Result<()> {
+        self.post(&format!("transit/keys/{name}"), &json!({})).map(drop)
+    }
+
+    /// A new version of a master key.
+    pub(super) fn rotate(&self, name: &str) -> Result<()> {
+        self.post(&format!("transit/keys/{name}/rotate"), &json!({})).map(drop)
     }
 
     /// Where its token is for the node to read.
     pub(super) fn token_file(&self, folder: &Path) -> Result<String> {
         let file = folder.join("token");
-        std::fs::write(&file, TOKEN)?;
+        fs::write(&file, TOKEN)?;
         Ok(file.display().to_string())
     }
 
@@ -85,28 +110,55 @@ impl Kms {
     /// How long the KMS takes to decrypt all of these in raw batch requests: from the first byte out to
     /// the last byte in. Making the requests and reading the answers is not in it.
     pub(super) fn time_to_decrypt(&self, ciphertexts: &[String]) -> Result<Duration> {
-        ensure!(ciphertexts.len() <= BATCH * IN_FLIGHT, "all requests are under way at once");
+        self.time(&format!("transit/decrypt/{MASTER_KEY}"), ciphertexts, "plaintext")
+    }
+
+    /// As [`Self::time_to_decrypt`], to rewrap them.
+    pub(super) fn time_to_rewrap(&self, ciphertexts: &[String]) -> Result<Duration> {
+        self.time(&format!("transit/rewrap/{MASTER_KEY}"), ciphertexts, "ciphertext")
+    }
+
+    fn time(&self, path: &str, ciphertexts: &[String], answered: &str) -> Result<Duration> {
         let bodies = ciphertexts.chunks(BATCH).map(|batch| {
             let items: Vec<_> = batch.iter().map(|c| json!({"ciphertext": c})).collect();
             json!({"batch_input": items}).to_string()
         });
         let bodies: Vec<String> = bodies.collect();
         let agent = agent();
-        let path = format!("transit/decrypt/{MASTER_KEY}");
+        let next = AtomicUsize::new(0);
+        let send = || -> Result<Vec<_>> {
+            let mut answers = Vec::new();
+            while let Some(body) = bodies.get(next.fetch_add(1, Ordering::Relaxed)) {
+                answers.push(self.send(&agent, path, body)?);
+            }
+            Ok(answers)
+        };
         let began = Instant::now();
-        let send = &|body: &String| self.send(&agent, &path, body);
         let answers: Result<Vec<_>> = thread::scope(|scope| {
-            let threads: Vec<_> =
-                bodies.iter().map(|body| scope.spawn(move || send(body))).collect();
+            let threads: Vec<_> = (0..IN_FLIGHT).map(|_| scope.spawn(send)).collect();
             threads.into_iter().map(|thread| thread.join().map_err(|_| died())?).collect()
         });
         let took = began.elapsed();
-        let mut opened = 0;
-        for answer in answers? {
-            opened += results(&serde_json::from_slice(&answer)?, "plaintext")?.len();
+        let mut done = 0;
+        for answer in answers?.concat() {
+            done += results(&serde_json::from_slice(&answer)?, answered)?.len();
         }
-        ensure!(opened == ciphertexts.len(), "the KMS opened {opened} keys");
+        ensure!(done == ciphertexts.len(), "the KMS answered {done} keys at {path}");
         Ok(took)
+    }
+
+    /// Has a real Vault log each request from now on, until the log is dropped.
+    pub(super) fn log_requests(&self, folder: &Path) -> Result<RequestLog<'_>> {
+        let file = folder.join("vault-audit.jsonl");
+        let device = json!({"type": "file", "options": {"file_path": file}});
+        self.post(RequestLog::DEVICE, &device)?;
+        Ok(RequestLog { kms: self, file })
+    }
+
+    fn delete(&self, path: &str) -> Result<()> {
+        let url = format!("{}/v1/{path}", self.url);
+        let answer = agent().delete(&url).header("X-Vault-Token", TOKEN).call();
+        Self::content(&url, answer?).map(drop)
     }
 
     fn post(&self, path: &str, body: &Value) -> Result<Value> {
@@ -116,12 +168,50 @@ impl Kms {
 
     fn send(&self, agent: &Agent, path: &str, body: &str) -> Result<Vec<u8>> {
         let url = format!("{}/v1/{path}", self.url);
-        let mut answer = agent.post(&url).header("X-Vault-Token", TOKEN).send(body)?;
+        let answer = agent.post(&url).header("X-Vault-Token", TOKEN).send(body);
+        Self::content(&url, answer?)
+    }
+
+    fn content(url: &str, mut answer: ureq::http::Response<ureq::Body>) -> Result<Vec<u8>> {
         let content = answer.body_mut().read_to_vec()?;
         if !answer.status().is_success() {
             bail!("{url}: {}: {}", answer.status(), String::from_utf8_lossy(&content));
         }
         Ok(content)
+    }
+}
+
+/// The log of a Vault's audit device; it ends with this value.
+pub(super) struct RequestLog<'a> {
+    kms: &'a Kms,
+    file: PathBuf,
+}
+
+impl RequestLog<'_> {
+    const DEVICE: &'static str = "sys/audit/bench";
+
+    /// The requests so far, each by its operation and path, but for those that only switch the log.
+    pub(super) fn requests(&self) -> Result<Vec<String>> {
+        let log = fs::read_to_string(&self.file)?;
+        let mut requests = Vec::new();
+        // The last line may not be whole yet.
+        for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            let request = &line["request"];
+            let path = request["path"].as_str().context("an audit line without a path")?;
+            if line["type"] == "request" && path != Self::DEVICE {
+                let operation = request["operation"].as_str().unwrap_or_default();
+                requests.push(format!("{operation} {path}"));
+            }
+        }
+        Ok(requests)
+    }
+}
+
+impl Drop for RequestLog<'_> {
+    fn drop(&mut self) {
+        // A Vault that does not answer any more logs no more either.
+        let _ = self.kms.delete(Self::DEVICE);
+        let _ = fs::remove_file(&self.file);
     }
 }
 

@@ -75,6 +75,17 @@ pub(super) fn peak_memory(id: u32) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// How long a process has used processors, to a hundredth of a second (utime and stime, proc_pid_stat(5)).
+pub(super) fn processor_time(id: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The second field, in brackets, is the program's name and may hold anything.
+    let (_, fields) = stat.rsplit_once(')').context("/proc/<id>/stat names no program")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    let ticks: u64 = ticks.sum::<Result<u64, _>>()?;
+    // USER_HZ is 100 on all of Linux's platforms.
+    Ok(Duration::from_millis(ticks * 10))
+}
+
 /// What the processors did since the machine started, in ticks (proc_stat(5)).
 struct Processors {
     all: u64,

@@ -5,6 +5,9 @@
 //! | `blocks` | the data path beside bare calls of its cipher libraries |
 //! | `import` | `coffer fs import` beside `cp -a`, `rclone` to a crypt remote and `gocryptfs` |
 //! | `unlock` | a node that unlocks 10,000 filesystems beside raw batch calls to the same KMS |
+//! | `rewrap` | a node that rewraps 10,000 keys and moves them beside raw batch rewraps by the same KMS, and beside as many copies |
+//! | `outage` | a node with 10,000 filesystems that starts while the KMS is away, when it returns |
+//! | `rest` | a node to which nothing happens, for ten minutes |
 //! | `start` | a node with one filesystem, until it answers |
 //!
 //! Contestants take turns over several rounds, because a machine's speed drifts. The program is built
@@ -12,10 +15,13 @@
 //! mounts and processes.
 
 mod blocks;
+mod fleet;
 mod import;
 mod kms;
 mod measure;
+mod moves;
 mod node;
+mod outage;
 mod report;
 mod unlock;
 
@@ -49,6 +55,9 @@ enum Name {
     Blocks,
     Import,
     Unlock,
+    Rewrap,
+    Outage,
+    Rest,
     Start,
 }
 
@@ -84,6 +93,15 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     }
     if arguments.wants(Name::Unlock) {
         sections.extend(unlock::many(&bench)?);
+    }
+    if arguments.wants(Name::Rewrap) {
+        sections.push(moves::run(&bench)?);
+    }
+    if arguments.wants(Name::Outage) {
+        sections.push(outage::away(&bench)?);
+    }
+    if arguments.wants(Name::Rest) {
+        sections.push(outage::rest(&bench)?);
     }
     if arguments.wants(Name::Start) {
         sections.push(unlock::one(&bench)?);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::measure;
 use crate::process::{self, Background};
 
 /// Where a node lives, over its restarts.
@@ -47,6 +48,15 @@ impl Place {
         let mut command = Command::new(&self.program);
         command.args(arguments).env("COFFER_SOCKET", self.socket());
         command
+    }
+
+    /// A request to the node that must succeed. `null` is no body.
+    pub(super) fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let answer = exchange(&self.socket(), method, path, &body)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("half an answer")?;
+        ensure!(head.starts_with(GOOD), "{method} {path}: {answer}");
+        Ok(serde_json::from_str(body)?)
     }
 
     /// Runs a command that must succeed. What it says is shown only if it does not.
@@ -94,6 +104,39 @@ impl Node {
         self.serve.id()
     }
 
+    /// What the node's log says of the move of keys that this job did: how long keys took, and copies.
+    pub(super) fn move_times(&mut self, job: &str) -> Result<(Duration, Duration)> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let began = Instant::now();
+        loop {
+            let log = fs::read_to_string(&self.log)?;
+            let mut moves = lines(&log, "the move of keys ended");
+            if let Some(fields) = moves.find(|fields| fields["job"] == job) {
+                let time = |name| Ok(Duration::from_millis(number(&fields, name)?));
+                return time("keys_ms").and_then(|keys| Ok((keys, time("copies_ms")?)));
+            }
+            ensure!(began.elapsed() < PATIENCE, "the node's log does not say how job {job} ended");
+            process::pause()?;
+        }
+    }
+
+    /// Waits until it has nothing more to do.
+    pub(super) fn wait_until_idle(&self) -> Result<()> {
+        const LOOK_EVERY: Duration = Duration::from_millis(500);
+        const PATIENCE: Duration = Duration::from_secs(120);
+        let began = Instant::now();
+        let mut before = measure::processor_time(self.id())?;
+        loop {
+            process::pause_for(LOOK_EVERY)?;
+            let now = measure::processor_time(self.id())?;
+            if now - before < LOOK_EVERY / 20 {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < PATIENCE, "coffer serve does not come to rest");
+            before = now;
+        }
+    }
+
     /// Waits until it has unlocked so many filesystems, and answers how long the KMS took for that.
     pub(super) fn wait_for_unlock(&mut self, filesystems: u64) -> Result<Duration> {
         const PATIENCE: Duration = Duration::from_secs(120);
@@ -113,34 +156,43 @@ impl Node {
     }
 }
 
-/// One request over the socket; nothing is spawned for it, so that starts can be timed.
+const GOOD: &str = "HTTP/1.1 200";
+
+/// Nothing is spawned for it, so that starts can be timed.
 fn answers(socket: &Path) -> bool {
-    const REQUEST: &[u8] = b"GET /v1/status HTTP/1.1\r\nHost: coffer\r\nConnection: close\r\n\r\n";
-    const GOOD: &[u8] = b"HTTP/1.1 200";
-    let ask = || -> std::io::Result<bool> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(REQUEST)?;
-        let mut start = [0; GOOD.len()];
-        stream.read_exact(&mut start)?;
-        Ok(start == GOOD)
-    };
-    ask().unwrap_or(false)
+    exchange(socket, "GET", "/v1/status", "").is_ok_and(|answer| answer.starts_with(GOOD))
+}
+
+/// One request over the socket, and all that is answered.
+fn exchange(socket: &Path, method: &str, path: &str, body: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: coffer\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// How many filesystems a node's log says it opened, and the KMS's part of that time: one line of JSON
-/// for each round. The last line may not be whole yet.
+/// for each round.
 fn unlocked(log: &str) -> Result<(u64, Duration)> {
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let (mut opened, mut milliseconds) = (0, 0);
-    for line in lines {
-        let fields = &line["fields"];
-        if fields["message"] == "unlocked filesystems" {
-            opened += number(fields, "opened")?;
-            milliseconds += number(fields, "kms_ms")?;
-        }
+    for fields in lines(log, "unlocked filesystems") {
+        opened += number(&fields, "opened")?;
+        milliseconds += number(&fields, "kms_ms")?;
     }
     Ok((opened, Duration::from_millis(milliseconds)))
+}
+
+/// The fields of each line of a log that says this. The last line may not be whole yet.
+fn lines(log: &str, message: &str) -> impl Iterator<Item = Value> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.map(|mut line| line["fields"].take()).filter(move |fields| fields["message"] == message)
 }
 
 /// A figure of a log line. One of 128 bits stands there as text.

@@ -129,6 +129,12 @@ impl Report {
 }
 
 impl Section {
+    /// Of a benchmark that lacks something here: what.
+    pub(super) fn not_measured(title: String, why: &str) -> Self {
+        let (rows, bars, peaks) = Default::default();
+        Self { title, rows, bars, notes: vec![why.to_owned()], peaks }
+    }
+
     fn to_json(&self) -> Value {
         let rows = self.rows.iter().map(|row| {
             json!({
