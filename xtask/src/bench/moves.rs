@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
@@ -184,7 +184,7 @@ impl Runs {
 /// A job that was asked for.
 struct Watched {
     job: String,
-    began: Instant,
+    /// Since 1970.
     began_at: Duration,
 }
 
@@ -204,17 +204,15 @@ impl Watched {
         let job = if answer["job"].is_null() { &answer } else { &answer["job"] };
         let name = job["id"].as_str().with_context(|| format!("no job: {answer}"))?.to_owned();
         let began_at = job["created_at"].as_u64().context("a job without a beginning")?;
-        let began_at = Duration::from_millis(began_at);
-        let ago = SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(began_at);
-        let began = Instant::now().checked_sub(ago).context("the clock was set")?;
-        Ok(Self { job: name, began, began_at })
+        Ok(Self { job: name, began_at: Duration::from_millis(began_at) })
     }
 
     /// Looks at it fifty times a second.
     fn until_ended(self, place: &Place, keys: u64) -> Result<Ended> {
         const LOOK_EVERY: Duration = Duration::from_millis(20);
-        let Self { job: name, began, began_at } = self;
-        let (mut seen, mut changed, mut changes) = (json!(0), began, 0);
+        let Self { job: name, began_at } = self;
+        // Nobody can look at it before it is answered.
+        let (mut seen, mut changed, mut changes) = (json!(0), Instant::now(), 0);
         let mut standstill = Duration::ZERO;
         loop {
             let job = place.ask("GET", &format!("/v1/jobs/{name}"), &Value::Null)?;
