@@ -144,6 +144,7 @@ fn it_can_be_stopped_and_gone_on_with_beside_other_jobs() {
         fs::write(Path::new(&source).join("new"), "written in the middle").unwrap();
         place.ok(&["fs", "import", "home", &source]);
         assert_export_is(&place, &source, "in-the-middle");
+        assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done");
         let stopped = place.coffer(&["job", "stop", &id]);
         let ended = begun.join().unwrap();
         // It may have been over by then.

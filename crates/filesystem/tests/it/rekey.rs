@@ -92,6 +92,22 @@ fn assert_nothing_has(dir: &File, parts: &[&[u8]]) {
     }
 }
 
+/// A node has it open with both as long as anything uses it.
+#[test]
+fn what_was_opened_with_both_keys_is_sound_after_the_end() {
+    let home = Home::new();
+    let source = home.path("source");
+    make(&source);
+    import(&home.create(), &source);
+    let rekeyed = Rekeyed::new(home);
+    rekeyed.begin();
+    let filesystem = rekeyed.open();
+    done(rekey(&filesystem));
+    rekeyed.end();
+    done(filesystem.verify(false, &Watch::default()).unwrap());
+    rekeyed.assert_exports(&filesystem, &source);
+}
+
 fn rekey(filesystem: &Filesystem) -> Report {
     filesystem.rekey(&Watch::default()).unwrap()
 }
