@@ -38,6 +38,11 @@ impl FakeStore {
         Self { state: Arc::clone(&self.state), commits_left: AtomicU64::new(commits) }
     }
 
+    /// How many commits this handle still lets through.
+    pub fn commits_left(&self) -> u64 {
+        self.commits_left.load(Ordering::SeqCst)
+    }
+
     /// Holds the next reading of this record back.
     pub fn hold(&self, key: &str) -> Late {
         self.hold_after(0, key)

@@ -1,52 +1,68 @@
 //! A stop at every durable step: each commit of the store and each write of a header is made the last one, then a new
 //! node starts on what lies there. Nothing acknowledged is lost, nothing is half done, every key opens.
 
+use std::sync::Arc;
+
 use key_manager::{FilesystemState, JobState, KeyManager, KeyState, NewKms};
 use kms_core::{KeyStore as _, KmsErrorKind};
 
 use crate::world::{Acts, World, name, vault};
 
-/// Runs `act` with a stop after each possible number of commits and header writes, and `check` on the node
-/// that starts afterwards. Answers how many points there were.
+/// Runs `act` unbroken, and then with a stop after each number of commits and of header writes that the unbroken run takes; each time
+/// `check` looks at the node that starts afterwards. Answers how many steps were the last one.
 async fn at_every_stop(
     prepare: impl AsyncFn(&World),
     act: impl AsyncFn(&KeyManager) -> bool,
     check: impl AsyncFn(&World, &KeyManager, bool),
 ) -> usize {
-    let mut points = 0;
-    for by_commits in [true, false] {
-        for stop_after in 0.. {
-            let world = World::new();
-            prepare(&world).await;
-            let (commits, writes) =
-                if by_commits { (stop_after, u64::MAX) } else { (u64::MAX, stop_after) };
-            let dying = world.manager(commits, writes);
-            dying.settle().await.unwrap();
-            assert!(dying.unlock_all().await.unwrap().is_empty());
-            let done = act(&dying).await;
-            drop(dying);
+    let run = async |commits: u64, writes: u64| {
+        let world = World::new();
+        prepare(&world).await;
+        let store = Arc::new(world.store.stopping_after(commits));
+        let dying = world.manager_over(Arc::clone(&store), writes);
+        dying.settle().await.unwrap();
+        assert!(dying.unlock_all().await.unwrap().is_empty());
+        let done = act(&dying).await;
+        drop(dying);
+        let left = (store.commits_left(), world.headers.writes_left());
 
-            let node = world.manager(u64::MAX, u64::MAX);
-            node.settle().await.unwrap();
-            if let Some(job) = node.unfinished_move().await.unwrap() {
-                node.run(job.id).await.unwrap();
-            }
-            assert_eq!(node.settle_copies().await.unwrap(), Vec::<String>::new());
-            let locked = node.unlock_all().await.unwrap();
-            assert!(locked.is_empty(), "stop {stop_after} (commits: {by_commits}): {locked:?}");
-            for fs in node.filesystems().await.unwrap() {
-                assert_eq!(fs.state, FilesystemState::Ready);
-                let copy = world.headers.at(fs.backing.to_str().unwrap());
-                assert_eq!(copy.wrapped.key_id, fs.key_id);
-            }
-            check(&world, &node, done).await;
-            points += 1;
-            if done {
-                break;
-            }
+        let node = world.manager(u64::MAX, u64::MAX);
+        node.settle().await.unwrap();
+        if let Some(job) = node.unfinished_move().await.unwrap() {
+            node.run(job.id).await.unwrap();
         }
+        assert_eq!(node.settle_copies().await.unwrap(), Vec::<String>::new());
+        let locked = node.unlock_all().await.unwrap();
+        assert!(locked.is_empty(), "stop after {commits} commits, {writes} writes: {locked:?}");
+        for fs in node.filesystems().await.unwrap() {
+            assert_eq!(fs.state, FilesystemState::Ready);
+            let copy = world.headers.at(fs.backing.to_str().unwrap());
+            assert_eq!(copy.wrapped.key_id, fs.key_id);
+        }
+        check(&world, &node, done).await;
+        (done, left)
+    };
+    let (done, (commits_left, writes_left)) = run(u64::MAX, u64::MAX).await;
+    assert!(done, "it fails without a stop");
+    let (commits, writes) = (u64::MAX - commits_left, u64::MAX - writes_left);
+    let mut covered = 0;
+    for stop_after in 0..commits {
+        let (_, (left, _)) = run(stop_after, u64::MAX).await;
+        assert_eq!(left, 0, "it takes {commits} commits, and not so many as {stop_after}");
+        covered += 1;
     }
-    points
+    for stop_after in 0..writes {
+        let (_, (_, left)) = run(u64::MAX, stop_after).await;
+        assert_eq!(left, 0, "it takes {writes} writes, and not so many as {stop_after}");
+        covered += 1;
+    }
+    covered
+}
+
+/// Tells how many steps were the last one, and requires that they were at least so many.
+fn assert_covered(act: &str, points: usize, least: usize) {
+    println!("crash: {act}: stopped at {points} commits and writes");
+    assert!(points >= least, "{act}: {points}");
 }
 
 async fn with_kms_and_two(world: &World) {
@@ -70,7 +86,7 @@ async fn create() {
         },
     )
     .await;
-    assert!(points >= 5, "{points}");
+    assert_covered("create", points, 3);
 }
 
 #[tokio::test]
@@ -86,7 +102,7 @@ async fn delete() {
         },
     )
     .await;
-    assert!(points >= 5, "{points}");
+    assert_covered("delete", points, 3);
 }
 
 #[tokio::test]
@@ -105,7 +121,47 @@ async fn rewrap() {
         },
     )
     .await;
-    assert!(points >= 6, "{points}");
+    assert_covered("rewrap", points, 6);
+}
+
+#[tokio::test]
+async fn rewrap_of_one() {
+    let points = at_every_stop(
+        with_kms_and_two,
+        async |node| {
+            let Ok(job) = node.start_rewrap(Some(name("a"))).await else { return false };
+            node.run(job).await.is_ok_and(|report| report.failed.is_empty())
+        },
+        async |world, node, done| {
+            let versions: Vec<u64> =
+                node.filesystem_statuses().await.unwrap().iter().map(|s| s.version.0).collect();
+            assert!(versions == [2, 1] || (!done && versions == [1, 1]), "{versions:?}");
+            let copy = world.headers.at("/backing/a").wrapped.ciphertext;
+            assert_eq!(copy.version.0, versions[0]);
+        },
+    )
+    .await;
+    assert_covered("rewrap_of_one", points, 4);
+}
+
+#[tokio::test]
+async fn take_over_at_another_address() {
+    let points = at_every_stop(
+        async |world| {
+            with_kms_and_two(world).await;
+            world.kms.alias("http://new", &world.kms.server("http://a"));
+        },
+        async |node| node.set("http://new").await.is_ok(),
+        async |world, node, done| {
+            let address = node.kms_overview().await.unwrap().config.unwrap().0.address;
+            assert!(!done || address == "http://new");
+            for fs in ["/backing/a", "/backing/b"] {
+                assert_eq!(world.headers.at(fs).kms.address, address);
+            }
+        },
+    )
+    .await;
+    assert_covered("take_over_at_another_address", points, 6);
 }
 
 #[tokio::test]
@@ -132,7 +188,7 @@ async fn downgrade() {
         },
     )
     .await;
-    assert!(points >= 8, "{points}");
+    assert_covered("downgrade", points, 7);
 }
 
 #[tokio::test]
@@ -169,7 +225,7 @@ async fn rekey() {
         },
     )
     .await;
-    assert!(points >= 6, "{points}");
+    assert_covered("rekey", points, 5);
 }
 
 #[tokio::test]
@@ -194,7 +250,7 @@ async fn a_move_in_the_middle_of_a_rekey() {
         },
     )
     .await;
-    assert!(points >= 6, "{points}");
+    assert_covered("a_move_in_the_middle_of_a_rekey", points, 8);
 }
 
 #[tokio::test]
@@ -212,7 +268,7 @@ async fn move_to_another_kms() {
         },
     )
     .await;
-    assert!(points >= 6, "{points}");
+    assert_covered("move_to_another_kms", points, 7);
 }
 
 #[tokio::test]
@@ -237,7 +293,7 @@ async fn a_move_that_takes_the_place_of_another() {
         },
     )
     .await;
-    assert!(points >= 6, "{points}");
+    assert_covered("a_move_that_takes_the_place_of_another", points, 9);
 }
 
 #[tokio::test]
@@ -259,12 +315,12 @@ async fn from_local_to_a_kms() {
         },
     )
     .await;
-    assert!(points >= 5, "{points}");
+    assert_covered("from_local_to_a_kms", points, 6);
 }
 
 #[tokio::test]
 async fn unset_without_filesystems() {
-    at_every_stop(
+    let points = at_every_stop(
         async |world| {
             world.node().await.set("http://a").await.unwrap();
         },
@@ -277,11 +333,12 @@ async fn unset_without_filesystems() {
         },
     )
     .await;
+    assert_covered("unset_without_filesystems", points, 2);
 }
 
 #[tokio::test]
 async fn lock() {
-    at_every_stop(
+    let points = at_every_stop(
         with_kms_and_two,
         async |node| node.lock(&name("a")).await.is_ok(),
         async |_, node, done| {
@@ -290,6 +347,7 @@ async fn lock() {
         },
     )
     .await;
+    assert_covered("lock", points, 1);
 }
 
 /// As [`with_kms_and_two`], and one under a master key of its own, which both KMSs have.
@@ -337,7 +395,7 @@ async fn create_under_a_master_key_of_its_own() {
         },
     )
     .await;
-    assert!(points >= 5, "{points}");
+    assert_covered("create_under_a_master_key_of_its_own", points, 3);
 }
 
 #[tokio::test]
@@ -352,7 +410,7 @@ async fn delete_the_last_one_under_a_master_key() {
         },
     )
     .await;
-    assert!(points >= 5, "{points}");
+    assert_covered("delete_the_last_one_under_a_master_key", points, 4);
 }
 
 #[tokio::test]
@@ -368,7 +426,7 @@ async fn rewrap_under_several_master_keys() {
         },
     )
     .await;
-    assert!(points >= 8, "{points}");
+    assert_covered("rewrap_under_several_master_keys", points, 9);
 }
 
 #[tokio::test]
@@ -390,7 +448,7 @@ async fn move_of_several_master_keys_to_another_kms() {
         },
     )
     .await;
-    assert!(points >= 8, "{points}");
+    assert_covered("move_of_several_master_keys_to_another_kms", points, 11);
 }
 
 #[tokio::test]
@@ -417,7 +475,7 @@ async fn another_master_key_for_all_beside_an_own_one() {
         },
     )
     .await;
-    assert!(points >= 6, "{points}");
+    assert_covered("another_master_key_for_all_beside_an_own_one", points, 10);
 }
 
 #[tokio::test]
@@ -434,5 +492,5 @@ async fn downgrade_of_several_master_keys() {
         },
     )
     .await;
-    assert!(points >= 8, "{points}");
+    assert_covered("downgrade_of_several_master_keys", points, 9);
 }

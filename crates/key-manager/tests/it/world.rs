@@ -49,9 +49,14 @@ impl World {
 
     /// A manager whose store stops after `commits` and whose headers stop after `writes`.
     pub(crate) fn manager(&self, commits: u64, writes: u64) -> KeyManager {
+        self.manager_over(Arc::new(self.store.stopping_after(commits)), writes)
+    }
+
+    /// A manager over this handle on the store, whose headers stop after `writes`.
+    pub(crate) fn manager_over(&self, store: Arc<FakeStore>, writes: u64) -> KeyManager {
         self.headers.allow_writes(writes);
         KeyManager::new(Parts {
-            store: Arc::new(self.store.stopping_after(commits)),
+            store,
             providers: vec![Arc::new(self.kms.clone()), Arc::new(self.local.clone())],
             holders: vec![Arc::clone(&self.headers) as Arc<dyn KeyHolder>],
             volumes: Arc::clone(&self.headers) as Arc<dyn Volumes>,
@@ -149,6 +154,11 @@ impl Headers {
     /// Lets so many more writes through.
     pub(crate) fn allow_writes(&self, writes: u64) {
         self.writes_left.store(writes, Ordering::SeqCst);
+    }
+
+    /// How many more writes are let through.
+    pub(crate) fn writes_left(&self) -> u64 {
+        self.writes_left.load(Ordering::SeqCst)
     }
 
     fn write(&self) -> Result<(), &'static str> {
