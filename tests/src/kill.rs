@@ -6,9 +6,10 @@
 //! leaves at most a write that stopped at a page's boundary.)
 
 use std::collections::HashSet;
+use std::os::unix::fs::FileExt as _;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, mpsc};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use nix::errno::Errno;
@@ -27,19 +28,27 @@ pub struct Watched {
 #[derive(Default)]
 struct Shared {
     armed: AtomicBool,
-    count: AtomicU64,
+    steps: Mutex<Vec<String>>,
     killed: AtomicBool,
 }
 
 impl Watched {
     /// Starts `command`. After [`Watched::arm`] it is killed at the `kill_at`-th changing system call, counted from 1; 0 only counts.
     pub fn start(command: Command, kill_at: u64) -> Self {
+        Self::start_until(command, move |steps| steps.len() as u64 == kill_at)
+    }
+
+    /// Kills it at the last of the [steps](Watched::steps) until now for which `is_the_end`.
+    pub fn start_until(
+        command: Command,
+        is_the_end: impl Fn(&[String]) -> bool + Send + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         let (send, receive) = mpsc::channel();
         // Only the thread that traces a process may steer it, so one thread does it all.
         let thread = std::thread::spawn({
             let shared = Arc::clone(&shared);
-            move || watch(command, kill_at, &shared, &send)
+            move || watch(command, &is_the_end, &shared, &send)
         });
         let pid = receive.recv().unwrap();
         Self { pid, shared, thread }
@@ -50,9 +59,9 @@ impl Watched {
         self.shared.armed.store(true, Ordering::SeqCst);
     }
 
-    /// The changing calls so far.
-    pub fn count(&self) -> u64 {
-        self.shared.count.load(Ordering::SeqCst)
+    /// The changing calls so far, each by its number and the name of what it changes; `#` is one that differs from run to run.
+    pub fn steps(&self) -> Vec<String> {
+        self.shared.steps.lock().unwrap().clone()
     }
 
     /// Whether the kill has happened.
@@ -75,7 +84,12 @@ impl Watched {
     }
 }
 
-fn watch(mut command: Command, kill_at: u64, shared: &Shared, started: &mpsc::Sender<Pid>) {
+fn watch(
+    mut command: Command,
+    is_the_end: &dyn Fn(&[String]) -> bool,
+    shared: &Shared,
+    started: &mpsc::Sender<Pid>,
+) {
     let mut child = command.spawn().unwrap();
     let main = Pid::from_raw(child.id().cast_signed());
     let options =
@@ -98,9 +112,12 @@ fn watch(mut command: Command, kill_at: u64, shared: &Shared, started: &mpsc::Se
             Err(Errno::ECHILD) => break,
             Err(error) => panic!("waitpid: {error}"),
             Ok(WaitStatus::PtraceSyscall(pid)) => {
-                if shared.armed.load(Ordering::SeqCst) && enters_a_change(pid) {
-                    let count = shared.count.fetch_add(1, Ordering::SeqCst) + 1;
-                    if count == kill_at {
+                if shared.armed.load(Ordering::SeqCst)
+                    && let Some(step) = change(pid)
+                {
+                    let mut steps = shared.steps.lock().unwrap();
+                    steps.push(step);
+                    if is_the_end(&steps) {
                         shared.killed.store(true, Ordering::SeqCst);
                         let _ = nix::sys::signal::kill(main, Signal::SIGKILL);
                         continue;
@@ -118,27 +135,51 @@ fn watch(mut command: Command, kill_at: u64, shared: &Shared, started: &mpsc::Se
     let _ = child.wait();
 }
 
-/// Whether the thread is about to change something on disk.
-fn enters_a_change(pid: Pid) -> bool {
+/// What the thread is about to change on disk, if it is about to.
+fn change(pid: Pid) -> Option<String> {
     const ENTRY: u8 = 1; // PTRACE_SYSCALL_INFO_ENTRY
-    let Ok(info) = ptrace::syscall_info(pid) else { return false };
-    let Ok(registers) = ptrace::getregs(pid) else { return false };
+    ptrace::syscall_info(pid).ok().filter(|info| info.op == ENTRY)?;
+    let registers = ptrace::getregs(pid).ok()?;
     let number = registers.orig_rax.cast_signed();
-    if info.op != ENTRY || !(BY_NAME.contains(&number) || BY_DESCRIPTOR.contains(&number)) {
-        return false;
-    }
-    if number == libc::SYS_openat {
-        return registers.rdx & (libc::O_CREAT | libc::O_TRUNC) as u64 != 0;
-    }
-    if BY_DESCRIPTOR.contains(&number) {
+    let path = if BY_DESCRIPTOR.contains(&number) {
         // Sockets, pipes and eventfds have no path.
-        let target = std::fs::read_link(format!("/proc/{pid}/fd/{}", registers.rdi));
-        return target.is_ok_and(|path| {
-            let is_device = path.starts_with("/dev") && !path.starts_with("/dev/shm");
-            path.is_absolute() && !is_device
-        });
-    }
-    true
+        let path = std::fs::read_link(format!("/proc/{pid}/fd/{}", registers.rdi)).ok()?;
+        let is_device = path.starts_with("/dev") && !path.starts_with("/dev/shm");
+        (path.is_absolute() && !is_device).then(|| path.display().to_string())?
+    } else {
+        let makes = registers.rdx & (libc::O_CREAT | libc::O_TRUNC) as u64 != 0;
+        if !BY_NAME.contains(&number) || (number == libc::SYS_openat && !makes) {
+            return None;
+        }
+        text_at(
+            pid,
+            match number {
+                libc::SYS_renameat | libc::SYS_renameat2 | libc::SYS_linkat => registers.r10,
+                libc::SYS_symlinkat => registers.rdx,
+                libc::SYS_rename | libc::SYS_link | libc::SYS_symlink => registers.rsi,
+                _ if AFTER_A_DIRECTORY.contains(&number) => registers.rsi,
+                _ => registers.rdi,
+            },
+        )
+    };
+    Some(format!("{number} {}", alike(&path)))
+}
+
+/// The text that a process has at this address.
+fn text_at(pid: Pid, address: u64) -> String {
+    let mut text = [0; 256];
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem"));
+    let length = memory.and_then(|memory| memory.read_at(&mut text, address)).unwrap_or(0);
+    let text = text[..length].split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// The last part of a path, or `#` if it looks like an id, a number or a sealed name.
+fn alike(path: &str) -> &str {
+    const LONGEST: usize = 20;
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let digits = name.bytes().filter(u8::is_ascii_digit).count();
+    if name.len() > LONGEST || digits > 1 || digits == name.len() { "#" } else { name }
 }
 
 static BY_NAME: LazyLock<HashSet<i64>> = LazyLock::new(|| {
@@ -166,6 +207,19 @@ static BY_NAME: LazyLock<HashSet<i64>> = LazyLock::new(|| {
         libc::SYS_removexattr,
         libc::SYS_lremovexattr,
         libc::SYS_truncate,
+    ])
+});
+
+/// Those of them whose path stands behind the directory that it begins in.
+static AFTER_A_DIRECTORY: LazyLock<HashSet<i64>> = LazyLock::new(|| {
+    HashSet::from([
+        libc::SYS_openat,
+        libc::SYS_mkdirat,
+        libc::SYS_mknodat,
+        libc::SYS_unlinkat,
+        libc::SYS_fchmodat,
+        libc::SYS_fchownat,
+        libc::SYS_utimensat,
     ])
 });
 
