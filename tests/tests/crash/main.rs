@@ -482,9 +482,12 @@ fn at_every_step(
     let args = act(&place);
     node.stop();
     let prepared = place.copy();
-    let run = |is_the_end: Box<dyn Fn(&[String]) -> bool + Send>| {
+    // Killed at the so many-th step of a kind, or never.
+    let run = |end: Option<(String, usize)>| {
         place.restore(&prepared);
-        let node = Watched::start_until(place.serve(), is_the_end);
+        let node = Watched::start_until(place.serve(), move |steps| {
+            end.as_ref().is_some_and(|(kind, nth)| steps::is_nth(steps, kind, *nth))
+        });
         assert!(place.wait_for_socket(), "{}", place.log());
         wait_until_unlocked(&place);
         node.arm();
@@ -500,7 +503,7 @@ fn at_every_step(
         check(&place, done);
         node.stop();
     };
-    let unbroken = || steps::counted(&run(Box::new(|_| false)).2);
+    let unbroken = || steps::counted(&run(None).2);
     let kinds = steps::common(&unbroken(), &unbroken());
     checked(true);
     let mut covered = 0;
@@ -508,9 +511,7 @@ fn at_every_step(
         for nth in 1..=*times {
             // What else a node does at the same time can leave out a step, but not for ever.
             let is_covered = (0..TRIES).any(|_| {
-                let kind = kind.clone();
-                let (killed, done, _) =
-                    run(Box::new(move |steps| steps::is_nth(steps, &kind, nth)));
+                let (killed, done, _) = run(Some((kind.clone(), nth)));
                 checked(done);
                 killed
             });
