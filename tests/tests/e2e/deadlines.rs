@@ -69,6 +69,7 @@ impl World {
     /// Requires that a node whose KMS is well again has come to an end with whatever was begun, and that all is whole.
     fn assert_whole(&self) {
         let place = &self.place;
+        wait_for_requests(place);
         wait_for_jobs(place);
         let list = place.json(&["fs", "list"]);
         let all = list["filesystems"].as_array().unwrap();
@@ -102,6 +103,38 @@ fn a_kms_that_falls_silent_in_any_phase_holds_no_command() {
             scope.spawn(move || silent_in(phase));
         }
     });
+}
+
+/// The job is the node's: the command says how to see and to stop it, and it goes on without anybody's asking.
+#[test]
+fn a_job_whose_kms_goes_away_ends_its_command_and_goes_on_by_itself() {
+    let world = World::new();
+    let place = &world.place;
+    let _node = place.start();
+    place.wait_for_state("two", "unlocked");
+    let hang = || Fault::Delay { milliseconds: 3_600_000 };
+    let (rewraps, moves) = (world.commands()[6].clone(), world.commands()[8].clone());
+    for (command, kms, path, before) in [
+        (rewraps, &world.kms, "transit/rewrap/", 0),
+        // The proof and the canary come before the keys.
+        (moves, &world.other, "transit/encrypt/", 2),
+    ] {
+        let faults = kms.embedded().faults();
+        faults.inject(Fault::Delay { milliseconds: 0 }.on(path).times(before));
+        faults.inject(hang().on(path));
+        let told = place.fails(3, &command);
+        let job = place.json(&["job", "list"])["jobs"][0].clone();
+        let id = job["id"].as_str().unwrap();
+        for words in ["has not gone on for 1 s", "in time", "job show", "job stop", id] {
+            assert!(told.contains(words), "{told}");
+        }
+        assert_eq!(job["state"], "waiting", "{job}");
+        place.wait_for_finding("job-waits");
+        faults.clear();
+        wait_for_jobs(place);
+        assert_eq!(place.json(&["job", "show", id])["state"], "done");
+    }
+    world.assert_whole();
 }
 
 fn silent_in(phase: &str) {
@@ -196,6 +229,22 @@ fn killed_in(world: &World, phase: &str, signal: Signal) -> usize {
         }
     }
     killed
+}
+
+/// Waits until the node has come to the end of every request, also of one that nobody waits for any more: the audit log has its begin and
+/// its end.
+fn wait_for_requests(place: &Place) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let lines = place.json(&["audit", "show", "--action", "admin.request", "--lines", "1000"]);
+        let events = lines["lines"].as_array().unwrap();
+        let begun = events.iter().filter(|event| event["outcome"] == "begun").count();
+        if 2 * begun == events.len() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "a request does not end: {lines}\n{}", place.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn wait_for_jobs(place: &Place) {
