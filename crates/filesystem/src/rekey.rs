@@ -479,7 +479,11 @@ impl Pass<'_> {
             FileType::RegularFile => {
                 let file = match sys::open_file(fd, &item.raw) {
                     // Its owner may have taken the right to read it from himself.
-                    Err(Errno::ACCESS) => sys::open_to_rewrite(fd, &item.raw).doing("opened")?,
+                    Err(Errno::ACCESS) => {
+                        let file = sys::open_to_rewrite(fd, &item.raw).doing("opened")?;
+                        sys::set_mode(&file, sys::permissions(&stat)).doing("given its mode")?;
+                        file
+                    }
                     other => other.doing("opened")?,
                 };
                 self.file_is_old(file.as_fd(), stat.st_size.cast_unsigned())?
@@ -561,16 +565,16 @@ impl Pass<'_> {
                 true => file.renewal.write_first_page(),
                 false => Ok(()),
             });
-            self.sync(&open)?;
+            open = self.synced(open)?;
             if more {
                 open = self.each(open, |file| file.renewal.write_tag_pages());
-                self.sync(&open)?;
+                open = self.synced(open)?;
             }
             open = self.each(open, |file| file.renewal.write_blocks());
-            self.sync(&open)?;
+            open = self.synced(open)?;
             open = self.each(open, |file| file.renewal.forget_older());
             if more {
-                self.sync(&open)?;
+                open = self.synced(open)?;
             }
         }
         for Open { item, renewal, saved, claim } in open {
@@ -599,12 +603,19 @@ impl Pass<'_> {
         going.collect()
     }
 
-    fn sync(&self, files: &[Open<'_>]) -> Result<(), Fault> {
-        match files {
+    /// Makes what was written of these files durable.
+    fn synced<'a>(&self, files: Vec<Open<'a>>) -> Result<Vec<Open<'a>>, Fault> {
+        let synced = match &files[..] {
             [] => Ok(()),
-            [file] => sys::sync_file(file.renewal.file()).doing("made durable"),
-            _ => sys::sync_all(self.kept).doing("made durable"),
-        }
+            [file] => sys::sync_file(file.renewal.file()),
+            _ => sys::sync_all(self.kept),
+        };
+        synced.doing("made durable").inspect_err(|_| {
+            for file in &files {
+                let _ = file.saved.give_back(file.renewal.file());
+            }
+        })?;
+        Ok(files)
     }
 
     /// What is damaged of the file is a fault; the rest is done.

@@ -15,7 +15,9 @@ use kms_core::{FilesystemKey, KeyEnvelope};
 use testkit::tree;
 
 use crate::disk_full::SmallDisk;
-use crate::support::{Home, Watch, assert_equal_trees, done, envelope, export, import, needs_root};
+use crate::support::{
+    Home, Watch, assert_equal_trees, done, envelope, export, import, needs_root, set_xattr,
+};
 
 /// A filesystem that is to get another key.
 struct Rekeyed {
@@ -496,4 +498,23 @@ fn an_export_that_was_stopped_before_misses_nothing_after() {
     let filesystem = rekeyed.open_with(&rekeyed.new).unwrap();
     assert!(!done(filesystem.export(&target, checkpoint, &Watch::default()).unwrap()).resumed);
     assert_equal_trees(&source, &target);
+}
+
+/// ext4 has room for one of this length in an inode, not for two.
+#[test]
+fn an_attribute_that_has_no_room_for_a_second_one_is_sealed_again() {
+    let rekeyed = Rekeyed::new(Home::new());
+    let source = rekeyed.home.path("source");
+    fs::create_dir_all(source.join("dir")).unwrap();
+    fs::write(source.join("file"), "content").unwrap();
+    for name in ["file", "dir"] {
+        set_xattr(&source.join(name), "user.long", &tree::noise(1, 2500));
+    }
+    import(&rekeyed.home.create(), &source);
+    rekeyed.begin();
+    let filesystem = rekeyed.open();
+    done(rekey(&filesystem));
+    drop(filesystem);
+    rekeyed.end();
+    rekeyed.assert_has_only_the_new_key(&source);
 }
