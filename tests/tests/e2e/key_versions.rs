@@ -98,7 +98,7 @@ fn keys_that_were_cut_off_are_warned_of_and_rewrapped_from_memory() {
 /// As Vault's own audit log shows it.
 #[test]
 fn a_rewrap_that_was_killed_sends_no_finished_key_again() {
-    const KEYS: usize = 2_100;
+    const KEYS: usize = 3_600;
     let (kms, place) = (Kms::start(Kind::Newest), Place::new());
     let disks = ["state", "backing"].map(|name| place.path(name));
     // As many files as that are made on no slow disk.

@@ -13,12 +13,9 @@ fn lines_of_requests_and_jobs_say_of_which() {
     let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
     let source = place.path("source");
     tree::small_files(&source, 5).unwrap();
-    let config = place.path("coffer.toml");
-    fs::write(&config, "log_format = \"json\"\n").unwrap();
+    fs::write(place.config(), "log_format = \"json\"\n").unwrap();
     let mut node = place
         .serve()
-        .arg("--config")
-        .arg(&config)
         .env("RUST_LOG", "warn,daemon=debug,key_manager=info,vault_transit=debug")
         .spawn()
         .unwrap();

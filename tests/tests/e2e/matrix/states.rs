@@ -1,6 +1,7 @@
 //! The states of a KMS that is well, and of one that is not.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::Duration;
 
 use coffer_tests::kms::KEY;
@@ -74,6 +75,8 @@ pub(crate) static STATES: [State; 23] = [
     real("Master key deleted", delete_key),
     real("Master key made anew", |vault| {
         delete_key(vault);
+        // When it was made is told to the second.
+        thread::sleep(Duration::from_millis(1100));
         // As many versions as there were.
         vault.ask("POST", &format!("transit/keys/{KEY}"), json!({}));
         vault.ask("POST", &format!("transit/keys/{KEY}/rotate"), json!({}));
