@@ -111,8 +111,9 @@ impl Node {
         loop {
             let log = fs::read_to_string(&self.log)?;
             let mut moves = lines(&log, "the move of keys ended");
-            if let Some(fields) = moves.find(|fields| fields["job"] == job) {
-                let time = |name| Ok(Duration::from_millis(number(&fields, name)?));
+            // Which job it was stands in the span.
+            if let Some(line) = moves.find(|line| line["span"]["job"] == job) {
+                let time = |name| Ok(Duration::from_millis(number(&line["fields"], name)?));
                 return time("keys_ms").and_then(|keys| Ok((keys, time("copies_ms")?)));
             }
             ensure!(began.elapsed() < PATIENCE, "the node's log does not say how job {job} ended");
@@ -182,9 +183,9 @@ fn exchange(socket: &Path, method: &str, path: &str, body: &str) -> std::io::Res
 /// for each round.
 fn unlocked(log: &str) -> Result<(u64, Duration)> {
     let (mut opened, mut milliseconds) = (0, 0);
-    for fields in lines(log, "unlocked filesystems") {
-        opened += number(&fields, "opened")?;
-        milliseconds += number(&fields, "kms_ms")?;
+    for line in lines(log, "unlocked filesystems") {
+        opened += number(&line["fields"], "opened")?;
+        milliseconds += number(&line["fields"], "kms_ms")?;
     }
     Ok((opened, Duration::from_millis(milliseconds)))
 }
@@ -192,7 +193,7 @@ fn unlocked(log: &str) -> Result<(u64, Duration)> {
 /// The fields of each line of a log that says this. The last line may not be whole yet.
 fn lines(log: &str, message: &str) -> impl Iterator<Item = Value> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.map(|mut line| line["fields"].take()).filter(move |fields| fields["message"] == message)
+    lines.filter(move |line| line["fields"]["message"] == message)
 }
 
 /// A figure of a log line. One of 128 bits stands there as text.
