@@ -6,7 +6,7 @@
 //! much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
 //! seen, because how much of its life had passed before is not known.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -30,6 +30,9 @@ const LOOK_EVERY_WITH_OWN: Duration = Duration::from_secs(500);
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// What stands in the place of an answer before the first look.
 pub(crate) const NOT_ASKED: &str = "kms-not-asked";
+
+/// Shortest pause between two looks at a token that nothing renews and that ends.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// Shortest pause, for tokens that live for seconds.
 const SHORTEST: Duration = Duration::from_millis(250);
@@ -80,8 +83,10 @@ pub(crate) struct Health {
     succeeded: Mutex<Option<Instant>>,
     /// Why the token could not be renewed.
     not_renewed: Mutex<Option<Problem>>,
-    /// The codes of the warnings that have begun and not ended, each with its configuration.
-    warned: Mutex<BTreeMap<String, String>>,
+    /// What ends the way back to keys that hang on a KMS which is not set any more.
+    others: Mutex<Vec<Finding>>,
+    /// The warnings that have begun and not ended: the configuration, and the code.
+    warned: Mutex<BTreeSet<(String, String)>>,
     audit: Arc<AuditLog>,
     clock: Arc<dyn Clock>,
     wake: Notify,
@@ -93,8 +98,9 @@ impl Health {
         audit: Arc<AuditLog>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let (seen, succeeded, not_renewed, warned) = Default::default();
-        Self { manager, seen, succeeded, not_renewed, warned, audit, clock, wake: Notify::new() }
+        let (seen, succeeded, not_renewed, others, warned) = Default::default();
+        let wake = Notify::new();
+        Self { manager, seen, succeeded, not_renewed, others, warned, audit, clock, wake }
     }
 
     /// The last look; before there was one, what is recorded. Asks no KMS.
@@ -124,27 +130,35 @@ impl Health {
                 cure: problem.cure.clone().unwrap_or_default(),
             });
         }
+        found.extend(lock(&self.others).iter().cloned());
         found
     }
 
     /// Has each warning in the log and in the audit log when it begins and when it ends. What can't be told while the KMS does
     /// not answer goes on.
     fn tell(&self, seen: &Seen) {
-        let subject = seen.config.as_ref().map(|config| config.id.to_string()).unwrap_or_default();
-        let found = self.warnings(seen);
+        let id = |config: &KmsConfig| config.id.to_string();
+        let subject = seen.config.as_ref().map(id).unwrap_or_default();
+        let mut found: Vec<_> =
+            self.warnings(seen).into_iter().map(|found| (subject.clone(), found)).collect();
+        found.extend(failure(&seen.live).map(|failed| (subject, failed)));
+        for own in &seen.own {
+            let findings = own.live.iter().flatten().flat_map(|live| live.findings.clone());
+            let all = findings.chain(failure(&own.live));
+            found.extend(all.map(|found| (id(&own.config), found)));
+        }
         let mut warned = lock(&self.warned);
-        for Finding { code, what, cure } in &found {
-            if !warned.contains_key(code) {
+        for (subject, Finding { code, what, cure }) in &found {
+            if warned.insert((subject.clone(), code.clone())) {
                 tracing::warn!(kms = subject, code, cure, "{what}");
-                self.record(&subject, Outcome::Begun, format!("{code}: {what}"));
-                warned.insert(code.clone(), subject.clone());
+                self.record(subject, Outcome::Begun, format!("{code}: {what}"));
             }
         }
         if matches!(seen.live, Some(Err(_))) {
             return;
         }
-        warned.retain(|code, subject| {
-            let goes_on = found.iter().any(|found| found.code == *code);
+        warned.retain(|(subject, code)| {
+            let goes_on = found.iter().any(|(of, found)| of == subject && found.code == *code);
             if !goes_on {
                 tracing::info!(kms = subject, code, "what was warned of is so no more");
                 self.record(subject, Outcome::Done, format!("{code}: it is so no more"));
@@ -252,6 +266,7 @@ impl Health {
                     LOOK_AGAIN
                 }
             };
+            let pause = pause.min(self.renew_others().await);
             woken = tokio::select! {
                 () = sleep(pause.max(SHORTEST)) => false,
                 () = self.wake.notified() => true,
@@ -262,6 +277,44 @@ impl Health {
         }
     }
 
+    /// Keeps the way open to keys that hang on a KMS which is not set any more, and answers how long to wait until that is due again.
+    async fn renew_others(&self) -> Duration {
+        let renewed = match self.manager.renew_others().await {
+            Ok(renewed) => renewed,
+            Err(error) => {
+                tracing::error!(%error, "what keys hang on can't be read");
+                return LOOK_AGAIN;
+            }
+        };
+        let (mut found, mut pause) = (Vec::new(), LOOK_EVERY);
+        for (config, answer) in renewed {
+            match answer {
+                Ok(CredentialStatus { time_left, renewable, .. }) => {
+                    pause = pause.min(time_left.map_or(LOOK_EVERY, |left| left / 3));
+                    if let (Some(left), false) = (time_left, renewable) {
+                        found.push(other_ends(
+                            &config,
+                            &format!(
+                                "its token can't be renewed and ends in {} seconds",
+                                left.as_secs()
+                            ),
+                        ));
+                    }
+                }
+                Err(error) => {
+                    pause = pause.min(LOOK_AGAIN);
+                    found.push(other_ends(&config, &error.to_string()));
+                }
+            }
+        }
+        let changed = *lock(&self.others) != found;
+        *lock(&self.others) = found;
+        if changed {
+            self.tell_last();
+        }
+        pause
+    }
+
     /// Renews if it is time, and answers how long to wait until the next look.
     async fn renew_in_time(
         &self,
@@ -270,7 +323,8 @@ impl Health {
         every: Duration,
     ) -> Duration {
         let (Some(left), true) = (credential.time_left, credential.renewable) else {
-            return every;
+            // What is told of a life that comes to its end is not much older than that.
+            return credential.time_left.map_or(every, |left| every.min((left / 10).max(ENDING)));
         };
         if let Some(pause) = until_renewal(left, *granted) {
             return pause.min(every);
@@ -300,6 +354,24 @@ impl Health {
             }
         }
     }
+}
+
+fn other_ends(config: &KmsConfig, why: &str) -> Finding {
+    Finding {
+        code: "old-kms-ends".to_owned(),
+        what: format!(
+            "keys hang still on the master key {} at {}, which is not the KMS that is set, and that will not open them for long: {why}",
+            config.master_key, config.address
+        ),
+        cure: "bring them along while their filesystems are unlocked: mend what the job names that moved the others (coffer job list), then give coffer fs kms rewrap".to_owned(),
+    }
+}
+
+/// That a KMS does not answer as it should, as a warning.
+fn failure<T>(live: &Option<Result<T, Problem>>) -> Option<Finding> {
+    let problem = live.as_ref()?.as_ref().err()?;
+    let cure = problem.cure.clone().unwrap_or_default();
+    Some(Finding { code: problem.code.clone(), what: problem.to_string(), cure })
 }
 
 fn not_asked_yet(recorded: KmsOverview) -> Seen {

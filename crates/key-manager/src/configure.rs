@@ -1,6 +1,6 @@
 //! Setting, changing and removing the KMS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use kms_core::{
@@ -227,6 +227,34 @@ impl KeyManager {
             Some((_, config)) => Ok(self.kms(config.config.id).await?.renew().await?),
             None => Err(Error::NotConfigured),
         }
+    }
+
+    /// As [`Self::renew_credential`], for each KMS that is not set any more and on which keys hang still, because a move did not come
+    /// to its end: their way back ends with its credential. One that has that of the KMS that is set lives with it.
+    pub async fn renew_others(
+        &self,
+    ) -> Result<Vec<(KmsConfig, Result<CredentialStatus, Error>)>, Error> {
+        let targets = self.targets().await?;
+        let set = targets
+            .iter()
+            .flat_map(|targets| targets.own().map(|(_, id)| id).chain([targets.current.config.id]));
+        let set: HashSet<KmsConfigId> = set.collect();
+        let (entries, _) = self.key_entries().await?;
+        let named: HashSet<_> = entries.iter().map(|entry| entry.wrapped.config_id).collect();
+        let current = targets.as_ref().map(|targets| targets.current.config.id);
+        let mut renewed = Vec::new();
+        for ConfigRecord { config, .. } in self.configs().await? {
+            let id = config.id;
+            let other = config.kind != LOCAL && named.contains(&id) && !set.contains(&id);
+            if other && self.has_own_credential(id, current).await? {
+                let answer = match self.kms(id).await {
+                    Ok(kms) => kms.renew().await.map_err(Error::from),
+                    Err(error) => Err(error),
+                };
+                renewed.push((config, answer));
+            }
+        }
+        Ok(renewed)
     }
 
     /// The configuration for local wrapping, made if there is none, with its key in place. One whose key is kept wraps nothing more:

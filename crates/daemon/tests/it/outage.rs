@@ -42,6 +42,29 @@ async fn a_node_starts_without_its_kms_and_opens_when_it_is_back() {
     node.stop().await;
 }
 
+#[tokio::test]
+async fn a_kms_that_fails_and_comes_back_is_on_record() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let warnings = async || {
+        let page = node.get("/v1/audit?action=kms.warning").await;
+        let lines = page["lines"].as_array().unwrap().iter();
+        let of = |line: &Value| format!("{} {}", line["outcome"], line["detail"]).replace('"', "");
+        lines.map(of).filter(|line| line.contains("kms-denied")).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings().await, Vec::<String>::new());
+    world.kms().set_down(Some(KmsErrorKind::Denied));
+    for _ in 0..2 {
+        node.get("/v1/kms").await;
+    }
+    let [begun] = &warnings().await[..] else { panic!("{:?}", warnings().await) };
+    assert!(begun.starts_with("begun kms-denied: "), "{begun}");
+    world.kms().set_down(None);
+    node.get("/v1/kms").await;
+    assert!(warnings().await.contains(&"done kms-denied: it is so no more".to_owned()));
+    node.stop().await;
+}
+
 /// How often the KMS was asked, where it was asked for one key at most at once.
 fn requests(kms: &FakeServer) -> u64 {
     ["read", "lookup", "renew", "wrap", "unwrap", "rewrap"].map(|of| kms.asked(of)).iter().sum()

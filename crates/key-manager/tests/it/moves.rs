@@ -1,7 +1,7 @@
 //! Rewrap, takeover, moves between KMSs, from and to local wrapping.
 
-use key_manager::{Error, JobControl, JobState, KeyState, Progress};
-use kms_core::{KeyStore as _, KeyVersion, KmsErrorKind};
+use key_manager::{Error, JobControl, JobState, KeyState, NewKms, Progress};
+use kms_core::{Credential, KeyStore as _, KeyVersion, KmsErrorKind};
 
 use crate::world::{Acts, NoControl, World, name, vault};
 
@@ -399,4 +399,27 @@ async fn a_move_whose_node_ends_is_left_for_the_next_one() {
         assert_eq!(node.job(job).await.unwrap().state, state);
     }
     assert_eq!(node.run(job).await.unwrap().moved, 1);
+}
+
+#[tokio::test]
+async fn the_old_kms_is_kept_alive_while_keys_hang_on_it() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://old").await.unwrap();
+    node.create("fs").await.unwrap();
+    let old = world.kms.server("http://old");
+    let renewed = || old.asked("renew");
+    assert_eq!(node.renew_others().await.unwrap().len(), 0, "it is the one that is set");
+
+    let other = Credential::token("another one");
+    let new = node.set_kms(NewKms { credential: other, ..vault("http://new") }).await.unwrap();
+    let before = renewed();
+    let [(config, Ok(_))] = &node.renew_others().await.unwrap()[..] else { panic!() };
+    assert_eq!((&*config.address, renewed()), ("http://old", before + 1));
+    old.set_down(Some(KmsErrorKind::Denied));
+    let [(_, Err(_))] = &node.renew_others().await.unwrap()[..] else { panic!() };
+    old.set_down(None);
+
+    node.run(new.job.unwrap()).await.unwrap();
+    assert_eq!(node.renew_others().await.unwrap().len(), 0, "nothing hangs on it");
 }
