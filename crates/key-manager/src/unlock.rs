@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use kms_core::{
@@ -371,12 +371,8 @@ impl KeyManager {
             let why = "whether the KMS is back";
             self.prove_keys(kms.as_ref(), std::slice::from_ref(first), why).await?;
         }
-        let asked = Instant::now();
         let subjects: Vec<_> = members.iter().map(|(name, _)| name.to_string()).collect();
         let answers = self.unwrap_keys(kms.as_ref(), &wrapped, &subjects).await?;
-        let opened = answers.done();
-        let kms_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(filesystems = members.len(), opened, kms_ms, "unlocked filesystems");
         self.explained(answers, config_id, kms.as_ref()).await
     }
 

@@ -13,6 +13,7 @@
 #![expect(clippy::disallowed_methods, reason = "here they are recorded")]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kms_core::{
     AuditEvent, FilesystemKey, Items, KeyUse, Kms, KmsError, KmsExt, Outcome, RequestId, WrappedKey,
@@ -29,7 +30,10 @@ impl KeyManager {
         wrapped: &[WrappedKey],
         subjects: &[String],
     ) -> Result<Items<FilesystemKey>, KmsError> {
+        let asked = Instant::now();
         let answers = kms.unwrap_keys(wrapped).instrument(span(kms)).await?;
+        let kms_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(keys = wrapped.len(), opened = answers.done(), kms_ms, "unwrapped keys");
         for (n, (wrapped, subject)) in wrapped.iter().zip(subjects).enumerate() {
             if answers.get(n).is_some_and(Result::is_ok) {
                 self.record_use("key.unwrap", subject, used(wrapped), answers.request_of(n));

@@ -183,7 +183,7 @@ fn exchange(socket: &Path, method: &str, path: &str, body: &str) -> std::io::Res
 /// for each round.
 fn unlocked(log: &str) -> Result<(u64, Duration)> {
     let (mut opened, mut milliseconds) = (0, 0);
-    for line in lines(log, "unlocked filesystems") {
+    for line in lines(log, "unwrapped keys") {
         opened += number(&line["fields"], "opened")?;
         milliseconds += number(&line["fields"], "kms_ms")?;
     }
@@ -210,12 +210,12 @@ mod tests {
     #[test]
     fn unlock_rounds_are_read_from_the_log() {
         let log = r#"{"fields":{"message":"the node is up"}}
-            {"fields":{"message":"unlocked filesystems","filesystems":3,"opened":2,"kms_ms":"7"}}
-            {"fields":{"message":"unlocked filesystems","filesystems":1,"opened":1,"kms_ms":4}}
+            {"fields":{"message":"unwrapped keys","keys":3,"opened":2,"kms_ms":"7"}}
+            {"fields":{"message":"unwrapped keys","keys":1,"opened":1,"kms_ms":4}}
             {"fields":{"message":"unlocked fi"#;
         assert_eq!(unlocked(log).unwrap(), (3, Duration::from_millis(11)));
 
-        let log = r#"{"fields":{"message":"unlocked filesystems","opened":2}}"#;
+        let log = r#"{"fields":{"message":"unwrapped keys","opened":2}}"#;
         assert!(unlocked(log).is_err(), "a time that is missing is no time");
     }
 }
