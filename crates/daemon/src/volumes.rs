@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use filesystem::{Backend, BackingLocks, ErrorKind, Filesystem, begin_rekey, end_rekey};
+use filesystem::{
+    Backend, BackingLocks, ErrorKind, Filesystem, begin_rekey, end_rekey, prepare_rekey,
+};
 use key_manager::{Removal, Volumes};
 use kms_core::{FilesystemKey, FilesystemSite, KeyEnvelope, KeyId};
 use tokio::task::spawn_blocking;
@@ -113,6 +115,17 @@ impl Volumes for BackingVolumes {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    async fn prepare_rekey(
+        &self,
+        site: &FilesystemSite,
+        from: &KeyEnvelope,
+        to: &KeyEnvelope,
+    ) -> Result<(), Failure> {
+        let (locks, backing) = (self.locks.clone(), site.backing.clone());
+        let (from, to) = (from.clone(), to.clone());
+        self.ask(site, move || prepare_rekey(&locks, &backing, &from, &to)).await
     }
 
     async fn begin_rekey(

@@ -55,6 +55,55 @@ pub fn read_previous_envelope(backing: &Path) -> Result<Option<KeyEnvelope>, Err
     read.map_err(|fault| fault.at_path(&copy_path(backing, PREVIOUS)))
 }
 
+/// The new key's copy of a filesystem that is about to get it ([`prepare_rekey`]). As any copy in the making it is removed where
+/// the filesystem is opened without it having taken its place.
+const NEXT: &[u8] = b"coffer.key.next";
+
+/// Makes room for what [`begin_rekey`] writes with the same copies, before anything is decided: `from` lies there a second time
+/// then, which means nothing yet, and `to` beside them, to take its place. Nothing of it needs to be taken back.
+///
+/// Durable and idempotent.
+///
+/// # Errors
+/// As [`begin_rekey`]; what was written is removed again.
+pub fn prepare_rekey(
+    locks: &BackingLocks,
+    backing: &Path,
+    from: &KeyEnvelope,
+    to: &KeyEnvelope,
+) -> Result<(), Error> {
+    let old = from.wrapped.key_id;
+    let prepare = || -> Result<(), Fault> {
+        let dir = sys::open_root(backing).doing("opened")?;
+        open_tree(&dir)?;
+        let _lock = locks.lock(&dir)?;
+        match key_of(&dir, HEADER)? {
+            Some(there) if there == old => {}
+            Some(other) => return Err(of_another_key(other)),
+            None => return Err(read(&dir, HEADER).err().unwrap_or(Fault::NotFound)),
+        }
+        let had = has_previous(&dir, old)?;
+        if !had {
+            write(&dir, PREVIOUS, from)?;
+        }
+        write(&dir, NEXT, to).inspect_err(|_| {
+            if !had {
+                let _ = sys::unlink(&dir, PREVIOUS);
+            }
+        })
+    };
+    prepare().map_err(|fault| fault.at_path(backing))
+}
+
+/// Whether the copy of `old` is there a second time; one that can't be read counts for none.
+fn has_previous(backing: &OwnedFd, old: KeyId) -> Result<bool, Fault> {
+    match readable_key(backing, PREVIOUS)? {
+        Some(there) if there == old => Ok(true),
+        Some(other) => Err(of_another_key(other)),
+        None => Ok(false),
+    }
+}
+
 /// Begins to give the filesystem in `backing` another key: makes it one *between two keys*, which opens with both
 /// ([`Filesystem::open_sharing`]), and whose copies of both are there ([`BackingHeaders`]). Nothing of its data is
 /// changed yet: that does [`Filesystem::rekey`], and [`end_rekey`] ends it.
@@ -93,12 +142,15 @@ pub fn begin_rekey(
         if current.is_none() && owner.is_none() {
             return Err(read(&dir, HEADER).err().unwrap_or(Fault::NotFound));
         }
-        match readable_key(&dir, PREVIOUS)? {
-            Some(there) if there == old => {}
-            Some(other) => return Err(of_another_key(other)),
-            None => write(&dir, PREVIOUS, from)?,
+        if !has_previous(&dir, old)? {
+            write(&dir, PREVIOUS, from)?;
         }
-        if current != Some(new) {
+        // One that was prepared needs no room.
+        if current != Some(new) && readable_key(&dir, NEXT)? == Some(new) {
+            sys::rename(&dir, NEXT, &dir, HEADER)
+                .and_then(|()| sys::sync_file(&dir))
+                .doing("written")?;
+        } else if current != Some(new) {
             write(&dir, HEADER, to)?;
         }
         if owner != Some(new) {

@@ -127,7 +127,9 @@ mod work;
 pub use data_path::Backend;
 pub use error::{Error, ErrorKind};
 pub use filesystem::{Filesystem, real_place};
-pub use header::{BackingHeaders, begin_rekey, end_rekey, read_envelope, read_previous_envelope};
+pub use header::{
+    BackingHeaders, begin_rekey, end_rekey, prepare_rekey, read_envelope, read_previous_envelope,
+};
 pub use listing::{Entry, EntryKind, Listing, Usage};
 pub use lock::{BackingLock, BackingLocks, is_open};
 pub use report::{Checkpoint, Control, Outcome, Problem, ProblemKind, Progress, Report};

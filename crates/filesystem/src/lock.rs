@@ -175,8 +175,10 @@ pub(crate) fn owner(lock: impl AsFd) -> sys::Result<Option<KeyId>> {
 
 /// Writes it down whose it is.
 pub(crate) fn put_owner(lock: impl AsFd, key: KeyId) -> sys::Result<()> {
-    sys::set_len(&lock, 0)?;
-    sys::write_at(lock, format!("{key}\n").as_bytes(), 0)
+    let owner = format!("{key}\n");
+    // In this order what is there is written over, which a full disk lets be done.
+    sys::write_at(&lock, owner.as_bytes(), 0)?;
+    sys::set_len(lock, owner.len() as u64)
 }
 
 fn identity(stat: &sys::Stat) -> Identity {

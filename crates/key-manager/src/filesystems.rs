@@ -34,6 +34,15 @@ pub trait Volumes: fmt::Debug + Send + Sync {
         site: &FilesystemSite,
     ) -> Result<Removal, Box<dyn std::error::Error + Send + Sync>>;
 
+    /// Makes room in the directory of a filesystem that is to get a new key for what [`Volumes::begin_rekey`] will write. What it
+    /// leaves there, such as `from` a second time, means nothing where no new key comes of it. Durable on `Ok`. Doing it twice does no harm.
+    async fn prepare_rekey(
+        &self,
+        site: &FilesystemSite,
+        from: &KeyEnvelope,
+        to: &KeyEnvelope,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
     /// Brings the directory of a filesystem that has got a new key along: first `from`, the wrapped key that its data lies under, is
     /// there a second time, then `to` takes its place. A copy that is there stays as it is, older or not. Durable on `Ok`; a stop
     /// in between leaves a filesystem that opens. Doing it twice does no harm, also when some of the data lies under the new

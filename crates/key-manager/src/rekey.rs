@@ -2,8 +2,9 @@
 //!
 //! | step | the store | the backing directory | the data |
 //! |---|---|---|---|
+//! | 0. what step 2 writes is prepared | | room for it: the old wrapped key a second time, the new one aside | under the old key |
 //! | 1. one commit | both wrapped keys; the filesystem names both; the job | the old wrapped key | under the old key |
-//! | 2. before it is opened with both | | the old one a second time, then the new one in its place | |
+//! | 2. before it is opened with both | | the new one in the old one's place, which is there a second time | |
 //! | 3. re-encryption | | | more and more of it under the new key |
 //! | 4. nothing lies under the old key | | the new one alone | under the new key |
 //! | 5. one commit | the new one alone; the job is done | | |
@@ -75,8 +76,8 @@ impl KeyManager {
     /// Gives a filesystem its new key, and records the job that re-encrypts it; `new` is what [`KeyManager::new_key`] answered.
     ///
     /// # Errors
-    /// [`Error::Busy`] while keys are being moved; [`Error::Changed`] when the filesystem or the KMS is another since.
-    /// Nothing is changed then.
+    /// [`Error::Busy`] while keys are being moved; [`Error::Changed`] when the filesystem or the KMS is another since;
+    /// [`Error::Volume`] when the backing directory can't take the copy of the new key. Nothing is changed then.
     pub async fn begin_rekey(
         &self,
         name: &FilesystemName,
@@ -88,6 +89,10 @@ impl KeyManager {
         let busy =
             |_| Error::Busy { what: "a move of keys, or a comparison of their copies,".into() };
         let _moves = moves.map_err(busy)?;
+        let _work = self.begin_work(name).await?;
+        if let Some(new) = &new {
+            self.prepare_rekey(new).await?;
+        }
         let _act = self.begin_act().await;
         let Some(NewKey { key, entry, of: (record, mut fs), by: (named, config), renewed }) = new
         else {
@@ -113,6 +118,18 @@ impl KeyManager {
         let what = format!("from {old} to {}", fs.key_id);
         self.audit("fs.rekey", name.as_str(), Outcome::Begun, &what);
         Ok(())
+    }
+
+    /// Once the new key is recorded the filesystem is not opened before the directory has both copies: on a full disk that would be
+    /// never.
+    async fn prepare_rekey(&self, new: &NewKey) -> Result<(), Error> {
+        let (fs, (_, config)) = (&new.of.1, &new.by);
+        let (key_id, previous) = (new.key.id(), Some(fs.key_id));
+        let site = FilesystemSite { key_id, previous, ..fs.site() };
+        let from = self.envelope_of(&site, fs.key_id).await?;
+        let to = envelope(&site, &new.entry, config);
+        let prepared = self.parts().volumes.prepare_rekey(&site, &from, &to).await;
+        prepared.map_err(|source| Error::Volume { name: site.name, source })
     }
 
     /// Sees to it that the backing directory of a filesystem that is being re-encrypted has both wrapped keys. To be called

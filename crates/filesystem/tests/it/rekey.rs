@@ -1,5 +1,6 @@
 //! A filesystem gets another key: in place, with everything kept, wherever it is stopped.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use filesystem::{
     Backend, BackingLocks, ErrorKind, Filesystem, Outcome, Report, begin_rekey, end_rekey,
-    read_envelope, read_previous_envelope,
+    prepare_rekey, read_envelope, read_previous_envelope,
 };
 use kms_core::{FilesystemKey, KeyEnvelope};
 use testkit::tree;
@@ -241,6 +242,73 @@ fn it_begins_and_ends_wherever_a_crash_leaves_it() {
     rekeyed.end();
     rekeyed.end();
     assert_eq!(read_previous_envelope(&backing).unwrap(), None);
+    rekeyed.assert_has_only_the_new_key(&source);
+}
+
+/// On a full disk nothing begins, and what was prepared needs no room.
+#[test]
+fn a_full_disk_keeps_it_from_beginning_and_not_from_being_opened() {
+    let home = Home::new();
+    let backing = home.backing();
+    let disk = SmallDisk::mount(&backing, 1);
+    let rekeyed = Rekeyed::new(home);
+    let source = rekeyed.home.path("source");
+    tree::small_files(&source, 2).unwrap();
+    import(&rekeyed.home.create(), &source);
+    let prepare = || prepare_rekey(&rekeyed.locks, &backing, &rekeyed.from, &rekeyed.to);
+    let filler = backing.join("lost+found");
+    let fill = || assert!(fs::write(&filler, vec![0; 2 << 20]).is_err(), "the disk is full");
+    let names = || {
+        let entries = fs::read_dir(&backing).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<BTreeSet<_>>()
+    };
+    fill();
+    let before = names();
+    // Room for neither, and for one of the two.
+    for pages in [0, 1] {
+        let size = fs::metadata(&filler).unwrap().len();
+        File::options().write(true).open(&filler).unwrap().set_len(size - pages * 4096).unwrap();
+        assert_eq!(prepare().unwrap_err().kind(), ErrorKind::Full);
+        assert_eq!(names(), before);
+        rekeyed.assert_exports(&rekeyed.open_with(&rekeyed.home.key).unwrap(), &source);
+    }
+
+    fs::remove_file(&filler).unwrap();
+    prepare().unwrap();
+    prepare().unwrap();
+    assert_eq!(read_previous_envelope(&backing).unwrap().as_ref(), Some(&rekeyed.from));
+    fill();
+    rekeyed.begin();
+    assert_eq!(read_envelope(&backing).unwrap(), rekeyed.to);
+    rekeyed.assert_exports(&rekeyed.open(), &source);
+    fs::remove_file(&filler).unwrap();
+    done(rekey(&rekeyed.open()));
+    rekeyed.end();
+    rekeyed.assert_has_only_the_new_key(&source);
+    drop(disk);
+}
+
+#[test]
+fn what_was_prepared_and_never_begun_does_no_harm() {
+    let rekeyed = Rekeyed::new(Home::in_memory());
+    let backing = rekeyed.home.backing();
+    let source = rekeyed.home.path("source");
+    tree::small_files(&source, 5).unwrap();
+    import(&rekeyed.home.create(), &source);
+    let another = envelope(FilesystemKey::generate().unwrap().id());
+    prepare_rekey(&rekeyed.locks, &backing, &rekeyed.from, &another).unwrap();
+    let open = rekeyed.open_with(&rekeyed.home.key).unwrap();
+    rekeyed.assert_exports(&open, &source);
+    done(open.verify(false, &Watch::default()).unwrap());
+    drop(open);
+    // It takes the place of no other key's copy.
+    prepare_rekey(&rekeyed.locks, &backing, &rekeyed.from, &another).unwrap();
+    rekeyed.begin();
+    assert_eq!(read_envelope(&backing).unwrap(), rekeyed.to);
+    let refused = prepare_rekey(&rekeyed.locks, &backing, &rekeyed.from, &another).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid, "it has another key by now: {refused}");
+    done(rekey(&rekeyed.open()));
+    rekeyed.end();
     rekeyed.assert_has_only_the_new_key(&source);
 }
 

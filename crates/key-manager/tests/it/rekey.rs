@@ -127,6 +127,12 @@ async fn what_can_not_begin_leaves_nothing() {
     assert!(matches!(node.begin_rekey_of("x").await.unwrap_err(), Error::Holder(_)));
     world.headers.set_away("/backing/x", false);
 
+    world.headers.allow_writes(0);
+    let full = node.begin_rekey_of("x").await.unwrap_err();
+    assert!(matches!(full, Error::Volume { .. }), "the copies can't be written: {full}");
+    assert_eq!(node.bytes("x").await.len(), 32, "it is as it was");
+    world.headers.allow_writes(u64::MAX);
+
     // What changes between the answer of the KMS and the commit.
     let job = |fs: &str| {
         let spec = serde_json::Value::Null;
@@ -323,13 +329,17 @@ async fn a_key_that_another_filesystem_has_too_stays_for_that_one() {
 async fn a_store_that_is_lost_in_the_middle_is_rebuilt_and_gone_on_with() {
     // How far the backing directory was: nothing of it, the old wrapped key a second time, the new one in its place.
     for steps in 0..=2 {
+        let prepared = steps > 0;
         let mut world = World::new();
         let node = world.node().await;
         node.set("http://a").await.unwrap();
         let old = node.create("x").await.unwrap();
         let old_bytes = node.bytes("x").await;
         let _job = node.begin_rekey_of("x").await.unwrap();
-        world.headers.allow_writes(steps);
+        if !prepared {
+            world.headers.previous.lock().unwrap().clear();
+        }
+        world.headers.allow_writes(steps.max(1) - 1);
         let brought = node.settle_rekey(&name("x")).await;
         assert_eq!(brought.is_ok(), steps == 2);
         drop(node);

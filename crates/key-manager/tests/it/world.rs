@@ -265,6 +265,19 @@ impl Volumes for Headers {
         })
     }
 
+    async fn prepare_rekey(
+        &self,
+        site: &FilesystemSite,
+        from: &KeyEnvelope,
+        to: &KeyEnvelope,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        assert_eq!((to.wrapped.key_id, Some(from.wrapped.key_id)), (site.key_id, site.previous));
+        assert_eq!(Some(self.read(&site.backing)?.wrapped.key_id), site.previous);
+        self.write()?;
+        self.previous.lock().unwrap().insert(site.backing.clone(), from.clone());
+        Ok(())
+    }
+
     async fn begin_rekey(
         &self,
         site: &FilesystemSite,
