@@ -4,7 +4,7 @@
 //! fields, and `hash`: SHA-256 in hexadecimal over the line as it would stand without `hash`.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 
 use kms_core::AuditEvent;
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,7 @@ impl HashedLine {
 
     /// Whether it comes after `before`, and is all that stands in `text`: a field that was put in is not in the hash.
     fn follows(&self, before: &Place, text: &[u8]) -> bool {
-        self.line.seq == before.seq + 1
+        self.line.seq == before.seq.saturating_add(1)
             && self.line.prev == before.hash
             && hash(&self.line) == self.hash
             && self.text() == text
@@ -66,7 +66,8 @@ impl HashedLine {
 
 /// The text of the line that comes after `place`, and the place behind it.
 pub(super) fn link(place: &Place, event: &AuditEvent) -> (Vec<u8>, Place) {
-    let line = Line { seq: place.seq + 1, prev: place.hash.clone(), event: event.clone() };
+    let line =
+        Line { seq: place.seq.saturating_add(1), prev: place.hash.clone(), event: event.clone() };
     let hashed = HashedLine { hash: hash(&line), line };
     (hashed.text(), hashed.place())
 }
@@ -105,7 +106,7 @@ pub(super) fn scan(
             return Ok(scan);
         }
         scan.length += read as u64;
-        let expected = scan.end.seq + 1;
+        let expected = scan.end.seq.saturating_add(1);
         match serde_json::from_slice::<HashedLine>(&text) {
             Ok(hashed) => {
                 if !known {
@@ -126,4 +127,15 @@ pub(super) fn scan(
         }
         known = true;
     }
+}
+
+/// The lines of this action, whether the chain holds or not. Only they are parsed: a start looks through all files for them.
+pub(super) fn recorded(mut file: &File, action: &str) -> io::Result<Vec<Line>> {
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    // Quotes within a string are escaped, so nothing else has this.
+    let mark = format!("\"action\":\"{action}\"");
+    let text = String::from_utf8_lossy(&text);
+    let lines = text.lines().filter(|line| line.contains(&mark));
+    Ok(lines.filter_map(|line| serde_json::from_str(line).ok()).collect())
 }

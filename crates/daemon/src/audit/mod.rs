@@ -1,8 +1,9 @@
 //! The audit log: every act on a key and every administrative request, a line of JSON each, chained by hashes.
 //!
 //! A line that is changed, taken out or put in breaks the chain at that place; a tail that is cut off is noticed by the head, which
-//! lies in a file of its own. What was found when the log was opened is its [`AuditLog::trouble`]; [`AuditLog::verify`] follows the
-//! chain through all of it.
+//! lies in a file of its own. What was found when the log was opened is its [`AuditLog::trouble`], and becomes a line of the log
+//! ([`TROUBLE`]) before the head goes on, so that it is told as long as that line is kept; [`AuditLog::verify`] follows the chain
+//! through all of it.
 //!
 //! | module | its part |
 //! |---|---|
@@ -27,10 +28,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kms_core::{AuditEvent, AuditSink};
+use kms_core::{AuditEvent, AuditSink, Clock as _, Outcome, SystemClock};
 
 pub(crate) use self::chain::HashedLine;
-use self::chain::{Place, Scan, link, scan};
+use self::chain::{Place, Scan, link, recorded, scan};
 use self::files::Files;
 use self::head::Head;
 pub(crate) use self::reading::{Query, Verified};
@@ -42,8 +43,12 @@ pub const SYNC_WITHIN: Duration = Duration::from_millis(200);
 /// The length at which another file is begun.
 const FILE_BYTES: u64 = 4 << 20;
 
-/// How many files are kept beside the one that is written.
+/// How many files are kept beside the one that is written. A larger number would take each log for one whose files were deleted
+/// that has dropped lines by the smaller one.
 const FILES_KEPT: usize = 128;
+
+/// What a line is called that tells what was found to be wrong with the log itself.
+const TROUBLE: &str = "audit.trouble";
 
 /// The audit log of a node: append-only files, readable by their owner alone.
 #[derive(Debug)]
@@ -71,12 +76,18 @@ struct State {
     /// The number of its first line, or of the line that will be.
     first: u64,
     end: Place,
+    /// What was found to be wrong with the lines, and goes before the next one.
+    owed: Option<String>,
+    /// What a line that is kept says to be wrong with the lines.
+    on_record: Option<String>,
+    /// What is wrong with the files at this time.
     trouble: Option<String>,
 }
 
 impl AuditLog {
     /// Opens the log, or makes it, and checks the chain of its newest file and its head. A line that a crash left half written
-    /// is taken out; a broken chain is kept, reported by [`AuditLog::trouble`] and in the node's log, and continued.
+    /// is taken out; a broken chain is kept, reported by [`AuditLog::trouble`], in the node's log and in a line of its own, and
+    /// continued.
     ///
     /// # Errors
     /// A file can't be read or written, or is no regular file.
@@ -88,10 +99,12 @@ impl AuditLog {
         let files = Files::of(path);
         let file = files.open_current()?;
         let (head, noted) = Head::open(&path.with_extension("head"))?;
-        let before = match files.ended()?.last() {
-            Some((_, newest)) => scan(&File::open(newest)?, None, |_| {})?.end,
-            None => Place::start(),
+        let ended = files.ended()?;
+        let newest = match ended.last() {
+            Some((_, newest)) => Some(scan(&File::open(newest)?, None, |_| {})?),
+            None => None,
         };
+        let before = newest.as_ref().map_or_else(Place::start, |newest| newest.end.clone());
         let mut at_head = None;
         let noted_seq = noted.as_ref().ok().and_then(|noted| Some(noted.as_ref()?.seq));
         let found = scan(&file, Some(before.clone()), |line| {
@@ -103,23 +116,37 @@ impl AuditLog {
             tracing::warn!(log = %path.display(), "the last line of the audit log was half written and is taken out");
             file.set_len(found.length)?;
         }
-        let trouble = match found.broken_at {
-            Some(line) => Some(broken(line)),
-            None => compare(noted, &before, &found, at_head.as_deref()),
-        };
-        if let Some(trouble) = &trouble {
-            tracing::error!(log = %path.display(), "{trouble}");
-        }
-        // From here on a head that is gone is noticed.
-        file.sync_data()?;
-        head.put(&found.end)?;
-        let state = Arc::new(Mutex::new(State {
+        let first = ended.first().map(|(first, _)| *first).or(found.first);
+        let trouble = deleted(first, ended.len(), limits)
+            .or_else(|| newest.and_then(|newest| newest.broken_at).or(found.broken_at).map(broken))
+            .or_else(|| compare(noted, &before, &found, at_head.as_deref()));
+        let (on_record, unreadable) =
+            on_record(ended.iter().map(|(_, file)| file.as_path()).chain([path]));
+        let known =
+            trouble.as_ref().is_some_and(|trouble| on_record.iter().any(|(_, it)| it == trouble));
+        let mut state = State {
             file: Arc::new(file),
             length: found.length,
-            first: before.seq + 1,
+            // What an ended file is called has to be more than what those before it are.
+            first: found.first.unwrap_or(0).max(before.seq.saturating_add(1)),
             end: found.end,
-            trouble,
-        }));
+            owed: trouble.filter(|_| !known),
+            on_record: on_record.into_iter().next().map(|(line, trouble)| says(line, &trouble)),
+            trouble: unreadable,
+        };
+        if let Some(trouble) = state.trouble() {
+            tracing::error!(log = %path.display(), "{trouble}");
+        }
+        match state.settle() {
+            Ok(()) => {
+                // From here on a head that is gone is noticed.
+                state.file.sync_data()?;
+                head.put(&state.end)?;
+            }
+            // The head stays as it is: it shows the trouble again.
+            Err(error) => state.note(unwritable(path, &error)),
+        }
+        let state = Arc::new(Mutex::new(state));
         let (wake, woken) = mpsc::sync_channel(1);
         let syncer = thread::Builder::new().name("audit-sync".into()).spawn({
             let state = Arc::clone(&state);
@@ -137,7 +164,7 @@ impl AuditLog {
 
     /// What is wrong with the log, if something is: a broken chain, or lines that could not be written.
     pub fn trouble(&self) -> Option<String> {
-        lock(&self.state).trouble.clone()
+        lock(&self.state).trouble()
     }
 
     /// As [`AuditSink::record`], for an act that is not to be done without its record.
@@ -153,16 +180,12 @@ impl AuditLog {
             let path = self.path.display();
             state.note(format!("another file of the audit log {path} can't be begun, or old ones not removed: {error}"));
         }
-        let (text, end) = link(&state.end, event);
-        if let Err(error) = (&*state.file).write_all(&text) {
-            // Half a line would break the chain.
-            let why = state.file.set_len(state.length).err().unwrap_or(error);
-            let trouble = format!("the audit log {} can't be written: {why}", self.path.display());
+        if let Err(error) = state.settle().and_then(|()| state.append(event)) {
+            let trouble = unwritable(&self.path, &error);
             tracing::error!(action = %event.action, subject = %event.subject, "{trouble}");
             state.note(trouble.clone());
             return Err(trouble);
         }
-        (state.length, state.end) = (state.length + text.len() as u64, end);
         drop(state);
         // Full: the syncer has been woken and has not looked yet. Gone: only while the log is dropped.
         match self.wake.as_ref().map(|wake| wake.try_send(())) {
@@ -173,6 +196,13 @@ impl AuditLog {
 
     fn turn(&self, state: &mut State) -> io::Result<()> {
         state.file.sync_data()?;
+        let ended = self.files.ended()?;
+        if let Some(trouble) =
+            deleted(ended.first().map(|(first, _)| *first), ended.len(), self.limits)
+        {
+            tracing::error!(log = %self.path.display(), "{trouble}");
+            state.owed.get_or_insert(trouble);
+        }
         let begun = self.files.turn(state.first)?;
         (state.file, state.length, state.first) = (Arc::new(begun), 0, state.end.seq + 1);
         self.files.tidy(self.limits.kept)
@@ -187,6 +217,40 @@ impl AuditSink for AuditLog {
 }
 
 impl State {
+    /// What is wrong: with the lines first, since that can't be mended.
+    fn trouble(&self) -> Option<String> {
+        self.owed.as_ref().or(self.trouble.as_ref()).or(self.on_record.as_ref()).cloned()
+    }
+
+    /// Puts on record what is owed. On an error it is owed still.
+    fn settle(&mut self) -> io::Result<()> {
+        let Some(trouble) = self.owed.clone() else { return Ok(()) };
+        self.append(&AuditEvent {
+            at: SystemClock.now(),
+            action: TROUBLE.to_owned(),
+            subject: "audit log".to_owned(),
+            outcome: Outcome::Failed,
+            who: None,
+            key: None,
+            requests: Vec::new(),
+            detail: trouble.clone(),
+        })?;
+        self.owed = None;
+        self.on_record.get_or_insert(says(self.end.seq, &trouble));
+        Ok(())
+    }
+
+    /// Writes a line. On an error it is not there.
+    fn append(&mut self, event: &AuditEvent) -> io::Result<()> {
+        let (text, end) = link(&self.end, event);
+        if let Err(error) = (&*self.file).write_all(&text) {
+            // Half a line would break the chain.
+            return Err(self.file.set_len(self.length).err().unwrap_or(error));
+        }
+        (self.length, self.end) = (self.length + text.len() as u64, end);
+        Ok(())
+    }
+
     fn note(&mut self, trouble: String) {
         self.trouble.get_or_insert(trouble);
     }
@@ -245,6 +309,38 @@ fn compare(
     } else {
         None
     }
+}
+
+/// What the files have on record about the log itself, the oldest first, and what can't be read of them.
+fn on_record<'a>(files: impl Iterator<Item = &'a Path>) -> (Vec<(u64, String)>, Option<String>) {
+    let (mut all, mut unreadable) = (Vec::new(), None);
+    for path in files {
+        match File::open(path).and_then(|file| recorded(&file, TROUBLE)) {
+            Ok(lines) => all.extend(lines.into_iter().map(|line| (line.seq, line.event.detail))),
+            Err(error) => {
+                unreadable =
+                    Some(format!("{} of the audit log can't be read: {error}", path.display()));
+            }
+        }
+    }
+    (all, unreadable)
+}
+
+/// Whether files were deleted: the node itself removes the oldest only when more than are kept are there.
+fn deleted(first: Option<u64>, ended: usize, limits: Limits) -> Option<String> {
+    let before = first.filter(|first| *first > 1 && ended < limits.kept)? - 1;
+    Some(format!(
+        "lines up to {before} of the audit log are gone: files of it were deleted before their time"
+    ))
+}
+
+/// What line `line` has on record.
+fn says(line: u64, trouble: &str) -> String {
+    format!("{trouble} (found earlier, and recorded in line {line})")
+}
+
+fn unwritable(path: &Path, why: &io::Error) -> String {
+    format!("the audit log {} can't be written: {why}", path.display())
 }
 
 fn broken(line: u64) -> String {

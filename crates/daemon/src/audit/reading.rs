@@ -7,7 +7,7 @@ use std::io;
 use kms_core::{AuditEvent, Outcome};
 
 use super::chain::{HashedLine, Place, scan};
-use super::{AuditLog, broken};
+use super::{AuditLog, TROUBLE, broken, deleted, says};
 use crate::mutex::lock;
 
 /// Which lines.
@@ -88,11 +88,15 @@ impl AuditLog {
     pub(crate) fn verify(&self) -> io::Result<Verified> {
         let (files, now) = self.opened()?;
         let (mut first, mut end, mut trouble) = (None, None, self.trouble());
+        let mut on_record = None;
         let mut at_now = (now.seq == 0).then(|| now.hash.clone());
         for file in &files {
             let found = scan(file, end, |line| {
                 if line.line.seq == now.seq {
                     at_now = Some(line.hash.clone());
+                }
+                if line.line.event.action == TROUBLE {
+                    on_record.get_or_insert_with(|| says(line.line.seq, &line.line.event.detail));
                 }
             })?;
             first = first.or(found.first);
@@ -106,6 +110,8 @@ impl AuditLog {
                 format!("line {} of the audit log is not the one that this node wrote", now.seq)
             });
         }
+        let trouble =
+            trouble.or_else(|| deleted(first, files.len() - 1, self.limits)).or(on_record);
         Ok(Verified { first, end: end.unwrap_or(now), files: files.len(), trouble })
     }
 

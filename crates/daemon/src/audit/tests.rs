@@ -269,3 +269,82 @@ fn only_its_owner_reads_it() {
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }
+
+#[test]
+fn what_was_found_at_one_start_stays_on_record() {
+    let place = Place::new();
+    place.write(0..5);
+    let head = place.dir.path().join("audit.head");
+    let cut = place.text().lines().take(3).map(|line| format!("{line}\n")).collect::<String>();
+    fs::write(place.path(), cut).unwrap();
+    assert!(place.trouble().unwrap().contains("lines 4 to 5"));
+    for _ in 0..2 {
+        let log = place.open();
+        for trouble in [log.trouble(), log.verify().unwrap().trouble] {
+            let trouble = trouble.unwrap();
+            assert!(trouble.contains("lines 4 to 5") && trouble.contains("in line 4"), "{trouble}");
+        }
+    }
+    let last: HashedLine = serde_json::from_str(place.text().lines().last().unwrap()).unwrap();
+    assert_eq!((last.line.seq, last.line.event.action.as_str()), (4, TROUBLE), "one line");
+    // The file of that line is ended, and after it another thing is found.
+    let log = place.open();
+    (0..8).for_each(|n| log.record(&event(n)));
+    drop(log);
+    assert!(!place.text().contains(TROUBLE));
+    fs::remove_file(&head).unwrap();
+    assert!(place.trouble().unwrap().contains("in line 4"));
+    assert!(place.text().contains("head of the audit log is gone"));
+    assert!(place.open().verify().unwrap().trouble.unwrap().contains("in line 4"));
+}
+
+#[test]
+fn trouble_that_cannot_be_put_on_record_goes_before_the_next_line() {
+    let place = Place::new();
+    let log = place.open();
+    let whole = Arc::clone(&lock(&log.state).file);
+    lock(&log.state).owed = Some("found".into());
+    lock(&log.state).file = Arc::new(File::open(place.path()).unwrap());
+    log.try_record(&event(1)).unwrap_err();
+    assert_eq!((log.trouble().as_deref(), place.text().as_str()), (Some("found"), ""));
+    lock(&log.state).file = whole;
+    log.try_record(&event(1)).unwrap();
+    let all = Query { limit: 9, ..Query::default() };
+    let page = log.page(&all).unwrap();
+    let actions: Vec<_> = page.lines.iter().map(|line| line.line.event.action.as_str()).collect();
+    assert_eq!(actions, [TROUBLE, "key.unwrap"]);
+}
+
+#[test]
+fn ended_files_that_were_deleted_are_noticed() {
+    let place = Place::new();
+    let gone = |trouble: Option<String>, before: u64| {
+        let says = format!("lines up to {} of the audit log are gone", before - 1);
+        assert!(trouble.as_ref().is_some_and(|it| it.contains(&says)), "{trouble:?}");
+    };
+    let log = place.open();
+    (0..40).for_each(|n| log.record(&event(n)));
+    assert_eq!((log.trouble(), log.verify().unwrap().trouble), (None, None));
+    let ended = Files::of(&place.path()).ended().unwrap();
+    assert_eq!(ended.len(), SMALL.kept);
+    // While it is written: told at once by a look at all of it, and on record when the next file is begun.
+    fs::remove_file(&ended[0].1).unwrap();
+    gone(log.verify().unwrap().trouble, ended[1].0);
+    (0..12).for_each(|n| log.record(&event(n)));
+    gone(log.trouble(), ended[1].0);
+    drop(log);
+    gone(place.open().verify().unwrap().trouble, ended[1].0);
+
+    // All of them, while no node runs.
+    let place = Place::new();
+    place.write(0..40);
+    let files = Files::of(&place.path());
+    files.ended().unwrap().iter().for_each(|(_, path)| fs::remove_file(path).unwrap());
+    let first: HashedLine = serde_json::from_str(place.text().lines().next().unwrap()).unwrap();
+    gone(place.trouble(), first.line.seq);
+    gone(place.open().verify().unwrap().trouble, first.line.seq);
+    // Its name is that of its first line still.
+    let log = place.open();
+    (0..12).for_each(|n| log.record(&event(n)));
+    assert_eq!(files.ended().unwrap()[0].0, first.line.seq);
+}
