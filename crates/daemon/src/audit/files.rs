@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
@@ -23,6 +23,24 @@ impl Files {
     /// Opens the file that is written, or makes it.
     pub(super) fn open_current(&self) -> io::Result<File> {
         open_private(&self.current, OpenOptions::new().append(true))
+    }
+
+    /// Opens what lies where the file that is written should lie, to read it; nothing is made.
+    pub(super) fn read_current(&self) -> io::Result<File> {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(&self.current)
+    }
+
+    /// Whether `written` lies where it should: a file that was removed or replaced takes lines that nobody finds.
+    ///
+    /// # Errors
+    /// It does not, or that can't be told.
+    pub(super) fn check_current(&self, written: &File) -> io::Result<()> {
+        let (there, written) = (fs::symlink_metadata(&self.current)?, written.metadata()?);
+        if (there.dev(), there.ino()) == (written.dev(), written.ino()) {
+            return Ok(());
+        }
+        Err(io::Error::other("another file was put in its place"))
     }
 
     /// The ended files with their first lines, the oldest first.

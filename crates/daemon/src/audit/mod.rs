@@ -173,14 +173,7 @@ impl AuditLog {
     /// The line can't be written, and is not there.
     pub(crate) fn try_record(&self, event: &AuditEvent) -> Result<(), String> {
         let mut state = lock(&self.state);
-        if state.length >= self.limits.file_bytes
-            && let Err(error) = self.turn(&mut state)
-        {
-            // The lines go on, in the old file or the new one.
-            let path = self.path.display();
-            state.note(format!("another file of the audit log {path} can't be begun, or old ones not removed: {error}"));
-        }
-        if let Err(error) = state.settle().and_then(|()| state.append(event)) {
+        if let Err(error) = self.write(&mut state, event) {
             let trouble = unwritable(&self.path, &error);
             tracing::error!(action = %event.action, subject = %event.subject, "{trouble}");
             state.note(trouble.clone());
@@ -192,6 +185,19 @@ impl AuditLog {
             None | Some(Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(()))) => {}
         }
         Ok(())
+    }
+
+    fn write(&self, state: &mut State, event: &AuditEvent) -> io::Result<()> {
+        self.files.check_current(&state.file)?;
+        if state.length >= self.limits.file_bytes
+            && let Err(error) = self.turn(state)
+        {
+            // The lines go on, in the old file or the new one.
+            let path = self.path.display();
+            state.note(format!("another file of the audit log {path} can't be begun, or old ones not removed: {error}"));
+        }
+        state.settle()?;
+        state.append(event)
     }
 
     fn turn(&self, state: &mut State) -> io::Result<()> {

@@ -7,7 +7,7 @@ use std::io;
 use kms_core::{AuditEvent, Outcome};
 
 use super::chain::{HashedLine, Place, scan};
-use super::{AuditLog, TROUBLE, broken, deleted, says};
+use super::{AuditLog, TROUBLE, broken, deleted, says, unwritable};
 use crate::mutex::lock;
 
 /// Which lines.
@@ -60,7 +60,8 @@ fn is_about(event: &AuditEvent, part: &str) -> bool {
 impl AuditLog {
     /// The newest lines that fit. Blocks.
     pub(crate) fn page(&self, query: &Query) -> io::Result<Page> {
-        let (files, _) = self.opened()?;
+        let (mut files, current, _) = self.opened()?;
+        files.push(current?);
         let mut lines = VecDeque::new();
         for file in files.iter().rev() {
             let mut of_this = VecDeque::new();
@@ -86,7 +87,10 @@ impl AuditLog {
 
     /// Follows the chain through all files and compares it with where the log is. Blocks.
     pub(crate) fn verify(&self) -> io::Result<Verified> {
-        let (files, now) = self.opened()?;
+        let (mut files, current, now) = self.opened()?;
+        let ended = files.len();
+        // Without it the chain of the others is followed: that it is gone is trouble already.
+        files.extend(current);
         let (mut first, mut end, mut trouble) = (None, None, self.trouble());
         let mut on_record = None;
         let mut at_now = (now.seq == 0).then(|| now.hash.clone());
@@ -110,20 +114,21 @@ impl AuditLog {
                 format!("line {} of the audit log is not the one that this node wrote", now.seq)
             });
         }
-        let trouble =
-            trouble.or_else(|| deleted(first, files.len() - 1, self.limits)).or(on_record);
+        let trouble = trouble.or_else(|| deleted(first, ended, self.limits)).or(on_record);
         Ok(Verified { first, end: end.unwrap_or(now), files: files.len(), trouble })
     }
 
-    /// Its files, the oldest first, and where it ends at this moment.
-    fn opened(&self) -> io::Result<(Vec<File>, Place)> {
-        let state = lock(&self.state);
+    /// Its ended files, the oldest first; what lies where the one that is written should; and where the log ends at this moment.
+    fn opened(&self) -> io::Result<(Vec<File>, io::Result<File>, Place)> {
+        let mut state = lock(&self.state);
+        if let Err(error) = self.files.check_current(&state.file) {
+            state.note(unwritable(&self.path, &error));
+        }
         let mut files = Vec::new();
         for (_, path) in self.files.ended()? {
             files.push(File::open(path)?);
         }
         // By its path, not as it is open: what was put in its place is what an auditor would find.
-        files.push(self.files.open_current()?);
-        Ok((files, state.end.clone()))
+        Ok((files, self.files.read_current(), state.end.clone()))
     }
 }

@@ -238,7 +238,32 @@ fn what_is_put_in_its_place_while_it_is_written_is_noticed() {
     other.write(7..10);
     fs::remove_file(place.path()).unwrap();
     fs::copy(other.path(), place.path()).unwrap();
+    assert!(log.verify().unwrap().trouble.unwrap().contains("another file was put in"));
+    assert!(log.try_record(&event(9)).unwrap_err().contains("another file was put in its place"));
+    // Written over where it lies.
+    let place = Place::new();
+    let log = place.open();
+    (0..3).for_each(|n| log.record(&event(n)));
+    fs::write(place.path(), other.text()).unwrap();
     assert!(log.verify().unwrap().trouble.unwrap().contains("not the one that this node wrote"));
+}
+
+#[test]
+fn a_file_that_was_removed_while_it_is_written_takes_no_lines_and_is_not_made_anew() {
+    let place = Place::new();
+    let log = place.open();
+    (0..3).for_each(|n| log.record(&event(n)));
+    let aside = place.dir.path().join("aside");
+    fs::rename(place.path(), &aside).unwrap();
+    log.page(&Query { limit: 9, ..Query::default() }).unwrap_err();
+    assert!(log.trouble().unwrap().contains("No such file"));
+    assert!(log.verify().unwrap().trouble.unwrap().contains("No such file"));
+    assert!(log.try_record(&event(3)).unwrap_err().contains("No such file"));
+    assert!(!place.path().exists());
+    assert_eq!(fs::read_to_string(&aside).unwrap().lines().count(), 3);
+    // The next start has it on record.
+    drop(log);
+    assert!(place.trouble().unwrap().contains("lines 1 to 3"));
 }
 
 #[test]
