@@ -231,7 +231,7 @@ impl KeyManager {
 
     /// Brings every copy of this key that can be reached, uploaded snapshots aside, to what the store says, and
     /// answers how many were replaced. A copy that is ahead of the store is left: see [`KeyManager::unlock_all`].
-    async fn renew_copies(
+    pub(crate) async fn renew_copies(
         &self,
         site: FilesystemSite,
         entry: KeyEntry,

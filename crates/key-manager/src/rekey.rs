@@ -47,11 +47,11 @@ impl KeyManager {
     pub async fn new_key(&self, name: &FilesystemName) -> Result<Option<NewKey>, Error> {
         let of = self.filesystem_record(name).await?;
         self.keys(name).await?;
+        let own_master_key = self.key_entry(of.1.key_id).await?.1.own_master_key;
+        let by = self.target_of(own_master_key.as_deref()).await?;
         if of.1.previous_key.is_some() {
             return Ok(None);
         }
-        let own_master_key = self.key_entry(of.1.key_id).await?.1.own_master_key;
-        let by = self.target_of(own_master_key.as_deref()).await?;
         for holder in &self.parts().holders {
             for copy in holder.list(&of.1.site()).await? {
                 copy.envelope?;
@@ -152,6 +152,15 @@ impl KeyManager {
         brought.map_err(|source| Error::Volume { name: site.name.clone(), source })
     }
 
+    /// Whether the current key of a filesystem has lain under local wrapping.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Record`]; [`Error::Store`].
+    pub async fn has_exposed_key(&self, name: &FilesystemName) -> Result<bool, Error> {
+        let (_, fs) = self.filesystem_record(name).await?;
+        Ok(self.key_entry(fs.key_id).await?.1.exposed)
+    }
+
     async fn envelope_of(&self, site: &FilesystemSite, key: KeyId) -> Result<KeyEnvelope, Error> {
         let (_, entry) = self.key_entry(key).await?;
         let config = self.config(entry.wrapped.config_id).await?;
@@ -171,6 +180,11 @@ impl KeyManager {
         if fs.previous_key.is_some() {
             let ended = self.parts().volumes.end_rekey(&fs.site()).await;
             ended.map_err(|source| Error::Volume { name: name.to_string(), source })?;
+            // What was noted of the new key's copy, such as that its disk was full, may hold no more.
+            let entry = self.key_entry(fs.key_id).await?.1;
+            let config = Arc::new(self.config(entry.wrapped.config_id).await?);
+            let site = FilesystemSite { previous: None, ..fs.site() };
+            let (_, _noted) = self.renew_copies(site, entry, config).await;
         }
         let _act = self.begin_act().await;
         let (record, mut fs) = self.filesystem_record(name).await?;

@@ -429,7 +429,7 @@ pub(crate) fn copy_out_of_reach(name: &FilesystemName, why: &str) -> Finding {
         &format!(
             "{name} has its backing directory out of reach or changed, so that its data may not be readable, and old versions and old KMSs are still needed: {why}"
         ),
-        "bring the backing directory back (is it mounted?): the node brings a copy that is older than the store's up to date by itself within a minute; a newer one shows that an older store was put back: coffer recover --from DIR; or delete the filesystem",
+        "make room on its disk, or bring the backing directory back (is it mounted?): the node brings a copy that is older than the store's up to date by itself within a minute; a newer one shows that an older store was put back: coffer recover --from DIR",
     )
 }
 

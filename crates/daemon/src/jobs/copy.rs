@@ -73,7 +73,7 @@ impl Jobs {
         record.ended = record.state.is_final().then(|| self.clock.now());
         standing.put(&mut record);
         if kind == JobKind::Rekey && record.state == JobState::Done {
-            match self.end_rekey(&record).await {
+            match self.end_rekey(&mut record).await {
                 Ok(()) => {
                     tracing::info!("the filesystem has its new key alone");
                     return;

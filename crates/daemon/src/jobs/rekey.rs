@@ -44,13 +44,34 @@ impl Jobs {
         self.begin(record).await.map_err(of_keys)
     }
 
-    /// Lets the old key go, with the record of the job that left nothing under it.
-    pub(super) async fn end_rekey(&self, record: &JobRecord) -> Result<(), Problem> {
+    /// Lets the old key go, with the record of the job that left nothing under it. It is partly done where the new one has
+    /// been exposed meanwhile.
+    pub(super) async fn end_rekey(&self, record: &mut JobRecord) -> Result<(), Problem> {
+        let again = format!("give coffer fs rekey {} again", record.filesystem);
+        self.try_end_rekey(record).await.map_err(|problem| match &problem.cure {
+            Some(cure) if !cure.contains(&again) => {
+                let cure = format!("{cure}; then {again}");
+                problem.cure(cure)
+            }
+            Some(_) => problem,
+            None => problem.cure(again),
+        })
+    }
+
+    async fn try_end_rekey(&self, record: &mut JobRecord) -> Result<(), Problem> {
         let title = format!("the old key of {} can't be let go", record.filesystem);
         let of_keys = |e| problem::of_keys(&title, &e);
         let name: FilesystemName = record.filesystem.parse().map_err(of_keys)?;
         self.reseal_notes(&name, &title).await?;
-        self.manager.end_rekey(&name, record).await.map_err(of_keys)?;
+        let mut ended = record.clone();
+        if self.manager.has_exposed_key(&name).await.map_err(of_keys)? {
+            let mut standing = Standing::of(&ended);
+            standing.problem = Some(still_exposed(&name));
+            standing.put(&mut ended);
+            ended.state = JobState::PartlyDone;
+        }
+        self.manager.end_rekey(&name, &ended).await.map_err(of_keys)?;
+        *record = ended;
         self.filesystems.drop_former_key(&name).await;
         Ok(())
     }
@@ -86,4 +107,12 @@ impl Jobs {
         }
         Ok(())
     }
+}
+
+fn still_exposed(name: &FilesystemName) -> Problem {
+    let title = format!("{name} is still exposed");
+    let why =
+        "all of it lies under its new key alone, which has lain under local wrapping too meanwhile";
+    Problem::new(Exit::Partly, "partly-done", title, why)
+        .cure(format!("with a KMS set, give coffer fs rekey {name} once more"))
 }

@@ -112,3 +112,27 @@ async fn one_with_two_keys_is_told_of_and_can_be_deleted() {
     assert!(!backing.exists());
     node.stop().await;
 }
+
+/// It can't begin, and all stays readable; with room it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_it_and_leaves_the_filesystem_as_it_is() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let backing = world.path("backing");
+    std::fs::create_dir(&backing).unwrap();
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=1m", "coffer-test"]).arg(&backing);
+    assert!(mount.status().unwrap().success());
+    node.post("/v1/filesystems", &json!({"name": "home", "backing": backing})).await;
+    let filler = backing.join("lost+found");
+    assert!(std::fs::write(&filler, vec![0; 2 << 20]).is_err(), "the disk is full");
+    let answer = node.ask("POST", REKEY, "null").await;
+    assert!(answer.status >= 400 && answer.body.to_string().contains("No space"), "{answer:?}");
+    assert_eq!(home(&node).await["previous_key_id"], Value::Null);
+    node.get("/v1/filesystems/home/ls").await;
+    std::fs::remove_file(&filler).unwrap();
+    let done = node.ended(&node.post(REKEY, &Value::Null).await).await;
+    assert_eq!(done["state"], "done", "{done}");
+    node.stop().await;
+    assert!(std::process::Command::new("umount").arg(&backing).status().unwrap().success());
+}

@@ -170,6 +170,35 @@ async fn one_that_was_stopped_goes_on_under_the_same_keys() {
 }
 
 #[tokio::test]
+async fn one_that_is_exposed_meanwhile_waits_for_a_kms_and_says_so() {
+    let world = World::new();
+    let (node, _) = begun(&world).await;
+    node.downgrade().await.unwrap();
+    let refused = node.begin_rekey_of("x").await.unwrap_err();
+    assert!(matches!(refused, Error::NotConfigured), "{refused}");
+    node.set("http://a").await.unwrap();
+    let job = node.begin_rekey_of("x").await.unwrap();
+    node.end_rekey_of("x", job).await.unwrap();
+    assert!(node.has_exposed_key(&name("x")).await.unwrap());
+    let job = node.begin_rekey_of("x").await.unwrap();
+    node.end_rekey_of("x", job).await.unwrap();
+    assert!(!node.has_exposed_key(&name("x")).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_was_noted_of_its_copies_is_gone_with_its_end() {
+    let world = World::new();
+    let (node, job) = begun(&world).await;
+    world.headers.set_away("/backing/x", true);
+    node.settle_copies().await.unwrap();
+    let behind = async || node.filesystem_statuses().await.unwrap().remove(0).copies_behind;
+    assert!(behind().await.is_some());
+    world.headers.set_away("/backing/x", false);
+    node.end_rekey_of("x", job).await.unwrap();
+    assert_eq!(behind().await, None);
+}
+
+#[tokio::test]
 async fn both_keys_are_wrapped_anew_and_moved() {
     let world = World::new();
     let (node, job) = begun(&world).await;
