@@ -78,6 +78,15 @@ async fn what_was_begun_goes_on_at_the_next_start_and_its_copies_are_brought_alo
     node.stop().await;
 }
 
+/// Turns a bit of the one large file, or turns it back.
+fn spoil(backing: &std::path::Path) {
+    let mut files = std::fs::read_dir(backing.join("root")).unwrap().map(|it| it.unwrap().path());
+    let damaged = files.find(|path| path.metadata().unwrap().len() > 4096).unwrap();
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&damaged, bytes).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_with_two_keys_is_told_of_and_can_be_deleted() {
     let world = World::new();
@@ -89,12 +98,7 @@ async fn one_with_two_keys_is_told_of_and_can_be_deleted() {
     let import = node.post("/v1/filesystems/home/import", &json!({"source": source})).await;
     node.ended(&import).await;
     let backing = world.path("state/filesystems/home");
-    let mut files = std::fs::read_dir(backing.join("root")).unwrap().map(|it| it.unwrap().path());
-    let damaged = files.find(|path| path.metadata().unwrap().len() > 4096).unwrap();
-    let mut bytes = std::fs::read(&damaged).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    std::fs::write(&damaged, bytes).unwrap();
-
+    spoil(&backing);
     let partly = node.ended(&node.post(REKEY, &Value::Null).await).await;
     assert_eq!(
         (&partly["state"], &partly["problem"]["exit"]),
@@ -135,4 +139,40 @@ async fn a_full_disk_refuses_it_and_leaves_the_filesystem_as_it_is() {
     assert_eq!(done["state"], "done", "{done}");
     node.stop().await;
     assert!(std::process::Command::new("umount").arg(&backing).status().unwrap().success());
+}
+
+/// Both keys lie under local wrapping meanwhile: it waits for a KMS, and does not end as if all were well.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_whose_new_key_is_exposed_meanwhile_says_so() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    let source = world.path("source");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("plan"), tree::noise(1, 10_000)).unwrap();
+    let import = node.post("/v1/filesystems/home/import", &json!({"source": source})).await;
+    node.ended(&import).await;
+    let backing = world.path("state/filesystems/home");
+    spoil(&backing);
+    let partly = node.ended(&node.post(REKEY, &Value::Null).await).await;
+    assert_eq!(partly["state"], "partly");
+    let over =
+        |jobs: &Value| jobs["jobs"].as_array().unwrap().iter().all(|job| job["state"] != "running");
+    node.ok("DELETE", "/v1/kms?allow_downgrade=true", &Value::Null).await;
+    node.until("/v1/jobs", over).await;
+    let refused = node.refused(409, "POST", REKEY, &Value::Null).await;
+    assert_eq!(refused["code"], "no-kms", "{refused}");
+    node.ok("PUT", "/v1/kms", &set_vault()).await;
+    node.until("/v1/jobs", over).await;
+    spoil(&backing);
+    let exposed = node.ended(&node.post(REKEY, &Value::Null).await).await;
+    let problem = &exposed["problem"];
+    assert_eq!((&exposed["state"], &problem["exit"]), (&json!("partly"), &json!("partly")));
+    let cure = problem["cure"].as_str().unwrap();
+    assert!(cure.contains("coffer fs rekey home once more"), "{cure}");
+    let shown = home(&node).await;
+    assert!(shown["previous_key_id"].is_null() && shown["exposed"] == true, "{shown}");
+    let again = node.ended(&node.post(REKEY, &Value::Null).await).await;
+    assert_eq!((&again["state"], &home(&node).await["exposed"]), (&json!("done"), &json!(false)));
+    node.stop().await;
 }
