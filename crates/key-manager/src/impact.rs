@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 
-use kms_core::{KeyVersion, KmsConfigId};
+use kms_core::{KeyVersion, KmsConfig, KmsConfigId};
 
+use crate::filesystems::LOCAL;
+use crate::records::ConfigRecord;
+use crate::status::FilesystemStatus;
 use crate::unlock::KeyState;
 use crate::{Error, FilesystemName, KeyManager};
 
@@ -25,6 +28,8 @@ pub struct Impact {
     pub master_key: String,
     /// Whether it is the one that is set for all filesystems that have none of their own.
     pub for_all: bool,
+    /// Whether it is to wrap nothing any more: a move has left keys on it.
+    pub left_behind: bool,
     /// Filesystems that are unlocked and go on until the node ends.
     pub go_on: Vec<FilesystemName>,
     /// Filesystems that are locked now and can't be unlocked any more.
@@ -38,29 +43,47 @@ pub struct Impact {
 }
 
 impl KeyManager {
-    /// What would fail, now and at the next start, if this were taken away from the KMS that is set; of its master keys, from the
-    /// one of this name, or from the one that is set for all.
+    /// What would fail, now and at the next start, if this were taken away from the KMS that is set; of master keys, from all of this name
+    /// that something hangs on, or from the one that is set for all. What a move has left behind is counted.
     ///
     /// # Errors
     /// [`Error::NotConfigured`]; [`Error::Unknown`]: no filesystem has such a master key; [`Error::Store`].
     pub async fn impact(&self, loss: Loss, master_key: Option<&str>) -> Result<Impact, Error> {
         let Some(targets) = self.targets().await? else { return Err(Error::NotConfigured) };
-        let for_all = targets.current.config.id;
-        let id = targets.of(master_key).ok_or_else(|| {
-            let name = master_key.unwrap_or_default();
-            Error::Unknown { what: format!("filesystem with the master key {name:?} of its own") }
-        })?;
+        let statuses = self.filesystem_statuses().await?;
+        let current = &targets.current.config;
+        let wrap: HashSet<KmsConfigId> =
+            statuses.iter().flat_map(FilesystemStatus::wrapped).map(|(by, _)| by.id).collect();
+        let name = master_key.unwrap_or(&current.master_key);
+        let mut lost: HashSet<KmsConfigId> = HashSet::new();
+        for ConfigRecord { config, .. } in self.configs().await? {
+            let counts = match (loss, master_key) {
+                _ if config.kind == LOCAL => false,
+                (Loss::Credential, _) => {
+                    targets.has(config.id)
+                        || self.have_one_credential(config.id, current.id).await?
+                }
+                (_, Some(name)) => {
+                    let of_this = targets.has(config.id) || wrap.contains(&config.id);
+                    of_this && config.master_key == name
+                }
+                // After a recovery several configurations are the same.
+                (_, None) => config == KmsConfig { id: config.id, ..current.clone() },
+            };
+            lost.extend(counts.then_some(config.id));
+        }
+        if lost.is_empty() {
+            return Err(Error::Unknown {
+                what: format!("filesystem with the master key {name:?} of its own"),
+            });
+        }
         let mut impact = Impact {
-            master_key: self.config(id).await?.config.master_key,
-            for_all: id == for_all,
+            master_key: name.to_owned(),
+            for_all: lost.contains(&current.id),
+            left_behind: lost.iter().all(|id| !targets.has(*id)),
             ..Impact::default()
         };
-        // The credential is the same for all of them.
-        let lost: HashSet<KmsConfigId> = match loss {
-            Loss::Credential => targets.own().map(|(_, id)| id).chain([for_all]).collect(),
-            Loss::MasterKey | Loss::VersionsBelow(_) => HashSet::from([id]),
-        };
-        for status in self.filesystem_statuses().await? {
+        for status in statuses {
             let name = status.filesystem.name.clone();
             if matches!(status.key, KeyState::Deleting(_)) {
                 continue;
@@ -87,5 +110,9 @@ impl KeyManager {
             }
         }
         Ok(impact)
+    }
+
+    async fn have_one_credential(&self, a: KmsConfigId, b: KmsConfigId) -> Result<bool, Error> {
+        Ok(self.credential(a).await? == self.credential(b).await?)
     }
 }

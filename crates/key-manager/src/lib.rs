@@ -55,6 +55,7 @@ pub use recover::{FoundCopy, Recovered, rebuild, recorded_filesystems};
 pub use rehearsal::Rehearsal;
 pub use rekey::NewKey;
 pub use status::{
-    FilesystemStatus, InUse, KmsOverview, LiveKey, LiveKms, OwnMasterKey, PreviousKey, VersionCount,
+    FilesystemStatus, InUse, KmsOverview, LeftBehind, LiveKey, LiveKms, OwnMasterKey, PreviousKey,
+    VersionCount,
 };
 pub use unlock::{KeyState, LockReason};

@@ -45,6 +45,11 @@ impl Targets {
         self.own.iter().map(|(name, (_, id))| (name.as_str(), *id))
     }
 
+    /// Whether this configuration is to wrap some keys.
+    pub(crate) fn has(&self, id: KmsConfigId) -> bool {
+        id == self.current.config.id || self.named_as_own(id).is_some()
+    }
+
     /// The record that names this configuration as that of somebody's own master key, with that.
     pub(crate) fn named_as_own(&self, id: KmsConfigId) -> Option<(&str, &Record)> {
         let mut own = self.own.iter();

@@ -98,7 +98,7 @@ impl Stored for ConfigRecord {
 }
 
 /// A credential at rest. The store's files are readable by their owner alone.
-#[derive(Default, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[derive(Default, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 pub(crate) struct CredentialRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
@@ -113,7 +113,7 @@ pub(crate) struct CredentialRecord {
     client_key: Option<String>,
 }
 
-#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[derive(PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 struct LoginRecord {
     path: String,
     id: String,

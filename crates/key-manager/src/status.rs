@@ -1,16 +1,19 @@
 //! What an administrator sees of keys and KMS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kms_core::{
-    AuditEvent, CheckItem, CheckOutcome, CredentialStatus, Finding, KeyId, KeyVersion, Kms,
-    KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis, WrappedKey,
+    AuditEvent, CheckItem, CheckOutcome, CredentialStatus, FilesystemSite, Finding, KeyId,
+    KeyVersion, Kms, KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis,
+    WrappedKey,
 };
 use tracing::instrument;
 
 use crate::error::{Class, listed};
+use crate::filesystems::LOCAL;
+use crate::jobs::{JobRecord, JobState};
 use crate::manager::{key_entry_of, read};
 use crate::own_key::Targets;
 use crate::records::{
@@ -74,6 +77,15 @@ pub struct VersionCount {
     pub canary: bool,
 }
 
+/// A KMS, or a master key in it, that was to be left, and on which keys hang still: the move that was to bring them along ended without them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// Its configuration.
+    pub config: KmsConfig,
+    /// The filesystems whose keys hang on it, by name.
+    pub filesystems: Vec<String>,
+}
+
 /// What hangs on master keys.
 #[derive(Debug, Clone, Default)]
 pub struct InUse {
@@ -82,6 +94,8 @@ pub struct InUse {
     /// Filesystems that have a copy of their wrapped key that is behind the store or out of reach, and why. It may hang on
     /// any version of any KMS that was ever set, so none of them is forgotten meanwhile.
     pub copies_behind: Vec<(FilesystemName, String)>,
+    /// What keys hang on though they are to hang on another one, and no job is on its way to bring them along.
+    pub left_behind: Vec<LeftBehind>,
     /// Why it can't be told what the copies hang on.
     unknown: Vec<String>,
     /// The filesystems whose keys hang on the oldest version of each configuration.
@@ -154,6 +168,11 @@ pub struct LiveKey {
     pub master_key: MasterKey,
     /// What of it works today and will hurt later.
     pub findings: Vec<Finding>,
+}
+
+/// Whether a move runs or will by itself; one that was stopped does not.
+fn is_on_its_way(job: &JobRecord) -> bool {
+    job.state != JobState::Stopped
 }
 
 impl KeyManager {
@@ -252,6 +271,8 @@ impl KeyManager {
 
     /// What hangs on which version of which master key. Asks no KMS.
     pub async fn in_use(&self) -> Result<InUse, Error> {
+        // Asked before the keys are read too: one that ends meanwhile has left nothing behind yet.
+        let moved_before = self.unfinished_move().await?.is_some_and(|job| is_on_its_way(&job));
         let (entries, unreadable) = self.key_entries().await?;
         let mut counts: BTreeMap<(KmsConfigId, KeyVersion), (u64, bool)> = BTreeMap::new();
         for WrappedKey { config_id, ciphertext, .. } in entries.iter().map(|e| &e.wrapped) {
@@ -275,14 +296,19 @@ impl KeyManager {
         let mut unknown: Vec<String> = unreadable.iter().map(Error::to_string).collect();
         unknown
             .extend(copies_behind.iter().map(|(name, _)| format!("a copy of the key of {name}")));
-        if let Some(job) = self.unfinished_move().await? {
+        let unfinished = self.unfinished_move().await?;
+        let moves = moved_before || unfinished.as_ref().is_some_and(is_on_its_way);
+        if let Some(job) = unfinished {
             unknown.push(format!("the job {}, which has not brought all keys along yet", job.id));
         }
         if !read(&self.copies).compared {
             unknown.push("copies that have not been looked at yet".to_owned());
         }
-        let mut in_use = InUse { versions, copies_behind, unknown, oldest: BTreeMap::new() };
+        let mut in_use = InUse { versions, copies_behind, unknown, ..InUse::default() };
         let sites = self.sites_by_key().await?;
+        if !moves {
+            in_use.left_behind = self.left_behind(&configs, &entries, &sites).await?;
+        }
         for WrappedKey { key_id, config_id, ciphertext } in entries.iter().map(|e| &e.wrapped) {
             if in_use.oldest(*config_id).is_some_and(|oldest| oldest.version == ciphertext.version)
             {
@@ -292,6 +318,30 @@ impl KeyManager {
         }
         in_use.oldest.values_mut().for_each(|names| names.sort());
         Ok(in_use)
+    }
+
+    /// The configurations that are nobody's target and that keys of filesystems hang on, local wrapping aside.
+    async fn left_behind(
+        &self,
+        configs: &BTreeMap<KmsConfigId, KmsConfig>,
+        entries: &[KeyEntry],
+        sites: &HashMap<KeyId, Vec<FilesystemSite>>,
+    ) -> Result<Vec<LeftBehind>, Error> {
+        let targets = self.targets().await?;
+        let mut names: BTreeMap<KmsConfigId, BTreeSet<String>> = BTreeMap::new();
+        for WrappedKey { key_id, config_id, .. } in entries.iter().map(|entry| &entry.wrapped) {
+            if targets.as_ref().is_some_and(|targets| targets.has(*config_id)) {
+                continue;
+            }
+            for site in sites.get(key_id).into_iter().flatten() {
+                names.entry(*config_id).or_default().insert(site.name.clone());
+            }
+        }
+        let known = names.into_iter().filter_map(|(id, filesystems)| {
+            let config = configs.get(&id).filter(|config| config.kind != LOCAL)?.clone();
+            Some(LeftBehind { config, filesystems: filesystems.into_iter().collect() })
+        });
+        Ok(known.collect())
     }
 
     /// Looks at all that the KMS has to do for us, and at what it should not let us do.
@@ -309,11 +359,25 @@ impl KeyManager {
             return Ok(items);
         }
         items.extend(self.check_use(record, kms.as_ref()).await?);
-        for (name, id) in targets.own() {
+        let own = targets.own().map(|(name, id)| (name.to_owned(), id));
+        let left_behind = self.in_use().await?.left_behind.into_iter();
+        let left_behind = left_behind.map(|LeftBehind { config, .. }| {
+            (format!("{} at {}", config.master_key, config.address), config.id)
+        });
+        for (name, id) in own.chain(left_behind) {
             let record = self.config(id).await?;
             let of_own =
                 |item: CheckItem| CheckItem { what: format!("{name}: {}", item.what), ..item };
-            let kms = self.kms(id).await?;
+            let kms = match self.kms(id).await {
+                Ok(kms) => kms,
+                // As after a recovery: no credential is known for it.
+                Err(Error::Kms(error)) => {
+                    let what = "the KMS can be asked";
+                    items.push(of_own(CheckItem::failed("answers", what, &error)));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let sample = record.canary.as_ref().map(|canary| &canary.ciphertext);
             items.extend(kms.check_key(sample).await.into_iter().map(of_own));
             items.extend(self.check_use(&record, kms.as_ref()).await?.into_iter().map(of_own));

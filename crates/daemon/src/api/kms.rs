@@ -11,7 +11,9 @@ use admin_api::{
 };
 use axum::Json;
 use axum::extract::{Query, State};
-use key_manager::{AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, Loss, NewKms};
+use key_manager::{
+    AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms,
+};
 use kms_core::{
     Auth, ClientIdentity, Credential, CredentialStatus, KeyVersion, KmsConfig, Login, SecretString,
 };
@@ -247,6 +249,10 @@ pub(crate) async fn impact(
             "the token (or the login) is revoked or ends".to_owned(),
             "give another one with coffer fs kms set-vault: nothing is lost".to_owned(),
         ),
+        Loss::MasterKey if found.left_behind => (
+            format!("the master key {key} is deleted, on which a move has left keys"),
+            "what it wraps is lost for good, unless Vault is restored from a backup; coffer fs kms rewrap brings its filesystems along, before it is deleted or while they are unlocked".to_owned(),
+        ),
         Loss::MasterKey if !found.for_all => (
             format!("the master key {key} is deleted, which some filesystems have of their own"),
             "what it wraps is lost for good, unless Vault is restored from a backup; while its filesystems are unlocked, make a new key of that name and \
@@ -332,6 +338,7 @@ pub(crate) fn view(
     found.extend(shared.health.warnings(seen).into_iter().map(carry_on));
     let own: Vec<_> = seen.own.iter().filter(|own| is_in_use(own, in_use)).collect();
     found.extend(own.iter().flat_map(|own| of_own(own)));
+    found.extend(in_use.left_behind.iter().map(|left| keys_left_behind(left, seen)));
     found.extend(in_use.copies_behind.iter().map(|(name, why)| copy_out_of_reach(name, why)));
     let auth = seen.credential.as_ref().and_then(|credential| credential.auth.as_ref());
     let (token_file, role) = match auth {
@@ -385,6 +392,32 @@ pub(crate) fn view(
         exposed_keys: exposed.len() as u64,
         findings: found,
     }
+}
+
+/// What an administrator has to know of what a move has left on a KMS, or a master key, that is set no more.
+fn keys_left_behind(left: &LeftBehind, seen: &Seen) -> Finding {
+    const NAMED: usize = 20;
+    let LeftBehind { config, filesystems } = left;
+    let mut named = filesystems.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if filesystems.len() > NAMED {
+        named.push_str(&format!(" and {} more", filesystems.len() - NAMED));
+    }
+    let again = match seen.config {
+        Some(_) => "coffer fs kms rewrap, or coffer fs kms set-vault again, brings them along",
+        None => {
+            "coffer fs kms set-vault, or coffer fs kms unset --allow-downgrade again, brings them along"
+        }
+    };
+    finding(
+        "keys-left-behind",
+        &format!(
+            "the keys of {named} still hang on the master key {} at {}, which is set no more: no move has brought them along",
+            config.master_key, config.address
+        ),
+        &format!(
+            "see what kept them back (coffer job list), mend that, then {again}; do not delete that master key, nor revoke its token, before"
+        ),
+    )
 }
 
 /// Whether it was not forgotten since it was last seen.

@@ -1,6 +1,6 @@
 //! Rewrap, takeover, moves between KMSs, from and to local wrapping.
 
-use key_manager::{Error, JobControl, JobState, KeyState, NewKms, Progress};
+use key_manager::{Error, JobControl, JobState, KeyState, Loss, NewKms, Progress};
 use kms_core::{Credential, KeyStore as _, KeyVersion, KmsErrorKind};
 
 use crate::world::{Acts, NoControl, World, name, vault};
@@ -422,4 +422,46 @@ async fn the_old_kms_is_kept_alive_while_keys_hang_on_it() {
 
     node.run(new.job.unwrap()).await.unwrap();
     assert_eq!(node.renew_others().await.unwrap().len(), 0, "nothing hangs on it");
+}
+
+#[tokio::test]
+async fn what_a_move_leaves_behind_is_seen() {
+    let world = World::new();
+    let node = world.node().await;
+    let old = node.set("http://old").await.unwrap().config;
+    node.create("left").await.unwrap();
+    let server = world.kms.server("http://old");
+    server.rotate();
+    node.create("moved").await.unwrap();
+    let other = NewKms { master_key: "other".to_owned(), ..vault("http://new") };
+    let job = node.set_kms(other).await.unwrap().job.unwrap();
+    assert_eq!(node.in_use().await.unwrap().left_behind, [], "it is on its way");
+    drop(node);
+    server.set_minimum(2);
+    let node = world.node().await;
+    let report = node.run_move(job, &NoControl).await.unwrap();
+    assert_eq!((report.moved, report.failed.len()), (1, 1), "{report:?}");
+
+    let left = node.in_use().await.unwrap().left_behind;
+    let [left] = &left[..] else { panic!("{left:?}") };
+    assert_eq!((left.config.id, &left.filesystems[..]), (old.id, &["left".to_owned()][..]));
+    for (loss, key, hit) in [
+        (Loss::Credential, None, 2),
+        (Loss::MasterKey, Some("key"), 1),
+        (Loss::MasterKey, Some("other"), 1),
+        (Loss::MasterKey, None, 1),
+    ] {
+        let impact = node.impact(loss, key).await.unwrap();
+        assert_eq!(impact.shut_at_start.len(), hit, "{loss:?} of {key:?}");
+        assert_eq!((impact.left_behind, impact.for_all), (key == Some("key"), key != Some("key")));
+    }
+    let checked = node.check_kms().await.unwrap();
+    let of_old = |item: &&kms_core::CheckItem| item.what.starts_with("key at http://old: ");
+    assert!(checked.iter().filter(of_old).any(|item| item.failure.is_some()), "{checked:?}");
+
+    server.set_minimum(1);
+    assert_eq!(node.rewrap().await.unwrap().moved, 1);
+    assert_eq!(node.in_use().await.unwrap().left_behind, []);
+    let gone = node.impact(Loss::MasterKey, Some("key")).await;
+    assert!(matches!(gone, Err(Error::Unknown { .. })), "{gone:?}");
 }
