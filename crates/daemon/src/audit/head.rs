@@ -14,7 +14,7 @@ use super::files::open_private;
 const LENGTH: usize = 86;
 
 #[derive(Debug)]
-pub(super) struct Head(File);
+pub(super) struct Head(pub(super) File);
 
 impl Head {
     /// Opens the head, or makes it, and answers what it says: `Ok(None)` if it was not there.

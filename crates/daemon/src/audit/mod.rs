@@ -40,6 +40,9 @@ use crate::mutex::lock;
 /// The longest time that a written line is not synced.
 pub const SYNC_WITHIN: Duration = Duration::from_millis(200);
 
+/// When a sync that failed is tried again.
+const SYNC_AGAIN: Duration = Duration::from_secs(1);
+
 /// The length at which another file is begun.
 const FILE_BYTES: u64 = 4 << 20;
 
@@ -82,6 +85,8 @@ struct State {
     on_record: Option<String>,
     /// What is wrong with the files at this time.
     trouble: Option<String>,
+    /// Why the last sync failed, if it did.
+    unsynced: Option<String>,
 }
 
 impl AuditLog {
@@ -133,6 +138,7 @@ impl AuditLog {
             owed: trouble.filter(|_| !known),
             on_record: on_record.into_iter().next().map(|(line, trouble)| says(line, &trouble)),
             trouble: unreadable,
+            unsynced: None,
         };
         if let Some(trouble) = state.trouble() {
             tracing::error!(log = %path.display(), "{trouble}");
@@ -173,6 +179,10 @@ impl AuditLog {
     /// The line can't be written, and is not there.
     pub(crate) fn try_record(&self, event: &AuditEvent) -> Result<(), String> {
         let mut state = lock(&self.state);
+        if let Some(trouble) = state.unsynced.clone() {
+            tracing::error!(action = %event.action, subject = %event.subject, "{trouble}");
+            return Err(trouble);
+        }
         if let Err(error) = self.write(&mut state, event) {
             let trouble = unwritable(&self.path, &error);
             tracing::error!(action = %event.action, subject = %event.subject, "{trouble}");
@@ -225,7 +235,8 @@ impl AuditSink for AuditLog {
 impl State {
     /// What is wrong: with the lines first, since that can't be mended.
     fn trouble(&self) -> Option<String> {
-        self.owed.as_ref().or(self.trouble.as_ref()).or(self.on_record.as_ref()).cloned()
+        let now = self.owed.as_ref().or(self.unsynced.as_ref()).or(self.trouble.as_ref());
+        now.or(self.on_record.as_ref()).cloned()
     }
 
     /// Puts on record what is owed. On an error it is owed still.
@@ -257,6 +268,14 @@ impl State {
         Ok(())
     }
 
+    /// Takes what became of a sync: until one succeeds no line is taken.
+    fn synced(&mut self, sync: io::Result<()>) {
+        self.unsynced = sync.err().map(|error| format!("the audit log can't be synced: {error}"));
+        if let Some(trouble) = &self.unsynced {
+            tracing::error!("{trouble}");
+        }
+    }
+
     fn note(&mut self, trouble: String) {
         self.trouble.get_or_insert(trouble);
     }
@@ -271,19 +290,27 @@ impl Drop for AuditLog {
     }
 }
 
+/// Syncs when lines came, and again and again while it fails, until the log is dropped.
 fn sync_when_woken(state: &Mutex<State>, head: &Head, woken: &mpsc::Receiver<()>) {
     let mut going = true;
-    while going && woken.recv().is_ok() {
+    while going && wait(state, woken) {
         // Lines that come meanwhile share the sync.
         going = woken.recv_timeout(SYNC_WITHIN / 2) != Err(RecvTimeoutError::Disconnected);
         let (file, end) = {
             let state = lock(state);
             (Arc::clone(&state.file), state.end.clone())
         };
-        if let Err(error) = file.sync_data().and_then(|()| head.put(&end)) {
-            tracing::error!(%error, "the audit log can't be synced");
-        }
+        let sync = file.sync_data().and_then(|()| head.put(&end));
+        lock(state).synced(sync);
     }
+}
+
+/// Waits for lines, or for the time to try again; `false` once the log is dropped and all is synced that can be.
+fn wait(state: &Mutex<State>, woken: &mpsc::Receiver<()>) -> bool {
+    if lock(state).unsynced.is_none() {
+        return woken.recv().is_ok();
+    }
+    woken.recv_timeout(SYNC_AGAIN) != Err(RecvTimeoutError::Disconnected)
 }
 
 /// What the head shows to be wrong with the newest file and what lies before it.

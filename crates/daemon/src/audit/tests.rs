@@ -373,3 +373,37 @@ fn ended_files_that_were_deleted_are_noticed() {
     (0..12).for_each(|n| log.record(&event(n)));
     assert_eq!(files.ended().unwrap()[0].0, first.line.seq);
 }
+
+#[test]
+fn no_line_is_taken_while_those_there_cannot_be_synced() {
+    let place = Place::new();
+    let mut log = place.open();
+    log.record(&event(1));
+    // The test syncs itself.
+    drop(log.wake.take());
+    log.syncer.take().unwrap().join().unwrap();
+    let (wake, woken) = mpsc::sync_channel(1);
+    wake.send(()).unwrap();
+    drop(wake);
+    let head = place.dir.path().join("audit.head");
+    let read_only = Head(File::open(&head).unwrap());
+    sync_when_woken(&log.state, &read_only, &woken);
+    assert!(log.trouble().unwrap().contains("can't be synced"));
+    assert!(log.try_record(&event(2)).unwrap_err().contains("can't be synced"));
+    assert!(log.verify().unwrap().trouble.unwrap().contains("can't be synced"));
+    assert_eq!(place.text().lines().count(), 1);
+
+    // It is tried again though no line comes.
+    let (wake, woken) = mpsc::sync_channel(1);
+    let (head, _) = Head::open(&head).unwrap();
+    thread::scope(|scope| {
+        let state = &log.state;
+        scope.spawn(move || sync_when_woken(state, &head, &woken));
+        while log.trouble().is_some() {
+            thread::sleep(SYNC_WITHIN);
+        }
+        drop(wake);
+    });
+    log.try_record(&event(2)).unwrap();
+    assert_eq!(log.verify().unwrap().trouble, None);
+}
