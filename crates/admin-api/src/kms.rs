@@ -128,7 +128,7 @@ pub struct KmsDetails {
 pub struct OwnKey {
     /// Its name.
     pub master_key: String,
-    /// How many filesystems have it.
+    /// How many filesystems hang on it now.
     pub filesystems: u64,
     /// Its newest version, when the KMS told it.
     pub latest_version: Option<u64>,

@@ -358,6 +358,13 @@ impl KeyManager {
         if items.iter().any(|item| item.code == "answers" && item.failure.is_some()) {
             return Ok(items);
         }
+        // Each further question would take as long as the deadline of a request.
+        let away = |items: &[CheckItem]| {
+            items.iter().any(|item| item.failure.is_some_and(KmsErrorKind::is_transient))
+        };
+        if away(&items) {
+            return Ok(items);
+        }
         items.extend(self.check_use(record, kms.as_ref()).await?);
         let own = targets.own().map(|(name, id)| (name.to_owned(), id));
         let left_behind = self.in_use().await?.left_behind.into_iter();
@@ -365,6 +372,9 @@ impl KeyManager {
             (format!("{} at {}", config.master_key, config.address), config.id)
         });
         for (name, id) in own.chain(left_behind) {
+            if away(&items) {
+                break;
+            }
             let record = self.config(id).await?;
             let of_own =
                 |item: CheckItem| CheckItem { what: format!("{name}: {}", item.what), ..item };
@@ -380,6 +390,9 @@ impl KeyManager {
             };
             let sample = record.canary.as_ref().map(|canary| &canary.ciphertext);
             items.extend(kms.check_key(sample).await.into_iter().map(of_own));
+            if away(&items) {
+                break;
+            }
             items.extend(self.check_use(&record, kms.as_ref()).await?.into_iter().map(of_own));
         }
         Ok(items)

@@ -2,6 +2,8 @@
 //!
 //! Each permission is proved by use. What the token may do beyond them is what Vault says of it (`sys/capabilities-self`),
 //! for nobody tries whether a key can be deleted.
+//!
+//! Each question may take as long as a request's deadline, so after the first that Vault does not answer no other is asked.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +20,8 @@ use crate::wire::KeyData;
 
 /// With less of its life left a certificate should be renewed today.
 const CERTIFICATE_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+const IN_TIME: &str = "the token is renewed or replaced in time";
 
 /// What a token for Coffer should not be allowed: a path below the transit mount, the capabilities that allow it, and what
 /// comes of it.
@@ -55,13 +59,15 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
     items.push(certificate(vault));
     items.push(CheckItem::of("may-lookup-self", may(config, Operation::LookupSelf), &token));
 
-    let key = vault.read_key().await;
-    items.push(CheckItem::of("may-read-key", may(config, Operation::ReadKey), &key));
-    items.extend(by_use(vault, sample).await);
+    let key = of_key(vault, sample, &mut items).await;
     if let Ok(token) = &token {
-        items.push(renewal(vault, token).await);
+        let renewal = match untold("may-renew-self", IN_TIME, &items) {
+            Some(untold) => untold,
+            None => renewal(vault, token).await,
+        };
+        items.push(renewal);
     }
-    items.extend(excess(vault).await);
+    items.extend(excess(vault, &items).await);
     if let (Ok(token), Ok(key)) = (token, key) {
         let status = vault.status(&token);
         let found = findings::at_proof(vault, &token, &status, &key);
@@ -81,11 +87,9 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
 
 /// What of it concerns the master key alone.
 pub(crate) async fn key_alone(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<CheckItem> {
-    let key = vault.read_key().await;
-    let may_read = may(vault.target(), Operation::ReadKey);
-    let mut items = vec![CheckItem::of("may-read-key", may_read, &key)];
-    items.extend(by_use(vault, sample).await);
-    items.extend(excess(vault).await);
+    let mut items = Vec::new();
+    let key = of_key(vault, sample, &mut items).await;
+    items.extend(excess(vault, &items).await);
     if let Ok(key) = key {
         items.extend(settings(&key, findings::of_key(vault.target(), &key)));
     }
@@ -110,39 +114,67 @@ fn may(config: &VaultConfig, operation: Operation) -> String {
     format!("the token may {} {}", operation.capability(), operation.path(config))
 }
 
-/// Encrypts a probe, opens it, rewraps it; where the first fails the others are tried with the sample.
-async fn by_use(vault: &VaultKms, sample: Option<&Ciphertext>) -> [CheckItem; 3] {
+/// The answer that can't be had any more: Vault did not answer what was asked before.
+fn untold(code: &str, what: impl Into<String>, before: &[CheckItem]) -> Option<CheckItem> {
+    let away = before.iter().any(|item| item.failure.is_some_and(KmsErrorKind::is_transient));
+    away.then(|| CheckItem::unknown(code, what, "not asked, because Vault did not answer before"))
+}
+
+/// Reads the master key and uses it.
+async fn of_key(
+    vault: &VaultKms,
+    sample: Option<&Ciphertext>,
+    items: &mut Vec<CheckItem>,
+) -> Result<KeyData, KmsError> {
+    let key = vault.read_key().await;
+    let may_read = may(vault.target(), Operation::ReadKey);
+    items.push(CheckItem::of("may-read-key", may_read, &key));
+    by_use(vault, &key, sample, items).await;
+    key
+}
+
+/// Encrypts a probe, opens it, rewraps it; where the first fails the others are tried with the sample. Without a master key
+/// nothing is tried: Vault would refuse as it does where a permission is missing.
+async fn by_use(
+    vault: &VaultKms,
+    key: &Result<KeyData, KmsError>,
+    sample: Option<&Ciphertext>,
+    items: &mut Vec<CheckItem>,
+) {
     let config = vault.target();
-    let encrypted = probe(vault).await;
-    let request = request_of(&encrypted);
-    let encrypted = encrypted.and_then(Items::only);
-    let encrypt = CheckItem {
-        request,
-        ..CheckItem::of("may-encrypt", may(config, Operation::Encrypt), &encrypted)
-    };
-    let ciphertext = encrypted.ok().or_else(|| sample.cloned());
-    let Some(ciphertext) = ciphertext else {
-        let unknown = |code: &str, operation| {
-            CheckItem::unknown(code, may(config, operation), "there is nothing to try it with")
+    let missing = matches!(key, Err(error) if error.kind() == KmsErrorKind::KeyMissing);
+    let mut ciphertext = sample.cloned();
+    for (code, operation) in [
+        ("may-encrypt", Operation::Encrypt),
+        ("may-decrypt", Operation::Decrypt),
+        ("may-rewrap", Operation::Rewrap),
+    ] {
+        let what = may(config, operation);
+        let item = if let Some(untold) = untold(code, what.as_str(), items) {
+            untold
+        } else if missing {
+            CheckItem::unknown(code, what, "there is no such master key to try it with")
+        } else if operation == Operation::Encrypt {
+            let encrypted = probe(vault).await;
+            let request = request_of(&encrypted);
+            let encrypted = encrypted.and_then(Items::only);
+            let item = CheckItem::of(code, what, &encrypted);
+            ciphertext = encrypted.ok().or(ciphertext);
+            CheckItem { request, ..item }
+        } else if let Some(one) = ciphertext.as_ref().map(std::slice::from_ref) {
+            // That what is in it does not open is no lack of a permission.
+            match operation {
+                Operation::Decrypt => used(code, what, &vault.unwrap(one).await),
+                _ => used(code, what, &vault.rewrap(one).await),
+            }
+        } else {
+            CheckItem::unknown(code, what, "there is nothing to try it with")
         };
-        return [
-            encrypt,
-            unknown("may-decrypt", Operation::Decrypt),
-            unknown("may-rewrap", Operation::Rewrap),
-        ];
-    };
-    let one = std::slice::from_ref(&ciphertext);
-    let (decrypted, rewrapped) = (vault.unwrap(one).await, vault.rewrap(one).await);
-    // That what is in it does not open is no lack of a permission.
-    let decrypt = CheckItem {
-        request: request_of(&decrypted),
-        ..CheckItem::of("may-decrypt", may(config, Operation::Decrypt), &decrypted)
-    };
-    let rewrap = CheckItem {
-        request: request_of(&rewrapped),
-        ..CheckItem::of("may-rewrap", may(config, Operation::Rewrap), &rewrapped)
-    };
-    [encrypt, decrypt, rewrap]
+        items.push(item);
+    }
+}
+fn used<T>(code: &str, what: String, answer: &Result<Items<T>, KmsError>) -> CheckItem {
+    CheckItem { request: request_of(answer), ..CheckItem::of(code, what, answer) }
 }
 
 fn request_of<T>(answer: &Result<Items<T>, KmsError>) -> Option<RequestId> {
@@ -168,9 +200,7 @@ async fn renewal(vault: &VaultKms, token: &crate::wire::TokenData) -> CheckItem 
         let found = findings::of_life(&status, vault.token_file());
         let worst = found.into_iter().find(|finding| finding.code == "token-not-renewable");
         return match worst {
-            Some(finding) => {
-                CheckItem::warning("the token is renewed or replaced in time", finding)
-            }
+            Some(finding) => CheckItem::warning(IN_TIME, finding),
             None => CheckItem::passed("may-renew-self", "the token is replaced in time", ""),
         };
     }
@@ -178,8 +208,11 @@ async fn renewal(vault: &VaultKms, token: &crate::wire::TokenData) -> CheckItem 
 }
 
 /// What Vault says that the token may do and Coffer does not need.
-async fn excess(vault: &VaultKms) -> Vec<CheckItem> {
+async fn excess(vault: &VaultKms, before: &[CheckItem]) -> Vec<CheckItem> {
     const WHAT: &str = "the token may do nothing else with the master key";
+    if let Some(untold) = untold("excess", WHAT, before) {
+        return vec![untold];
+    }
     let config = vault.target();
     let path = |below: &str| {
         format!("{}/{}", config.transit_path(), below.replace("{key}", config.master_key()))
@@ -193,6 +226,9 @@ async fn excess(vault: &VaultKms) -> Vec<CheckItem> {
                 WHAT,
                 format!("{error}; Vault's default policy lets every token ask that"),
             )];
+        }
+        Err(error) if error.kind().is_transient() => {
+            return vec![CheckItem::failed("excess", WHAT, &error)];
         }
         Err(error) => return vec![CheckItem::unknown("excess", WHAT, error.chain())],
     };

@@ -386,11 +386,17 @@ pub(crate) fn view(
             "with a KMS set, give each of them a new key: coffer fs rekey NAME (coffer fs list shows which are exposed)",
         ));
     }
+    let mut findings: Vec<Finding> = Vec::new();
+    for finding in found {
+        if !findings.contains(&finding) {
+            findings.push(finding);
+        }
+    }
     Kms {
         configured: details,
         keys: counted(&in_use.versions),
         exposed_keys: exposed.len() as u64,
-        findings: found,
+        findings,
     }
 }
 
@@ -428,7 +434,10 @@ fn is_in_use(own: &OwnSeen, in_use: &InUse) -> bool {
 fn own_key(own: &OwnSeen, statuses: &[FilesystemStatus], in_use: &InUse) -> OwnKey {
     let OwnSeen { config, live } = own;
     let told = live.as_ref().and_then(|live| live.as_ref().ok()).map(|live| &live.master_key);
-    let has = |fs: &&FilesystemStatus| fs.own_master_key.as_deref() == Some(&config.master_key);
+    let hangs = |by: &Option<KmsConfig>| by.as_ref().is_some_and(|by| by.id == config.id);
+    let has = |fs: &&FilesystemStatus| {
+        hangs(&fs.wrapped_by) || fs.previous.as_ref().is_some_and(|key| hangs(&key.wrapped_by))
+    };
     OwnKey {
         master_key: config.master_key.clone(),
         filesystems: statuses.iter().filter(has).count() as u64,

@@ -3,14 +3,19 @@
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dev_vault::{DevVault, Event, Fault};
-use kms_core::{Auth, FilesystemKey, Items, KeyRecord, KmsErrorKind, KmsProvider as _, Login};
+use kms_core::{
+    Auth, CheckOutcome, Credential, FilesystemKey, Items, KeyRecord, KmsErrorKind,
+    KmsProvider as _, Login,
+};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use vault_transit::{Limits, VaultProvider};
 
 use crate::shared::{LIMITS, config, open, prove, provider, record};
 
@@ -139,6 +144,35 @@ async fn a_sealed_vault_is_asked_once() {
     vault.admin("PUT", "sys/seal", json!({})).unwrap();
     assert_eq!(kms.master_key().await.unwrap_err().kind(), KmsErrorKind::Sealed);
     assert_eq!(vault.requests().count("").requests, 1);
+}
+
+/// A check ends after the first question that has no answer, with what it found before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_of_a_silent_transit_ends() {
+    let vault = vault().await;
+    vault.faults().inject(Fault::Delay { milliseconds: 3_600_000 }.on("transit/"));
+    let limits = Limits { tries: 1, ..Limits::within(Duration::from_secs(3)) };
+    let token = Credential::token(vault.root_token());
+    let kms = VaultProvider::with_limits(limits).open(&config(&vault.url(), "k"), &token).unwrap();
+    let items = kms.check(None).await;
+    let outcomes: Vec<_> = items.iter().map(|item| (item.code.as_str(), item.outcome)).collect();
+    assert_eq!(
+        outcomes,
+        [
+            ("answers", CheckOutcome::Passed),
+            ("certificate", CheckOutcome::Passed),
+            ("may-lookup-self", CheckOutcome::Passed),
+            ("may-read-key", CheckOutcome::Failed),
+            ("may-encrypt", CheckOutcome::Unknown),
+            ("may-decrypt", CheckOutcome::Unknown),
+            ("may-rewrap", CheckOutcome::Unknown),
+            ("may-renew-self", CheckOutcome::Unknown),
+            ("excess", CheckOutcome::Unknown),
+        ]
+    );
+    assert_eq!(items[3].failure, Some(KmsErrorKind::Unreachable));
+    // Counted instead of timed: one question alone was waited for.
+    assert_eq!(vault.requests().count("transit/").requests, 1);
 }
 
 /// The master key is deleted when it has just been read, and the policy lets Vault make keys.

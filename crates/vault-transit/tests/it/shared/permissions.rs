@@ -166,6 +166,15 @@ pub(crate) async fn a_check_tells_all(vault: &Vault, root: &str) {
     let warned = |code: &str| (code.to_owned(), Warning);
     assert_eq!(found, [warned("token-is-root"), warned("key-deletable")]);
 
+    // With all that it needs, a token is not blamed for a key that is gone.
+    let gone = vault.config("gone");
+    let token = vault.token(&policy(&gone), json!({ "period": "1h", "no_parent": true }));
+    let found = failings(open(&gone, &token).as_ref(), Some(&wrapped)).await;
+    let untold = |code: &str| (code.to_owned(), Unknown);
+    let uses = ["may-encrypt", "may-decrypt", "may-rewrap"].map(untold);
+    assert_eq!(found[0], ("may-read-key".to_owned(), Failed));
+    assert_eq!(found[1..], uses);
+
     let dead = open(&config, "hvs.dead").check(None).await;
     assert!(dead.iter().any(|item| item.failure == Some(KmsErrorKind::Denied)), "{dead:#?}");
     let nowhere = config_at("http://127.0.0.1:9", &config);
