@@ -189,11 +189,11 @@ async fn renewal(vault: &VaultKms, token: &crate::wire::TokenData) -> CheckItem 
     let config = vault.target();
     let what = may(config, Operation::RenewSelf);
     if vault.logs_in() {
-        return CheckItem::passed(
-            "may-renew-self",
-            "the token is replaced in time",
-            "the node logs in again",
-        );
+        // A token that lives still hides that the next login will be refused.
+        return match vault.log_in_again().await {
+            Ok(()) => CheckItem::passed("may-renew-self", IN_TIME, "the node logs in again"),
+            Err(error) => CheckItem::failed("may-renew-self", IN_TIME, &error),
+        };
     }
     if !token.renewable {
         let status = vault.status(token);

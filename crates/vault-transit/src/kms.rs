@@ -59,6 +59,11 @@ impl VaultKms {
         matches!(self.client.session().source(), Source::Login { .. })
     }
 
+    /// Proves by use that a login is granted.
+    pub(crate) async fn log_in_again(&self) -> Result<(), KmsError> {
+        self.client.log_in_again().await
+    }
+
     /// The file that tokens are read from, and how long the one of now was first given for.
     pub(crate) fn token_file(&self) -> Option<(&Path, Duration)> {
         let file = self.client.session().file()?;
@@ -326,7 +331,7 @@ impl Kms for VaultKms {
         {
             return Ok(CredentialStatus { periodic: true, ..renewed });
         }
-        self.client.log_in_again().await?;
+        self.log_in_again().await?;
         Ok(self.status(&self.look_up_token().await?))
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dev_vault::{DevVault, Event, Fault};
 use kms_core::{
-    Auth, CheckOutcome, Credential, FilesystemKey, Items, KeyRecord, KmsErrorKind,
+    Auth, CheckOutcome, Credential, FilesystemKey, Items, KeyRecord, Kms, KmsErrorKind,
     KmsProvider as _, Login,
 };
 use serde_json::json;
@@ -17,7 +17,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use vault_transit::{Limits, VaultProvider};
 
-use crate::shared::{LIMITS, config, open, prove, provider, record};
+use crate::shared::{LIMITS, config, open, policy, prove, provider, record};
 
 async fn vault() -> DevVault {
     DevVault::builder().transit_key("k").start().await.unwrap()
@@ -111,13 +111,29 @@ async fn with_tls(server: SocketAddr) -> (u16, String) {
     (port, issued.cert.pem())
 }
 
-/// A proxy's web page in place of an answer, when it is to show whether a refused token is still alive: it does not, and
-/// the token is not blamed.
+/// While the token of before lives, a login that will be refused is seen by a check.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_web_page_says_nothing_of_a_token() {
+async fn a_check_proves_the_login() {
     let vault = vault().await;
+    let kms = by_login(&vault, &policy(&config(&vault.url(), "k")));
+    let renewal = async || {
+        let items = kms.check(None).await;
+        let others = items.iter().filter(|item| item.code != "may-renew-self");
+        assert!(others.clone().all(|item| item.outcome == CheckOutcome::Passed), "{items:#?}");
+        items.into_iter().find(|item| item.code == "may-renew-self").unwrap()
+    };
+    assert_eq!(renewal().await.outcome, CheckOutcome::Passed);
+    let body = json!({ "errors": ["invalid secret id"] }).to_string();
+    let used_up = Fault::Status { status: 400, body, headers: Default::default() };
+    vault.faults().inject(used_up.on("auth/approle/login"));
+    let refused = renewal().await;
+    assert_eq!(refused.failure, Some(KmsErrorKind::Denied), "{refused:?}");
+    assert!(refused.cure.unwrap().contains("new secret id"));
+}
+
+/// A way to the key by the login of a new AppRole with this policy.
+fn by_login(vault: &DevVault, policy: &str) -> Arc<dyn Kms> {
     let admin = |path: &str, body| vault.admin("POST", path, body).unwrap();
-    let policy = r#"path "transit/keys/k" { capabilities = ["read"] }"#;
     admin("sys/policies/acl/p", json!({ "policy": policy }));
     admin("sys/auth/approle", json!({ "type": "approle" }));
     admin("auth/approle/role/r", json!({ "token_policies": "p", "token_ttl": "1h" }));
@@ -126,7 +142,15 @@ async fn a_web_page_says_nothing_of_a_token() {
     let secret = secret["data"]["secret_id"].as_str().unwrap().into();
     let login = Login { path: String::new(), id: "node".to_owned(), secret };
     let credential = Auth::Login(login).into();
-    let kms = provider().open(&config(&vault.url(), "k"), &credential).unwrap();
+    provider().open(&config(&vault.url(), "k"), &credential).unwrap()
+}
+
+/// A proxy's web page in place of an answer, when it is to show whether a refused token is still alive: it does not, and
+/// the token is not blamed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_says_nothing_of_a_token() {
+    let vault = vault().await;
+    let kms = by_login(&vault, r#"path "transit/keys/k" { capabilities = ["read"] }"#);
     kms.master_key().await.unwrap();
 
     vault.happen(&Event::ClockJump { seconds: 7200 }).unwrap();
