@@ -69,7 +69,7 @@ fn describe() {
     );
     describe_gauge!(
         "coffer_token_renewed_for_ever",
-        "Whether the token can be renewed without an end"
+        "Whether the token can be renewed without an end; 0 too while its renewal is refused"
     );
     describe_gauge!("coffer_job_items", "Items of jobs that run or wait, by what became of them");
     describe_gauge!("coffer_job_bytes_done", "Bytes that jobs that run or wait have done");
@@ -115,7 +115,10 @@ fn kms(status: &Status, last_success: Option<Duration>) {
         }
     }
     if let Some(life) = details.credential {
-        gauge!("coffer_token_renewed_for_ever").set(truth(life.renewable && life.periodic));
+        // What it was when it could still be renewed says nothing once that is refused.
+        let refused = status.kms.findings.iter().any(|found| found.code == "token-not-renewed");
+        gauge!("coffer_token_renewed_for_ever")
+            .set(truth(life.renewable && life.periodic && !refused));
         if let Some(left) = life.seconds_left {
             gauge!("coffer_token_seconds_left").set(number(left));
         }
@@ -162,7 +165,7 @@ fn truth(is: bool) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use admin_api::{Kms, VersionCount};
+    use admin_api::{CredentialLife, Kms, KmsDetails, VersionCount};
 
     use super::*;
 
@@ -219,5 +222,39 @@ mod tests {
             assert!(after.contains(expected), "{expected}: {after}");
         }
         assert!(!after.contains("coffer_kms_up "), "{after}");
+    }
+
+    #[test]
+    fn a_token_whose_renewal_is_refused_is_not_renewed_for_ever() {
+        let life = CredentialLife { seconds_left: Some(600), renewable: true, periodic: true };
+        let mut status = status(&[1]);
+        status.kms.configured = Some(KmsDetails {
+            id: String::new(),
+            kind: "vault".into(),
+            base_url: String::new(),
+            master_key: "k".into(),
+            transit_path: "transit".into(),
+            namespace: None,
+            own_ca: false,
+            auth_method: "approle".into(),
+            token_file: None,
+            role_id: None,
+            auth_path: None,
+            client_cert: false,
+            credential_set: true,
+            credential: Some(life),
+            latest_version: Some(1),
+            min_decryption_version: None,
+            lowest_needed: None,
+            held_back_by: Vec::new(),
+            problem: None,
+            own_keys: Vec::new(),
+        });
+        let shown = state(&status, &[], None);
+        assert!(shown.contains("coffer_token_renewed_for_ever 1\n"), "{shown}");
+        status.kms.findings[0].code = "token-not-renewed".into();
+        let shown = state(&status, &[], None);
+        assert!(shown.contains("coffer_token_renewed_for_ever 0\n"), "{shown}");
+        assert!(shown.contains("coffer_token_seconds_left 600\n"), "{shown}");
     }
 }
