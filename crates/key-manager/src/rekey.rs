@@ -155,7 +155,7 @@ impl KeyManager {
     /// Whether the current key of a filesystem has lain under local wrapping.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Record`]; [`Error::Store`].
+    /// [`Error::Unknown`]; [`Error::Record`]; [`Error::Store`].
     pub async fn has_exposed_key(&self, name: &FilesystemName) -> Result<bool, Error> {
         let (_, fs) = self.filesystem_record(name).await?;
         Ok(self.key_entry(fs.key_id).await?.1.exposed)
