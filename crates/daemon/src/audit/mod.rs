@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kms_core::{AuditEvent, AuditSink, Clock as _, Outcome, SystemClock};
+use kms_core::{AuditEvent, AuditSink, Clock as _, Outcome, SystemClock, UnixMillis};
 
 pub(crate) use self::chain::HashedLine;
 use self::chain::{Place, Scan, link, recorded, scan};
@@ -52,6 +52,9 @@ const FILES_KEPT: usize = 128;
 
 /// What a line is called that tells what was found to be wrong with the log itself.
 const TROUBLE: &str = "audit.trouble";
+
+/// What a line is called that tells of events before it that could not be recorded.
+const GAP: &str = "audit.gap";
 
 /// The audit log of a node: append-only files, readable by their owner alone.
 #[derive(Debug)]
@@ -83,10 +86,20 @@ struct State {
     owed: Option<String>,
     /// What a line that is kept says to be wrong with the lines.
     on_record: Option<String>,
+    /// Events that could not be recorded since the last line, which the next one tells.
+    gap: Option<Gap>,
     /// What is wrong with the files at this time.
     trouble: Option<String>,
     /// Why the last sync failed, if it did.
     unsynced: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Gap {
+    events: u64,
+    from: UnixMillis,
+    to: UnixMillis,
+    why: String,
 }
 
 impl AuditLog {
@@ -137,6 +150,7 @@ impl AuditLog {
             end: found.end,
             owed: trouble.filter(|_| !known),
             on_record: on_record.into_iter().next().map(|(line, trouble)| says(line, &trouble)),
+            gap: None,
             trouble: unreadable,
             unsynced: None,
         };
@@ -179,14 +193,13 @@ impl AuditLog {
     /// The line can't be written, and is not there.
     pub(crate) fn try_record(&self, event: &AuditEvent) -> Result<(), String> {
         let mut state = lock(&self.state);
-        if let Some(trouble) = state.unsynced.clone() {
+        let written = match state.unsynced.clone() {
+            Some(trouble) => Err(trouble),
+            None => self.write(&mut state, event).map_err(|error| unwritable(&self.path, &error)),
+        };
+        if let Err(trouble) = written {
             tracing::error!(action = %event.action, subject = %event.subject, "{trouble}");
-            return Err(trouble);
-        }
-        if let Err(error) = self.write(&mut state, event) {
-            let trouble = unwritable(&self.path, &error);
-            tracing::error!(action = %event.action, subject = %event.subject, "{trouble}");
-            state.note(trouble.clone());
+            state.miss(event.at, &trouble);
             return Err(trouble);
         }
         drop(state);
@@ -235,26 +248,34 @@ impl AuditSink for AuditLog {
 impl State {
     /// What is wrong: with the lines first, since that can't be mended.
     fn trouble(&self) -> Option<String> {
-        let now = self.owed.as_ref().or(self.unsynced.as_ref()).or(self.trouble.as_ref());
+        let now = self.owed.as_ref().or(self.unsynced.as_ref());
+        let now = now.or(self.gap.as_ref().map(|gap| &gap.why)).or(self.trouble.as_ref());
         now.or(self.on_record.as_ref()).cloned()
     }
 
     /// Puts on record what is owed. On an error it is owed still.
     fn settle(&mut self) -> io::Result<()> {
-        let Some(trouble) = self.owed.clone() else { return Ok(()) };
-        self.append(&AuditEvent {
-            at: SystemClock.now(),
-            action: TROUBLE.to_owned(),
-            subject: "audit log".to_owned(),
-            outcome: Outcome::Failed,
-            who: None,
-            key: None,
-            requests: Vec::new(),
-            detail: trouble.clone(),
-        })?;
-        self.owed = None;
-        self.on_record.get_or_insert(says(self.end.seq, &trouble));
+        if let Some(trouble) = self.owed.clone() {
+            self.append(&about_itself(TROUBLE, trouble.clone()))?;
+            self.owed = None;
+            self.on_record.get_or_insert(says(self.end.seq, &trouble));
+        }
+        if let Some(Gap { events, from, to, why }) = self.gap.clone() {
+            let (UnixMillis(from), UnixMillis(to)) = (from, to);
+            let detail = format!(
+                "{events} events from {from} to {to} (Unix time in ms) could not be recorded: {why}"
+            );
+            self.append(&about_itself(GAP, detail))?;
+            self.gap = None;
+        }
         Ok(())
+    }
+
+    /// Counts an event that could not be recorded.
+    fn miss(&mut self, at: UnixMillis, why: &str) {
+        let new = || Gap { events: 0, from: at, to: at, why: why.to_owned() };
+        let gap = self.gap.get_or_insert_with(new);
+        (gap.events, gap.to) = (gap.events + 1, at);
     }
 
     /// Writes a line. On an error it is not there.
@@ -365,6 +386,20 @@ fn deleted(first: Option<u64>, ended: usize, limits: Limits) -> Option<String> {
     Some(format!(
         "lines up to {before} of the audit log are gone: files of it were deleted before their time"
     ))
+}
+
+/// An event of the log itself.
+fn about_itself(action: &str, detail: String) -> AuditEvent {
+    AuditEvent {
+        at: SystemClock.now(),
+        action: action.to_owned(),
+        subject: "audit log".to_owned(),
+        outcome: Outcome::Failed,
+        who: None,
+        key: None,
+        requests: Vec::new(),
+        detail,
+    }
 }
 
 /// What line `line` has on record.

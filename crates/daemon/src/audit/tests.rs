@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use kms_core::{Outcome, RequestId, UnixMillis};
+use kms_core::{Outcome, RequestId};
 use testkit::audit::{AuditSinkFixture, audit_sink_contract};
 
 use super::*;
@@ -337,7 +337,7 @@ fn trouble_that_cannot_be_put_on_record_goes_before_the_next_line() {
     let all = Query { limit: 9, ..Query::default() };
     let page = log.page(&all).unwrap();
     let actions: Vec<_> = page.lines.iter().map(|line| line.line.event.action.as_str()).collect();
-    assert_eq!(actions, [TROUBLE, "key.unwrap"]);
+    assert_eq!(actions, [TROUBLE, GAP, "key.unwrap"]);
 }
 
 #[test]
@@ -399,11 +399,33 @@ fn no_line_is_taken_while_those_there_cannot_be_synced() {
     thread::scope(|scope| {
         let state = &log.state;
         scope.spawn(move || sync_when_woken(state, &head, &woken));
-        while log.trouble().is_some() {
+        while lock(state).unsynced.is_some() {
             thread::sleep(SYNC_WITHIN);
         }
         drop(wake);
     });
-    log.try_record(&event(2)).unwrap();
+    log.try_record(&event(3)).unwrap();
     assert_eq!(log.verify().unwrap().trouble, None);
+}
+
+#[test]
+fn what_could_not_be_recorded_is_told_by_a_line_once_there_is_room() {
+    let place = Place::new();
+    let log = place.open();
+    log.record(&event(1));
+    let whole = Arc::clone(&lock(&log.state).file);
+    lock(&log.state).file = Arc::new(File::open(place.path()).unwrap());
+    (2..5).for_each(|n| log.record(&event(n)));
+    assert!(log.trouble().unwrap().contains("can't be written"));
+    assert_eq!(place.text().lines().count(), 1);
+    lock(&log.state).file = whole;
+    log.record(&event(5));
+    assert_eq!((log.trouble(), log.verify().unwrap().trouble), (None, None));
+    let page = log.page(&Query { limit: 9, ..Query::default() }).unwrap();
+    let actions: Vec<_> = page.lines.iter().map(|line| line.line.event.action.as_str()).collect();
+    assert_eq!(actions, ["key.unwrap", GAP, "key.unwrap"]);
+    let detail = &page.lines[1].line.event.detail;
+    assert!(detail.starts_with("3 events from 2 to 4 "), "{detail}");
+    drop(log);
+    assert_eq!(place.trouble(), None);
 }
