@@ -235,17 +235,14 @@ impl KeyManager {
         &self,
     ) -> Result<Vec<(KmsConfig, Result<CredentialStatus, Error>)>, Error> {
         let targets = self.targets().await?;
-        let set = targets
-            .iter()
-            .flat_map(|targets| targets.own().map(|(_, id)| id).chain([targets.current.config.id]));
-        let set: HashSet<KmsConfigId> = set.collect();
+        let is_set = |id| targets.as_ref().is_some_and(|targets| targets.has(id));
         let (entries, _) = self.key_entries().await?;
         let named: HashSet<_> = entries.iter().map(|entry| entry.wrapped.config_id).collect();
         let current = targets.as_ref().map(|targets| targets.current.config.id);
         let mut renewed = Vec::new();
         for ConfigRecord { config, .. } in self.configs().await? {
             let id = config.id;
-            let other = config.kind != LOCAL && named.contains(&id) && !set.contains(&id);
+            let other = config.kind != LOCAL && named.contains(&id) && !is_set(id);
             if other && self.has_own_credential(id, current).await? {
                 let answer = match self.kms(id).await {
                     Ok(kms) => kms.renew().await.map_err(Error::from),
