@@ -1,7 +1,6 @@
 //! What an administrator sees of keys and KMS.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kms_core::{
@@ -230,7 +229,6 @@ impl KeyManager {
         let mut overview = self.recorded(Some(&targets)).await?;
         let away = live.as_ref().is_err_and(|error| error.class() == Class::KmsUnreachable);
         if !away {
-            let said = live.as_ref().map_or(&[][..], |live| &live.findings);
             let count = overview.own.len().max(1);
             let wanted = |at: usize| turn.is_none_or(|turn| turn % count == at);
             let asked: Vec<_> = overview
@@ -239,7 +237,7 @@ impl KeyManager {
                 .enumerate()
                 .map(|(at, own)| async move {
                     match wanted(at) {
-                        true => self.ask_own(own.config, said).await,
+                        true => self.ask_own(own.config).await,
                         false => Ok(own),
                     }
                 })
@@ -457,10 +455,8 @@ impl KeyManager {
         Ok(LiveKms { master_key, credential, findings })
     }
 
-    /// As [`Self::ask`], for a master key beside the one that is set. What was `said` of that and of the credential is not said again.
-    async fn ask_own(&self, config: KmsConfig, said: &[Finding]) -> Result<OwnMasterKey, Error> {
-        const LASTING: CredentialStatus =
-            CredentialStatus { time_left: Some(Duration::MAX), renewable: true, periodic: true };
+    /// As [`Self::ask`], for a master key beside the one that is set, which has shown the credential.
+    async fn ask_own(&self, config: KmsConfig) -> Result<OwnMasterKey, Error> {
         let record = match self.config(config.id).await {
             Ok(record) => record,
             // Forgotten meanwhile.
@@ -470,8 +466,7 @@ impl KeyManager {
         let asked = async {
             let kms = self.kms(config.id).await?;
             let master_key = kms.master_key().await?;
-            let mut findings = kms.findings(&master_key, &LASTING);
-            findings.retain(|finding| !said.contains(finding));
+            let mut findings = kms.key_findings(&master_key);
             findings.extend(self.ask_use(&record, kms.as_ref(), &master_key).await?);
             Ok(LiveKey { master_key, findings })
         };

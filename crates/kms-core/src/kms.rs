@@ -40,6 +40,11 @@ pub trait Kms: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// The part of [`Kms::findings`] that concerns the master key alone: for one beside another that is reached in the same way.
+    fn key_findings(&self, _key: &MasterKey) -> Vec<Finding> {
+        Vec::new()
+    }
+
     /// Looks at all that the configuration needs, by use, and at what it should not have: the way there, the credential, each
     /// permission, the master key. `sample` is a ciphertext of this configuration, with which opening can be tried where
     /// wrapping fails. Changes nothing. Of a KMS that has nothing to look at it is empty.

@@ -59,10 +59,16 @@ pub(crate) fn later(vault: &VaultKms, key: &MasterKey, status: &CredentialStatus
     // Of Vault's tokens only root's never end.
     found.extend(status.time_left.is_none().then(token_is_root));
     found.extend(of_credential(vault, status));
-    found.extend(key.deletion_allowed.then(|| key_deletable(config)));
-    found.extend(key.exportable.then(|| key_exportable(config)));
+    found.extend(later_of_key(config, key));
     found.extend(plain_http(config));
     found
+}
+
+/// What later looks see of the master key.
+pub(crate) fn later_of_key(config: &VaultConfig, key: &MasterKey) -> Vec<Finding> {
+    let deletable = key.deletion_allowed.then(|| key_deletable(config));
+    let exportable = key.exportable.then(|| key_exportable(config));
+    deletable.into_iter().chain(exportable).collect()
 }
 
 /// What ends the credential.

@@ -339,6 +339,10 @@ impl Kms for VaultKms {
         findings::later(self, key, credential)
     }
 
+    fn key_findings(&self, key: &MasterKey) -> Vec<Finding> {
+        findings::later_of_key(self.target(), key)
+    }
+
     async fn check(&self, sample: Option<&Ciphertext>) -> Vec<CheckItem> {
         check::run(self, sample).await
     }

@@ -272,3 +272,22 @@ fn many_filesystems_on_a_few_master_keys_are_opened_by_a_few_requests() {
     assert!((3..=12).contains(&asked), "{asked}");
     node.stop();
 }
+
+#[test]
+fn nothing_is_said_of_the_token_that_its_look_does_not_show() {
+    let (kms, place) = start(Kind::Embedded, &[A], &[A]);
+    let orphan = json!({ "period": "1h", "policies": ["coffer-test"] });
+    let orphan = kms.admin().write("auth/token/create-orphan", &orphan);
+    fs::write(place.path("token"), orphan["auth"]["client_token"].as_str().unwrap()).unwrap();
+    let node = place.start();
+    place.ok(&set(&kms, &place));
+    place.ok(&["fs", "create", "a", "--kms-key", A]);
+    node.stop();
+    // The client of the filesystem's own master key is a new one, and asks for the key alone.
+    let node = place.start();
+    place.wait_for_state("a", "unlocked");
+    let shown = place.json(&["fs", "kms"]);
+    assert_eq!(shown["configured"]["own_keys"][0]["latest_version"], 1, "{shown}");
+    assert_eq!(shown["findings"], json!([]));
+    node.stop();
+}

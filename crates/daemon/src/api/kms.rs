@@ -386,17 +386,11 @@ pub(crate) fn view(
             "with a KMS set, give each of them a new key: coffer fs rekey NAME (coffer fs list shows which are exposed)",
         ));
     }
-    let mut findings: Vec<Finding> = Vec::new();
-    for finding in found {
-        if !findings.contains(&finding) {
-            findings.push(finding);
-        }
-    }
     Kms {
         configured: details,
         keys: counted(&in_use.versions),
         exposed_keys: exposed.len() as u64,
-        findings,
+        findings: found,
     }
 }
 

@@ -72,6 +72,8 @@ pub(crate) async fn flags_of_the_key_are_warned_of(vault: &Vault, root_token: &s
     // A later look says the same of what it sees.
     let later = proof.kms.findings(&proof.master_key, &proof.credential);
     assert_eq!(later, proof.findings[..3]);
+    // And one that has asked for nothing yet says nothing of the token, which it has not seen.
+    assert_eq!(open(&config, root_token).key_findings(&proof.master_key), proof.findings[1..3]);
 }
 
 /// `settings` make a key that can't serve.
