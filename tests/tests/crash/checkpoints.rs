@@ -5,19 +5,15 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coffer_tests::kill::Watched;
 use filesystem::{Backend, Checkpoint, Control, Filesystem, Outcome, Problem, Progress, Report};
 use kms_core::{FilesystemKey, KeyId};
 use serde_json::Value;
 use testkit::tree;
 
-use crate::source;
-
-const HOME: &str = "COFFER_TEST_HOME";
+use crate::{child, source};
 
 #[test]
 fn an_import_goes_on_from_any_of_its_checkpoints() {
@@ -30,7 +26,8 @@ fn an_import_goes_on_from_any_of_its_checkpoints() {
         let envelope = testkit::key_holder::envelope(key().id());
         drop(Filesystem::create(&at("backing"), key(), &envelope, Backend::default()).unwrap());
 
-        let killed = import_killed_at(home.path(), kill_at);
+        let killed =
+            child::killed_at("checkpoints::the_child_that_is_killed", home.path(), kill_at);
         let finished = || -> Value {
             let checkpoint = fs::read(at("checkpoint")).unwrap();
             serde_json::from_slice::<Value>(&checkpoint).unwrap()["finished"].clone()
@@ -63,29 +60,10 @@ fn assert_whole(home: &Path, kill_at: u64) {
     assert_eq!(fs::read_dir(resume).unwrap().count(), 0, "{kill_at}");
 }
 
-/// Runs [`the_child_that_is_killed`] until that call or its end.
-fn import_killed_at(home: &Path, kill_at: u64) -> bool {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "--ignored", "checkpoints::the_child_that_is_killed"])
-        .env(HOME, home)
-        .stdout(Stdio::null());
-    let child = Watched::start(command, kill_at);
-    child.arm();
-    // Only from here on does it do anything that counts.
-    fs::write(home.join("go"), "").unwrap();
-    child.wait()
-}
-
 #[test]
 #[ignore = "started, and killed, by the test above"]
 fn the_child_that_is_killed() {
-    let home = std::env::var_os(HOME).unwrap();
-    let home = Path::new(&home);
-    while !home.join("go").exists() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    import(home);
+    import(&child::home());
 }
 
 /// Imports from the last checkpoint on.

@@ -4,11 +4,10 @@
 use std::fs;
 use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use coffer_tests::kill::Watched;
 use filesystem::{
     Backend, BackingLocks, Checkpoint, Control, Filesystem, Outcome, Problem, Progress,
     begin_rekey, end_rekey,
@@ -17,9 +16,7 @@ use kms_core::FilesystemKey;
 use testkit::key_holder::envelope;
 use testkit::tree;
 
-use crate::source;
-
-const HOME: &str = "COFFER_TEST_HOME";
+use crate::{child, source};
 
 #[test]
 fn a_rekey_goes_on_wherever_it_was_killed() {
@@ -36,7 +33,7 @@ fn a_rekey_goes_on_wherever_it_was_killed() {
     for kill_at in 1.. {
         let copied = Command::new("cp").arg("-a").args([at("prepared"), at("backing")]).status();
         assert!(copied.unwrap().success());
-        let killed = rekey_killed_at(home.path(), kill_at);
+        let killed = child::killed_at("rekey::the_child_that_is_killed", home.path(), kill_at);
         let between = open(home.path(), Some(key(1)));
         // The names of one link get the new link one after the other, in a moment. A kill in it leaves two links until the
         // next run.
@@ -106,29 +103,10 @@ fn differences(home: &Path, filesystem: &Filesystem, kill_at: u64) -> Vec<String
     tree::differences(home.join("source"), target).unwrap()
 }
 
-/// Runs [`the_child_that_is_killed`] until that call or its end.
-fn rekey_killed_at(home: &Path, kill_at: u64) -> bool {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "--ignored", "rekey::the_child_that_is_killed"])
-        .env(HOME, home)
-        .stdout(Stdio::null());
-    let child = Watched::start(command, kill_at);
-    child.arm();
-    // Only from here on does it do anything that counts.
-    fs::write(home.join("go"), "").unwrap();
-    child.wait()
-}
-
 #[test]
 #[ignore = "started, and killed, by the test above"]
 fn the_child_that_is_killed() {
-    let home = std::env::var_os(HOME).unwrap();
-    let home = Path::new(&home);
-    while !home.join("go").exists() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    open(home, Some(key(1))).rekey(&Quiet).unwrap();
+    open(&child::home(), Some(key(1))).rekey(&Quiet).unwrap();
 }
 
 fn open(home: &Path, previous: Option<Arc<FilesystemKey>>) -> Filesystem {
