@@ -31,11 +31,14 @@ use shell::{Exit, Node, Shell};
 const FILESYSTEMS: [&str; 2] = ["projects", "archive"];
 
 pub(crate) fn run(workspace: &Workspace, dir: Option<PathBuf>) -> Result<()> {
+    let given = dir.map(|dir| {
+        fs::canonicalize(&dir).with_context(|| format!("cannot read {}", dir.display()))
+    });
+    // Before anything is built, which takes minutes the first time.
+    let given = given.transpose()?;
     let coffer = build(workspace)?;
-    let source = match dir {
-        Some(dir) => {
-            fs::canonicalize(&dir).with_context(|| format!("cannot read {}", dir.display()))?
-        }
+    let source = match given {
+        Some(dir) => dir,
         None => default_tree(workspace)?,
     };
     let sources = [source, workspace.root.join("docs")];
