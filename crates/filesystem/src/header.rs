@@ -77,11 +77,7 @@ pub fn prepare_rekey(
         let dir = sys::open_root(backing).doing("opened")?;
         open_tree(&dir)?;
         let _lock = locks.lock(&dir)?;
-        match key_of(&dir, HEADER)? {
-            Some(there) if there == old => {}
-            Some(other) => return Err(of_another_key(other)),
-            None => return Err(read(&dir, HEADER).err().unwrap_or(Fault::NotFound)),
-        }
+        require_key(&dir, old)?;
         let had = has_previous(&dir, old)?;
         if !had {
             write(&dir, PREVIOUS, from)?;
@@ -93,6 +89,14 @@ pub fn prepare_rekey(
         })
     };
     prepare().map_err(|fault| fault.at_path(backing))
+}
+
+/// Requires that `coffer.key` is of this key.
+fn require_key(backing: &OwnedFd, key: KeyId) -> Result<(), Fault> {
+    match read(backing, HEADER)?.wrapped.key_id {
+        there if there == key => Ok(()),
+        other => Err(of_another_key(other)),
+    }
 }
 
 /// Whether the copy of `old` is there a second time; one that can't be read counts for none.
@@ -175,11 +179,7 @@ pub fn end_rekey(locks: &BackingLocks, backing: &Path, key: KeyId) -> Result<(),
         let dir = sys::open_root(backing).doing("opened")?;
         open_tree(&dir)?;
         let _lock = locks.lock(&dir)?;
-        match key_of(&dir, HEADER)? {
-            Some(there) if there == key => {}
-            Some(other) => return Err(of_another_key(other)),
-            None => return Err(read(&dir, HEADER).err().unwrap_or(Fault::NotFound)),
-        }
+        require_key(&dir, key)?;
         match sys::unlink(&dir, PREVIOUS) {
             Ok(()) => sys::sync_file(&dir).doing("made durable"),
             Err(Errno::NOENT) => Ok(()),
@@ -197,7 +197,7 @@ fn if_there(backing: &OwnedFd, name: &[u8]) -> Result<bool, Fault> {
 }
 
 /// Whose copy lies under this name; `None` when there is none.
-pub(crate) fn key_of(backing: &OwnedFd, name: &[u8]) -> Result<Option<KeyId>, Fault> {
+fn key_of(backing: &OwnedFd, name: &[u8]) -> Result<Option<KeyId>, Fault> {
     match if_there(backing, name)? {
         true => read(backing, name).map(|envelope| Some(envelope.wrapped.key_id)),
         false => Ok(None),
