@@ -283,7 +283,7 @@ const fn of_store(error: &StoreError) -> &'static str {
 }
 
 /// The first `shown` of these names, and how many more there are.
-pub(crate) fn listed(names: &[&str], shown: usize) -> String {
+pub fn listed(names: &[&str], shown: usize) -> String {
     let mut text = names.iter().take(shown).copied().collect::<Vec<_>>().join(", ");
     if names.len() > shown {
         text.push_str(&format!(" and {} more", names.len() - shown));

@@ -43,7 +43,7 @@ mod unlock;
 mod uses;
 
 pub use configure::{Configured, NewKms};
-pub use error::{Class, Error};
+pub use error::{Class, Error, listed};
 pub use filesystems::{Created, Deleted, Removal, Volumes};
 pub use impact::{Impact, Loss};
 pub use jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress};

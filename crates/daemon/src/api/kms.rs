@@ -12,7 +12,7 @@ use admin_api::{
 use axum::Json;
 use axum::extract::{Query, State};
 use key_manager::{
-    AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms,
+    AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms, listed,
 };
 use kms_core::{
     Auth, ClientIdentity, Credential, CredentialStatus, KeyVersion, KmsConfig, Login, SecretString,
@@ -398,10 +398,8 @@ pub(crate) fn view(
 fn keys_left_behind(left: &LeftBehind, seen: &Seen) -> Finding {
     const NAMED: usize = 20;
     let LeftBehind { config, filesystems } = left;
-    let mut named = filesystems.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-    if filesystems.len() > NAMED {
-        named.push_str(&format!(" and {} more", filesystems.len() - NAMED));
-    }
+    let names: Vec<&str> = filesystems.iter().map(String::as_str).collect();
+    let named = listed(&names, NAMED);
     let again = match seen.config {
         Some(_) => "coffer fs kms rewrap, or coffer fs kms set-vault again, brings them along",
         None => {
