@@ -197,7 +197,7 @@ impl FileCipher {
     }
 
     /// Opens one described page, in place. What can't be read becomes zeros.
-    fn open_entry(
+    pub(crate) fn open_entry(
         &self,
         tags: &TagPage,
         entry: usize,
@@ -233,10 +233,14 @@ impl FileCipher {
     }
 }
 
-enum Found {
+/// How an entry's page was found.
+pub(crate) enum Found {
+    /// It opened with its newer slot, or is a hole.
     Newer,
+    /// It opened with its older slot: its writer died before it.
     Older,
     Damage,
+    /// The entry is not written, and there is something.
     Stray,
 }
 

@@ -10,7 +10,7 @@ use kms_core::KeyId;
 
 use crate::aad::Domain;
 use crate::file::{FileCipher, FileState};
-use crate::group::Parts;
+use crate::group::{Found, Parts};
 use crate::header::EPOCH_BYTE;
 use crate::layout::{self, HOLE_MAP_ENTRY, PAGE};
 use crate::tag_page::{Entries, TagPage};
@@ -53,15 +53,6 @@ fn described(group: u64, entry: usize) -> (Domain, u64) {
     } else {
         (Domain::Block, layout::first_block(group) + entry as u64)
     }
-}
-
-/// How an entry's page was found.
-enum Found {
-    /// It opened with its newer slot.
-    Newer,
-    /// It opened with its older slot: its writer died before it.
-    Older,
-    Damage,
 }
 
 impl FileCipher {
@@ -131,8 +122,9 @@ impl FileCipher {
                 continue;
             }
             let as_found = page.to_vec();
-            match self.open_either(&tags, group, entry, page) {
-                Found::Damage => {
+            let (domain, number) = described(group, entry);
+            match self.open_entry(&tags, entry, domain, number, page) {
+                Found::Damage | Found::Stray => {
                     page.copy_from_slice(&as_found);
                     continue;
                 }
@@ -143,7 +135,7 @@ impl FileCipher {
                 Found::Newer => {}
             }
             renewed.damaged.remove(entry);
-            if described(group, entry).0 == Domain::HoleMap {
+            if domain == Domain::HoleMap {
                 renewed.holes = <[u8; PAGE]>::try_from(&*page).ok().map(HoleMap::from_bytes);
             }
             if tags.newer(entry).is_some_and(|slot| slot.epoch == current) {
@@ -158,21 +150,6 @@ impl FileCipher {
             self.overwrite(group, &mut tags, tag_page, pages)?;
         }
         Ok(renewed)
-    }
-
-    /// Opens the page of a written entry in place. After damage it means nothing.
-    fn open_either(&self, tags: &TagPage, group: u64, entry: usize, page: &mut [u8]) -> Found {
-        let (domain, number) = described(group, entry);
-        let as_found = page.to_vec();
-        if tags.newer(entry).is_some_and(|slot| self.open_page(domain, number, page, &slot)) {
-            return Found::Newer;
-        }
-        page.copy_from_slice(&as_found);
-        let older = tags.older(entry).filter(|_| self.state().dirty);
-        match older {
-            Some(slot) if self.open_page(domain, number, page, &slot) => Found::Older,
-            _ => Found::Damage,
-        }
     }
 
     /// Empties in a group's tag page the older slots of all entries but the `damaged`, when the blocks are written,

@@ -173,6 +173,7 @@ async fn by_use(
         items.push(item);
     }
 }
+
 fn used<T>(code: &str, what: String, answer: &Result<Items<T>, KmsError>) -> CheckItem {
     CheckItem { request: request_of(answer), ..CheckItem::of(code, what, answer) }
 }
