@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kms_core::{
-    AuditEvent, CheckItem, CheckOutcome, CredentialStatus, FilesystemSite, Finding, KeyId,
-    KeyVersion, Kms, KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis,
-    WrappedKey,
+    AuditEvent, CheckItem, CheckOutcome, CredentialStatus, Finding, KeyId, KeyVersion, Kms,
+    KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis, WrappedKey,
 };
 use tracing::instrument;
 
@@ -169,6 +168,9 @@ pub struct LiveKey {
     pub findings: Vec<Finding>,
 }
 
+/// The filesystems that have each key, by name.
+type Names = HashMap<KeyId, Vec<String>>;
+
 /// Whether a move runs or will by itself; one that was stopped does not.
 fn is_on_its_way(job: &JobRecord) -> bool {
     job.state != JobState::Stopped
@@ -289,6 +291,10 @@ impl KeyManager {
         };
         let versions = counts.into_iter().filter_map(known).collect();
         let filesystems = self.filesystems().await?;
+        let mut names = Names::new();
+        for fs in filesystems.iter().filter(|fs| fs.state == FilesystemState::Ready) {
+            fs.keys().for_each(|key| names.entry(key).or_default().push(fs.name.to_string()));
+        }
         let behind = |fs: FilesystemRecord| self.copies_behind(&fs).map(|why| (fs.name, why));
         let copies_behind: Vec<_> = filesystems.into_iter().filter_map(behind).collect();
         let mut unknown: Vec<String> = unreadable.iter().map(Error::to_string).collect();
@@ -303,15 +309,14 @@ impl KeyManager {
             unknown.push("copies that have not been looked at yet".to_owned());
         }
         let mut in_use = InUse { versions, copies_behind, unknown, ..InUse::default() };
-        let sites = self.sites_by_key().await?;
         if !moves {
-            in_use.left_behind = self.left_behind(&configs, &entries, &sites).await?;
+            in_use.left_behind = self.left_behind(&configs, &entries, &names).await?;
         }
         for WrappedKey { key_id, config_id, ciphertext } in entries.iter().map(|e| &e.wrapped) {
             if in_use.oldest(*config_id).is_some_and(|oldest| oldest.version == ciphertext.version)
             {
-                let names = sites.get(key_id).into_iter().flatten().map(|site| site.name.clone());
-                in_use.oldest.entry(*config_id).or_default().extend(names);
+                let of_key = names.get(key_id).into_iter().flatten().cloned();
+                in_use.oldest.entry(*config_id).or_default().extend(of_key);
             }
         }
         in_use.oldest.values_mut().for_each(|names| names.sort());
@@ -323,19 +328,19 @@ impl KeyManager {
         &self,
         configs: &BTreeMap<KmsConfigId, KmsConfig>,
         entries: &[KeyEntry],
-        sites: &HashMap<KeyId, Vec<FilesystemSite>>,
+        names: &Names,
     ) -> Result<Vec<LeftBehind>, Error> {
         let targets = self.targets().await?;
-        let mut names: BTreeMap<KmsConfigId, BTreeSet<String>> = BTreeMap::new();
+        let mut left: BTreeMap<KmsConfigId, BTreeSet<String>> = BTreeMap::new();
         for WrappedKey { key_id, config_id, .. } in entries.iter().map(|entry| &entry.wrapped) {
             if targets.as_ref().is_some_and(|targets| targets.has(*config_id)) {
                 continue;
             }
-            for site in sites.get(key_id).into_iter().flatten() {
-                names.entry(*config_id).or_default().insert(site.name.clone());
+            for name in names.get(key_id).into_iter().flatten() {
+                left.entry(*config_id).or_default().insert(name.clone());
             }
         }
-        let known = names.into_iter().filter_map(|(id, filesystems)| {
+        let known = left.into_iter().filter_map(|(id, filesystems)| {
             let config = configs.get(&id).filter(|config| config.kind != LOCAL)?.clone();
             Some(LeftBehind { config, filesystems: filesystems.into_iter().collect() })
         });
