@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use coffer_tests::kms::{KEY, Kind, Kms};
-use coffer_tests::node::Place;
+use coffer_tests::node::{Node, Place};
 use dev_vault::Fault;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -137,17 +137,23 @@ fn a_job_whose_kms_goes_away_ends_its_command_and_goes_on_by_itself() {
     world.assert_whole();
 }
 
+/// A node on which this command has something to do.
+fn start_for<'a>(place: &'a Place, command: &[String]) -> Node<'a> {
+    let node = place.start();
+    for name in ["one", "two"] {
+        place.wait_for_state(name, "unlocked");
+    }
+    if command[1] == "unlock" {
+        place.ok(&["fs", "lock", "two"]);
+    }
+    node
+}
+
 fn silent_in(phase: &str) {
     let world = World::new();
     let place = &world.place;
     for command in world.commands() {
-        let _node = place.start();
-        for name in ["one", "two"] {
-            place.wait_for_state(name, "unlocked");
-        }
-        if command[1] == "unlock" {
-            place.ok(&["fs", "lock", "two"]);
-        }
+        let _node = start_for(place, &command);
         for kms in [&world.kms, &world.other] {
             kms.embedded().faults().inject(Fault::Delay { milliseconds: 3_600_000 }.on(phase));
         }
@@ -189,13 +195,7 @@ fn killed_in(world: &World, phase: &str, signal: Signal) -> usize {
     let place = &world.place;
     let mut killed = 0;
     for command in world.commands() {
-        let _node = place.start();
-        for name in ["one", "two"] {
-            place.wait_for_state(name, "unlocked");
-        }
-        if command[1] == "unlock" {
-            place.ok(&["fs", "lock", "two"]);
-        }
+        let _node = start_for(place, &command);
         for kms in [&world.kms, &world.other] {
             kms.rotate();
             kms.embedded().requests().clear();

@@ -87,19 +87,23 @@ fn spoil(backing: &std::path::Path) {
     std::fs::write(&damaged, bytes).unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_with_two_keys_is_told_of_and_can_be_deleted() {
-    let world = World::new();
-    let node = world.start_with_kms().await;
+/// Makes a filesystem with a damaged file, and begins to give it a new key; the job, which can't do it all.
+async fn partly_rekeyed(world: &World, node: &Running) -> Value {
     node.post("/v1/filesystems", &json!({"name": "home"})).await;
     let source = world.path("source");
     std::fs::create_dir(&source).unwrap();
     std::fs::write(source.join("plan"), tree::noise(1, 10_000)).unwrap();
     let import = node.post("/v1/filesystems/home/import", &json!({"source": source})).await;
     node.ended(&import).await;
-    let backing = world.path("state/filesystems/home");
-    spoil(&backing);
-    let partly = node.ended(&node.post(REKEY, &Value::Null).await).await;
+    spoil(&world.path("state/filesystems/home"));
+    node.ended(&node.post(REKEY, &Value::Null).await).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_with_two_keys_is_told_of_and_can_be_deleted() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let partly = partly_rekeyed(&world, &node).await;
     assert_eq!(
         (&partly["state"], &partly["problem"]["exit"]),
         (&json!("partly"), &json!("partly"))
@@ -113,7 +117,7 @@ async fn one_with_two_keys_is_told_of_and_can_be_deleted() {
     node.get("/v1/filesystems/home/ls").await;
     let deleted = node.ok("DELETE", "/v1/filesystems/home", &Value::Null).await;
     assert_eq!(deleted["removed"].as_array().unwrap().len(), 2, "{deleted}");
-    assert!(!backing.exists());
+    assert!(!world.path("state/filesystems/home").exists());
     node.stop().await;
 }
 
@@ -146,15 +150,7 @@ async fn a_full_disk_refuses_it_and_leaves_the_filesystem_as_it_is() {
 async fn one_whose_new_key_is_exposed_meanwhile_says_so() {
     let world = World::new();
     let node = world.start_with_kms().await;
-    node.post("/v1/filesystems", &json!({"name": "home"})).await;
-    let source = world.path("source");
-    std::fs::create_dir(&source).unwrap();
-    std::fs::write(source.join("plan"), tree::noise(1, 10_000)).unwrap();
-    let import = node.post("/v1/filesystems/home/import", &json!({"source": source})).await;
-    node.ended(&import).await;
-    let backing = world.path("state/filesystems/home");
-    spoil(&backing);
-    let partly = node.ended(&node.post(REKEY, &Value::Null).await).await;
+    let partly = partly_rekeyed(&world, &node).await;
     assert_eq!(partly["state"], "partly");
     let over =
         |jobs: &Value| jobs["jobs"].as_array().unwrap().iter().all(|job| job["state"] != "running");
@@ -164,7 +160,7 @@ async fn one_whose_new_key_is_exposed_meanwhile_says_so() {
     assert_eq!(refused["code"], "no-kms", "{refused}");
     node.ok("PUT", "/v1/kms", &set_vault()).await;
     node.until("/v1/jobs", over).await;
-    spoil(&backing);
+    spoil(&world.path("state/filesystems/home"));
     let exposed = node.ended(&node.post(REKEY, &Value::Null).await).await;
     let problem = &exposed["problem"];
     assert_eq!((&exposed["state"], &problem["exit"]), (&json!("partly"), &json!("partly")));
