@@ -1,6 +1,6 @@
 //! Keeps filesystems open: one loop for all of them, so that many do not make a stampede on a KMS that comes back.
 //!
-//! While the KMS is away it tries again after a random part (full jitter) of a pause that doubles up to
+//! While the KMS is away it tries again after a random part ([`full_jitter`]) of a pause that doubles up to
 //! [`LONGEST`]; what a KMS refuses is tried again now and then, for a permission can be granted there. No KMS is asked while
 //! everything is open; what lies in the backing directories is compared with the store all the while.
 
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use key_manager::{Error, KeyManager};
+use kms_core::full_jitter;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -53,7 +54,7 @@ impl Keeper {
     /// Opens what can be opened and takes up what can go on, for ever.
     pub(crate) async fn keep(&self) -> Infallible {
         let mut moves = self.jobs.move_runs();
-        let mut away = 0;
+        let mut away: u32 = 0;
         let mut round = self.round().await;
         let mut settle_at = Instant::now();
         loop {
@@ -61,14 +62,15 @@ impl Keeper {
                 self.filesystems.compare_soon();
                 let (removed, renewed) = (self.finish_removals().await, self.settle_copies().await);
                 let pause = if removed && renewed { COMPARE_EVERY } else { REFUSED };
-                settle_at = Instant::now() + jittered(pause);
+                settle_at = Instant::now() + full_jitter(pause);
             }
             let until = match round {
                 Round::AllOpen => settle_at,
-                Round::Refused => settle_at.min(Instant::now() + jittered(REFUSED)),
+                Round::Refused => settle_at.min(Instant::now() + full_jitter(REFUSED)),
                 Round::KmsAway => {
-                    away += 1;
-                    Instant::now() + jittered((FIRST * 2_u32.saturating_pow(away)).min(LONGEST))
+                    let pause = full_jitter(longest_pause(away));
+                    away = away.saturating_add(1);
+                    Instant::now() + pause
                 }
             };
             let moved = tokio::select! {
@@ -136,11 +138,9 @@ impl Keeper {
     }
 }
 
-/// A random part of `longest`, at least a tenth.
-fn jittered(longest: Duration) -> Duration {
-    // Without random bytes every node waits as long, which is no harm.
-    let random = getrandom::u32().unwrap_or(u32::MAX);
-    longest.mul_f64(0.1 + 0.9 * f64::from(random) / f64::from(u32::MAX))
+/// The longest pause after so many rounds, one upon the other, that found the KMS away.
+fn longest_pause(away: u32) -> Duration {
+    FIRST.saturating_mul(2_u32.saturating_pow(away)).min(LONGEST)
 }
 
 #[cfg(test)]
@@ -148,10 +148,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_vary_within_bounds() {
-        let pauses: Vec<_> = (0..200).map(|_| jittered(LONGEST)).collect();
-        assert!(pauses.iter().all(|pause| (LONGEST / 10..=LONGEST).contains(pause)));
-        assert!(pauses.iter().any(|pause| *pause < LONGEST / 3));
-        assert!(pauses.iter().any(|pause| *pause > LONGEST * 2 / 3));
+    fn pauses_double_up_to_the_longest() {
+        let pauses = [0, 1, 2, 3, u32::MAX].map(longest_pause);
+        assert_eq!(pauses, [FIRST, FIRST * 2, FIRST * 4, LONGEST, LONGEST]);
     }
 }

@@ -29,6 +29,7 @@
 mod answers;
 mod arena;
 mod audit;
+mod backoff;
 mod check;
 mod clock;
 mod credential;
@@ -43,6 +44,7 @@ mod wrapped;
 pub use answers::{Items, RequestId};
 pub use arena::{FilesystemKey, KEY_LEN, arena_is_locked};
 pub use audit::{AuditEvent, AuditSink, KeyUse, Outcome};
+pub use backoff::full_jitter;
 pub use check::{CheckItem, CheckOutcome};
 pub use clock::{Clock, SystemClock, UnixMillis};
 pub use credential::{Auth, ClientIdentity, Credential, CredentialStatus, Login};

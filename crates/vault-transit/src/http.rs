@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kms_core::{ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, Login};
+use kms_core::{
+    ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, Login, full_jitter,
+};
 use reqwest::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::tls::TlsInfo;
 use reqwest::{Certificate, Identity, Method, Response, StatusCode, Url, redirect};
@@ -216,7 +218,7 @@ impl Client {
                 Err(failure) => failure,
             };
             let Some(at_least) = failure.retry_after else { return Err(failure.error) };
-            let pause = full_jitter(self.limits.pause, tries).max(at_least);
+            let pause = full_jitter(longest_pause(self.limits.pause, tries)).max(at_least);
             let left = deadline.saturating_duration_since(Instant::now());
             if tries >= self.limits.tries || pause >= left {
                 return Err(failure.error);
@@ -556,17 +558,10 @@ fn append_wiped(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
     body.extend_from_slice(chunk);
 }
 
-/// A random time between zero and `first` doubled with each try, so that many nodes that lost one Vault
-/// don't return all at once ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
-fn full_jitter(first: Duration, tries: u32) -> Duration {
+/// The longest pause after so many tries.
+fn longest_pause(first: Duration, tries: u32) -> Duration {
     const LONGEST: Duration = Duration::from_secs(5);
-    let mut random = [0; 4];
-    // Without random bytes the longest pause is right.
-    let share = match getrandom::fill(&mut random) {
-        Ok(()) => f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX),
-        Err(_) => 1.0,
-    };
-    first.saturating_mul(1 << (tries - 1).min(16)).min(LONGEST).mul_f64(share)
+    first.saturating_mul(1 << (tries - 1).min(16)).min(LONGEST)
 }
 
 /// The seconds of a Retry-After header (Vault's quotas send them); zero if there is none.
@@ -593,13 +588,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jitter_is_full_and_bounded() {
+    fn pauses_double_up_to_the_longest() {
         let first = Duration::from_millis(100);
-        let pauses: Vec<_> = (0..200).map(|_| full_jitter(first, 3)).collect();
-        assert!(pauses.iter().all(|p| *p <= Duration::from_millis(400)));
-        assert!(pauses.iter().any(|p| *p < Duration::from_millis(100)));
-        assert!(pauses.iter().any(|p| *p > Duration::from_millis(300)));
-        assert!((0..200).all(|_| full_jitter(first, u32::MAX) <= Duration::from_secs(5)));
+        let pauses = [1, 2, 3, 7, u32::MAX].map(|tries| longest_pause(first, tries).as_millis());
+        assert_eq!(pauses, [100, 200, 400, 5000, 5000]);
     }
 
     #[test]
