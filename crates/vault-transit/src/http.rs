@@ -2,7 +2,8 @@
 //!
 //! What is tried again: connections that fail or break, 412 (a standby that lags behind), 429 (a
 //! quota) and 5xx. What is not: other refusals, TLS failures, and a sealed Vault, which takes a person to
-//! open. Every operation that Coffer sends may be repeated without harm.
+//! open. A Vault that says when to ask again (Retry-After) is not asked before: see [`crate::pauses`]. Every operation
+//! that Coffer sends may be repeated without harm.
 
 use std::error::Error;
 use std::fmt;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use kms_core::{
     ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, Login, full_jitter,
 };
-use reqwest::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
 use reqwest::tls::TlsInfo;
 use reqwest::{Certificate, Identity, Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
@@ -26,6 +27,7 @@ use crate::Limits;
 use crate::address::{RefusedAddress, Resolver};
 use crate::config::VaultConfig;
 use crate::operation::Operation;
+use crate::pauses::{self, Pauses};
 use crate::session::{Session, Source, Token};
 use crate::{measure, refusal, wire};
 
@@ -41,6 +43,7 @@ pub(crate) struct Client {
     /// When Vault's certificate ends, in seconds since 1970; 0 while that is not known.
     certificate_ends: AtomicU64,
     limits: Limits,
+    pauses: Pauses,
 }
 
 impl Client {
@@ -48,6 +51,7 @@ impl Client {
         config: VaultConfig,
         credential: &Credential,
         limits: Limits,
+        pauses: Pauses,
     ) -> Result<Self, KmsError> {
         let session = Session::new(&credential.auth, &config)?;
         let mut builder = reqwest::Client::builder()
@@ -73,7 +77,7 @@ impl Client {
                 .because(root_cause(&e))
                 .cure("install the system's CA certificates, or give Vault's with --ca-cert")
         })?;
-        Ok(Self { http, config, session, certificate_ends: AtomicU64::new(0), limits })
+        Ok(Self { http, config, session, certificate_ends: AtomicU64::new(0), limits, pauses })
     }
 
     pub(crate) const fn config(&self) -> &VaultConfig {
@@ -210,6 +214,14 @@ impl Client {
         let deadline = Instant::now() + self.limits.deadline;
         let mut tries = 1;
         loop {
+            if let Some((left, asked_for)) = self.pauses.left(&self.config.origin()) {
+                if Instant::now() + left >= deadline {
+                    return Err(asked_for);
+                }
+                // Not all that wait at once.
+                tokio::time::sleep(left + full_jitter(self.limits.pause)).await;
+                continue;
+            }
             let asked = Instant::now();
             let outcome = self.attempt(call, body.clone(), token, deadline).await;
             measure::asked(call.operation, asked.elapsed(), &outcome);
@@ -217,10 +229,9 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
-            let Some(at_least) = failure.retry_after else { return Err(failure.error) };
-            let pause = full_jitter(longest_pause(self.limits.pause, tries)).max(at_least);
-            let left = deadline.saturating_duration_since(Instant::now());
-            if tries >= self.limits.tries || pause >= left {
+            let pause = full_jitter(longest_pause(self.limits.pause, tries));
+            let too_late = Instant::now() + pause >= deadline;
+            if !failure.passes || tries >= self.limits.tries || too_late {
                 return Err(failure.error);
             }
             tracing::debug!(path = call.path, tries, ?pause, reason = %failure.error, "asking Vault again");
@@ -251,11 +262,17 @@ impl Client {
             self.certificate_ends.store(ends, Ordering::Relaxed);
         }
         let status = response.status();
-        let retry_after = retry_after(response.headers());
+        let pause = pauses::wanted(response.headers());
         let body = self.read(response).await?;
         let answer = Answer { status, body };
         match status.as_u16() {
-            412 | 429 | 500.. => Err(self.passing_refusal(&answer, retry_after)),
+            412 | 429 | 500.. => {
+                let failure = self.passing_refusal(&answer);
+                if let Some(pause) = pause {
+                    self.pauses.begin(&self.config.origin(), pause, &failure.error);
+                }
+                Err(failure)
+            }
             _ => Ok(answer),
         }
     }
@@ -382,11 +399,11 @@ impl Client {
         let error = KmsError::new(KmsErrorKind::Unreachable, what).because(cause).cure(
             "check that Vault runs, and that the URL, the name service and the firewall are right",
         );
-        Failure { error, retry_after: Some(Duration::ZERO) }
+        Failure { error, passes: true }
     }
 
     /// Maps the answers that have nothing to do with the request.
-    fn passing_refusal(&self, answer: &Answer, retry_after: Duration) -> Failure {
+    fn passing_refusal(&self, answer: &Answer) -> Failure {
         let at = self.config.origin();
         let said = answer.errors();
         // 503 of a sealed Vault, and of one that nobody has initialised.
@@ -401,12 +418,12 @@ impl Client {
         }
         let cure = match answer.status {
             StatusCode::TOO_MANY_REQUESTS => {
-                "wait, or raise the limit: vault list sys/quotas/rate-limit shows Vault's own, and a proxy before it may have another"
+                "wait (where it said how long, it is not asked before that), or raise the limit: vault list sys/quotas/rate-limit shows Vault's own, and a proxy before it may have another"
             }
             _ => "look at Vault's log, and at the proxy's if there is one before it",
         };
         let error = KmsError::new(KmsErrorKind::Unreachable, what).cure(cure);
-        Failure { error, retry_after: Some(retry_after) }
+        Failure { error, passes: true }
     }
 
     /// An answer that no Vault gives.
@@ -488,13 +505,13 @@ pub(crate) fn printable(text: &str) -> String {
 /// A try that came to nothing.
 pub(crate) struct Failure {
     pub(crate) error: KmsError,
-    /// If another try makes sense: how long it has to wait at least.
-    retry_after: Option<Duration>,
+    /// Whether another try makes sense.
+    passes: bool,
 }
 
 impl From<KmsError> for Failure {
     fn from(error: KmsError) -> Self {
-        Self { error, retry_after: None }
+        Self { error, passes: false }
     }
 }
 
@@ -562,12 +579,6 @@ fn append_wiped(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
 fn longest_pause(first: Duration, tries: u32) -> Duration {
     const LONGEST: Duration = Duration::from_secs(5);
     first.saturating_mul(1 << (tries - 1).min(16)).min(LONGEST)
-}
-
-/// The seconds of a Retry-After header (Vault's quotas send them); zero if there is none.
-fn retry_after(headers: &HeaderMap) -> Duration {
-    let seconds = headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(0))
 }
 
 /// An error and those below it. `source` leaves out the error inside an `io::Error`.

@@ -58,6 +58,7 @@ mod http;
 mod kms;
 mod measure;
 mod operation;
+mod pauses;
 mod provider;
 mod refusal;
 mod session;

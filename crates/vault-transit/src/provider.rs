@@ -14,10 +14,12 @@ use crate::findings::{self, finding};
 use crate::http::Client;
 use crate::kms::{self, VaultKms};
 use crate::operation::Operation;
+use crate::pauses::Pauses;
 use crate::size;
 use crate::wire::TokenData;
 
-/// Makes [`Kms`]s over Vault's transit engine. Holds nothing but [`Limits`]; one serves any number of configurations.
+/// Makes [`Kms`]s over Vault's transit engine. One serves any number of configurations. Beside [`Limits`] it holds which Vaults asked for a
+/// pause (Retry-After): what it has opened asks none of them before that is over, a minute at most. Clones share that.
 ///
 /// What a configuration may say is in [`VaultConfig`]. Credentials are tokens, files that hold one, and logins by AppRole
 /// (`POST auth/<mount>/login` with `role_id` and `secret_id`); each may have a client certificate beside it.
@@ -37,20 +39,21 @@ use crate::wire::TokenData;
 /// | `key-deletable` | who may delete the master key can destroy all data |
 /// | `key-exportable`, `key-backup-in-clear` | the master key can leave Vault |
 /// | `plain-http` | token and keys cross a network readable |
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct VaultProvider {
     limits: Limits,
+    pauses: Pauses,
 }
 
 impl VaultProvider {
     /// One with other limits than the default ones.
-    pub const fn with_limits(limits: Limits) -> Self {
-        Self { limits }
+    pub fn with_limits(limits: Limits) -> Self {
+        Self { limits, pauses: Pauses::default() }
     }
 
     fn connect(&self, config: &KmsConfig, credential: &Credential) -> Result<VaultKms, KmsError> {
         let target = VaultConfig::parse(config)?;
-        let client = Client::new(target, credential, self.limits)?;
+        let client = Client::new(target, credential, self.limits, self.pauses.clone())?;
         Ok(VaultKms::new(config.clone(), client, self.limits))
     }
 }

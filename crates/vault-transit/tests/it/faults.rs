@@ -1,9 +1,10 @@
 //! A Vault with bad days, and an environment that would mislead.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dev_vault::{DevVault, Event, Fault};
 use kms_core::{
@@ -62,6 +63,37 @@ async fn breaks_that_stay_are_told() {
         vault.faults().clear();
     }
     prove(&config(&vault.url(), "k"), vault.root_token()).await.unwrap();
+}
+
+/// Whoever asks, and for what: also by what was opened for another master key there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_asks_for_a_pause_gets_it() {
+    let pause = |status, seconds: u64| {
+        let headers = BTreeMap::from([("retry-after".to_owned(), seconds.to_string())]);
+        Fault::Status { status, body: String::new(), headers }.times(1)
+    };
+    for status in [429, 503] {
+        let vault = vault().await;
+        let limits = Limits { deadline: Duration::from_secs(5), ..LIMITS };
+        let provider = VaultProvider::with_limits(limits);
+        let token = Credential::token(vault.root_token());
+        let open = |key| provider.open(&config(&vault.url(), key), &token).unwrap();
+        let (kms, other) = (open("k"), open("another"));
+        vault.faults().inject(pause(status, 60));
+        for kms in [&kms, &other, &kms] {
+            let error = kms.master_key().await.unwrap_err();
+            assert_eq!(error.kind(), KmsErrorKind::Unreachable, "{error:?}");
+            assert!(error.to_string().contains(&format!("answers {status}")), "{error}");
+        }
+        assert_eq!(vault.requests().count("").requests, 1, "{status}");
+    }
+    // Whoever has the time waits within the call.
+    let vault = vault().await;
+    vault.faults().inject(pause(429, 1));
+    let asked = Instant::now();
+    open(&config(&vault.url(), "k"), vault.root_token()).master_key().await.unwrap();
+    assert!(asked.elapsed() >= Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert_eq!(vault.requests().count("").requests, 2);
 }
 
 /// Not even to the same host and port, or to the very Vault, which would take the token.
