@@ -104,7 +104,8 @@ pub struct KmsDetails {
     pub client_cert: bool,
     /// Whether a credential is stored. It is never shown.
     pub credential_set: bool,
-    /// Its life, when the KMS told it.
+    /// Its life, as the KMS told it last: while the KMS does not answer, what was told before is counted down. `None` before it told
+    /// anything, and where it refuses the credential.
     pub credential: Option<CredentialLife>,
     /// The master key's newest version, when the KMS told it.
     pub latest_version: Option<u64>,
@@ -152,6 +153,8 @@ pub struct CredentialLife {
     pub renewable: bool,
     /// Whether renewing can go on for ever.
     pub periodic: bool,
+    /// How long ago the KMS told it. What is left is counted down since.
+    pub told_seconds_ago: u64,
 }
 
 /// What one version of one master key wraps.

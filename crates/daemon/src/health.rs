@@ -9,13 +9,13 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use admin_api::{Exit, Problem};
 use key_manager::{CredentialKind, Error, KeyManager, KmsOverview, LiveKey, LiveKms, OwnMasterKey};
 use kms_core::{AuditEvent, AuditSink as _, Clock, CredentialStatus, Finding, KmsConfig, Outcome};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
 
 use crate::audit::AuditLog;
@@ -46,8 +46,22 @@ pub(crate) struct Seen {
     pub(crate) credential: Option<CredentialKind>,
     /// What the KMS answered; `None` while none is set.
     pub(crate) live: Option<Result<Answered, Problem>>,
+    /// What it answered before, while it can't be reached.
+    pub(crate) before: Option<Answered>,
     /// The master keys that filesystems have of their own.
     pub(crate) own: Vec<OwnSeen>,
+}
+
+impl Seen {
+    /// What the KMS answered, if it did at the last look.
+    pub(crate) fn answered(&self) -> Option<&Answered> {
+        self.live.as_ref()?.as_ref().ok()
+    }
+
+    /// What the KMS answered last.
+    pub(crate) fn told(&self) -> Option<&Answered> {
+        self.answered().or(self.before.as_ref())
+    }
 }
 
 /// A master key that filesystems have of their own.
@@ -68,10 +82,27 @@ pub(crate) struct Answered {
 impl Answered {
     /// The credential with the time that it has left now.
     pub(crate) fn credential(&self) -> CredentialStatus {
-        let passed = self.at.elapsed();
+        let passed = self.age();
         let credential = self.kms.credential;
         let time_left = credential.time_left.map(|left| left.saturating_sub(passed));
         CredentialStatus { time_left, ..credential }
+    }
+
+    /// The credential was renewed, and lives so long from now.
+    fn renewed(&mut self, credential: CredentialStatus) {
+        (self.kms.credential, self.at) = (credential, Instant::now());
+        let ends = self.kms.findings.iter_mut().filter_map(|finding| finding.ends_in.as_mut());
+        ends.for_each(|ends_in| *ends_in = credential.time_left.unwrap_or(Duration::MAX));
+    }
+
+    /// How long ago it was told.
+    pub(crate) fn age(&self) -> Duration {
+        self.at.elapsed()
+    }
+
+    /// What works today and will hurt later, with the time that is left now.
+    fn findings(&self) -> impl Iterator<Item = Finding> {
+        self.kms.findings.iter().cloned().map(|finding| finding.after(self.age()))
     }
 }
 
@@ -84,7 +115,7 @@ pub(crate) struct Health {
     /// Why the token could not be renewed.
     not_renewed: Mutex<Option<Problem>>,
     /// What ends the way back to keys that hang on a KMS which is not set any more.
-    others: Mutex<Vec<Finding>>,
+    others: Mutex<Vec<(Instant, Finding)>>,
     /// The warnings that have begun and not ended: the configuration, and the code.
     warned: Mutex<BTreeSet<(String, String)>>,
     audit: Arc<AuditLog>,
@@ -119,18 +150,16 @@ impl Health {
 
     /// What works today and will hurt later, as it was seen, with the time that the token has left.
     pub(crate) fn warnings(&self, seen: &Seen) -> Vec<Finding> {
-        let answered = seen.live.as_ref().and_then(|live| live.as_ref().ok());
-        let mut found = answered.map(|answered| answered.kms.findings.clone()).unwrap_or_default();
+        let told = seen.told();
+        let mut found: Vec<_> = told.iter().flat_map(|told| told.findings()).collect();
         if let (Some(problem), Some(_)) = (&*lock(&self.not_renewed), &seen.config) {
-            let left = answered.and_then(|answered| answered.credential().time_left);
-            let ends = left.map(|left| format!("; it ends in {} seconds", left.as_secs()));
-            found.push(Finding {
-                code: "token-not-renewed".to_owned(),
-                what: format!("{problem}{}", ends.unwrap_or_default()),
-                cure: problem.cure.clone().unwrap_or_default(),
-            });
+            let cure = problem.cure.as_deref().unwrap_or_default();
+            let not_renewed = Finding::new("token-not-renewed", problem.to_string(), cure);
+            let ends_in = told.and_then(|told| told.credential().time_left);
+            found.push(Finding { ends_in, ..not_renewed });
         }
-        found.extend(lock(&self.others).iter().cloned());
+        let others = lock(&self.others);
+        found.extend(others.iter().map(|(at, finding)| finding.clone().after(at.elapsed())));
         found
     }
 
@@ -148,8 +177,10 @@ impl Health {
             found.extend(all.map(|found| (id(&own.config), found)));
         }
         let mut warned = lock(&self.warned);
-        for (subject, Finding { code, what, cure }) in &found {
+        for (subject, finding) in &found {
+            let Finding { code, cure, .. } = finding;
             if warned.insert((subject.clone(), code.clone())) {
+                let what = finding.told();
                 tracing::warn!(kms = subject, code, cure, "{what}");
                 self.record(subject, Outcome::Begun, format!("{code}: {what}"));
             }
@@ -214,7 +245,13 @@ impl Health {
             OwnSeen { live: live.or_else(|| before(config.id)), config }
         });
         let own = own.collect();
-        let seen = Seen { config, credential: overview.credential, live, own };
+        let away = matches!(&live, Some(Err(problem)) if problem.exit == Exit::KmsUnreachable);
+        let same = |seen: &&Seen| {
+            let id = |config: &Option<KmsConfig>| config.as_ref().map(|config| config.id);
+            away && id(&seen.config) == id(&config)
+        };
+        let before = last.as_ref().filter(same).and_then(|seen| seen.told().cloned());
+        let seen = Seen { config, credential: overview.credential, live, before, own };
         if let Some(Ok(Answered { at, .. })) = &seen.live {
             *lock(&self.succeeded) = Some(*at);
         }
@@ -291,14 +328,9 @@ impl Health {
             match answer {
                 Ok(CredentialStatus { time_left, renewable, .. }) => {
                     pause = pause.min(time_left.map_or(LOOK_EVERY, |left| left / 3));
-                    if let (Some(left), false) = (time_left, renewable) {
-                        found.push(other_ends(
-                            &config,
-                            &format!(
-                                "its token can't be renewed and ends in {} seconds",
-                                left.as_secs()
-                            ),
-                        ));
+                    if time_left.is_some() && !renewable {
+                        let ends = other_ends(&config, "its token can't be renewed");
+                        found.push(Finding { ends_in: time_left, ..ends });
                     }
                 }
                 Err(error) => {
@@ -307,8 +339,10 @@ impl Health {
                 }
             }
         }
-        let changed = *lock(&self.others) != found;
-        *lock(&self.others) = found;
+        let now = Instant::now();
+        let found = found.into_iter().map(|finding| (now, finding)).collect();
+        let before = std::mem::replace(&mut *lock(&self.others), found);
+        let changed = lock(&self.others).iter().map(|(_, f)| f).ne(before.iter().map(|(_, f)| f));
         if changed {
             self.tell_last();
         }
@@ -334,7 +368,7 @@ impl Health {
                 *lock(&self.not_renewed) = None;
                 *granted = renewed.time_left;
                 if let Some(Seen { live: Some(Ok(answered)), .. }) = &mut *lock(&self.seen) {
-                    (answered.kms.credential, answered.at) = (renewed, Instant::now());
+                    answered.renewed(renewed);
                 }
                 self.tell_last();
                 tracing::info!(
@@ -357,21 +391,21 @@ impl Health {
 }
 
 fn other_ends(config: &KmsConfig, why: &str) -> Finding {
-    Finding {
-        code: "old-kms-ends".to_owned(),
-        what: format!(
+    Finding::new(
+        "old-kms-ends",
+        format!(
             "keys hang still on the master key {} at {}, which is not the KMS that is set, and that will not open them for long: {why}",
             config.master_key, config.address
         ),
-        cure: "bring them along while their filesystems are unlocked: mend what the job names that moved the others (coffer job list), then give coffer fs kms rewrap".to_owned(),
-    }
+        "bring them along while their filesystems are unlocked: mend what the job names that moved the others (coffer job list), then give coffer fs kms rewrap",
+    )
 }
 
 /// That a KMS does not answer as it should, as a warning.
 fn failure<T>(live: &Option<Result<T, Problem>>) -> Option<Finding> {
     let problem = live.as_ref()?.as_ref().err()?;
-    let cure = problem.cure.clone().unwrap_or_default();
-    Some(Finding { code: problem.code.clone(), what: problem.to_string(), cure })
+    let cure = problem.cure.as_deref().unwrap_or_default();
+    Some(Finding::new(problem.code.as_str(), problem.to_string(), cure))
 }
 
 fn not_asked_yet(recorded: KmsOverview) -> Seen {
@@ -385,7 +419,7 @@ fn not_asked_yet(recorded: KmsOverview) -> Seen {
     .cure("look again in a moment; coffer fs kms waits for its answer");
     let live = config.is_some().then_some(Err(waits));
     let own = recorded.own.into_iter().map(|own| OwnSeen { config: own.config, live: None });
-    Seen { config, credential: recorded.credential, live, own: own.collect() }
+    Seen { config, credential: recorded.credential, live, before: None, own: own.collect() }
 }
 
 /// How long until a renewal is due; `None` if it is. At two thirds of what was granted, and at first sight.

@@ -190,13 +190,13 @@ impl KeyManager {
             config_id,
             renewed: None,
             fresh: false,
-            findings: vec![Finding {
-                code: code.code().to_owned(),
-                what: format!(
+            findings: vec![Finding::new(
+                code.code(),
+                format!(
                     "{names}, with the master key {name:?}, can't be unlocked by a node that starts: {why}"
                 ),
-                cure: cure.to_owned(),
-            }],
+                cure,
+            )],
         };
         let proof = match (given.provider.prove(&config, given.credential).await, stays) {
             (Ok(proof), _) => proof,

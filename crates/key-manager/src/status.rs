@@ -420,7 +420,7 @@ impl KeyManager {
         if let Ok(master_key) = kms.master_key().await {
             items.push(match self.cut_off(record, &master_key, can_rewrap).await? {
                 None => CheckItem::passed("versions", NEEDED, ""),
-                Some(Finding { code, what, cure }) => CheckItem {
+                Some(Finding { code, what, cure, .. }) => CheckItem {
                     code,
                     outcome: CheckOutcome::Failed,
                     failure: Some(KmsErrorKind::VersionTooOld),
@@ -490,11 +490,11 @@ impl KeyManager {
         let can_rewrap = proved.is_ok();
         match proved {
             Ok(()) => {}
-            Err(Error::Kms(error)) if !error.kind().is_transient() => findings.push(Finding {
-                code: error.kind().code().to_owned(),
-                what: format!("what the KMS wrapped with {} can't be opened now, and a node that starts unlocks nothing of it: {}", record.config.master_key, error.chain()),
-                cure: error.how_to_mend().unwrap_or_default().to_owned(),
-            }),
+            Err(Error::Kms(error)) if !error.kind().is_transient() => findings.push(Finding::new(
+                error.kind().code(),
+                format!("what the KMS wrapped with {} can't be opened now, and a node that starts unlocks nothing of it: {}", record.config.master_key, error.chain()),
+                error.how_to_mend().unwrap_or_default(),
+            )),
             Err(error) => return Err(error),
         }
         findings.extend(self.cut_off(record, master_key, can_rewrap).await?);
@@ -525,14 +525,14 @@ impl KeyManager {
             .map(|s| s.filesystem.name.as_str())
             .collect();
         let named = listed(&names, NAMED);
-        Ok((!names.is_empty()).then(|| Finding {
-            code: "keys-cut-off".to_owned(),
-            what: format!(
+        Ok((!names.is_empty()).then(|| Finding::new(
+            "keys-cut-off",
+            format!(
                 "a node that starts can't unlock {named}: min_decryption_version of {} is {}, and older versions wrapped their keys",
                 master_key.name, minimum.0
             ),
-            cure: format!("give {saves} while they are unlocked; for those that are locked, lower min_decryption_version first"),
-        }))
+            format!("give {saves} while they are unlocked; for those that are locked, lower min_decryption_version first"),
+        )))
     }
 
     /// Unreadable entries are left out: their filesystems show why they are locked.

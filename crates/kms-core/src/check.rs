@@ -68,11 +68,11 @@ impl CheckItem {
 
     /// Something that works and should be changed.
     pub fn warning(what: impl Into<String>, finding: Finding) -> Self {
-        let Finding { code, what: found, cure } = finding;
+        let found = finding.told();
         Self {
             outcome: CheckOutcome::Warning,
-            cure: Some(cure),
-            ..Self::passed(&code, what, found)
+            cure: Some(finding.cure),
+            ..Self::passed(&finding.code, what, found)
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -189,6 +190,46 @@ pub struct Finding {
     pub what: String,
     /// What to do.
     pub cure: String,
+    /// Of what ends with our credential: how long that lives, from when this was found.
+    pub ends_in: Option<Duration>,
+}
+
+impl Finding {
+    /// One that comes to no end.
+    pub fn new(code: impl Into<String>, what: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self { code: code.into(), what: what.into(), cure: cure.into(), ends_in: None }
+    }
+
+    /// It, so long after it was found.
+    #[must_use]
+    pub fn after(self, passed: Duration) -> Self {
+        Self { ends_in: self.ends_in.map(|left| left.saturating_sub(passed)), ..self }
+    }
+
+    /// What is so, with the time that is left.
+    pub fn told(&self) -> String {
+        match self.ends_in {
+            None => self.what.clone(),
+            Some(Duration::ZERO) => format!("{}; its time is up", self.what),
+            Some(left) => format!("{}; it ends in {}", self.what, in_words(left)),
+        }
+    }
+}
+
+/// How long, rounded up.
+fn in_words(left: Duration) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    let seconds = left.as_secs();
+    let (unit, name) = match seconds {
+        0..120 => (1, "second"),
+        120..7200 => (MINUTE, "minute"),
+        7200..172_800 => (HOUR, "hour"),
+        _ => (DAY, "day"),
+    };
+    let count = seconds.div_ceil(unit);
+    format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Which KMS, and which master key in it. Contains no secret.
@@ -221,4 +262,30 @@ pub struct MasterKey {
     pub deletion_allowed: bool,
     /// Whether the KMS gives it away in clear (export or plaintext backup).
     pub exportable: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_one_unit() {
+        let told = [(0, "0 seconds"), (1, "1 second"), (119, "119 seconds"), (120, "2 minutes")];
+        let more =
+            [(3541, "60 minutes"), (7200, "2 hours"), (172_799, "48 hours"), (172_801, "3 days")];
+        for (seconds, words) in told.into_iter().chain(more) {
+            assert_eq!(in_words(Duration::from_secs(seconds)), words);
+        }
+    }
+
+    #[test]
+    fn a_finding_counts_its_time_down() {
+        let left = Some(Duration::from_secs(100));
+        let found = Finding { ends_in: left, ..Finding::new("c", "the token ends", "renew it") };
+        let told = |passed| found.clone().after(Duration::from_secs(passed)).told();
+        assert_eq!(told(0), "the token ends; it ends in 100 seconds");
+        assert_eq!(told(60), "the token ends; it ends in 40 seconds");
+        assert_eq!(told(101), "the token ends; its time is up");
+        assert_eq!(Finding::new("c", "w", "").after(Duration::MAX).told(), "w");
+    }
 }

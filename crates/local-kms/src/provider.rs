@@ -127,9 +127,9 @@ impl KmsProvider for LocalProvider {
 }
 
 fn exposed() -> Finding {
-    Finding {
-        code: "local-wrapping".to_owned(),
-        what: "the keys lie beside the key that opens them: who can read the state directory, or a backup of it, can read the data".to_owned(),
-        cure: "set a KMS (coffer fs kms set-vault), then give each filesystem a new key: coffer fs rekey NAME".to_owned(),
-    }
+    Finding::new(
+        "local-wrapping",
+        "the keys lie beside the key that opens them: who can read the state directory, or a backup of it, can read the data",
+        "set a KMS (coffer fs kms set-vault), then give each filesystem a new key: coffer fs rekey NAME",
+    )
 }

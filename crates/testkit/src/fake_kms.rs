@@ -13,9 +13,9 @@ use std::time::Duration;
 use crate::late::{Gate, Late};
 use async_trait::async_trait;
 use kms_core::{
-    Auth, Ciphertext, Clock as _, Credential, CredentialStatus, Items, KeyRecord, KeyVersion, Kms,
-    KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, SystemClock,
-    UnixMillis,
+    Auth, Ciphertext, Clock as _, Credential, CredentialStatus, Finding, Items, KeyRecord,
+    KeyVersion, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof,
+    SystemClock, UnixMillis,
 };
 use tokio::time::Instant;
 
@@ -47,6 +47,7 @@ struct State {
     created: BTreeMap<KeyVersion, UnixMillis>,
     down: Option<KmsErrorKind>,
     token_life: Duration,
+    renewable: bool,
     /// By the clock of the runtime, which a test may stop.
     renewed: Instant,
     /// Items asked for, by operation.
@@ -135,6 +136,7 @@ impl FakeServer {
             created: BTreeMap::from([(KeyVersion(1), made_at(mark))]),
             down: None,
             token_life: Duration::from_secs(3600),
+            renewable: true,
             renewed: Instant::now(),
             asked: BTreeMap::new(),
             late: None,
@@ -195,6 +197,12 @@ impl FakeServer {
     /// How long the token lives after a renewal; an hour if it is not said.
     pub fn set_token_life(&self, life: Duration) {
         self.state().token_life = life;
+    }
+
+    /// The token is another one, that nothing renews and that ends after this time. It is warned of as `token-not-renewable`.
+    pub fn let_token_end(&self, life: Duration) {
+        let mut state = self.state();
+        (state.token_life, state.renewable, state.renewed) = (life, false, Instant::now());
     }
 
     /// Items that this operation (`wrap`, `unwrap`, `rewrap`) was asked for since the server was made; how often it was asked for
@@ -272,7 +280,7 @@ impl FakeServer {
         let left = state.token_life.saturating_sub(state.renewed.elapsed());
         // As Vault tells it, and not a moment after it was renewed one second less.
         let time_left = Some(Duration::from_secs(left.as_millis().div_ceil(1000) as u64));
-        CredentialStatus { time_left, renewable: true, periodic: true }
+        CredentialStatus { time_left, renewable: state.renewable, periodic: state.renewable }
     }
 
     fn seal(&self, record: &[u8]) -> Ciphertext {
@@ -350,6 +358,14 @@ impl Kms for FakeKms {
         let server = self.ask("renew", 1)?;
         server.state().renewed = Instant::now();
         Ok(server.token())
+    }
+
+    fn findings(&self, _: &MasterKey, credential: &CredentialStatus) -> Vec<Finding> {
+        let ends = || Finding {
+            ends_in: credential.time_left,
+            ..Finding::new("token-not-renewable", "the token can't be renewed", "give another")
+        };
+        (!credential.renewable).then(ends).into_iter().collect()
     }
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {

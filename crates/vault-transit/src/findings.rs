@@ -75,16 +75,12 @@ pub(crate) fn later_of_key(config: &VaultConfig, key: &MasterKey) -> Vec<Finding
 fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
     let mut found = of_life(status, vault.token_file());
     if let (Some((file, _)), Some(why)) = (vault.token_file(), vault.unread_token_file()) {
-        let ends = status.time_left.map(|left| format!(", which ends in {}", in_words(left)));
-        found.push(finding(
+        let unread = finding(
             "token-file-unreadable",
-            format!(
-                "{} can't be read ({why}): the token of before goes on{}",
-                file.display(),
-                ends.unwrap_or_default()
-            ),
+            format!("{} can't be read ({why}): the token of before goes on", file.display()),
             "look at the agent that writes the file, and at who may read it; or give a token with coffer fs kms set-vault",
-        ));
+        );
+        found.push(Finding { ends_in: status.time_left, ..unread });
     }
     let lasting = !vault.logs_in() && vault.token_file().is_none();
     let Some(left) = status.time_left.filter(|_| lasting) else { return found };
@@ -97,9 +93,10 @@ fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
         ));
     }
     if seen.num_uses > 0 {
-        found.push(finding(
+        found.push(ends_in(
+            left,
             "token-uses-limited",
-            format!("the token ends after {} more uses, or in {}", seen.num_uses, in_words(left)),
+            format!("the token has {} uses left and ends with the last", seen.num_uses),
             "make one without a limit of uses",
         ));
     }
@@ -116,55 +113,40 @@ fn token_is_root() -> Finding {
 
 pub(crate) fn of_life(status: &CredentialStatus, file: Option<(&Path, Duration)>) -> Vec<Finding> {
     let Some(left) = status.time_left else { return Vec::new() };
-    let ends_in = in_words(left);
     if let Some((file, whole)) = file {
-        let ends = finding(
+        let ends = ends_in(
+            left,
             "token-not-replaced",
-            format!(
-                "the token in {} ends in {ends_in}, and nobody has renewed it or written another",
-                file.display()
-            ),
+            format!("nobody has renewed the token in {} or written another", file.display()),
             "look at the agent that writes the file; or give a token with coffer fs kms set-vault",
         );
         return if left < whole / LATE { vec![ends] } else { Vec::new() };
     }
     let mut found = Vec::new();
     if !status.renewable {
-        found.push(finding(
+        found.push(ends_in(
+            left,
             "token-not-renewable",
-            format!("the token can't be renewed: it ends in {ends_in}, and then no filesystem opens any more"),
+            "the token can't be renewed, and without it no filesystem opens",
             PERIODIC,
         ));
     } else if !status.periodic {
-        found.push(finding(
+        found.push(ends_in(
+            left,
             "token-not-periodic",
-            format!(
-                "the token is not periodic: it ends in {ends_in} if it is not renewed, renewals end at its maximum life, and then no \
-                 filesystem opens any more"
-            ),
+            "the token is not periodic: renewals end at its maximum life, and without it no filesystem opens",
             PERIODIC,
         ));
     }
     if left < SOON && !(status.renewable && status.periodic) {
-        found.push(finding("token-expires-soon", format!("the token ends in {ends_in}"), PERIODIC));
+        found.push(ends_in(
+            left,
+            "token-expires-soon",
+            "the token has less than a day left",
+            PERIODIC,
+        ));
     }
     found
-}
-
-/// How long, rounded up.
-fn in_words(left: Duration) -> String {
-    const MINUTE: u64 = 60;
-    const HOUR: u64 = 60 * MINUTE;
-    const DAY: u64 = 24 * HOUR;
-    let seconds = left.as_secs();
-    let (unit, name) = match seconds {
-        0..120 => (1, "second"),
-        120..7200 => (MINUTE, "minute"),
-        7200..172_800 => (HOUR, "hour"),
-        _ => (DAY, "day"),
-    };
-    let count = seconds.div_ceil(unit);
-    format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
 fn key_deletable(config: &VaultConfig) -> Finding {
@@ -203,7 +185,17 @@ pub(crate) fn plain_http(config: &VaultConfig) -> Option<Finding> {
 }
 
 pub(crate) fn finding(code: &str, what: impl fmt::Display, cure: impl fmt::Display) -> Finding {
-    Finding { code: code.to_owned(), what: what.to_string(), cure: cure.to_string() }
+    Finding::new(code, what.to_string(), cure.to_string())
+}
+
+/// As [`finding`], of a credential that lives so long.
+fn ends_in(
+    left: Duration,
+    code: &str,
+    what: impl fmt::Display,
+    cure: impl fmt::Display,
+) -> Finding {
+    Finding { ends_in: Some(left), ..finding(code, what, cure) }
 }
 
 #[cfg(test)]
@@ -220,15 +212,5 @@ mod tests {
         };
         assert_eq!(codes(400), [""; 0]);
         assert_eq!(codes(199), ["token-not-replaced"]);
-    }
-
-    #[test]
-    fn times_are_told_in_one_unit() {
-        let told = [(0, "0 seconds"), (1, "1 second"), (119, "119 seconds"), (120, "2 minutes")];
-        let more =
-            [(3541, "60 minutes"), (7200, "2 hours"), (172_799, "48 hours"), (172_801, "3 days")];
-        for (seconds, words) in told.into_iter().chain(more) {
-            assert_eq!(in_words(Duration::from_secs(seconds)), words);
-        }
     }
 }

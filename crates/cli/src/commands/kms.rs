@@ -418,7 +418,9 @@ fn authentication(details: &KmsDetails) -> String {
         _ => details.auth_method.clone(),
     };
     text.push_str(if details.credential_set { ", set" } else { ", not set" });
-    if let Some(CredentialLife { seconds_left, renewable, periodic }) = details.credential {
+    if let Some(CredentialLife { seconds_left, renewable, periodic, told_seconds_ago }) =
+        details.credential
+    {
         match seconds_left {
             Some(seconds) => text.push_str(&format!(", {} left", span(seconds))),
             None => text.push_str(", never ends"),
@@ -430,6 +432,10 @@ fn authentication(details: &KmsDetails) -> String {
             (_, true, false) => ", renewable up to its maximum",
             (_, false, _) => ", not renewable",
         });
+        if details.problem.is_some() {
+            let ago = span(told_seconds_ago);
+            text.push_str(&format!(" (as it told {ago} ago, counted down since)"));
+        }
     }
     text
 }

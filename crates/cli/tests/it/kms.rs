@@ -15,7 +15,7 @@ fn set() -> Value {
         "configured": {
             "id": "c", "kind": "vault", "base_url": "https://vault:8200", "master_key": "coffer-key",
             "transit_path": "transit", "own_ca": false, "auth_method": "token", "client_cert": false, "credential_set": true,
-            "credential": {"seconds_left": 2_764_800, "renewable": true, "periodic": true},
+            "credential": {"seconds_left": 2_764_800, "renewable": true, "periodic": true, "told_seconds_ago": 0},
             "latest_version": 3, "min_decryption_version": 1, "lowest_needed": 2, "held_back_by": ["home", "the canary"],
             "problem": null,
         },
@@ -186,6 +186,11 @@ fn how_the_node_shows_who_it_is_is_told() {
         (
             json!({"auth_method": "approle", "role_id": "r-1", "auth_path": "team/approle"}),
             "team/approle, role id r-1, set, 32 days left, then it logs in again",
+        ),
+        (
+            json!({"problem": problem(503, "kms-unreachable", None),
+                   "credential": {"seconds_left": 3600, "renewable": true, "periodic": false, "told_seconds_ago": 300}}),
+            "token, set, 60 minutes left, renewable up to its maximum (as it told 5 minutes ago, counted down since)",
         ),
     ] {
         let mut kms = set();

@@ -22,7 +22,7 @@ use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
 
 use super::{Answer, Body, name};
-use crate::health::{OwnSeen, Seen};
+use crate::health::{Answered, OwnSeen, Seen};
 use crate::{Shared, problem};
 
 /// How long a new configuration's answer waits for the filesystems that it opens.
@@ -333,7 +333,7 @@ pub(crate) fn view(
     statuses: &[FilesystemStatus],
     in_use: &InUse,
 ) -> Kms {
-    let answered = seen.live.as_ref().and_then(|live| live.as_ref().ok());
+    let answered = seen.answered();
     let mut found = Vec::new();
     found.extend(shared.health.warnings(seen).into_iter().map(carry_on));
     let own: Vec<_> = seen.own.iter().filter(|own| is_in_use(own, in_use)).collect();
@@ -365,7 +365,7 @@ pub(crate) fn view(
         auth_path: role.map(|(path, _)| path).filter(|path| !path.is_empty()).cloned(),
         client_cert: seen.credential.as_ref().is_some_and(|kind| kind.client_certificate),
         credential_set: auth.is_some(),
-        credential: answered.map(|answered| life(&answered.credential())),
+        credential: seen.told().map(life),
         latest_version: answered.map(|answered| answered.kms.master_key.latest_version.0),
         min_decryption_version: answered.map(|a| a.kms.master_key.min_decryption_version.0),
         lowest_needed: in_use.lowest_needed(config.id).map(|version| version.0),
@@ -497,16 +497,19 @@ fn setting(config: &KmsConfig, name: &str) -> Option<String> {
     config.settings.get(name).cloned()
 }
 
-fn life(status: &CredentialStatus) -> CredentialLife {
+fn life(told: &Answered) -> CredentialLife {
+    let CredentialStatus { time_left, renewable, periodic } = told.credential();
     CredentialLife {
-        seconds_left: status.time_left.map(|left| left.as_secs()),
-        renewable: status.renewable,
-        periodic: status.periodic,
+        seconds_left: time_left.map(|left| left.as_secs()),
+        renewable,
+        periodic,
+        told_seconds_ago: told.age().as_secs(),
     }
 }
 
 fn carry_on(finding: kms_core::Finding) -> Finding {
-    let kms_core::Finding { code, what, cure } = finding;
+    let what = finding.told();
+    let kms_core::Finding { code, cure, .. } = finding;
     Finding { code, what, cure }
 }
 

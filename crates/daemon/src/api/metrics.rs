@@ -65,7 +65,7 @@ fn describe() {
     );
     describe_gauge!(
         "coffer_token_seconds_left",
-        "How long the token lives; absent where it never ends or is not known"
+        "How long the token lives, counted down from the last time that the KMS told it; absent where it never ends or is not known"
     );
     describe_gauge!(
         "coffer_token_renewed_for_ever",
@@ -226,7 +226,12 @@ mod tests {
 
     #[test]
     fn a_token_whose_renewal_is_refused_is_not_renewed_for_ever() {
-        let life = CredentialLife { seconds_left: Some(600), renewable: true, periodic: true };
+        let life = CredentialLife {
+            seconds_left: Some(600),
+            renewable: true,
+            periodic: true,
+            told_seconds_ago: 0,
+        };
         let mut status = status(&[1]);
         status.kms.configured = Some(KmsDetails {
             id: String::new(),
