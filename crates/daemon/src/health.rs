@@ -5,6 +5,8 @@
 //! master keys that filesystems have of their own each look at rest asks for one, in turn, by two requests more, and the next look is so
 //! much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
 //! seen, because how much of its life had passed before is not known.
+//!
+//! Where the credential lies on this machine (a token file) is looked at every few seconds, which asks no KMS.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -28,6 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(300);
 const LOOK_EVERY_WITH_OWN: Duration = Duration::from_secs(500);
 /// Between two looks when the KMS does not answer. What waits for it asks by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Between two looks at where the credential lies on this machine.
+const LOOK_HERE_EVERY: Duration = Duration::from_secs(5);
 /// What stands in the place of an answer before the first look.
 pub(crate) const NOT_ASKED: &str = "kms-not-asked";
 
@@ -114,6 +118,8 @@ pub(crate) struct Health {
     succeeded: Mutex<Option<Instant>>,
     /// Why the token could not be renewed.
     not_renewed: Mutex<Option<Problem>>,
+    /// What keeps the credential from being read on this machine.
+    unread: Mutex<Vec<Finding>>,
     /// What ends the way back to keys that hang on a KMS which is not set any more.
     others: Mutex<Vec<(Instant, Finding)>>,
     /// The warnings that have begun and not ended: the configuration, and the code.
@@ -129,9 +135,9 @@ impl Health {
         audit: Arc<AuditLog>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let (seen, succeeded, not_renewed, others, warned) = Default::default();
+        let (seen, succeeded, not_renewed, unread, others, warned) = Default::default();
         let wake = Notify::new();
-        Self { manager, seen, succeeded, not_renewed, others, warned, audit, clock, wake }
+        Self { manager, seen, succeeded, not_renewed, unread, others, warned, audit, clock, wake }
     }
 
     /// The last look; before there was one, what is recorded. Asks no KMS.
@@ -151,11 +157,13 @@ impl Health {
     /// What works today and will hurt later, as it was seen, with the time that the token has left.
     pub(crate) fn warnings(&self, seen: &Seen) -> Vec<Finding> {
         let told = seen.told();
+        let ends_in = told.and_then(|told| told.credential().time_left);
         let mut found: Vec<_> = told.iter().flat_map(|told| told.findings()).collect();
+        let unread = lock(&self.unread);
+        found.extend(unread.iter().map(|unread| Finding { ends_in, ..unread.clone() }));
         if let (Some(problem), Some(_)) = (&*lock(&self.not_renewed), &seen.config) {
             let cure = problem.cure.as_deref().unwrap_or_default();
             let not_renewed = Finding::new("token-not-renewed", problem.to_string(), cure);
-            let ends_in = told.and_then(|told| told.credential().time_left);
             found.push(Finding { ends_in, ..not_renewed });
         }
         let others = lock(&self.others);
@@ -164,8 +172,8 @@ impl Health {
     }
 
     /// Has each warning in the log and in the audit log when it begins and when it ends. What can't be told while the KMS does
-    /// not answer goes on.
-    fn tell(&self, seen: &Seen) {
+    /// not answer goes on, but for what is `over` for all that is seen here.
+    fn tell(&self, seen: &Seen, over: &[Finding]) {
         let id = |config: &KmsConfig| config.id.to_string();
         let subject = seen.config.as_ref().map(id).unwrap_or_default();
         let mut found: Vec<_> =
@@ -185,11 +193,11 @@ impl Health {
                 self.record(subject, Outcome::Begun, format!("{code}: {what}"));
             }
         }
-        if matches!(seen.live, Some(Err(_))) {
-            return;
-        }
+        let fails = matches!(seen.live, Some(Err(_)));
         warned.retain(|(subject, code)| {
-            let goes_on = found.iter().any(|(of, found)| of == subject && found.code == *code);
+            let untold = fails && !over.iter().any(|over| over.code == *code);
+            let goes_on =
+                untold || found.iter().any(|(of, found)| of == subject && found.code == *code);
             if !goes_on {
                 tracing::info!(kms = subject, code, "what was warned of is so no more");
                 self.record(subject, Outcome::Done, format!("{code}: it is so no more"));
@@ -201,7 +209,7 @@ impl Health {
     /// As it was last seen, after something else has changed.
     fn tell_last(&self) {
         let seen = lock(&self.seen).clone();
-        seen.iter().for_each(|seen| self.tell(seen));
+        seen.iter().for_each(|seen| self.tell(seen, &[]));
     }
 
     fn record(&self, subject: &str, outcome: Outcome, detail: String) {
@@ -257,7 +265,7 @@ impl Health {
         }
         *last = Some(seen.clone());
         drop(last);
-        self.tell(&seen);
+        self.tell(&seen, &[]);
         Ok(seen)
     }
 
@@ -274,12 +282,39 @@ impl Health {
         *lock(&self.seen) = None;
         *lock(&self.succeeded) = None;
         *lock(&self.not_renewed) = None;
+        lock(&self.unread).clear();
         self.wake.notify_one();
     }
 
     /// Has a look taken beside whoever asks.
     pub(crate) fn look_soon(&self) {
         self.wake.notify_one();
+    }
+
+    /// Looks at where the credential lies on this machine, for ever.
+    pub(crate) async fn watch_here(&self) -> Infallible {
+        loop {
+            sleep(LOOK_HERE_EVERY).await;
+            self.look_here().await;
+        }
+    }
+
+    async fn look_here(&self) {
+        let seen = lock(&self.seen).clone();
+        let Some(seen @ Seen { config: Some(KmsConfig { id, .. }), .. }) = &seen else { return };
+        // Why there is none that could be used is what a look tells.
+        let found = self.manager.credential_findings(*id).await.unwrap_or_default();
+        let mut unread = lock(&self.unread);
+        if *unread == found {
+            return;
+        }
+        let over = std::mem::replace(&mut *unread, found);
+        let can_be_read = unread.is_empty();
+        drop(unread);
+        self.tell(seen, &over);
+        if can_be_read && seen.answered().is_none() {
+            self.look_soon();
+        }
     }
 
     /// Looks and renews, for ever.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use admin_api::{BytePath, Exit, Job, Problem};
 use key_manager::{
-    Class, FilesystemName, JobControl, JobId, JobKind, JobRecord, JobState, KeyManager, Progress,
+    FilesystemName, JobControl, JobId, JobKind, JobRecord, JobState, KeyManager, Progress,
 };
 use kms_core::Clock;
 use serde::{Deserialize, Serialize};
@@ -466,9 +466,9 @@ impl Jobs {
             }
             Err(error) => {
                 tracing::warn!(%error, "the move of keys can't go on now");
-                match error.class() {
-                    Class::KmsUnreachable => MoveRun::KmsAway,
-                    _ => MoveRun::Refused,
+                match error.is_transient() {
+                    true => MoveRun::KmsAway,
+                    false => MoveRun::Refused,
                 }
             }
         }

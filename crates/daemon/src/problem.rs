@@ -4,7 +4,9 @@ use std::path::Path;
 
 use admin_api::{Exit, Problem};
 use key_manager::{Class, Error, LockReason};
-use kms_core::KmsErrorKind;
+use kms_core::KmsErrorKind::{
+    self, Denied, KeyMissing, KeyReplaced, KeyUnfit, NoCredential, VersionTooOld,
+};
 
 /// A filesystem that another process or node has unlocked.
 pub(crate) const IN_USE: &str = "filesystem-in-use";
@@ -60,7 +62,11 @@ pub(crate) fn of_silence(title: impl Into<String>, place: &Path, why: &str) -> P
 
 /// Why a filesystem is not open.
 pub(crate) fn of_lock(title: impl Into<String>, reason: &LockReason) -> Problem {
-    let exit = if reason.transient { Exit::KmsUnreachable } else { Exit::State };
+    let exit = match reason.transient {
+        true if reason.code == NoCredential.code() => Exit::Failed,
+        true => Exit::KmsUnreachable,
+        false => Exit::State,
+    };
     let problem = Problem::new(exit, &reason.code, title, reason.why.clone());
     match &reason.cure {
         Some(cure) => problem.cure(cure.clone()),
@@ -70,12 +76,10 @@ pub(crate) fn of_lock(title: impl Into<String>, reason: &LockReason) -> Problem 
 
 /// How a command ends that tells of a filesystem that would stay locked for this reason.
 pub(crate) fn exit_of_lock(reason: &LockReason) -> Exit {
-    use KmsErrorKind::{Denied, KeyMissing, KeyReplaced, KeyUnfit, VersionTooOld};
     let refusals = [Denied, KeyMissing, KeyReplaced, KeyUnfit, VersionTooOld];
     match refusals.iter().any(|kind| kind.code() == reason.code) {
         true => Exit::KmsRefused,
-        false if reason.transient => Exit::KmsUnreachable,
-        false => Exit::State,
+        false => of_lock("", reason).exit,
     }
 }
 
@@ -111,6 +115,16 @@ mod tests {
         let problem = of_keys("the KMS can't be removed", &error);
         assert_eq!(problem.detail, "1 encrypted filesystem(s) need it (home)");
         assert_eq!((problem.exit, problem.status), (Exit::State, 409));
+    }
+
+    #[test]
+    fn a_token_that_is_missing_here_is_no_kms_that_is_away() {
+        for (kind, exit) in [(NoCredential, Exit::Failed), (Denied, Exit::KmsRefused)] {
+            let error = Error::Kms(kms_core::KmsError::new(kind, "it is gone"));
+            let reason = LockReason::from(&error);
+            assert_eq!((exit_of_lock(&reason), of_keys("", &error).exit), (exit, exit));
+            assert_eq!(reason.transient, kind == NoCredential, "it is tried again by itself");
+        }
     }
 
     #[test]

@@ -176,6 +176,15 @@ impl Class {
 }
 
 impl Error {
+    /// Whether trying again later can succeed by itself.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Kms(e) => e.kind().is_transient(),
+            Self::OwnKey { source: e, .. } => e.kind().is_transient(),
+            _ => false,
+        }
+    }
+
     /// What kind of failure this is.
     pub fn class(&self) -> Class {
         match self {

@@ -9,7 +9,7 @@ use kms_core::{
 };
 use tracing::instrument;
 
-use crate::error::{Class, listed};
+use crate::error::listed;
 use crate::filesystems::LOCAL;
 use crate::jobs::{JobRecord, JobState};
 use crate::manager::{key_entry_of, read};
@@ -229,7 +229,7 @@ impl KeyManager {
         let Some(targets) = self.targets().await? else { return self.recorded(None).await };
         let live = self.ask(&targets.current).await;
         let mut overview = self.recorded(Some(&targets)).await?;
-        let away = live.as_ref().is_err_and(|error| error.class() == Class::KmsUnreachable);
+        let away = live.as_ref().is_err_and(Error::is_transient);
         if !away {
             let count = overview.own.len().max(1);
             let wanted = |at: usize| turn.is_none_or(|turn| turn % count == at);
@@ -248,6 +248,14 @@ impl KeyManager {
             overview.own = answers.try_collect().await?;
         }
         Ok(KmsOverview { live: Some(live), ..overview })
+    }
+
+    /// What keeps the credential for this KMS from being read on this machine. Asks no KMS.
+    ///
+    /// # Errors
+    /// It has no such configuration, or none that can be used.
+    pub async fn credential_findings(&self, id: KmsConfigId) -> Result<Vec<Finding>, Error> {
+        Ok(self.kms(id).await?.credential_findings().await)
     }
 
     /// The KMS configuration as it is recorded. Asks no KMS.

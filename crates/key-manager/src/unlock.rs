@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use tracing::instrument;
 
-use crate::error::Class;
 use crate::records::{self, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::{Error, FilesystemName, KeyManager, OpenKeys};
 
@@ -86,7 +85,7 @@ impl From<&Error> for LockReason {
             Error::Kms(e) => e.chain(),
             other => other.to_string(),
         };
-        let transient = error.class() == Class::KmsUnreachable;
+        let transient = error.is_transient();
         Self { code: error.code().into(), why, cure: error.cure(), transient }
     }
 }

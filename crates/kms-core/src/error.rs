@@ -13,6 +13,8 @@ pub enum KmsErrorKind {
     Unreachable,
     /// The KMS is there and sealed, or not initialised.
     Sealed,
+    /// Nothing here shows the KMS who we are, so it was not asked: the file that has the token can't be read yet, or any more.
+    NoCredential,
     /// The credential is unknown, expired, or lacks a permission.
     Denied,
     /// The KMS has no such master key, or no such mount.
@@ -34,9 +36,9 @@ pub enum KmsErrorKind {
 }
 
 impl KmsErrorKind {
-    /// Whether trying again later, with nothing changed here, can succeed.
+    /// Whether trying again later can succeed, with nothing changed here but by who writes the token.
     pub const fn is_transient(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Sealed)
+        matches!(self, Self::Unreachable | Self::Sealed | Self::NoCredential)
     }
 
     /// A stable word for logs and APIs.
@@ -44,6 +46,7 @@ impl KmsErrorKind {
         match self {
             Self::Unreachable => "kms-unreachable",
             Self::Sealed => "kms-sealed",
+            Self::NoCredential => "credential-missing",
             Self::Denied => "kms-denied",
             Self::KeyMissing => "master-key-missing",
             Self::KeyUnfit => "master-key-unfit",

@@ -46,6 +46,12 @@ pub trait Kms: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// What keeps our credential from being read on this machine (a token file that is gone), by a look of this moment at where it
+    /// lies. Does not ask the KMS. Where nothing is read again it is empty.
+    async fn credential_findings(&self) -> Vec<Finding> {
+        Vec::new()
+    }
+
     /// Looks at all that the configuration needs, by use, and at what it should not have: the way there, the credential, each
     /// permission, the master key. `sample` is a ciphertext of this configuration, with which opening can be tried where
     /// wrapping fails. Changes nothing. Of a KMS that has nothing to look at it is empty.

@@ -48,6 +48,8 @@ struct State {
     down: Option<KmsErrorKind>,
     token_life: Duration,
     renewable: bool,
+    /// Why the credential can't be read where it lies.
+    unread: Option<String>,
     /// By the clock of the runtime, which a test may stop.
     renewed: Instant,
     /// Items asked for, by operation.
@@ -137,6 +139,7 @@ impl FakeServer {
             down: None,
             token_life: Duration::from_secs(3600),
             renewable: true,
+            unread: None,
             renewed: Instant::now(),
             asked: BTreeMap::new(),
             late: None,
@@ -203,6 +206,11 @@ impl FakeServer {
     pub fn let_token_end(&self, life: Duration) {
         let mut state = self.state();
         (state.token_life, state.renewable, state.renewed) = (life, false, Instant::now());
+    }
+
+    /// The credential can't be read for this reason from now on; `None` ends it. It is warned of as `token-file-unreadable`.
+    pub fn set_unread(&self, why: Option<&str>) {
+        self.state().unread = why.map(str::to_owned);
     }
 
     /// Items that this operation (`wrap`, `unwrap`, `rewrap`) was asked for since the server was made; how often it was asked for
@@ -366,6 +374,12 @@ impl Kms for FakeKms {
             ..Finding::new("token-not-renewable", "the token can't be renewed", "give another")
         };
         (!credential.renewable).then(ends).into_iter().collect()
+    }
+
+    async fn credential_findings(&self) -> Vec<Finding> {
+        let Ok(server) = self.server() else { return Vec::new() };
+        let unread = |why: &String| Finding::new("token-file-unreadable", why, "bring it back");
+        server.state().unread.iter().map(unread).collect()
     }
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {

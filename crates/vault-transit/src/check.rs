@@ -51,6 +51,11 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
     let reach = format!("Vault answers at {}", config.origin());
     let token = vault.look_up_token().await;
     if let Err(error) = &token
+        && error.kind() == KmsErrorKind::NoCredential
+    {
+        return vec![CheckItem::failed("credential", "there is a token to show Vault", error)];
+    }
+    if let Err(error) = &token
         && (error.kind().is_transient() || error.kind() == KmsErrorKind::Invalid)
     {
         return vec![CheckItem::failed("answers", reach, error)];

@@ -31,6 +31,8 @@ pub(crate) fn at_proof(
     if token.policies.iter().any(|policy| policy == "root") {
         found.push(token_is_root());
     }
+    let unread = unread_file(vault);
+    found.extend(unread.map(|unread| Finding { ends_in: status.time_left, ..unread }));
     found.extend(of_credential(vault, status));
     found.extend(of_key(config, key));
     found.extend(plain_http(config));
@@ -74,14 +76,6 @@ pub(crate) fn later_of_key(config: &VaultConfig, key: &MasterKey) -> Vec<Finding
 /// What ends the credential.
 fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
     let mut found = of_life(status, vault.token_file());
-    if let (Some((file, _)), Some(why)) = (vault.token_file(), vault.unread_token_file()) {
-        let unread = finding(
-            "token-file-unreadable",
-            format!("{} can't be read ({why}): the token of before goes on", file.display()),
-            "look at the agent that writes the file, and at who may read it; or give a token with coffer fs kms set-vault",
-        );
-        found.push(Finding { ends_in: status.time_left, ..unread });
-    }
     let lasting = !vault.logs_in() && vault.token_file().is_none();
     let Some(left) = status.time_left.filter(|_| lasting) else { return found };
     let seen = vault.seen();
@@ -101,6 +95,20 @@ fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
         ));
     }
     found
+}
+
+/// That the file that tokens are read from could not be read last.
+pub(crate) fn unread_file(vault: &VaultKms) -> Option<Finding> {
+    let ((file, _), (why, has_token)) = vault.token_file().zip(vault.unread_token_file())?;
+    let goes_on = match has_token {
+        true => "the token of before goes on",
+        false => "there is no token to ask Vault with",
+    };
+    Some(finding(
+        "token-file-unreadable",
+        format!("{} can't be read ({why}): {goes_on}", file.display()),
+        "look at the agent that writes the file, and at who may read it; or give a token with coffer fs kms set-vault",
+    ))
 }
 
 fn token_is_root() -> Finding {

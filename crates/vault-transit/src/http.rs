@@ -124,6 +124,14 @@ impl Client {
         Ok(())
     }
 
+    /// Looks at the file that tokens are read from, if there is one: what came of it is the session's [`Session::unread`].
+    pub(crate) async fn read_token_file(&self) {
+        if let Source::File(file) = self.session.source() {
+            // Without a token of before it is an error too, which says the same.
+            let _ = self.session.read(file, self.limits.connect).await;
+        }
+    }
+
     async fn token(&self) -> Result<Token, KmsError> {
         if let Source::File(file) = self.session.source() {
             return self.session.read(file, self.limits.connect).await;

@@ -70,9 +70,10 @@ impl VaultKms {
         Some((file, Duration::from_secs(self.seen().creation_ttl)))
     }
 
-    /// Why that file could not be read last.
-    pub(crate) fn unread_token_file(&self) -> Option<String> {
-        self.client.session().unread()
+    /// Why that file could not be read last, and whether there is a token of before.
+    pub(crate) fn unread_token_file(&self) -> Option<(String, bool)> {
+        let session = self.client.session();
+        Some((session.unread()?, session.current().is_some()))
     }
 
     pub(crate) fn seen(&self) -> MutexGuard<'_, TokenSeen> {
@@ -341,6 +342,11 @@ impl Kms for VaultKms {
 
     fn key_findings(&self, key: &MasterKey) -> Vec<Finding> {
         findings::later_of_key(self.target(), key)
+    }
+
+    async fn credential_findings(&self) -> Vec<Finding> {
+        self.client.read_token_file().await;
+        findings::unread_file(self).into_iter().collect()
     }
 
     async fn check(&self, sample: Option<&Ciphertext>) -> Vec<CheckItem> {

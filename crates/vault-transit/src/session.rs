@@ -102,7 +102,7 @@ impl Session {
         }
     }
 
-    /// Why the file that tokens are read from could not be read last, while a token of before goes on.
+    /// Why the file that tokens are read from could not be read last.
     pub(crate) fn unread(&self) -> Option<String> {
         match &self.source {
             Source::File(file) => lock(&file.unread).clone(),
@@ -140,7 +140,7 @@ impl Session {
     /// The token that the file holds now. While it can't be read the last one goes on.
     ///
     /// # Errors
-    /// [`KmsErrorKind::Unreachable`]: none was ever read.
+    /// [`KmsErrorKind::NoCredential`]: none was ever read.
     pub(crate) async fn read(&self, file: &TokenFile, within: Duration) -> Result<Token, KmsError> {
         let (path, last) = (file.path.clone(), *lock(&file.read));
         let found = spawn_blocking(move || read_if_changed(&path, last));
@@ -164,10 +164,10 @@ impl Session {
         let path = file.path.display();
         let why = taken.err().unwrap_or_default();
         Err(KmsError::new(
-            KmsErrorKind::Unreachable,
+            KmsErrorKind::NoCredential,
             format!("no token can be read from {path}: {why}"),
         )
-        .cure("check the agent that writes it, and that the node's user may read it"))
+        .cure("look at the agent that writes the file, and at whether the node's user may read it; or give a token with coffer fs kms set-vault"))
     }
 }
 

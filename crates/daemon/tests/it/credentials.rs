@@ -79,3 +79,44 @@ async fn while_the_kms_is_away_the_life_of_the_token_is_counted_down() {
     assert!(!metrics(&node).await.contains("coffer_token_seconds_left "));
     node.stop().await;
 }
+
+/// By seconds, with no request more; also while the KMS can't be asked.
+#[tokio::test]
+async fn a_credential_that_can_not_be_read_here_is_told_without_the_kms() {
+    for down in [None, Some(KmsErrorKind::Unreachable)] {
+        let world = World::new();
+        let node = world.start_with_kms().await;
+        let codes = async || {
+            let status = node.get("/v1/status").await;
+            let findings = status["kms"]["findings"].as_array().unwrap().iter();
+            findings.map(|found| found["code"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let recorded = async || {
+            let page = node.get("/v1/audit?action=kms.warning").await;
+            let lines = page["lines"].as_array().unwrap().iter();
+            let of_it =
+                |line: &&Value| line["detail"].to_string().contains("token-file-unreadable");
+            let told = |line: &Value| line["outcome"].as_str().unwrap().to_owned();
+            lines.filter(of_it).map(told).collect::<Vec<_>>()
+        };
+        world.kms().set_down(down);
+        node.get("/v1/kms").await;
+        let before = world.kms().asked("lookup") + world.kms().asked("read");
+        world.kms().set_unread(Some("it is gone"));
+        pass(6).await;
+        assert_eq!(codes().await, ["token-file-unreadable"]);
+        assert_eq!(recorded().await, ["begun"]);
+        assert!(
+            metrics(&node).await.contains("coffer_findings{code=\"token-file-unreadable\"} 1\n")
+        );
+        let asked = world.kms().asked("lookup") + world.kms().asked("read") - before;
+        assert_eq!(asked, 0, "{down:?}");
+        world.kms().set_unread(None);
+        pass(6).await;
+        assert_eq!(codes().await, [""; 0]);
+        let mut told = recorded().await;
+        told.sort();
+        assert_eq!(told, ["begun", "done"]);
+        node.stop().await;
+    }
+}

@@ -65,6 +65,38 @@ async fn breaks_that_stay_are_told() {
     prove(&config(&vault.url(), "k"), vault.root_token()).await.unwrap();
 }
 
+/// Gone, empty, no token, no file: each is told by a look at the file alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_file_that_can_not_be_read_is_told_without_vault() {
+    let (vault, home) = (vault().await, tempfile::tempdir().unwrap());
+    let file = home.path().join("token");
+    let credential = Credential::from(Auth::TokenFile(file.clone()));
+    let kms = provider().open(&config(&vault.url(), "k"), &credential).unwrap();
+    let told = async || {
+        let found = kms.credential_findings().await;
+        assert!(found.iter().all(|found| found.code == "token-file-unreadable"), "{found:?}");
+        found.into_iter().map(|found| found.what).collect::<Vec<_>>().join("\n")
+    };
+    assert!(told().await.contains("no token to ask Vault with"), "{}", told().await);
+    let error = kms.master_key().await.unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::NoCredential, "{error:?}");
+    let [item] = &kms.check(None).await[..] else { panic!("it is one thing that is wrong") };
+    assert_eq!((item.code.as_str(), item.outcome), ("credential", CheckOutcome::Failed));
+    assert!(item.cure.as_ref().unwrap().contains("agent"), "{item:?}");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    for bad in ["", "two words"] {
+        write(vault.root_token());
+        assert_eq!(told().await, "");
+        write(bad);
+        assert!(told().await.contains("the token of before goes on"), "{bad:?}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert!(told().await.contains("the token of before goes on"));
+    std::fs::create_dir(&file).unwrap();
+    assert!(told().await.contains("no regular file"));
+    assert_eq!(vault.requests().count("").requests, 0);
+}
+
 /// Whoever asks, and for what: also by what was opened for another master key there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vault_that_asks_for_a_pause_gets_it() {
