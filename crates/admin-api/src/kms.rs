@@ -217,6 +217,8 @@ pub struct KmsRehearsal {
     pub credential_seconds_left: Option<u64>,
     /// What else works today and will hurt later.
     pub warnings: Vec<String>,
+    /// Whether the node shows the KMS who it is by a login: then the rehearsal logged in too, up to twice.
+    pub logs_in: bool,
     /// How a command line ends that shows this.
     pub exit: Exit,
 }

@@ -23,6 +23,9 @@ const CERTIFICATE_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 const IN_TIME: &str = "the token is renewed or replaced in time";
 
+const LOGGED_IN: &str =
+    "the node logged in once for this: of a secret id with a limited number of uses that took one";
+
 /// What a token for Coffer should not be allowed: a path below the transit mount, the capabilities that allow it, and what
 /// comes of it.
 const EXCESS: [(&str, &[&str], &str); 9] = [
@@ -197,7 +200,7 @@ async fn renewal(vault: &VaultKms, token: &crate::wire::TokenData) -> CheckItem 
     if vault.logs_in() {
         // A token that lives still hides that the next login will be refused.
         return match vault.log_in_again().await {
-            Ok(()) => CheckItem::passed("may-renew-self", IN_TIME, "the node logs in again"),
+            Ok(()) => CheckItem::passed("may-renew-self", IN_TIME, LOGGED_IN),
             Err(error) => CheckItem::failed("may-renew-self", IN_TIME, &error),
         };
     }

@@ -219,7 +219,8 @@ fn rehearsal_outcome(rehearsal: KmsRehearsal) -> Result<Exit, Problem> {
 }
 
 fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
-    let KmsRehearsal { open, shut, held, credential_seconds_left, warnings, exit: _ } = rehearsal;
+    let KmsRehearsal { open, shut, held, credential_seconds_left, warnings, logs_in, exit: _ } =
+        rehearsal;
     let mut text = String::new();
     for ShutFilesystem { name, why, cure } in shut {
         text.push_str(&format!("FAILED  {name} would stay locked: {}\n", under(why, 8)));
@@ -243,6 +244,9 @@ fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
     }
     for warning in warnings {
         text.push_str(&format!("warning: {}\n", under(warning, 9)));
+    }
+    if *logs_in {
+        text.push_str("this logged in up to twice: of a secret id with a limited number of uses that took as many\n");
     }
     text
 }

@@ -292,7 +292,7 @@ fn what_a_check_or_a_rehearsal_finds_is_a_problem_too() {
         {"code": "may-rewrap", "what": "the token may rewrap", "outcome": "failed", "found": "it may not", "cure": "grant it"},
         {"code": "versions", "what": "every version is there", "outcome": "failed", "found": "1 is not", "cure": "lower it"},
     ]});
-    let rehearsal = json!({"exit": "kms-refused", "open": 1, "held": [], "warnings": [], "credential_seconds_left": null,
+    let rehearsal = json!({"exit": "kms-refused", "open": 1, "held": [], "warnings": [], "logs_in": true, "credential_seconds_left": null,
         "shut": [{"name": "home", "why": "it may not", "cure": "grant it"}]});
     for (command, answer, text) in [
         (
@@ -312,6 +312,8 @@ fn what_a_check_or_a_rehearsal_finds_is_a_problem_too() {
         let node = Node::answering([(request.as_str(), 200, answer.clone())]);
         let ran = node.run(&["fs", "kms", command]);
         assert_eq!((ran.code, ran.stderr.as_str()), (4, text));
+        let logged_in = ran.stdout.contains("this logged in up to twice");
+        assert_eq!(logged_in, command == "rehearse", "what it cost is told: {ran:?}");
         let ran = node.run(&["fs", "kms", command, "--json"]);
         assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap(), answer);
         let told: Value = serde_json::from_str(&ran.stderr).unwrap();

@@ -192,6 +192,9 @@ fn looked_at(item: kms_core::CheckItem) -> CheckItem {
 
 /// Tries a start in another process.
 pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsRehearsal> {
+    let of_keys = |e| problem::of_keys("the start can't be rehearsed", &e);
+    let credential = shared.health.seen().await.map_err(of_keys)?.credential;
+    let auth = credential.and_then(|credential| credential.auth);
     let found = shared.rehearse.rehearse().await?;
     let exit = found.shut.first().map(|(_, reason)| problem::exit_of_lock(reason));
     let shut = found.shut.into_iter().map(|(name, reason)| ShutFilesystem {
@@ -205,6 +208,7 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
         held: found.held.iter().map(ToString::to_string).collect(),
         credential_seconds_left: found.credential_left.map(|left| left.as_secs()),
         warnings: found.warnings,
+        logs_in: matches!(auth, Some(AuthKind::Login { .. })),
         exit: exit.unwrap_or(Exit::Done),
     }))
 }

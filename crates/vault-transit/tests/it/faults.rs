@@ -186,7 +186,9 @@ async fn a_check_proves_the_login() {
         assert!(others.clone().all(|item| item.outcome == CheckOutcome::Passed), "{items:#?}");
         items.into_iter().find(|item| item.code == "may-renew-self").unwrap()
     };
-    assert_eq!(renewal().await.outcome, CheckOutcome::Passed);
+    let granted = renewal().await;
+    assert_eq!(granted.outcome, CheckOutcome::Passed);
+    assert!(granted.found.contains("that took one"), "what it cost is told: {granted:?}");
     let body = json!({ "errors": ["invalid secret id"] }).to_string();
     let used_up = Fault::Status { status: 400, body, headers: Default::default() };
     vault.faults().inject(used_up.on("auth/approle/login"));
