@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kms_core::{
-    AuditEvent, FilesystemKey, Items, KeyUse, Kms, KmsError, KmsExt, Outcome, RequestId, WrappedKey,
+    AuditEvent, FilesystemKey, Items, KeyUse, Kms, KmsError, KmsExt, Outcome, WrappedKey,
 };
 use tracing::{Instrument as _, Span, error_span};
 
@@ -34,11 +34,9 @@ impl KeyManager {
         let answers = kms.unwrap_keys(wrapped).instrument(span(kms)).await?;
         let kms_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(keys = wrapped.len(), opened = answers.done(), kms_ms, "unwrapped keys");
-        for (n, (wrapped, subject)) in wrapped.iter().zip(subjects).enumerate() {
-            if answers.get(n).is_some_and(Result::is_ok) {
-                self.record_use("key.unwrap", subject, used(wrapped), answers.request_of(n));
-            }
-        }
+        let opened =
+            answers.iter().zip(wrapped).map(|(answer, key)| answer.is_ok().then(|| used(key)));
+        self.record_uses("key.unwrap", opened, subjects, &answers);
         Ok(answers)
     }
 
@@ -90,17 +88,25 @@ impl KeyManager {
     }
 
     fn record_wrapped(&self, action: &str, answers: &Items<WrappedKey>, subjects: &[String]) {
-        for (n, (answer, subject)) in answers.iter().zip(subjects).enumerate() {
-            if let Ok(wrapped) = answer {
-                self.record_use(action, subject, used(wrapped), answers.request_of(n));
-            }
-        }
+        let wrapped = answers.iter().map(|answer| answer.as_ref().ok().map(used));
+        self.record_uses(action, wrapped, subjects, answers);
     }
 
-    fn record_use(&self, action: &str, subject: &str, key: KeyUse, request: Option<&RequestId>) {
-        let requests = request.cloned().into_iter().collect();
-        let event = self.event(action, subject, Outcome::Done, "");
-        self.record(&AuditEvent { key: Some(key), requests, ..event });
+    /// Records those of `keys` that were used, which are as many as `answers`.
+    fn record_uses<T>(
+        &self,
+        action: &str,
+        keys: impl Iterator<Item = Option<KeyUse>>,
+        subjects: &[String],
+        answers: &Items<T>,
+    ) {
+        let event = |(n, (key, subject)): (usize, (Option<KeyUse>, &String))| {
+            let requests = answers.request_of(n).cloned().into_iter().collect();
+            let event = self.event(action, subject, Outcome::Done, "");
+            Some(AuditEvent { key: Some(key?), requests, ..event })
+        };
+        let events: Vec<_> = keys.zip(subjects).enumerate().filter_map(event).collect();
+        self.parts().audit.record_all(&events);
     }
 }
 

@@ -11,6 +11,11 @@ pub trait AuditSink: fmt::Debug + Send + Sync {
     /// Takes one event. A sink that can't keep it says so in the log and in its own state: an act on a
     /// key is not undone because its record failed.
     fn record(&self, event: &AuditEvent);
+
+    /// As [`AuditSink::record`], many at once, in their order.
+    fn record_all(&self, events: &[AuditEvent]) {
+        events.iter().for_each(|event| self.record(event));
+    }
 }
 
 /// One act. Contains no secret: ids, names and versions only.

@@ -37,12 +37,16 @@ pub fn audit_sink_contract(fixture: &dyn AuditSinkFixture) {
 }
 
 /// Events of each thread.
-const EACH: usize = 100;
+const EACH: usize = 300;
 
+/// Every other thread brings all of them at once.
 fn record_some(sink: Arc<dyn AuditSink>, number: u32) -> thread::JoinHandle<()> {
     thread::spawn(move || {
-        for n in 0..EACH as u64 {
-            sink.record(&event(n, &number.to_string(), "x".repeat(usize::try_from(n).unwrap())));
+        let event = |n: usize| event(n as u64, &number.to_string(), "x".repeat(n));
+        let events: Vec<_> = (0..EACH).map(event).collect();
+        match number % 2 {
+            0 => events.iter().for_each(|event| sink.record(event)),
+            _ => sink.record_all(&events),
         }
     })
 }

@@ -23,6 +23,7 @@ mod reading;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -45,6 +46,9 @@ const SYNC_AGAIN: Duration = Duration::from_secs(1);
 
 /// The length at which another file is begun.
 const FILE_BYTES: u64 = 4 << 20;
+
+/// How many events that come together are written at once.
+const EVENTS_AT_ONCE: usize = 250;
 
 /// How many files are kept beside the one that is written. A larger number would take each log for one whose files were deleted
 /// that has dropped lines by the smaller one.
@@ -192,14 +196,20 @@ impl AuditLog {
     /// # Errors
     /// The line can't be written, and is not there.
     pub(crate) fn try_record(&self, event: &AuditEvent) -> Result<(), String> {
+        self.try_record_all(slice::from_ref(event))
+    }
+
+    fn try_record_all(&self, events: &[AuditEvent]) -> Result<(), String> {
         let mut state = lock(&self.state);
         let written = match state.unsynced.clone() {
             Some(trouble) => Err(trouble),
-            None => self.write(&mut state, event).map_err(|error| unwritable(&self.path, &error)),
+            None => self.write(&mut state, events).map_err(|error| unwritable(&self.path, &error)),
         };
         if let Err(trouble) = written {
-            tracing::error!(action = %event.action, subject = %event.subject, "{trouble}");
-            state.miss(event.at, &trouble);
+            for AuditEvent { at, action, subject, .. } in events {
+                tracing::error!(action, subject, "{trouble}");
+                state.miss(*at, &trouble);
+            }
             return Err(trouble);
         }
         drop(state);
@@ -210,7 +220,7 @@ impl AuditLog {
         Ok(())
     }
 
-    fn write(&self, state: &mut State, event: &AuditEvent) -> io::Result<()> {
+    fn write(&self, state: &mut State, events: &[AuditEvent]) -> io::Result<()> {
         self.files.check_current(&state.file)?;
         if state.length >= self.limits.file_bytes
             && let Err(error) = self.turn(state)
@@ -220,7 +230,7 @@ impl AuditLog {
             state.note(format!("another file of the audit log {path} can't be begun, or old ones not removed: {error}"));
         }
         state.settle()?;
-        state.append(event)
+        state.append(events)
     }
 
     fn turn(&self, state: &mut State) -> io::Result<()> {
@@ -243,6 +253,12 @@ impl AuditSink for AuditLog {
         // It is in the node's log and in its findings.
         let _ = self.try_record(event);
     }
+
+    fn record_all(&self, events: &[AuditEvent]) {
+        for events in events.chunks(EVENTS_AT_ONCE) {
+            let _ = self.try_record_all(events);
+        }
+    }
 }
 
 impl State {
@@ -256,7 +272,7 @@ impl State {
     /// Puts on record what is owed. On an error it is owed still.
     fn settle(&mut self) -> io::Result<()> {
         if let Some(trouble) = self.owed.clone() {
-            self.append(&about_itself(TROUBLE, trouble.clone()))?;
+            self.append(&[about_itself(TROUBLE, trouble.clone())])?;
             self.owed = None;
             self.on_record.get_or_insert(says(self.end.seq, &trouble));
         }
@@ -265,7 +281,7 @@ impl State {
             let detail = format!(
                 "{events} events from {from} to {to} (Unix time in ms) could not be recorded: {why}"
             );
-            self.append(&about_itself(GAP, detail))?;
+            self.append(&[about_itself(GAP, detail)])?;
             self.gap = None;
         }
         Ok(())
@@ -278,9 +294,14 @@ impl State {
         (gap.events, gap.to) = (gap.events + 1, at);
     }
 
-    /// Writes a line. On an error it is not there.
-    fn append(&mut self, event: &AuditEvent) -> io::Result<()> {
-        let (text, end) = link(&self.end, event);
+    /// Writes a line for each. On an error none of them is there.
+    fn append(&mut self, events: &[AuditEvent]) -> io::Result<()> {
+        let (mut text, mut end) = (Vec::new(), self.end.clone());
+        for event in events {
+            let (line, behind) = link(&end, event);
+            text.extend(line);
+            end = behind;
+        }
         if let Err(error) = (&*self.file).write_all(&text) {
             // Half a line would break the chain.
             return Err(self.file.set_len(self.length).err().unwrap_or(error));
