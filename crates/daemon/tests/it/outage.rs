@@ -433,3 +433,56 @@ async fn a_master_key_of_its_own_is_shown_apart_and_its_loss_told_before_it_is_f
     assert_eq!(status["kms"]["findings"], json!([]), "{status}");
     node.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_move_leaves_on_the_old_kms_is_told_and_kept_reachable() {
+    const NEW: &str = "http://new";
+    let world = World::new();
+    let (old, new) = (world.kms(), world.kms_at(NEW));
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "left"})).await;
+    old.rotate();
+    node.post("/v1/filesystems", &json!({"name": "moved"})).await;
+    node.ok("POST", "/v1/filesystems/left/lock", &json!({})).await;
+    old.set_token_life(Duration::from_secs(3));
+    // By then all was seen to open.
+    let mut canary = new.hold("wrap");
+    let set = json!({"base_url": NEW, "master_key": "k", "token": "another token"});
+    let (change, ()) = tokio::join!(node.ok("PUT", "/v1/kms", &set), async {
+        canary.reached().await;
+        old.set_minimum(2);
+        drop(canary);
+    });
+    let job = node.ended(&change["job"]).await;
+    assert_eq!(job["state"], "partly", "{job}");
+
+    let told = |status: &Value, code: &str| -> Option<String> {
+        let found = status["kms"]["findings"].as_array().unwrap().iter();
+        let mut found: Vec<_> = found.filter(|it| it["code"] == code).collect();
+        assert!(found.len() <= 1, "{code} is told twice");
+        found.pop().map(|it| it["what"].to_string())
+    };
+    let status = node.get("/v1/status").await;
+    let left = told(&status, "keys-left-behind").unwrap();
+    assert!(left.contains("the keys of left still hang on the master key k at"), "{left}");
+    assert_eq!(told(&status, "old-kms-ends"), None);
+    let renewed = old.asked("renew");
+    soon_true(|| old.asked("renew") > renewed).await;
+
+    old.set_down(Some(KmsErrorKind::Denied));
+    node.until("/v1/status", |status| told(status, "old-kms-ends").is_some()).await;
+    old.set_down(None);
+    old.set_minimum(1);
+    let job = node.ended(&node.post("/v1/kms/rewrap", &Value::Null).await).await;
+    assert_eq!(job["state"], "done", "{job}");
+    assert_eq!(told(&node.get("/v1/status").await, "keys-left-behind"), None);
+    node.stop().await;
+}
+
+async fn soon_true(is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is() {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
