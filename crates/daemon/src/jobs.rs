@@ -59,6 +59,7 @@ pub(crate) struct Jobs {
 
 /// A job that runs in this process.
 struct Live {
+    moves_keys: bool,
     stop: AtomicBool,
     /// It stops because the node ends, and the next one takes it up.
     node_ends: AtomicBool,
@@ -73,8 +74,10 @@ struct Live {
 impl Live {
     fn begin(record: &JobRecord) -> Self {
         // A move looks at every key anew, and counts those that are there already.
-        let from = if record.kind == JobKind::Move { Progress::default() } else { record.progress };
+        let moves_keys = record.kind == JobKind::Move;
+        let from = if moves_keys { Progress::default() } else { record.progress };
         Self {
+            moves_keys,
             stop: AtomicBool::new(false),
             node_ends: AtomicBool::new(false),
             went_on: AtomicBool::new(false),
@@ -256,6 +259,11 @@ impl Jobs {
     /// Tells each time how a run of a move of keys ended.
     pub(crate) fn move_runs(&self) -> watch::Receiver<MoveRun> {
         self.moved.subscribe()
+    }
+
+    /// Whether keys are being moved in this moment.
+    pub(crate) fn moves_keys(&self) -> bool {
+        self.lock_live().values().any(|live| live.moves_keys)
     }
 
     /// What runs or waits.

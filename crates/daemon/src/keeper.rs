@@ -59,9 +59,9 @@ impl Keeper {
         let mut settle_at = Instant::now();
         loop {
             if settle_at <= Instant::now() {
-                self.filesystems.compare_soon();
-                let (removed, renewed) = (self.finish_removals().await, self.settle_copies().await);
-                let pause = if removed && renewed { COMPARE_EVERY } else { REFUSED };
+                // A move looks at every copy itself, and its end wakes this loop.
+                let settled = self.jobs.moves_keys() || self.settle().await;
+                let pause = if settled { COMPARE_EVERY } else { REFUSED };
                 settle_at = Instant::now() + full_jitter(pause);
             }
             let until = match round {
@@ -113,6 +113,13 @@ impl Keeper {
         } else {
             Round::Refused
         }
+    }
+
+    /// Looks at what lies in the backing directories, and does what is left to be done there; whether nothing is left.
+    async fn settle(&self) -> bool {
+        self.filesystems.compare_soon();
+        let (removed, renewed) = (self.finish_removals().await, self.settle_copies().await);
+        removed && renewed
     }
 
     /// Goes on with deletions that failed; whether none is left.

@@ -63,11 +63,12 @@ pub(crate) async fn set(
     if let Ok(Err(error)) = timeout(OPEN_WITHIN, shared.manager.unlock_all()).await {
         tracing::warn!(%error, "the filesystems can't be unlocked");
     }
-    shared.kms_changed();
-    let job = match configured.job {
-        Some(id) => Some(shared.jobs.run_move(id).await?),
+    let begun = match configured.job {
+        Some(id) => Some(shared.jobs.run_move(id).await),
         None => None,
     };
+    shared.kms_changed();
+    let job = begun.transpose()?;
     let change = match (configured.updated, job.as_ref().map(|job| job.kind)) {
         (_, Some(admin_api::JobKind::Move)) => Change::Moving,
         (true, _) => Change::Updated,
