@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use futures::future::join_all;
+use futures::future::join;
 use futures::{StreamExt as _, stream};
 use kms_core::{
     Commit, FilesystemKey, KeyId, KeyVersion, Kms, KmsConfigId, KmsError, Record, StoreError,
@@ -15,15 +15,37 @@ use super::{MoveReport, MoveSpec, Purpose, unknown};
 use crate::filesystems::LOCAL;
 use crate::jobs::{JobControl, Progress};
 use crate::manager::key_entry_of;
-use crate::records::{self, ConfigRecord, KeyEntry};
+use crate::records::{self, ConfigRecord, FilesystemRecord, KeyEntry};
 use crate::unlock::{DISKS_AT_ONCE, changed};
-use crate::{Error, KeyManager};
+use crate::{Error, FilesystemName, KeyManager};
 
 /// Keys in one batch. Small enough that a stop or a crash costs little, large enough that round trips do not count.
 const BATCH: usize = 2500;
 
 /// Keys that were wrapped, or why one was not.
 type Wrapped = Vec<(KeyId, Result<WrappedKey, KmsError>)>;
+
+/// Under which record a key that can't be brought along lies, and why it can't.
+type Failure = (String, String);
+
+/// Keys of one batch that were read, and wrapped anew where that was needed.
+#[derive(Default)]
+struct Batch {
+    /// They are where they should be already.
+    current: Vec<KeyEntry>,
+    /// What is to be recorded, and where it lies now.
+    changes: Vec<(Record, KeyEntry)>,
+    failed: Vec<Failure>,
+}
+
+/// Copies that were brought along.
+#[derive(Default)]
+struct Copied {
+    replaced: u64,
+    took: Duration,
+    /// Of which filesystems they could not be, and why.
+    failed: Vec<(String, String)>,
+}
 
 /// Keys that go to one configuration.
 struct Part {
@@ -38,6 +60,8 @@ pub(super) struct Run<'a> {
     config: Arc<ConfigRecord>,
     target: Arc<dyn Kms>,
     newest: KeyVersion,
+    /// The filesystems of each key.
+    names: HashMap<KeyId, Vec<FilesystemName>>,
     /// Keys in all. Progress tells of them once the first of them can be brought along, or not.
     total: u64,
     /// The job as it was when this run began. Once another has taken its place nothing more is committed.
@@ -59,6 +83,7 @@ impl<'a> Run<'a> {
             config: Arc::new(manager.config(spec.target).await?),
             target: manager.kms(spec.target).await?,
             newest: KeyVersion(0),
+            names: HashMap::new(),
             total: 0,
             job,
             control,
@@ -78,9 +103,11 @@ impl<'a> Run<'a> {
                 brought => brought?,
             }
             if self.report.stopped {
-                break;
+                return Ok(());
             }
         }
+        // What was deleted meanwhile is neither.
+        self.progress.items_total = self.progress.items_done + self.progress.items_failed;
         Ok(())
     }
 
@@ -99,13 +126,19 @@ impl<'a> Run<'a> {
             None => None,
         };
         let records = self.manager.key_records().await?;
-        // Read after the keys, so that no key is seen without its target.
+        // Read after the keys, so that no key is seen without its filesystem, or its target.
+        for filesystem in self.manager.filesystems().await? {
+            for key in filesystem.keys() {
+                self.names.entry(key).or_default().push(filesystem.name.clone());
+            }
+        }
         let targets = match spec.purpose {
             Purpose::Downgrade => None,
             _ => Some(self.manager.targets().await?.ok_or(Error::NotConfigured)?),
         };
         let mut keys: BTreeMap<KmsConfigId, Vec<String>> = BTreeMap::from([(spec.target, vec![])]);
         let mut of_others: HashSet<KmsConfigId> = HashSet::new();
+        let mut failed = Vec::new();
         for record in records {
             let own = key_entry_of(&record).ok().and_then(|entry| entry.own_master_key);
             let target = match &targets {
@@ -119,9 +152,10 @@ impl<'a> Run<'a> {
             self.total += 1;
             match target {
                 Some(target) => keys.entry(target).or_default().push(record.key),
-                None => self.fail(&record.key, &unknown(own.as_deref()).chain()),
+                None => failed.push((record.key, unknown(own.as_deref()).chain())),
             }
         }
+        self.fail_keys(failed).await?;
         // A canary stays with the keys that are left: of one filesystem's key it goes along only if nothing else has its master key.
         let for_all = targets.map(|targets| targets.current.config.id);
         let with_canary = |target: KmsConfigId| {
@@ -144,13 +178,30 @@ impl<'a> Run<'a> {
         self.manager.prove_identity(&self.config, self.target.as_ref()).await?;
         self.newest = self.target.master_key().await?.latest_version;
         self.progress.items_total = self.total;
-        for batch in part.keys.chunks(BATCH) {
-            if self.control.stop_requested() {
-                self.report.stopped = true;
-                return Ok(());
-            }
-            self.batch(batch).await?;
+        let mut batches = part.keys.chunks(BATCH);
+        let mut recorded = Vec::new();
+        loop {
+            let stop = self.control.stop_requested();
+            let batch = if stop { None } else { batches.next() };
+            // The KMS and the disks work at the same time: on this batch, and on the copies of the one before.
+            let mut progress = self.progress;
+            let (wrapped, copied) = join(
+                self.wrap_batch(batch.unwrap_or_default()),
+                self.renew_copies(std::mem::take(&mut recorded), &mut progress),
+            )
+            .await;
+            self.progress = progress;
+            let copied = copied.map(|copied| self.count(copied));
+            recorded = self.record(wrapped?).await?;
+            copied?;
             self.control.progress(self.progress);
+            if batch.is_none() {
+                self.report.stopped = stop && batches.len() > 0;
+                break;
+            }
+        }
+        if self.report.stopped {
+            return Ok(());
         }
         if part.with_canary {
             self.renew_canary().await?;
@@ -161,82 +212,103 @@ impl<'a> Run<'a> {
     /// Those of these keys that are not where they should be can't be brought there.
     async fn fail_all(&mut self, keys: &[String], error: &KmsError) -> Result<(), Error> {
         self.progress.items_total = self.total;
-        let sites = self.manager.sites_by_key().await?;
+        let mut failed = Vec::new();
         for key in keys {
             let Some(record) = self.manager.store().get(key).await? else { continue };
-            let Ok(entry) = key_entry_of(&record) else { continue };
-            if self.is_current(&entry) {
-                continue;
+            if key_entry_of(&record).is_ok_and(|entry| !self.is_current(&entry)) {
+                failed.push((record.key, error.chain()));
             }
-            let id = entry.wrapped.key_id;
-            let what = match sites.get(&id).and_then(|sites| sites.first()) {
-                Some(site) => site.name.clone(),
-                None => id.to_string(),
-            };
-            self.fail(&what, &error.chain());
         }
-        Ok(())
+        self.fail_keys(failed).await
     }
 
-    /// Brings these keys and their copies to the target. What is deleted meanwhile is passed over.
-    async fn batch(&mut self, keys: &[String]) -> Result<(), Error> {
-        let store = self.manager.store();
+    /// Wraps these keys anew, as far as they are not where they should be. What is deleted meanwhile is passed over.
+    async fn wrap_batch(&self, keys: &[String]) -> Result<Batch, Error> {
+        let mut batch = Batch::default();
         let mut pending: Vec<(Record, KeyEntry)> = Vec::new();
-        let mut current: Vec<KeyEntry> = Vec::new();
         for key in keys {
-            let Some(record) = store.get(key).await? else { continue };
+            let Some(record) = self.manager.store().get(key).await? else { continue };
             match key_entry_of(&record) {
-                Ok(entry) if self.is_current(&entry) => {
-                    self.report.already += 1;
-                    current.push(entry);
-                }
+                Ok(entry) if self.is_current(&entry) => batch.current.push(entry),
                 Ok(entry) => pending.push((record, entry)),
-                Err(error) => self.fail(key, &error.to_string()),
+                Err(error) => batch.failed.push((record.key, error.to_string())),
             }
         }
         if !pending.is_empty() {
-            current.extend(self.wrap_anew(pending).await?);
+            self.wrap_anew(pending, &mut batch).await?;
         }
-        self.renew_copies(current).await
+        Ok(batch)
+    }
+
+    /// Records what was wrapped anew. Answers all keys that are where they should be now.
+    async fn record(&mut self, batch: Batch) -> Result<Vec<KeyEntry>, Error> {
+        let Batch { mut current, changes, failed } = batch;
+        self.report.already += current.len() as u64;
+        current.extend(self.commit(changes).await?);
+        self.fail_keys(failed).await?;
+        Ok(current)
     }
 
     /// Brings the copies of these keys to what the store says. With that a key is done.
-    async fn renew_copies(&mut self, current: Vec<KeyEntry>) -> Result<(), Error> {
+    async fn renew_copies(
+        &self,
+        current: Vec<KeyEntry>,
+        progress: &mut Progress,
+    ) -> Result<Copied, Error> {
         let began = Instant::now();
-        let sites = self.manager.sites_by_key().await?;
-        let (manager, config) = (self.manager, Arc::clone(&self.config));
-        let each = current.into_iter().map(|entry| {
-            let of_this = sites.get(&entry.wrapped.key_id).into_iter().flatten().cloned();
-            join_all(
-                of_this.map(|site| manager.renew_copies(site, entry.clone(), Arc::clone(&config))),
-            )
-        });
+        let mut copied = Copied::default();
+        if current.is_empty() {
+            return Ok(copied);
+        }
+        let each = current.into_iter().map(|entry| self.renew_copies_of(entry));
         let mut renewed = stream::iter(each).buffer_unordered(DISKS_AT_ONCE);
-        let mut failed = Vec::new();
         while let Some(of_key) = renewed.next().await {
-            for (site, renewed) in of_key {
-                match renewed {
-                    Ok(replaced) => self.report.copies += replaced,
-                    Err(error) => failed.push((site.name, error.to_string())),
-                }
-            }
-            self.progress.items_done += 1;
-            self.control.progress(self.progress);
+            let (replaced, failed) = of_key?;
+            copied.replaced += replaced;
+            progress.items_done += u64::from(failed.is_empty());
+            copied.failed.extend(failed);
+            self.control.progress(*progress);
         }
         drop(renewed);
-        self.report.copies_took += began.elapsed();
-        if failed.is_empty() {
-            return Ok(());
-        }
-        // A copy that went with its filesystem is no failure.
-        let there = self.manager.sites_by_key().await?;
-        let there: HashSet<&str> =
-            there.values().flatten().map(|site| site.name.as_str()).collect();
-        failed.retain(|(name, _)| there.contains(name.as_str()));
         // Not in the order in which the disks answered.
-        failed.sort();
-        failed.iter().for_each(|(name, why)| self.fail(name, why));
-        Ok(())
+        copied.failed.sort();
+        copied.took = began.elapsed();
+        Ok(copied)
+    }
+
+    /// Answers how many copies of this key were replaced, and of which filesystems they could not be, and why.
+    async fn renew_copies_of(
+        &self,
+        entry: KeyEntry,
+    ) -> Result<(u64, Vec<(String, String)>), Error> {
+        let (mut replaced, mut failed) = (0, Vec::new());
+        for name in self.names.get(&entry.wrapped.key_id).into_iter().flatten() {
+            let Some(filesystem) = self.there(name).await? else { continue };
+            let (site, config) = (filesystem.site(), Arc::clone(&self.config));
+            match self.manager.renew_copies(site, entry.clone(), config).await {
+                (_, Ok(copies)) => replaced += copies,
+                // A copy that went with its filesystem is no failure.
+                (site, Err(error)) if self.there(name).await?.is_some() => {
+                    failed.push((site.name, error.to_string()));
+                }
+                _ => {}
+            }
+        }
+        Ok((replaced, failed))
+    }
+
+    /// The filesystem, if it has not been deleted.
+    async fn there(&self, name: &FilesystemName) -> Result<Option<FilesystemRecord>, Error> {
+        match self.manager.filesystem(name).await {
+            Err(Error::Unknown { .. } | Error::Deleting { .. }) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    fn count(&mut self, copied: Copied) {
+        self.report.copies += copied.replaced;
+        self.report.copies_took += copied.took;
+        copied.failed.iter().for_each(|(name, why)| self.fail(name, why));
     }
 
     fn is_current(&self, entry: &KeyEntry) -> bool {
@@ -244,11 +316,12 @@ impl<'a> Run<'a> {
             && entry.wrapped.ciphertext.version >= self.newest
     }
 
-    /// Wraps, proves and commits. Answers the entries that are now recorded.
+    /// Wraps and proves.
     async fn wrap_anew(
-        &mut self,
+        &self,
         pending: Vec<(Record, KeyEntry)>,
-    ) -> Result<Vec<KeyEntry>, Error> {
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
         let old: Vec<WrappedKey> = pending.iter().map(|(_, e)| e.wrapped.clone()).collect();
         let mut wrapped: HashMap<KeyId, Result<WrappedKey, KmsError>> = HashMap::new();
         let (here, elsewhere): (Vec<_>, Vec<_>) =
@@ -271,39 +344,37 @@ impl<'a> Run<'a> {
 
         let candidates: Vec<WrappedKey> =
             wrapped.values().filter_map(|answer| answer.as_ref().ok().cloned()).collect();
-        let mut proved = HashSet::new();
         let opened = self.manager.prove_keys(target, &candidates, "newly wrapped").await?;
+        let mut unproved: HashMap<KeyId, String> = HashMap::new();
         for (candidate, opened) in candidates.iter().zip(opened) {
-            match opened {
-                Ok(key) if self.is_the_same(&key) => {
-                    proved.insert(candidate.key_id);
+            let why = match opened {
+                Ok(key) if self.is_the_same(&key) => continue,
+                Ok(_) => {
+                    "the newly wrapped key opens to another key than the one in use".to_owned()
                 }
-                Ok(_) => self.fail(
-                    &candidate.key_id.to_string(),
-                    "the newly wrapped key opens to another key than the one in use",
-                ),
-                Err(error) => self.fail(&candidate.key_id.to_string(), &error.chain()),
-            }
+                Err(error) => error.chain(),
+            };
+            unproved.insert(candidate.key_id, why);
         }
 
         // Another master key takes keys from memory as well as this one does, and opens what it wrapped.
-        self.manager.prove_identity(&self.config, self.target.as_ref()).await?;
-        let mut changes: Vec<(Record, KeyEntry)> = Vec::new();
+        self.manager.prove_identity(&self.config, target).await?;
         for (record, entry) in pending {
-            match wrapped.remove(&entry.wrapped.key_id) {
-                Some(Ok(new)) if proved.contains(&new.key_id) => {
-                    match entry.rewrapped(new, self.config.config.kind == LOCAL) {
-                        Ok(entry) => changes.push((record, entry)),
-                        Err(error) => {
-                            self.fail(&entry.wrapped.key_id.to_string(), &with_cure(&error))
-                        }
-                    }
-                }
-                Some(Err(error)) => self.fail(&entry.wrapped.key_id.to_string(), &error.chain()),
-                _ => {}
+            let id = entry.wrapped.key_id;
+            let changed = match (wrapped.remove(&id), unproved.remove(&id)) {
+                (_, Some(why)) => Err(why),
+                (Some(Ok(new)), None) => entry
+                    .rewrapped(new, self.config.config.kind == LOCAL)
+                    .map_err(|error| with_cure(&error)),
+                (Some(Err(error)), None) => Err(error.chain()),
+                (None, None) => Err("the KMS did not answer for it".to_owned()),
+            };
+            match changed {
+                Ok(entry) => batch.changes.push((record, entry)),
+                Err(why) => batch.failed.push((record.key, why)),
             }
         }
-        self.commit(changes).await
+        Ok(())
     }
 
     /// Wraps keys of other configurations under the target, from memory where they are open.
@@ -354,7 +425,7 @@ impl<'a> Run<'a> {
         &mut self,
         mut changes: Vec<(Record, KeyEntry)>,
     ) -> Result<Vec<KeyEntry>, Error> {
-        loop {
+        while !changes.is_empty() {
             let commit = Commit::new().unchanged(&self.job);
             let commit = changes.iter().fold(commit, |commit, (record, entry)| {
                 commit.unchanged(record).put(record.key.clone(), records::encode(entry))
@@ -387,6 +458,24 @@ impl<'a> Run<'a> {
             .unchanged(&record)
             .put(key, records::encode(&renewed));
         self.manager.store().commit(put).await.map_err(|e| changed(e, "the KMS configuration"))?;
+        Ok(())
+    }
+
+    /// These keys are told by the names of their filesystems. One that was deleted meanwhile is passed over.
+    async fn fail_keys(&mut self, failed: Vec<Failure>) -> Result<(), Error> {
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let names: HashMap<String, String> = self
+            .names
+            .iter()
+            .filter_map(|(id, names)| Some((records::wrapped_key(*id), names.first()?.to_string())))
+            .collect();
+        for (key, why) in failed {
+            if self.manager.store().get(&key).await?.is_some() {
+                self.fail(names.get(&key).unwrap_or(&key), &why);
+            }
+        }
         Ok(())
     }
 
