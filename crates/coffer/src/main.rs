@@ -52,14 +52,18 @@ fn run(command: LocalCommand, console: &mut Console<'_>, output: Output) -> Resu
     }
 }
 
+/// The most threads for what blocks: some 80 disks at a time, and those that don't answer any more. As many as it may have a busy
+/// runtime makes, for it doesn't wait until one is free.
+const BLOCKING_THREADS: usize = 256;
+
 /// A runtime with few threads: what takes long runs on threads of its own.
 fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(
-        |e| {
-            Problem::new(Exit::Failed, "runtime", "no thread can be started", e.to_string())
-                .cure("raise the limits on processes and memory")
-        },
-    )
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).max_blocking_threads(BLOCKING_THREADS).enable_all();
+    builder.build().map_err(|e| {
+        Problem::new(Exit::Failed, "runtime", "no thread can be started", e.to_string())
+            .cure("raise the limits on processes and memory")
+    })
 }
 
 /// Completes when the process is asked to end, also by a terminal that goes away; asked a second time, it ends at once.
