@@ -5,7 +5,6 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -56,7 +55,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<Section> {
     progress(&format!("rewrap: preparing {count} filesystems"));
     let Fleet { place, backing, ciphertexts } = Fleet::make(bench, &kms, &kms.url, count)?;
     kms.make_key(OTHER_KEY)?;
-    let raw_copies = RawCopies::make(&backing, &place.path("raw-copies"))?;
+    let raw_copies = RawCopies::make(&backing)?;
     let mut node = Node::start(&place)?;
     node.wait_for_unlock(count as u64)?;
 
@@ -89,6 +88,9 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<Section> {
         let set = json!({"base_url": kms.url, "master_key": key, "token": kms::TOKEN});
         let job = Watched::start(&place, "PUT", "/v1/kms", &set)?;
         moves.add(&mut node, &job.until_ended(&place, count as u64)?)?;
+        node.wait_until_idle()?;
+        // As often as the jobs: ext4 makes who replaces files pay for those that were replaced within five minutes.
+        copies.push(raw_copies.time()?.as_secs_f64());
     }
     let peak = measure::peak_memory(node.id()).context("coffer serve has ended")?;
     drop(node);
@@ -234,24 +236,27 @@ impl Watched {
     }
 }
 
-/// Copies of wrapped keys that mean nothing, one in a directory.
+/// What a node doesn't look at, and what is about to take its place.
+const COPY: &str = "bench.key";
+const STAGED: &str = "bench.key.new";
+
+/// Copies of wrapped keys that mean nothing, one beside each that a node replaces: in a file system it depends on the directory
+/// what a new file costs.
 struct RawCopies {
     copies: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl RawCopies {
-    /// Beside each copy below `backing` one below `folder`, which has the same bytes.
-    fn make(backing: &Path, folder: &Path) -> Result<Self> {
+    /// Beside each copy below `backing` another one, which has the same bytes.
+    fn make(backing: &Path) -> Result<Self> {
         let mut copies = Vec::new();
         for entry in fs::read_dir(backing)? {
-            let entry = entry?;
-            let text = fs::read(entry.path().join("coffer.key"))?;
-            let directory = folder.join(entry.file_name());
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-            fs::write(directory.join("copy"), &text)?;
+            let directory = entry?.path();
+            let text = fs::read(directory.join("coffer.key"))?;
+            fs::write(directory.join(COPY), &text)?;
             copies.push((directory, text));
         }
-        measure::sync(folder)?;
+        measure::sync(backing)?;
         Ok(Self { copies })
     }
 
@@ -278,10 +283,10 @@ impl RawCopies {
 
 /// At any moment the old file or the new one is there.
 fn replace(directory: &Path, text: &[u8]) -> Result<()> {
-    let staged = directory.join("copy.new");
+    let staged = directory.join(STAGED);
     let mut file = File::create(&staged)?;
     file.write_all(text)?;
     file.sync_all()?;
-    fs::rename(&staged, directory.join("copy"))?;
+    fs::rename(&staged, directory.join(COPY))?;
     Ok(File::open(directory)?.sync_all()?)
 }
