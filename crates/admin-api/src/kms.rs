@@ -162,7 +162,14 @@ pub struct CredentialLife {
 pub struct VersionCount {
     /// `vault`, `local`.
     pub kind: String,
-    /// The master key's name; empty for local wrapping.
+    /// The base URL of its KMS; empty for local wrapping, as what follows.
+    pub base_url: String,
+    /// Where transit is mounted there.
+    pub transit_path: String,
+    /// Vault's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The master key's name.
     pub master_key: String,
     /// Its version.
     pub version: u64,

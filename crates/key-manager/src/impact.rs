@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use kms_core::{KeyVersion, KmsConfig, KmsConfigId};
+use kms_core::{KeyVersion, KmsConfigId};
 
 use crate::filesystems::LOCAL;
 use crate::records::ConfigRecord;
@@ -68,7 +68,7 @@ impl KeyManager {
                     of_this && config.master_key == name
                 }
                 // After a recovery several configurations are the same.
-                (_, None) => config == KmsConfig { id: config.id, ..current.clone() },
+                (_, None) => config.is_alike(current),
             };
             lost.extend(counts.then_some(config.id));
         }

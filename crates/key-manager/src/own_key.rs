@@ -109,8 +109,7 @@ impl KeyManager {
         let proof = provider.prove(&config, &given).await?;
         let mut kms = proof.kms;
         for known in self.configs().await? {
-            let alike = known.config == KmsConfig { id: known.config.id, ..config.clone() };
-            if alike
+            if known.config.is_alike(&config)
                 && known.canary.is_some()
                 && self.prove_identity(&known, kms.as_ref()).await.is_ok()
             {

@@ -96,15 +96,15 @@ pub struct InUse {
     pub left_behind: Vec<LeftBehind>,
     /// Why it can't be told what the copies hang on.
     unknown: Vec<String>,
-    /// The filesystems whose keys hang on the oldest version of each configuration.
-    oldest: BTreeMap<KmsConfigId, Vec<String>>,
+    /// The filesystems whose keys hang on each version of each configuration.
+    names: BTreeMap<(KmsConfigId, KeyVersion), Vec<String>>,
 }
 
 impl InUse {
-    /// The oldest version that something needs under this configuration, the copies included; `None` if that can't be told: a copy is
-    /// behind or has not been looked at yet, a record can't be read, keys are being moved.
+    /// The oldest version that something needs of this configuration's master key, the copies included; `None` if that can't be told: a
+    /// copy is behind or has not been looked at yet, a record can't be read, keys are being moved.
     pub fn lowest_needed(&self, config: KmsConfigId) -> Option<KeyVersion> {
-        self.oldest(config).map(|count| count.version).filter(|_| self.unknown.is_empty())
+        self.oldest(config).filter(|_| self.unknown.is_empty())
     }
 
     /// What keeps a version above [`Self::lowest_needed`] from being the lowest one: the filesystems, and the canary, that hang on that; where it can't be told, why
@@ -113,16 +113,27 @@ impl InUse {
         if !self.unknown.is_empty() {
             return self.unknown.clone();
         }
-        let Some(oldest) = self.oldest(config).filter(|count| Some(count.version) != newest) else {
+        let Some(oldest) = self.oldest(config).filter(|oldest| Some(*oldest) != newest) else {
             return Vec::new();
         };
-        let names = self.oldest.get(&config).into_iter().flatten().cloned();
-        names.chain(oldest.canary.then(|| "the canary".to_owned())).collect()
+        let hang = || self.of(config).filter(|count| count.version == oldest);
+        let named = hang().filter_map(|count| self.names.get(&(count.config.id, oldest)));
+        let mut names: Vec<_> = named.flatten().cloned().collect();
+        names.sort();
+        names.dedup();
+        names.extend(hang().any(|count| count.canary).then(|| "the canary".to_owned()));
+        names
     }
 
-    fn oldest(&self, config: KmsConfigId) -> Option<&VersionCount> {
-        let of_this = self.versions.iter().filter(|count| count.config.id == config);
-        of_this.min_by_key(|count| count.version)
+    fn oldest(&self, config: KmsConfigId) -> Option<KeyVersion> {
+        self.of(config).map(|count| count.version).min()
+    }
+
+    /// What hangs on the master key of this configuration, under whatever id.
+    fn of(&self, config: KmsConfigId) -> impl Iterator<Item = &VersionCount> {
+        let this = self.versions.iter().map(|count| &count.config).find(|known| known.id == config);
+        let alike = move |count: &&VersionCount| this.is_some_and(|c| count.config.is_alike(c));
+        self.versions.iter().filter(alike)
     }
 }
 
@@ -321,13 +332,9 @@ impl KeyManager {
             in_use.left_behind = self.left_behind(&configs, &entries, &names).await?;
         }
         for WrappedKey { key_id, config_id, ciphertext } in entries.iter().map(|e| &e.wrapped) {
-            if in_use.oldest(*config_id).is_some_and(|oldest| oldest.version == ciphertext.version)
-            {
-                let of_key = names.get(key_id).into_iter().flatten().cloned();
-                in_use.oldest.entry(*config_id).or_default().extend(of_key);
-            }
+            let of_key = names.get(key_id).into_iter().flatten().cloned();
+            in_use.names.entry((*config_id, ciphertext.version)).or_default().extend(of_key);
         }
-        in_use.oldest.values_mut().for_each(|names| names.sort());
         Ok(in_use)
     }
 

@@ -253,6 +253,13 @@ pub struct KmsConfig {
     pub settings: BTreeMap<String, String>,
 }
 
+impl KmsConfig {
+    /// Whether both say the same, so that they are one master key with two ids: as after a recovery, and while keys move.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        *self == Self { id: self.id, ..other.clone() }
+    }
+}
+
 /// A master key as its KMS describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MasterKey {

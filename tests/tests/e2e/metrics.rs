@@ -33,7 +33,10 @@ fn keys_token_and_requests_are_measured() {
         place.ok(&["fs", "create", name]);
     }
     let keys = |version| {
-        format!(r#"coffer_wrapped_keys{{kms="vault",master_key="{KEY}",version="{version}"}}"#)
+        format!(
+            r#"coffer_wrapped_keys{{kms="vault",master_key="{KEY}",version="{version}",base_url="{}",transit_path="transit",namespace=""}}"#,
+            kms.url()
+        )
     };
     let before = until(&place, |text| value(text, "coffer_kms_up") == Some(1.0));
     assert_eq!(value(&before, &keys(1)), Some(2.0), "{before}");

@@ -450,7 +450,7 @@ fn versions(counts: &[VersionCount]) -> String {
         .filter(|n| n.keys > 0)
         .map(|n| match n.kind.as_str() {
             "local" => format!("{} wrapped locally", n.keys),
-            _ => format!("{} on version {} of {}", n.keys, n.version, n.master_key),
+            _ => format!("{} on version {} of {}", n.keys, n.version, key_of(n, counts)),
         })
         .collect();
     if parts.is_empty() {
@@ -460,12 +460,33 @@ fn versions(counts: &[VersionCount]) -> String {
     format!("{total}: {}", parts.join(", "))
 }
 
+/// The master key, and where it is if not all are in one place.
+fn key_of(count: &VersionCount, all: &[VersionCount]) -> String {
+    fn place(count: &VersionCount) -> (&str, &str, Option<&str>) {
+        (&count.base_url, &count.transit_path, count.namespace.as_deref())
+    }
+    let mut places = all.iter().filter(|other| other.kind == count.kind).map(place);
+    if places.all(|other| other == place(count)) {
+        return count.master_key.clone();
+    }
+    let (url, path, namespace) = place(count);
+    let mut text = format!("{} at {url}", count.master_key);
+    if path != "transit" {
+        text.push_str(&format!(" in {path}"));
+    }
+    if let Some(namespace) = namespace {
+        text.push_str(&format!(" in the namespace {namespace}"));
+    }
+    text
+}
+
 /// Where a canary hangs on a version that no key needs. Beside keys it needs nothing that they do not need too.
 fn canaries_alone(counts: &[VersionCount]) -> impl Iterator<Item = String> {
     counts.iter().filter(|n| n.canary && n.keys == 0).map(|alone| {
         format!(
             "on version {} of {}; a rewrap renews what shows that it is still the same key",
-            alone.version, alone.master_key
+            alone.version,
+            key_of(alone, counts)
         )
     })
 }

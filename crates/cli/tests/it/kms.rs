@@ -20,9 +20,9 @@ fn set() -> Value {
             "problem": null,
         },
         "keys": [
-            {"kind": "vault", "master_key": "coffer-key", "version": 3, "keys": 2, "canary": false},
-            {"kind": "vault", "master_key": "coffer-key", "version": 2, "keys": 0, "canary": true},
-            {"kind": "local", "master_key": "", "version": 1, "keys": 1, "canary": false},
+            {"kind": "vault", "base_url": "https://vault:8200", "transit_path": "transit", "master_key": "coffer-key", "version": 3, "keys": 2, "canary": false},
+            {"kind": "vault", "base_url": "https://vault:8200", "transit_path": "transit", "master_key": "coffer-key", "version": 2, "keys": 0, "canary": true},
+            {"kind": "local", "base_url": "", "transit_path": "", "master_key": "", "version": 1, "keys": 1, "canary": false},
         ],
         "exposed_keys": 1,
         "findings": [{"code": "key-deletable", "what": "coffer-key can be deleted", "cure": "forbid it"}],
@@ -418,9 +418,9 @@ fn with_own_keys() -> Value {
          "min_decryption_version": null, "lowest_needed": null, "problem": problem(409, "kms-refused", None)},
     ]);
     let keys = kms["keys"].as_array_mut().unwrap();
-    keys.push(json!({"kind": "vault", "master_key": "tenant-a", "version": 4, "keys": 2, "canary": false}));
+    keys.push(json!({"kind": "vault", "base_url": "https://vault:8200", "transit_path": "transit", "master_key": "tenant-a", "version": 4, "keys": 2, "canary": false}));
     keys.push(
-        json!({"kind": "vault", "master_key": "tenant-a", "version": 3, "keys": 0, "canary": true}),
+        json!({"kind": "vault", "base_url": "https://vault:8200", "transit_path": "transit", "master_key": "tenant-a", "version": 3, "keys": 0, "canary": true}),
     );
     kms
 }
@@ -441,6 +441,23 @@ fn master_keys_of_filesystems_own_are_told_apart() {
     }
     let shown = node.run(&["--json", "fs", "kms"]);
     assert_eq!(serde_json::from_str::<Value>(&shown.stdout).unwrap(), with_own_keys());
+}
+
+#[test]
+fn master_keys_of_one_name_in_several_places_are_told_apart() {
+    let mut kms = set();
+    let keys = kms["keys"].as_array_mut().unwrap();
+    keys[1]["base_url"] = "https://old:8200".into();
+    keys[1]["transit_path"] = "team/transit".into();
+    keys[1]["namespace"] = "n".into();
+    keys[1]["keys"] = 4.into();
+    let node = Node::answering([("GET /v1/kms", 200, kms.clone())]);
+    let ran = node.run(&["fs", "kms"]);
+    let line = "filesystem keys:  7 keys: 2 on version 3 of coffer-key at https://vault:8200, \
+                4 on version 2 of coffer-key at https://old:8200 in team/transit in the namespace n, 1 wrapped locally";
+    assert!(ran.stdout.lines().any(|shown| shown == line), "{}", ran.stdout);
+    let shown = node.run(&["--json", "fs", "kms"]);
+    assert_eq!(serde_json::from_str::<Value>(&shown.stdout).unwrap(), kms);
 }
 
 #[test]

@@ -356,7 +356,7 @@ pub(crate) fn view(
         kind: config.kind.clone(),
         base_url: config.address.clone(),
         master_key: config.master_key.clone(),
-        transit_path: setting(config, "transit_path").unwrap_or_else(|| "transit".to_owned()),
+        transit_path: transit_path(config),
         namespace: setting(config, "namespace"),
         own_ca: config.settings.contains_key("ca_cert"),
         auth_method: match auth {
@@ -472,30 +472,34 @@ pub(crate) fn copy_out_of_reach(name: &FilesystemName, why: &str) -> Finding {
     )
 }
 
-/// Each version of each master key once: after a recovery, and while keys move, several configurations can have it.
+/// Each version of each master key in each place once: after a recovery, and while keys move, several configurations can have it.
 fn counted(counts: &[key_manager::VersionCount]) -> Vec<VersionCount> {
     let mut counted: Vec<VersionCount> = Vec::new();
     for key_manager::VersionCount { config, version, keys, canary } in counts {
-        let KmsConfig { kind, master_key, .. } = config.clone();
-        let master_key = if kind == VAULT { master_key } else { String::new() };
-        let this = |count: &&mut VersionCount| {
-            (&count.kind, &count.master_key, count.version) == (&kind, &master_key, version.0)
+        let of_vault = config.kind == VAULT;
+        let this = VersionCount {
+            kind: config.kind.clone(),
+            base_url: config.address.clone(),
+            transit_path: if of_vault { transit_path(config) } else { String::new() },
+            namespace: setting(config, "namespace"),
+            master_key: if of_vault { config.master_key.clone() } else { String::new() },
+            version: version.0,
+            keys: 0,
+            canary: false,
         };
-        match counted.iter_mut().find(this) {
-            Some(count) => {
-                count.keys += keys;
-                count.canary |= canary;
-            }
-            None => counted.push(VersionCount {
-                kind,
-                master_key,
-                version: version.0,
-                keys: *keys,
-                canary: *canary,
-            }),
-        }
+        let same = |c: &VersionCount| this == VersionCount { keys: 0, canary: false, ..c.clone() };
+        let at = counted.iter().position(same).unwrap_or_else(|| {
+            counted.push(this);
+            counted.len() - 1
+        });
+        counted[at].keys += keys;
+        counted[at].canary |= canary;
     }
     counted
+}
+
+fn transit_path(config: &KmsConfig) -> String {
+    setting(config, "transit_path").unwrap_or_else(|| "transit".to_owned())
 }
 
 fn setting(config: &KmsConfig, name: &str) -> Option<String> {
@@ -524,29 +528,76 @@ fn finding(code: &str, what: &str, cure: &str) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use kms_core::{KeyVersion, KmsConfigId};
 
     use super::*;
 
-    #[test]
-    fn a_version_of_a_master_key_is_counted_once() {
-        let count = |master_key: &str, version, keys, canary| key_manager::VersionCount {
+    /// What hangs on a configuration of this place and master key.
+    fn count(
+        place: (&str, &[(&str, &str)]),
+        master_key: &str,
+        version: u64,
+        keys: u64,
+        canary: bool,
+    ) -> key_manager::VersionCount {
+        let settings = place.1.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        key_manager::VersionCount {
             config: KmsConfig {
                 id: KmsConfigId::random(),
                 kind: VAULT.to_owned(),
-                address: "https://v".to_owned(),
+                address: place.0.to_owned(),
                 master_key: master_key.to_owned(),
-                settings: BTreeMap::new(),
+                settings: settings.collect(),
             },
             version: KeyVersion(version),
             keys,
             canary,
-        };
-        let counts = [count("k", 1, 2, false), count("k", 2, 1, false), count("k", 1, 3, true)];
+        }
+    }
+
+    #[test]
+    fn a_version_of_a_master_key_is_counted_once() {
+        let (here, told) =
+            (("https://v", &[][..]), ("https://v", &[("transit_path", "transit")][..]));
+        let counts = [
+            count(here, "k", 1, 2, false),
+            count(here, "k", 2, 1, false),
+            count(told, "k", 1, 3, true),
+        ];
         let counted = counted(&counts);
         let counted: Vec<_> = counted.iter().map(|n| (n.version, n.keys, n.canary)).collect();
         assert_eq!(counted, [(1, 5, true), (2, 1, false)]);
+    }
+
+    #[test]
+    fn master_keys_of_one_name_in_several_places_are_told_apart() {
+        let places = [
+            ("https://v", &[][..]),
+            ("https://w", &[]),
+            ("https://v", &[("transit_path", "t")]),
+            ("https://v", &[("namespace", "n")]),
+        ];
+        let counts: Vec<_> = places
+            .iter()
+            .zip(1..)
+            .map(|(place, keys)| count(*place, "k", 1, keys, false))
+            .collect();
+        let counted = counted(&counts);
+        let shown = |n: &VersionCount| {
+            (n.base_url.clone(), n.transit_path.clone(), n.namespace.clone(), n.keys)
+        };
+        let shown: Vec<_> = counted.iter().map(shown).collect();
+        let place = |url: &str, path: &str, namespace: Option<&str>, keys| {
+            (url.to_owned(), path.to_owned(), namespace.map(str::to_owned), keys)
+        };
+        assert_eq!(
+            shown,
+            [
+                place("https://v", "transit", None, 1),
+                place("https://w", "transit", None, 2),
+                place("https://v", "t", None, 3),
+                place("https://v", "transit", Some("n"), 4),
+            ]
+        );
     }
 }

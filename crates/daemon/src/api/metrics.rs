@@ -95,6 +95,9 @@ fn kms(status: &Status, last_success: Option<Duration>) {
             ("kms", count.kind.clone()),
             ("master_key", count.master_key.clone()),
             ("version", count.version.to_string()),
+            ("base_url", count.base_url.clone()),
+            ("transit_path", count.transit_path.clone()),
+            ("namespace", count.namespace.clone().unwrap_or_default()),
         ];
         gauge!("coffer_wrapped_keys", &labels).set(number(count.keys));
     }
@@ -172,6 +175,9 @@ mod tests {
     fn status(versions: &[u64]) -> Status {
         let count = |version: &u64| VersionCount {
             kind: "vault".into(),
+            base_url: "https://v".into(),
+            transit_path: "transit".into(),
+            namespace: None,
             master_key: "a \"key\"".into(),
             version: *version,
             keys: 7,
@@ -206,7 +212,7 @@ mod tests {
         let before = state(&status(&[1, 2]), &[], None);
         let line = |version| {
             format!(
-                r#"coffer_wrapped_keys{{kms="vault",master_key="a \"key\"",version="{version}"}} 7"#
+                r#"coffer_wrapped_keys{{kms="vault",master_key="a \"key\"",version="{version}",base_url="https://v",transit_path="transit",namespace=""}} 7"#
             )
         };
         assert!(before.contains(&line(1)) && before.contains(&line(2)), "{before}");

@@ -143,7 +143,10 @@ async fn keys_are_rewrapped_and_put_under_local_wrapping() {
     let kms = node.get("/v1/kms").await;
     assert_eq!(
         kms["keys"],
-        json!([{"kind": "vault", "master_key": "k", "version": 2, "keys": 2, "canary": true}]),
+        json!([{
+            "kind": "vault", "base_url": KMS, "transit_path": "transit", "master_key": "k",
+            "version": 2, "keys": 2, "canary": true,
+        }]),
         "{kms}"
     );
     assert_eq!(kms["configured"]["lowest_needed"], 2, "{kms}");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use key_manager::{Error, KeyManager, NewKms, Recovered};
-use kms_core::{KeyEnvelope, KeyStore as _, KmsErrorKind};
+use kms_core::{KeyEnvelope, KeyStore as _, KeyVersion, KmsErrorKind};
 use testkit::clock::ManualClock;
 use testkit::fake_kms::FakeProvider;
 use testkit::fake_store::FakeStore;
@@ -309,6 +309,37 @@ async fn a_revision_that_no_key_comes_to_is_left_out() {
     let recovered = rebuild(&store, &ManualClock::default(), found).await.unwrap();
     assert!(recovered.filesystems.is_empty());
     assert!(recovered.left_out[0].1.contains("forged"), "{:?}", recovered.left_out);
+}
+
+#[tokio::test]
+async fn what_one_master_key_is_needed_for_is_told_of_all_its_configurations() {
+    let mut world = World::new();
+    let server = world.kms.server("http://a");
+    world.kms.alias("http://b", &server);
+    for (fs, address) in [("forged", "http://b"), ("sound", "http://a")] {
+        world.store = FakeStore::default();
+        let node = world.node().await;
+        node.set(address).await.unwrap();
+        node.create(fs).await.unwrap();
+        server.rotate();
+    }
+    let forged = std::path::Path::new("/backing/forged");
+    world.headers.files.lock().unwrap().get_mut(forged).unwrap().revision =
+        KeyEnvelope::MAX_REVISION;
+    world.store = FakeStore::default();
+    rebuild(&world.store, &ManualClock::default(), found(&world)).await.unwrap();
+    let node = world.node().await;
+    let set = node.set("http://a").await.unwrap();
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    node.run_move(set.job.unwrap(), &NoControl).await.unwrap_err();
+    node.settle_copies().await.unwrap();
+    let in_use = node.in_use().await.unwrap();
+    let configs: BTreeSet<_> = in_use.versions.iter().map(|count| count.config.id).collect();
+    assert_eq!(configs.len(), 2, "{in_use:?}");
+    for config in configs {
+        assert_eq!(in_use.lowest_needed(config), Some(KeyVersion(1)), "{in_use:?}");
+        assert_eq!(in_use.blockers(config, Some(KeyVersion(3))), ["forged"]);
+    }
 }
 
 #[tokio::test]
