@@ -37,6 +37,9 @@ use crate::problem;
 /// How long a job that was asked to stop may take. It looks between two blocks.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
+/// Between two tries to record how a job ended.
+const RECORD_EVERY: Duration = Duration::from_secs(2);
+
 /// How many ended jobs are remembered.
 const REMEMBERED: usize = 200;
 
@@ -47,12 +50,14 @@ pub(crate) struct Jobs {
     notes: Notes,
     clock: Arc<dyn Clock>,
     live: Mutex<HashMap<JobId, Arc<Live>>>,
+    /// Why jobs wait of which nothing can be recorded now, so that their records can't tell.
+    unrecorded: Mutex<HashMap<JobId, Problem>>,
     tasks: Mutex<JoinSet<()>>,
     /// Starting is one at a time, so that no filesystem gets two jobs.
     starting: tokio::sync::Mutex<()>,
     /// How the last run of a move of keys ended.
     moved: watch::Sender<MoveRun>,
-    /// Woken, for all that wait, when a job no longer runs and when the node ends.
+    /// Woken, for all that wait, when a job is to stop, when one no longer runs, and when the node ends.
     changed: Notify,
     closing: AtomicBool,
 }
@@ -161,6 +166,7 @@ impl Jobs {
             notes,
             clock,
             live: Mutex::default(),
+            unrecorded: Mutex::default(),
             tasks: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
             moved: watch::Sender::new(MoveRun::Ended),
@@ -246,11 +252,17 @@ impl Jobs {
                 Ok(name) => self.manager.key(&name).await.is_ok(),
                 Err(_) => false,
             };
-            if can_go_on && !self.closing.load(Ordering::Acquire) {
-                tracing::info!(job = %record.id, kind = word(record.kind), "taking the job up again");
-                self.begin(record).await?;
-            } else {
+            if !can_go_on || self.closing.load(Ordering::Acquire) {
                 waits = true;
+                continue;
+            }
+            let (id, kind) = (record.id, word(record.kind));
+            match self.begin(record).await {
+                Ok(_) => tracing::info!(job = %id, kind, "the job is taken up again"),
+                Err(error) => {
+                    self.cannot_record(id, &error);
+                    waits = true;
+                }
             }
         }
         Ok(waits)
@@ -280,7 +292,10 @@ impl Jobs {
         let _starting = self.starting.lock().await;
         let mut record = self.manager.job(id).await.map_err(of_keys)?;
         match (self.find_live(id), record.state) {
-            (Some(live), state) if !state.is_final() => live.stop.store(true, Ordering::Release),
+            (Some(live), state) if !state.is_final() => {
+                live.stop.store(true, Ordering::Release);
+                self.changed.notify_waiters();
+            }
             (None, JobState::Running) => {
                 record.state = JobState::Stopped;
                 self.manager.save_job(&record).await.map_err(of_keys)?;
@@ -339,8 +354,9 @@ impl Jobs {
                 let changed = self.changed.notified();
                 // Asked after the wait has begun, so that an end in between is not missed.
                 let record = self.manager.job(id).await?;
-                let refused = record.blocked.is_some_and(|reason| !reason.transient)
-                    && self.find_live(id).is_none();
+                let refuses = record.blocked.as_ref().is_some_and(|reason| !reason.transient)
+                    || (record.kind == JobKind::Move && self.why_unrecorded(&record).is_some());
+                let refused = refuses && self.find_live(id).is_none();
                 let ended = record.state != JobState::Running;
                 if ended || refused || self.closing.load(Ordering::Acquire) {
                     return Ok(());
@@ -380,7 +396,10 @@ impl Jobs {
         // A job that begins meanwhile would not be known, and lose its notes.
         let _starting = self.starting.lock().await;
         self.manager.forget_old_jobs(REMEMBERED).await?;
-        let known: HashSet<JobId> = self.manager.jobs().await?.iter().map(|job| job.id).collect();
+        let jobs = self.manager.jobs().await?;
+        let runs = |id: &JobId| jobs.iter().any(|j| j.id == *id && j.state == JobState::Running);
+        lock(&self.unrecorded).retain(|id, _| runs(id));
+        let known: HashSet<JobId> = jobs.iter().map(|job| job.id).collect();
         let notes = self.notes.clone();
         if let Ok(Err(error)) = spawn_blocking(move || notes.keep_only(&known)).await {
             tracing::warn!(%error, "the notes of old jobs can't be removed");
@@ -423,6 +442,10 @@ impl Jobs {
         if record.kind != JobKind::Move || record != before {
             self.manager.save_job(&record).await?;
         }
+        // A move tells when it has come further.
+        if record.kind != JobKind::Move {
+            lock(&self.unrecorded).remove(&record.id);
+        }
         let live = Arc::new(Live::begin(&record));
         self.lock_live().insert(record.id, Arc::clone(&live));
         let job = self.show(&record);
@@ -460,6 +483,7 @@ impl Jobs {
     async fn move_keys(&self, id: JobId, live: &Live) -> MoveRun {
         match self.manager.run_move(id, live).await {
             Ok(report) => {
+                lock(&self.unrecorded).remove(&id);
                 let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
                 let (keys_ms, copies_ms) = (millis(report.keys_took), millis(report.copies_took));
                 tracing::info!(
@@ -474,12 +498,41 @@ impl Jobs {
             }
             Err(error) => {
                 tracing::warn!(%error, "the move of keys can't go on now");
+                match &error {
+                    key_manager::Error::Store(_) => self.cannot_record(id, &error),
+                    _ => drop(lock(&self.unrecorded).remove(&id)),
+                }
                 match error.is_transient() {
                     true => MoveRun::KmsAway,
                     false => MoveRun::Refused,
                 }
             }
         }
+    }
+
+    /// Notes why a job waits that can't be recorded, for [`Jobs::show`].
+    fn cannot_record(&self, id: JobId, error: &key_manager::Error) {
+        let problem = problem::of_keys("the job can't be recorded now", error);
+        self.waits_unrecorded(id, problem);
+    }
+
+    fn waits_unrecorded(&self, id: JobId, problem: Problem) {
+        const AGAIN: &str = "the node tries again by itself";
+        let cure = match &problem.cure {
+            Some(cure) => format!("{cure}; {AGAIN}"),
+            None => AGAIN.to_owned(),
+        };
+        let problem = problem.cure(cure);
+        let before = lock(&self.unrecorded).insert(id, problem.clone());
+        if before.is_none_or(|before| before.detail != problem.detail) {
+            tracing::error!(job = %id, reason = problem.detail, "the job waits: {}", problem.title);
+        }
+    }
+
+    /// Why the job waits, if it is because nothing of it can be recorded.
+    fn why_unrecorded(&self, record: &JobRecord) -> Option<Problem> {
+        let why = lock(&self.unrecorded).get(&record.id).cloned();
+        why.filter(|_| record.state == JobState::Running)
     }
 
     fn find_live(&self, id: JobId) -> Option<Arc<Live>> {

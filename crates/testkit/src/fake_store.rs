@@ -21,6 +21,8 @@ pub struct FakeStore {
 struct State {
     records: BTreeMap<String, Record>,
     version: Version,
+    /// Whether there is no room for a commit.
+    full: bool,
     /// The record whose reader waits, after so many that do not.
     late: Option<(String, u32, Gate)>,
 }
@@ -41,6 +43,11 @@ impl FakeStore {
     /// How many commits this handle still lets through.
     pub fn commits_left(&self) -> u64 {
         self.commits_left.load(Ordering::SeqCst)
+    }
+
+    /// Whether its disk is full: no commit is taken, and nothing changed, until it has room again.
+    pub fn set_full(&self, full: bool) {
+        self.state().full = full;
     }
 
     /// Holds the next reading of this record back.
@@ -109,6 +116,9 @@ impl KeyStore for FakeStore {
         if commit.puts.is_empty() && commit.deletes.is_empty() {
             return Ok(state.version);
         }
+        if state.full {
+            return Err(StoreError::Io { doing: "written", source: "its disk is full".into() });
+        }
         let take = |left: u64| left.checked_sub(1);
         if self.commits_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err() {
             return Err(StoreError::Io { doing: "written", source: "it stopped here".into() });
@@ -144,6 +154,16 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn it_keeps_the_promises_of_a_store() {
         crate::store::key_store_contract(async || FakeStore::default()).await;
+    }
+
+    #[tokio::test]
+    async fn it_is_full_for_a_while() {
+        let store = FakeStore::default();
+        for (full, at) in [(true, "a"), (false, "b")] {
+            store.set_full(full);
+            let put = store.commit(Commit::new().put(at, vec![1])).await;
+            assert_eq!((put.is_err(), store.get(at).await.unwrap().is_none()), (full, full));
+        }
     }
 
     #[tokio::test]

@@ -1,10 +1,14 @@
 //! A new key for a filesystem: `exposed` ends, the data stays, whatever stops it in between.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use coffer_tests::kms::{Kind, Kms};
 use coffer_tests::node::Place;
+use coffer_tests::tmpfs::Tmpfs;
 use serde_json::{Value, json};
 use testkit::tree;
 
@@ -225,4 +229,40 @@ fn a_store_that_is_lost_in_the_middle_is_rebuilt_and_the_rest_is_done() {
     place.ok(&["fs", "rekey", "home"]);
     assert_has_one_key(&place);
     assert_export_is(&place, &source, "target");
+}
+
+#[test]
+fn a_full_state_directory_is_told_and_it_ends_when_there_is_room() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let (state, source, backing) = (place.state(), place.path("source"), place.path("backing"));
+    fs::create_dir(&state).unwrap();
+    let mounted = Tmpfs::mount(&state, "64m");
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    let _node = place.start();
+    place.set_vault(&kms);
+    tree::small_files(&source, 300).unwrap();
+    fs::write(source.join("large"), tree::noise(7, 200 << 20)).unwrap();
+    place.ok(&["fs", "create", "home", "--backing", backing.to_str().unwrap()]);
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+
+    let mut rekey = place.command_line(&["fs", "rekey", "home"]);
+    let mut rekey = rekey.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let job = in_the_middle(&place);
+    mounted.resize("12m");
+    let told: Vec<_> = BufReader::new(rekey.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap)
+        .take_while(|line| !line.contains("the node tries again by itself"))
+        .collect();
+    let told = told.join("\n");
+    assert!(told.contains("the re-encryption waits: ") && told.contains("bytes left"), "{told}");
+    for command in [&["job", "show", &job][..], &["job", "list"], &["status"]] {
+        let shown = place.ok(command);
+        assert!(shown.contains("wait") && shown.contains("bytes left"), "{shown}");
+    }
+    mounted.resize("64m");
+    assert!(rekey.wait().unwrap().success());
+    let shown = place.json(&["fs", "show", "home"]);
+    assert_eq!(shown["previous_key_id"], Value::Null, "{shown}");
+    assert_export_is(&place, source.to_str().unwrap(), "target");
 }

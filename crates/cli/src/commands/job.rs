@@ -4,7 +4,7 @@ use admin_api::{BytePath, Exit, Job, JobKind, JobState, Jobs, Problem, paths};
 
 use super::Context;
 use crate::grammar::JobCommand;
-use crate::show::{bytes, count, fields, moment, span, table};
+use crate::show::{bytes, count, fields, moment, span, table, under};
 use crate::watch::{is_of_files, noun};
 
 pub(super) async fn run(
@@ -46,7 +46,13 @@ fn list_text(jobs: &Jobs) -> String {
             ]
         })
         .collect();
-    table(["ID", "JOB", "FILESYSTEM", "STATE", "PROGRESS", "SINCE"], &rows)
+    let mut text = table(["ID", "JOB", "FILESYSTEM", "STATE", "PROGRESS", "SINCE"], &rows);
+    for job in jobs.jobs.iter().filter(|job| job.state == JobState::Waiting) {
+        if let Some(problem) = &job.problem {
+            text.push_str(&format!("{} waits: {}\n", job.id, under(&problem.detail, 2)));
+        }
+    }
+    text
 }
 
 fn text(job: &Job) -> String {

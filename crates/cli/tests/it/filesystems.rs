@@ -478,6 +478,17 @@ since:       1970-01-01T00:00:00Z
 }
 
 #[test]
+fn why_a_job_waits_is_listed() {
+    let mut waits = job("rekey", "waiting");
+    waits["problem"] = json!({
+        "code": "store-failed", "title": "t", "detail": "no room", "cure": "make some", "status": 500, "exit": "failed",
+    });
+    let node = Node::answering([("GET /v1/jobs", 200, json!({"jobs": [waits]}))]);
+    let listed = node.run(&["job", "list"]).stdout;
+    assert_eq!(listed.lines().last(), Some("7 waits: no room"), "{listed}");
+}
+
+#[test]
 fn a_master_key_of_its_own_reaches_the_node_and_is_shown() {
     let mut fs = filesystem("home", "unlocked");
     fs["own_master_key"] = "tenant-a".into();

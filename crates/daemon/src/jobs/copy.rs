@@ -13,9 +13,11 @@ use key_manager::{
 };
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::notes::JobNotes;
-use super::{Jobs, Live, Spec, Standing, lock, word};
+use super::rekey::NotEnded;
+use super::{Jobs, Live, RECORD_EVERY, Spec, Standing, lock, word};
 use crate::problem;
 
 /// What stands in the record in the place of a reason that can name files.
@@ -72,30 +74,63 @@ impl Jobs {
         }
         record.ended = record.state.is_final().then(|| self.clock.now());
         standing.put(&mut record);
-        if kind == JobKind::Rekey && record.state == JobState::Done {
-            match self.end_rekey(&mut record).await {
-                Ok(()) => {
-                    tracing::info!("the filesystem has its new key alone");
-                    return;
-                }
-                Err(problem) => {
-                    record.state = JobState::Failed;
-                    standing.problem = Some(problem);
-                    standing.put(&mut record);
-                }
-            }
-        }
-        tracing::info!(state = ?record.state, "the job ended");
-        if let Err(error) = self.manager.save_job(&record).await {
-            tracing::error!(%error, "the end of the job can't be recorded; it is taken up again");
+        if !self.record_end(&mut record, live).await {
             return;
         }
+        tracing::info!(state = ?record.state, "the job ended");
         // Not before: a node that died in between would begin anew.
         if matches!(record.state, JobState::Done | JobState::PartlyDone)
             && let Err(error) = self.notes.remove_checkpoint(id)
         {
             tracing::warn!(%error, "a checkpoint that is not needed any more can't be removed");
         }
+    }
+
+    /// Records how a job ended, and lets the old key go of which a re-encryption has left nothing. What can't be recorded now is
+    /// tried again until it can, and told meanwhile. Answers whether it is recorded: not if the node ends before, and the next one takes the job up.
+    async fn record_end(&self, record: &mut JobRecord, live: &Live) -> bool {
+        loop {
+            let lets_go = record.kind == JobKind::Rekey && record.state == JobState::Done;
+            let recorded = match lets_go {
+                true => self.end_rekey(record).await,
+                false => self.save_end(record).await,
+            };
+            match recorded {
+                Ok(()) => return true,
+                Err(NotEnded::Refused(problem)) if lets_go => {
+                    record.state = JobState::Failed;
+                    Standing { problem: Some(problem), ..Standing::of(record) }.put(record);
+                    continue;
+                }
+                Err(NotEnded::Refused(problem)) => {
+                    let why = problem.detail;
+                    tracing::error!(
+                        why,
+                        "the end of the job can't be recorded; it is taken up again"
+                    );
+                    return false;
+                }
+                Err(NotEnded::Unrecorded(problem)) => self.waits_unrecorded(record.id, problem),
+            }
+            let changed = self.changed.notified();
+            if self.closing.load(Ordering::Acquire) {
+                return false;
+            }
+            let stops = || lets_go && live.stop_requested() && !live.goes_on_later();
+            if !stops() {
+                // Whatever wakes it: the next try tells.
+                let _ = timeout(RECORD_EVERY, changed).await;
+            }
+            // The old key can be let go at another time.
+            if stops() {
+                (record.state, record.ended) = (JobState::Stopped, None);
+            }
+        }
+    }
+
+    async fn save_end(&self, record: &JobRecord) -> Result<(), NotEnded> {
+        let saved = self.manager.save_job(record).await;
+        saved.map_err(|e| NotEnded::of("the end of the job can't be recorded", &e))
     }
 
     async fn run_copy(&self, record: &JobRecord, live: &Arc<Live>) -> Result<Report, Failure> {

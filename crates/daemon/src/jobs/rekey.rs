@@ -4,11 +4,29 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use admin_api::{Exit, Job, Problem};
-use key_manager::{FilesystemName, JobKind, JobRecord, JobState, NewKey};
+use key_manager::{Error, FilesystemName, JobKind, JobRecord, JobState, NewKey};
 use tokio::task::spawn_blocking;
 
 use super::{Jobs, Spec, Standing, busy, copying, word};
 use crate::problem;
+
+/// Why a job has not ended yet.
+pub(super) enum NotEnded {
+    /// It can't be recorded now.
+    Unrecorded(Problem),
+    /// Something else keeps it.
+    Refused(Problem),
+}
+
+impl NotEnded {
+    pub(super) fn of(title: &str, error: &Error) -> Self {
+        let problem = problem::of_keys(title, error);
+        match error {
+            Error::Store(_) => Self::Unrecorded(problem),
+            _ => Self::Refused(problem),
+        }
+    }
+}
 
 impl Jobs {
     /// Gives a filesystem its new key, which the KMS has wrapped, and starts its re-encryption. One that was begun and has not
@@ -46,21 +64,24 @@ impl Jobs {
 
     /// Lets the old key go, with the record of the job that left nothing under it. It is partly done where the new one has
     /// been exposed meanwhile.
-    pub(super) async fn end_rekey(&self, record: &mut JobRecord) -> Result<(), Problem> {
+    pub(super) async fn end_rekey(&self, record: &mut JobRecord) -> Result<(), NotEnded> {
         let again = format!("give coffer fs rekey {} again", record.filesystem);
-        self.try_end_rekey(record).await.map_err(|problem| match &problem.cure {
-            Some(cure) if !cure.contains(&again) => {
-                let cure = format!("{cure}; then {again}");
-                problem.cure(cure)
-            }
-            Some(_) => problem,
-            None => problem.cure(again),
+        let ended = self.try_end_rekey(record).await;
+        ended.map_err(|not_ended| match not_ended {
+            NotEnded::Refused(problem) => NotEnded::Refused(match &problem.cure {
+                Some(cure) => {
+                    let cure = format!("{cure}; then {again}");
+                    problem.cure(cure)
+                }
+                None => problem.cure(again),
+            }),
+            unrecorded @ NotEnded::Unrecorded(_) => unrecorded,
         })
     }
 
-    async fn try_end_rekey(&self, record: &mut JobRecord) -> Result<(), Problem> {
+    async fn try_end_rekey(&self, record: &mut JobRecord) -> Result<(), NotEnded> {
         let title = format!("the old key of {} can't be let go", record.filesystem);
-        let of_keys = |e| problem::of_keys(&title, &e);
+        let of_keys = |e| NotEnded::of(&title, &e);
         let name: FilesystemName = record.filesystem.parse().map_err(of_keys)?;
         self.reseal_notes(&name, &title).await?;
         let mut ended = record.clone();
@@ -78,15 +99,14 @@ impl Jobs {
 
     /// Seals under the new key what is kept of other jobs and names files: the old one would open it no more for us, and
     /// for good for whoever has it. What runs seals its own.
-    async fn reseal_notes(&self, name: &FilesystemName, title: &str) -> Result<(), Problem> {
-        let of_keys = |e| problem::of_keys(title, &e);
+    async fn reseal_notes(&self, name: &FilesystemName, title: &str) -> Result<(), NotEnded> {
+        let of_keys = |e| NotEnded::of(title, &e);
         let failed = |why: &dyn Display| {
             let why = format!("what is kept of its jobs can't be sealed under the new one: {why}");
-            Problem::new(Exit::Failed, "job-failed", title, why).cure(format!(
-                "make room in the state directory, then give coffer fs rekey {name} again"
-            ))
+            let problem = Problem::new(Exit::Failed, "job-failed", title, why);
+            NotEnded::Unrecorded(problem.cure("make room in the state directory"))
         };
-        let filesystem = self.filesystems.get(name, title).await?;
+        let filesystem = self.filesystems.get(name, title).await.map_err(NotEnded::Refused)?;
         let _starting = self.starting.lock().await;
         for mut record in self.manager.jobs().await.map_err(of_keys)? {
             let is_of_others = record.kind == JobKind::Move || record.filesystem != name.as_str();

@@ -69,15 +69,15 @@ impl Jobs {
     pub(super) fn show(&self, record: &JobRecord) -> Job {
         let live = self.find_live(record.id);
         let standing = Standing::of(record);
+        let unrecorded = self.why_unrecorded(record);
+        let waits =
+            unrecorded.is_some() || record.blocked.as_ref().is_some_and(|reason| reason.transient);
         let state = match (record.state, &live) {
             (JobState::Running, Some(live)) if live.stop.load(Ordering::Acquire) => {
                 ApiState::Stopping
             }
-            // One more try of what the KMS was away for: it still waits until that comes to something.
-            (JobState::Running, Some(live))
-                if record.blocked.as_ref().is_some_and(|reason| reason.transient)
-                    && !live.went_on.load(Ordering::Acquire) =>
-            {
+            // One more try, of what the KMS was away for or of a record: it still waits until that comes to something.
+            (JobState::Running, Some(live)) if waits && !live.went_on.load(Ordering::Acquire) => {
                 ApiState::Waiting
             }
             (JobState::Running, Some(_)) => ApiState::Running,
@@ -109,7 +109,11 @@ impl Jobs {
             created_at: record.created.0,
             ended_at: record.ended.map(|at| at.0),
             owners_lost: standing.owners_lost,
-            problem: if is_move { move_problem(record, state) } else { standing.problem },
+            problem: match unrecorded {
+                Some(problem) => Some(problem),
+                None if is_move => move_problem(record, state),
+                None => standing.problem,
+            },
             damage: Vec::new(),
             next_damage: None,
             names_sealed: false,

@@ -324,3 +324,98 @@ async fn what_is_skipped_is_named_and_what_clashes_makes_it_partly_done() {
     assert_eq!(ended["damage"].as_array().unwrap().len(), 2, "{ended}");
     node.stop().await;
 }
+
+/// Why this job waits, as it is shown, listed and warned of.
+async fn why_it_waits(node: &Running, job: &Value) -> String {
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let shown = node.until(&path, |job| job["state"] == "waiting" && !job["problem"].is_null());
+    let shown = shown.await;
+    let why = shown["problem"]["detail"].as_str().unwrap().to_owned();
+    let cure = shown["problem"]["cure"].as_str().unwrap();
+    assert!(
+        cure.contains("the disk of the state directory") && cure.contains("by itself"),
+        "{cure}"
+    );
+    let listed = node.get("/v1/jobs").await;
+    assert_eq!(listed["jobs"][0]["problem"], shown["problem"]);
+    let status = node.get("/v1/status").await;
+    let mut findings = status["findings"].as_array().unwrap().iter();
+    let warned = findings.find(|found| found["code"] == "job-waits").unwrap();
+    assert!(warned["what"].as_str().unwrap().contains(&why), "{warned}");
+    why
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_end_can_not_be_recorded_says_so_and_ends_when_there_is_room() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let (import, begun) = held(&world, &node, 1000).await;
+    world.store().set_full(true);
+    drop(begun);
+    assert!(why_it_waits(&node, &import).await.contains("its disk is full"));
+    let again = json!({"source": world.path("source")});
+    let again = node.post("/v1/filesystems/home/import", &again).await;
+    assert_eq!((&again["id"], &again["state"]), (&import["id"], &json!("waiting")));
+    world.store().set_full(false);
+    assert_eq!(node.ended(&import).await["state"], "done");
+
+    // The first two readings are the command's.
+    let mut begun = world.store().hold_after(2, "fs/home");
+    let rekey = node.post("/v1/filesystems/home/rekey", &Value::Null).await;
+    begun.reached().await;
+    world.store().set_full(true);
+    drop(begun);
+    assert!(why_it_waits(&node, &rekey).await.contains("its disk is full"));
+    // Nor does the next node lose it.
+    node.stop().await;
+    let node = world.start().await;
+    assert!(why_it_waits(&node, &rekey).await.contains("its disk is full"));
+    world.store().set_full(false);
+    let ended = node.ended(&rekey).await;
+    assert_eq!((&ended["state"], &ended["problem"]), (&json!("done"), &Value::Null), "{ended}");
+    let home = node.get("/v1/filesystems/home").await;
+    assert!(home["previous_key_id"].is_null(), "{home}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_re_encryption_that_only_has_to_be_recorded_can_be_stopped() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    let mut begun = world.store().hold_after(2, "fs/home");
+    let rekey = node.post("/v1/filesystems/home/rekey", &Value::Null).await;
+    begun.reached().await;
+    world.store().set_full(true);
+    drop(begun);
+    why_it_waits(&node, &rekey).await;
+    let path = format!("/v1/jobs/{}/stop", rekey["id"].as_str().unwrap());
+    assert_eq!(node.post(&path, &Value::Null).await["state"], "stopping");
+    // A try that had begun already would let the old key go.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.store().set_full(false);
+    assert_eq!(node.ended(&rekey).await["state"], "stopped");
+    let rekey = node.post("/v1/filesystems/home/rekey", &Value::Null).await;
+    assert_eq!(node.ended(&rekey).await["state"], "done");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrap_that_can_not_be_recorded_says_so_too() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    world.kms().rotate();
+    let mut first_key = world.kms().hold("rewrap");
+    let rewrap = node.post("/v1/kms/rewrap", &Value::Null).await;
+    first_key.reached().await;
+    world.store().set_full(true);
+    drop(first_key);
+    assert!(why_it_waits(&node, &rewrap).await.contains("its disk is full"));
+    world.store().set_full(false);
+    let again = node.post("/v1/kms/rewrap", &Value::Null).await;
+    assert_eq!(again["id"], rewrap["id"]);
+    let ended = node.ended(&rewrap).await;
+    assert_eq!((&ended["state"], &ended["problem"]), (&json!("done"), &Value::Null), "{ended}");
+    node.stop().await;
+}
