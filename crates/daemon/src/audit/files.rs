@@ -27,8 +27,7 @@ impl Files {
 
     /// Opens what lies where the file that is written should lie, to read it; nothing is made.
     pub(super) fn read_current(&self) -> io::Result<File> {
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(&self.current)
+        open_to_read(&self.current)
     }
 
     /// Whether `written` lies where it should: a file that was removed or replaced takes lines that nobody finds.
@@ -93,6 +92,12 @@ impl Files {
 /// Renames, and never over another file.
 fn rename_beside(from: &Path, to: &Path) -> io::Result<()> {
     Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+}
+
+/// Opens a file to read it, as [`open_private`] does; nothing is made.
+pub(super) fn open_to_read(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
 }
 
 /// Opens a file for its owner alone, or makes it; neither through a link, nor into a pipe, which would hold the start.

@@ -67,6 +67,7 @@ pub struct AuditLog {
     files: Files,
     limits: Limits,
     state: Arc<Mutex<State>>,
+    head: Arc<Head>,
     /// Wakes the thread that syncs; taken at the end.
     wake: Option<SyncSender<()>>,
     syncer: Option<JoinHandle<()>>,
@@ -170,10 +171,10 @@ impl AuditLog {
             // The head stays as it is: it shows the trouble again.
             Err(error) => state.note(unwritable(path, &error)),
         }
-        let state = Arc::new(Mutex::new(state));
+        let (state, head) = (Arc::new(Mutex::new(state)), Arc::new(head));
         let (wake, woken) = mpsc::sync_channel(1);
         let syncer = thread::Builder::new().name("audit-sync".into()).spawn({
-            let state = Arc::clone(&state);
+            let (state, head) = (Arc::clone(&state), Arc::clone(&head));
             move || sync_when_woken(&state, &head, &woken)
         })?;
         Ok(Self {
@@ -181,6 +182,7 @@ impl AuditLog {
             files,
             limits,
             state,
+            head,
             wake: Some(wake),
             syncer: Some(syncer),
         })
@@ -372,10 +374,7 @@ fn compare(
     };
     let there = if head.seq == before.seq { Some(before.hash.as_str()) } else { at_head };
     if head.seq > found.end.seq {
-        let (from, to) = (found.end.seq + 1, head.seq);
-        Some(format!(
-            "lines {from} to {to} of the audit log are gone: they were cut off at its end"
-        ))
+        Some(cut_off(&found.end, &head))
     } else if head.seq >= before.seq && there != Some(&head.hash) {
         Some(format!(
             "line {} of the audit log is not the one that was noted: the lines were made anew",
@@ -384,6 +383,12 @@ fn compare(
     } else {
         None
     }
+}
+
+/// What is wrong with a log that ends here and not there.
+fn cut_off(here: &Place, there: &Place) -> String {
+    let (from, to) = (here.seq + 1, there.seq);
+    format!("lines {from} to {to} of the audit log are gone: they were cut off at its end")
 }
 
 /// What the files have on record about the log itself, the oldest first, and what can't be read of them.

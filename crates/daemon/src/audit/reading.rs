@@ -7,7 +7,7 @@ use std::io;
 use kms_core::{AuditEvent, Outcome};
 
 use super::chain::{HashedLine, Place, scan};
-use super::{AuditLog, TROUBLE, broken, deleted, says, unwritable};
+use super::{AuditLog, TROUBLE, broken, cut_off, deleted, says, unwritable};
 use crate::mutex::lock;
 
 /// Which lines.
@@ -85,7 +85,7 @@ impl AuditLog {
         Ok(Page { lines: lines.into(), before })
     }
 
-    /// Follows the chain through all files and compares it with where the log is. Blocks.
+    /// Follows the chain through all files and compares it, and the head, with where the log is. Blocks.
     pub(crate) fn verify(&self) -> io::Result<Verified> {
         let (mut files, current, now) = self.opened()?;
         let ended = files.len();
@@ -110,11 +110,16 @@ impl AuditLog {
             end = Some(found.end);
         }
         if at_now.as_ref() != Some(&now.hash) {
-            trouble.get_or_insert_with(|| {
-                format!("line {} of the audit log is not the one that this node wrote", now.seq)
+            trouble.get_or_insert_with(|| match &end {
+                Some(end) if end.seq < now.seq => cut_off(end, &now),
+                _ => {
+                    format!("line {} of the audit log is not the one that this node wrote", now.seq)
+                }
             });
         }
-        let trouble = trouble.or_else(|| deleted(first, ended, self.limits)).or(on_record);
+        let of_head = self.head.trouble()?;
+        let trouble =
+            trouble.or(of_head).or_else(|| deleted(first, ended, self.limits)).or(on_record);
         Ok(Verified { first, end: end.unwrap_or(now), files: files.len(), trouble })
     }
 

@@ -267,6 +267,35 @@ fn a_file_that_was_removed_while_it_is_written_takes_no_lines_and_is_not_made_an
 }
 
 #[test]
+fn a_tail_that_is_cut_off_and_a_head_that_is_changed_are_noticed_while_it_is_written() {
+    let place = Place::new();
+    let log = place.open();
+    let head = place.dir.path().join("audit.head");
+    let old = fs::read(&head).unwrap();
+    (0..5).for_each(|n| log.record(&event(n)));
+    while !fs::read_to_string(&head).unwrap().starts_with(&format!("{:020} ", 5)) {
+        thread::sleep(SYNC_WITHIN / 4);
+    }
+    assert_eq!(log.verify().unwrap().trouble, None);
+    let (good, text) = (fs::read(&head).unwrap(), place.text());
+    let told = || log.verify().unwrap().trouble.unwrap();
+    fs::remove_file(&head).unwrap();
+    assert!(told().contains("the head of the audit log is gone"));
+    fs::write(&head, "noise").unwrap();
+    assert!(told().contains("audit.head can't be read"));
+    fs::write(&head, &old).unwrap();
+    assert!(told().contains("line 0, and was made to tell of line 5: it was changed"));
+    fs::write(&head, &good).unwrap();
+    assert_eq!(log.verify().unwrap().trouble, None);
+
+    let cut = text.lines().take(3).map(|line| format!("{line}\n")).collect::<String>();
+    fs::write(place.path(), cut).unwrap();
+    assert!(told().contains("lines 4 to 5 of the audit log are gone"));
+    fs::write(&head, &old).unwrap();
+    assert!(told().contains("lines 4 to 5 of the audit log are gone"));
+}
+
+#[test]
 fn a_line_that_a_crash_cut_is_taken_out() {
     let place = Place::new();
     place.write(0..2);
@@ -386,7 +415,8 @@ fn no_line_is_taken_while_those_there_cannot_be_synced() {
     wake.send(()).unwrap();
     drop(wake);
     let head = place.dir.path().join("audit.head");
-    let read_only = Head(File::open(&head).unwrap());
+    let (mut read_only, _) = Head::open(&head).unwrap();
+    read_only.file = File::open(&head).unwrap();
     sync_when_woken(&log.state, &read_only, &woken);
     assert!(log.trouble().unwrap().contains("can't be synced"));
     assert!(log.try_record(&event(2)).unwrap_err().contains("can't be synced"));
