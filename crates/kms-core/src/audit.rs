@@ -8,7 +8,7 @@ use crate::{KeyId, KeyVersion, RequestId, UnixMillis};
 
 /// Keeps audit events. Called from any thread; it may block for a short write.
 pub trait AuditSink: fmt::Debug + Send + Sync {
-    /// Takes one event. A sink that can't keep it says so in the log and in its own state: an act on a
+    /// Takes one event, its texts no longer than [`AuditEvent::bounded`] makes them. A sink that can't keep it says so in the log and in its own state: an act on a
     /// key is not undone because its record failed.
     fn record(&self, event: &AuditEvent);
 
@@ -42,6 +42,26 @@ pub struct AuditEvent {
     pub detail: String,
 }
 
+impl AuditEvent {
+    /// Longest text of [`AuditEvent::subject`] and of [`AuditEvent::detail`] that is kept as it is, in bytes: both can have in them
+    /// what others chose.
+    pub const MAX_TEXT: usize = 2048;
+
+    /// The same event with texts that fit a line of a log: of a longer one its beginning, and how long it was.
+    #[must_use]
+    pub fn bounded(&self) -> Self {
+        Self { subject: bounded(&self.subject), detail: bounded(&self.detail), ..self.clone() }
+    }
+}
+
+fn bounded(text: &str) -> String {
+    if text.len() <= AuditEvent::MAX_TEXT {
+        return text.to_owned();
+    }
+    let kept = &text[..text.floor_char_boundary(AuditEvent::MAX_TEXT)];
+    format!("{kept}… (shortened: {} bytes)", text.len())
+}
+
 /// A filesystem key, and the version of the master key that wraps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyUse {
@@ -63,4 +83,21 @@ pub enum Outcome {
     Refused,
     /// Failed.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_shortened_and_says_so() {
+        let fits = "x".repeat(AuditEvent::MAX_TEXT);
+        assert_eq!(bounded(&fits), fits);
+        let shortened = bounded(&format!("{fits}y"));
+        assert_eq!(shortened, format!("{fits}… (shortened: 2049 bytes)"));
+        // No character is cut.
+        let wide = bounded(&format!("x{}", "ü".repeat(5000)));
+        let (kept, mark) = wide.split_once('…').unwrap();
+        assert_eq!((kept.len(), mark), (2047, " (shortened: 10001 bytes)"));
+    }
 }

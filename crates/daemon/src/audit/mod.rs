@@ -300,7 +300,7 @@ impl State {
     fn append(&mut self, events: &[AuditEvent]) -> io::Result<()> {
         let (mut text, mut end) = (Vec::new(), self.end.clone());
         for event in events {
-            let (line, behind) = link(&end, event);
+            let (line, behind) = link(&end, &event.bounded());
             text.extend(line);
             end = behind;
         }

@@ -111,3 +111,24 @@ async fn the_kms_is_shown_without_its_token() {
     assert_eq!(node.get("/v1/status").await["kms"]["configured"], Value::Null);
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_path_makes_no_long_line_of_the_audit_log() {
+    let world = World::new();
+    let node = world.start().await;
+    let path = format!("/v1/filesystems/{}/lock", "x".repeat(7000));
+    node.refused(400, "POST", &path, &Value::Null).await;
+    node.stop().await;
+    let log = fs::read_to_string(world.path("state/audit.jsonl")).unwrap();
+    let of_this: Vec<_> = log.lines().filter(|line| line.contains("xxx")).collect();
+    assert_eq!(of_this.len(), 2, "{log}");
+    for line in of_this {
+        let asked = "POST ".len() + path.len();
+        assert!(line.contains(&format!("xxx… (shortened: {asked} bytes)")), "{line}");
+        assert!(line.len() < 3000, "{}", line.len());
+    }
+    let node = world.start().await;
+    let verified = node.get("/v1/audit/verify").await;
+    assert!(verified["trouble"].is_null(), "the chain is whole: {verified}");
+    node.stop().await;
+}
