@@ -198,6 +198,12 @@ impl Pass<'_> {
         }
     }
 
+    fn count_entries(&self, number: usize) {
+        if let Some(tally) = self.tally {
+            tally.files_done.fetch_add(number as u64, Ordering::Relaxed);
+        }
+    }
+
     /// `false`: it was asked to stop.
     fn run(&self) -> Result<bool, Error> {
         let ended = Ended::default();
@@ -281,6 +287,7 @@ impl Pass<'_> {
         for names in linked.chunk_by(|(one, _), (other, _)| one == other) {
             if let Some(_turn) = self.turn() {
                 names.iter().for_each(|(_, item)| self.link(item));
+                self.count_entries(names.len());
             }
         }
         linked.into_iter().for_each(|(_, item)| self.release(item.dir));
@@ -370,9 +377,7 @@ impl Pass<'_> {
                     [large] if segments(large.len) > 1 => self.large_file(large),
                     _ => self.batch(&items),
                 }
-                if let Some(tally) = self.tally {
-                    tally.files_done.fetch_add(items.len() as u64, Ordering::Relaxed);
-                }
+                self.count_entries(items.len());
             }
             items.into_iter().for_each(|item| self.release(item.dir));
             self.queue.done();
@@ -390,9 +395,7 @@ impl Pass<'_> {
                 if let Err(fault) = self.directory(&dir) {
                     self.trouble(&dir.trail, fault);
                 }
-                if let Some(tally) = self.tally {
-                    tally.files_done.fetch_add(1, Ordering::Relaxed);
-                }
+                self.count_entries(1);
             }
             next = dir.above.clone();
         }

@@ -134,6 +134,17 @@ fn make(source: &Path) {
     }
 }
 
+/// How many entries there are, however deep, `dir` among them.
+fn entries(dir: &File) -> u64 {
+    let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    let each = fs::read_dir(path).unwrap().map(Result::unwrap);
+    let below = each.map(|entry| match entry.file_type().unwrap().is_dir() {
+        true => entries(&File::open(entry.path()).unwrap()),
+        false => 1,
+    });
+    1 + below.sum::<u64>()
+}
+
 /// Gives something in `more` other names.
 fn link(source: &Path, name: &str) {
     let linked = source.join("linked");
@@ -153,7 +164,14 @@ fn everything_is_sealed_again_and_stays_as_it_was() {
     let filesystem = rekeyed.open();
     rekeyed.assert_exports(&filesystem, &source);
     done(filesystem.verify(false, &Watch::default()).unwrap());
-    done(rekey(&filesystem));
+    let report = done(rekey(&filesystem));
+    let progress = report.progress;
+    let all = entries(&File::open(&source).unwrap());
+    assert_eq!(progress.files_done, all, "hard-linked symlinks too: {progress:?}");
+    assert_eq!(
+        (progress.files_done, progress.bytes_done),
+        (progress.files_total, progress.bytes_total)
+    );
     rekeyed.assert_exports(&filesystem, &source);
     done(filesystem.verify(false, &Watch::default()).unwrap());
     // It costs looking alone.
