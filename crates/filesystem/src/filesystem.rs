@@ -192,8 +192,8 @@ impl Filesystem {
         let keys = TreeKeys::new(key, previous, cipher).doing("opened")?;
         let stage = Stage::open_if_writable(&backing, STAGE).doing("opened")?;
         let links = make_or_open(&backing, LINKS).doing("opened")?;
-        for name in Names::read(&backing, header::is_half_written).doing("opened")?.iter() {
-            if_writable(sys::unlink(&backing, name)).doing("opened")?;
+        for name in header::left_over(&backing, keys.current.key_id(), former)? {
+            if_writable(sys::unlink(&backing, &name)).doing("opened")?;
         }
         let tree = SealedTree { keys, root, links, stage };
         tree.prove_key(named)?;

@@ -15,6 +15,7 @@ use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, Key
 use crate::error::{Doing, Error, Fault};
 use crate::filesystem::{HEADER, PREVIOUS, ROOT, of_another_key, open_tree, refused};
 use crate::lock::{self, BackingLocks, LOCK, put_owner};
+use crate::names::Names;
 use crate::sealed::SealedTree;
 use crate::sys::{self, Errno};
 
@@ -55,8 +56,8 @@ pub fn read_previous_envelope(backing: &Path) -> Result<Option<KeyEnvelope>, Err
     read.map_err(|fault| fault.at_path(&copy_path(backing, PREVIOUS)))
 }
 
-/// The new key's copy of a filesystem that is about to get it ([`prepare_rekey`]). As any copy in the making it is removed where
-/// the filesystem is opened without it having taken its place.
+/// The new key's copy of a filesystem that is about to get it ([`prepare_rekey`]). It waits there however often the filesystem is
+/// opened meanwhile, and one of which nothing came until the next one takes its place.
 const NEXT: &[u8] = b"coffer.key.next";
 
 /// Makes room for what [`begin_rekey`] writes with the same copies, before anything is decided: `from` lies there a second time
@@ -180,11 +181,13 @@ pub fn end_rekey(locks: &BackingLocks, backing: &Path, key: KeyId) -> Result<(),
         open_tree(&dir)?;
         let _lock = locks.lock(&dir)?;
         require_key(&dir, key)?;
-        match sys::unlink(&dir, PREVIOUS) {
-            Ok(()) => sys::sync_file(&dir).doing("made durable"),
-            Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno).doing("removed"),
+        for name in [NEXT, PREVIOUS] {
+            match sys::unlink(&dir, name) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno).doing("removed"),
+            }
         }
+        sys::sync_file(&dir).doing("made durable")
     };
     end().map_err(|fault| fault.at_path(backing))
 }
@@ -284,7 +287,26 @@ fn find_data(backing: &OwnedFd, doing: &'static str) -> Result<(), Fault> {
     }
 }
 
-/// Whether it is a copy in the making, which an interrupted [`write`] left.
+/// The copies in the making that nobody waits for, where the filesystem is opened with this key, and perhaps a previous one.
+pub(crate) fn left_over(
+    backing: &OwnedFd,
+    key: KeyId,
+    previous: Option<KeyId>,
+) -> Result<Vec<Vec<u8>>, Fault> {
+    let mut left = Vec::new();
+    for name in Names::read(backing, is_half_written).doing("opened")?.iter() {
+        // A rekey that has prepared it may begin at any moment, when the disk may have no room for another one.
+        let waits = name == NEXT
+            && previous.is_none()
+            && readable_key(backing, NEXT)?.is_some_and(|next| next != key);
+        if !waits {
+            left.push(name.to_vec());
+        }
+    }
+    Ok(left)
+}
+
+/// Whether it is a copy in the making: what an interrupted [`write`] left, or one that is prepared.
 pub(crate) fn is_half_written(name: &[u8]) -> bool {
     [HEADER, PREVIOUS].iter().any(|copy| name.starts_with(copy) && name.len() > copy.len())
 }

@@ -295,6 +295,8 @@ fn a_full_disk_keeps_it_from_beginning_and_not_from_being_opened() {
     prepare().unwrap();
     prepare().unwrap();
     assert_eq!(read_previous_envelope(&backing).unwrap().as_ref(), Some(&rekeyed.from));
+    // Nor has it to be prepared again where the filesystem is locked and unlocked before it begins.
+    rekeyed.assert_exports(&rekeyed.open_with(&rekeyed.home.key).unwrap(), &source);
     fill();
     rekeyed.begin();
     assert_eq!(read_envelope(&backing).unwrap(), rekeyed.to);
@@ -327,6 +329,7 @@ fn what_was_prepared_and_never_begun_does_no_harm() {
     assert_eq!(refused.kind(), ErrorKind::Invalid, "it has another key by now: {refused}");
     done(rekey(&rekeyed.open()));
     rekeyed.end();
+    assert!(!backing.join("coffer.key.next").exists());
     rekeyed.assert_has_only_the_new_key(&source);
 }
 
