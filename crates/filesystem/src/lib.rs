@@ -108,6 +108,8 @@ mod names;
 mod needed;
 mod note;
 mod plain;
+#[cfg(test)]
+mod power_cut;
 mod rekey;
 mod renewal;
 mod repair;

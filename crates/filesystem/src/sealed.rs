@@ -78,6 +78,17 @@ impl SealedTree {
         self.put_file(&place.fd, dir::RECORD_NAME.as_bytes(), &record)
     }
 
+    /// Seals a directory's record again where it lies. It lies in one sector: whatever ends this, the old or the new one is there.
+    pub(crate) fn renew_record(&self, place: &Place<DirId>) -> Result<(), Fault> {
+        match sys::open_to_write(&place.fd, dir::RECORD_NAME.as_bytes()) {
+            Err(Errno::NOENT) => self.write_record(place),
+            file => {
+                let record = self.keys.current.seal_directory(place.dir);
+                sys::write_at(file.doing("opened")?, &record, 0).doing("written")
+            }
+        }
+    }
+
     /// The entry with this plain name: its raw one and its `stat`. While the tree is between two keys it lies under one of
     /// two names.
     pub(crate) fn find(&self, dir: &Place<DirId>, name: &[u8]) -> Result<(Vec<u8>, Stat), Fault> {
@@ -158,16 +169,21 @@ impl SealedTree {
         self.keys.open_directory(&record[..len]).doing("opened")
     }
 
-    /// Puts a small file in place as a whole.
+    /// Puts a small file in place as a whole. Between two keys its content is durable before: what it is to stand in for, and what is
+    /// removed then, is so already.
     fn put_file(&self, dir: &OwnedFd, name: &[u8], content: &[u8]) -> Result<(), Fault> {
         let (tmp, staged) = (self.stage.tmp(), self.stage.fresh());
-        let file = sys::create(tmp, &staged, 0o600).doing("written")?;
-        sys::write_at(&file, content, 0)
-            .and_then(|()| sys::rename(tmp, &staged, dir, name))
-            .doing("written")
-            .inspect_err(|_| {
-                let _ = sys::unlink(tmp, &staged);
-            })
+        let put = || {
+            let file = sys::create(tmp, &staged, 0o600)?;
+            sys::write_at(&file, content, 0)?;
+            if self.keys.previous.is_some() {
+                sys::sync_file(&file)?;
+            }
+            sys::rename(tmp, &staged, dir, name)
+        };
+        put().doing("written").inspect_err(|_| {
+            let _ = sys::unlink(tmp, &staged);
+        })
     }
 
     /// All of a small file; `None` when there is none.

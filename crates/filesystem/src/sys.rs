@@ -18,6 +18,9 @@ pub(crate) use rustix::fs::{FileType, Stat};
 pub(crate) use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+use crate::power_cut;
+
 pub(crate) type Result<T> = rustix::io::Result<T>;
 
 /// Longest list of attribute names, and longest value, that Linux has (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
@@ -197,10 +200,14 @@ pub(crate) fn hard_link(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) 
 }
 
 pub(crate) fn rename(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> Result<()> {
+    #[cfg(test)]
+    let _alone = power_cut::about_to(power_cut::Step::Change, &to);
     rustix::fs::renameat(from, old, to, new)
 }
 
 pub(crate) fn unlink(dir: impl AsFd, name: &[u8]) -> Result<()> {
+    #[cfg(test)]
+    let _alone = power_cut::about_to(power_cut::Step::Change, &dir);
     rustix::fs::unlinkat(dir, name, AtFlags::empty())
 }
 
@@ -255,6 +262,8 @@ pub(crate) fn read_at(file: impl AsFd, buffer: &mut [u8], at: u64) -> Result<usi
 const WRITE_MAX: usize = 128 * 1024;
 
 pub(crate) fn write_at(file: impl AsFd, mut bytes: &[u8], mut at: u64) -> Result<()> {
+    #[cfg(test)]
+    let _alone = power_cut::about_to(power_cut::Step::Change, &file);
     while !bytes.is_empty() {
         match rustix::io::pwrite(&file, &bytes[..bytes.len().min(WRITE_MAX)], at) {
             // A device that takes nothing and gives no reason is full.
@@ -277,6 +286,8 @@ pub(crate) fn start_writing(file: impl AsFd, at: u64, len: usize) {
 }
 
 pub(crate) fn set_len(file: impl AsFd, len: u64) -> Result<()> {
+    #[cfg(test)]
+    let _alone = power_cut::about_to(power_cut::Step::Change, &file);
     rustix::fs::ftruncate(file, len)
 }
 
@@ -290,11 +301,15 @@ pub(crate) fn next_data(file: impl AsFd, at: u64) -> Result<Option<(u64, u64)>> 
 }
 
 pub(crate) fn sync_file(file: impl AsFd) -> Result<()> {
+    #[cfg(test)]
+    let _alone = power_cut::about_to(power_cut::Step::SyncFile, &file);
     rustix::fs::fsync(file)
 }
 
 /// Makes everything that was written to the filesystem of `dir` durable.
 pub(crate) fn sync_all(dir: impl AsFd) -> Result<()> {
+    #[cfg(test)]
+    let _alone = power_cut::about_to(power_cut::Step::SyncAll, &dir);
     rustix::fs::syncfs(dir)
 }
 

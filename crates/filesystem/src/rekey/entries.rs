@@ -174,7 +174,7 @@ impl Pass<'_> {
             keeping_times(dir, slip, || {
                 self.xattrs(&dir.trail, dir, b".", fd.as_fd(), owner)?;
                 if old_record {
-                    self.tree.write_record(&dir.place)?;
+                    self.tree.renew_record(&dir.place)?;
                     self.changed.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
