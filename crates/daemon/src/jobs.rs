@@ -5,6 +5,8 @@
 //! ([`Jobs::take_up`]); one that somebody stopped waits for the same command. A copy goes on from its last
 //! checkpoint, a verification begins anew, a move of keys and a re-encryption look at what is left.
 //!
+//! What can't be recorded, for want of room as a rule, is tried again until it can: the job waits meanwhile, and says why.
+//!
 //! A filesystem has one job at a time; others may run beside its re-encryption, which begins while none does.
 
 mod copy;
