@@ -124,13 +124,13 @@ fn limit(ours: f64, plain: f64, busy: f64) -> String {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     File,
     Tree,
 }
 
 impl Kind {
-    fn title(self, quick: bool) -> &'static str {
+    pub(super) fn title(self, quick: bool) -> &'static str {
         match (self, quick) {
             (Self::File, false) => "a file of 2 GiB",
             (Self::File, true) => "a file of 256 MiB",
@@ -141,17 +141,17 @@ impl Kind {
 }
 
 /// A directory to be copied.
-struct Source {
-    kind: Kind,
-    folder: PathBuf,
-    bytes: u64,
+pub(super) struct Source {
+    pub(super) kind: Kind,
+    pub(super) folder: PathBuf,
+    pub(super) bytes: u64,
 }
 
 impl Source {
     const FILE: &str = "file";
 
     /// Writes random bytes, which nothing can compress, and leaves them in the page cache.
-    fn make(kind: Kind, bench: &Bench<'_>) -> Result<Self> {
+    pub(super) fn make(kind: Kind, bench: &Bench<'_>) -> Result<Self> {
         const DIRECTORIES: u64 = 80;
         const LARGEST: u64 = 16 << 10;
         let folder = bench.folder.join("source");

@@ -6,6 +6,7 @@
 //! | `import` | `coffer fs import` beside `cp -a`, `rclone` to a crypt remote and `gocryptfs` |
 //! | `unlock` | a node that unlocks 10,000 filesystems beside raw batch calls to the same KMS |
 //! | `rewrap` | a node that rewraps 10,000 keys and moves them beside raw batch rewraps by the same KMS, and beside as many copies |
+//! | `rekey` | `coffer fs rekey` beside the import of the same data |
 //! | `outage` | a node with 10,000 filesystems that starts while the KMS is away, when it returns |
 //! | `rest` | a node to which nothing happens, for ten minutes |
 //! | `start` | a node with one filesystem, until it answers |
@@ -22,6 +23,7 @@ mod measure;
 mod moves;
 mod node;
 mod outage;
+mod rekey;
 mod report;
 mod unlock;
 
@@ -56,6 +58,7 @@ enum Name {
     Import,
     Unlock,
     Rewrap,
+    Rekey,
     Outage,
     Rest,
     Start,
@@ -96,6 +99,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     }
     if arguments.wants(Name::Rewrap) {
         sections.push(moves::run(&bench)?);
+    }
+    if arguments.wants(Name::Rekey) {
+        sections.extend(rekey::run(&bench)?);
     }
     if arguments.wants(Name::Outage) {
         sections.push(outage::away(&bench)?);
