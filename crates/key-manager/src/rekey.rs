@@ -19,7 +19,7 @@ use kms_core::{Commit, FilesystemKey, FilesystemSite, KeyEnvelope, KeyId, Outcom
 use tokio::time::timeout;
 
 use crate::filesystems::envelope;
-use crate::jobs::put_job;
+use crate::jobs::{JobState, put_job};
 use crate::manager::WORK_WITHIN;
 use crate::records::{self, ConfigRecord, FilesystemRecord, KeyEntry};
 use crate::unlock::changed;
@@ -178,6 +178,9 @@ impl KeyManager {
         let _work = self.begin_work(name).await?;
         let fs = self.filesystem(name).await?;
         if fs.previous_key.is_some() {
+            // While nothing can be recorded nothing is removed, which would have to be put back if the filesystem is opened meanwhile.
+            let running = JobRecord { state: JobState::Running, ended: None, ..job.clone() };
+            self.save_job(&running).await?;
             let ended = self.parts().volumes.end_rekey(&fs.site()).await;
             ended.map_err(|source| Error::Volume { name: name.to_string(), source })?;
             // What was noted of the new key's copy, such as that its disk was full, may hold no more.
