@@ -66,24 +66,28 @@ fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
     })
 }
 
-/// Completes when the process is asked to end, also by a terminal that goes away; asked a second time, it ends at once.
-async fn asked_to_end() {
+/// Completes when the process is asked to end, from this call on, also by a terminal that goes away; asked a second time, it ends at once.
+/// Is called within the runtime.
+fn asked_to_end() -> impl Future<Output = ()> + Send {
     use tokio::signal::unix::{SignalKind, signal};
     let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
-    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
-        // Then the signals end the process by themselves, as they do without a handler.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = hangup.recv() => {}
-    }
-    tokio::spawn(async move {
+    let signals = kinds.map(signal);
+    async move {
+        let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = signals else {
+            // Then the signals end the process by themselves, as they do without a handler.
+            return std::future::pending().await;
+        };
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
         }
-        std::process::exit(i32::from(Exit::Failed.code()));
-    });
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(i32::from(Exit::Failed.code()));
+        });
+    }
 }

@@ -55,9 +55,11 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
     });
     let parts =
         daemon::Parts { manager, cipher, locks, audit, meters, rehearse, clock, state_dir, socket };
+    // Before anybody can see that it is up: who then has it end is not to find a process that a signal kills.
+    let asked = crate::asked_to_end();
     let stop = async move {
         tokio::select! {
-            () = crate::asked_to_end() => Ok(()),
+            () = asked => Ok(()),
             broken = store.broke() => Err(broken),
         }
     };

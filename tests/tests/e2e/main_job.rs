@@ -82,3 +82,10 @@ fn ciphertext(place: &Place) -> String {
     assert!(found.status.success() && found.stdout.len() > 1000);
     String::from_utf8_lossy(&found.stdout).into_owned()
 }
+
+#[test]
+fn a_node_that_answers_ends_well_when_it_is_asked_to() {
+    let place = Place::new();
+    // As soon as its socket is there.
+    (0..5).for_each(|_| place.start().stop());
+}
