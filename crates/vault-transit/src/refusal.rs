@@ -47,16 +47,26 @@ pub(crate) fn login(mount: &str, status: u16, errors: &[String]) -> KmsError {
         ));
     }
     let said = if said.is_empty() { "no reason" } else { &said };
+    let new = format!(
+        "make a new secret id (vault write -f auth/{mount}/role/<role>/secret-id) and give it with coffer fs kms set-vault"
+    );
+    // A newer Vault refuses all logins of a role for a while after some that failed, and says no more than that.
+    let (or, cure) = match status {
+        403 => (
+            ", or Vault has locked the role out after logins that failed",
+            format!(
+                "{new}; if it is right, wait a quarter of an hour, or let the role log in again: vault list sys/locked-users shows it,                  vault write -f sys/locked-users/<accessor of the mount>/unlock/<role id>"
+            ),
+        ),
+        _ => ("", new),
+    };
     KmsError::new(
         KmsErrorKind::Denied,
         format!(
-            "Vault refuses the login at auth/{mount}/ ({status}: {said}): the role id or the secret id is wrong, or the \
-             secret id is expired, used up, or bound to other client addresses"
+            "Vault refuses the login at auth/{mount}/ ({status}: {said}): the role id or the secret id is wrong, or the              secret id is expired, used up, or bound to other client addresses{or}"
         ),
     )
-    .cure(format!(
-        "make a new secret id (vault write -f auth/{mount}/role/<role>/secret-id) and give it with coffer fs kms set-vault"
-    ))
+    .cure(cure)
 }
 
 /// Something else than transit answers where it should be mounted.

@@ -269,3 +269,24 @@ fn warnings(place: &Place, outcome: &str, code: &str) -> usize {
     };
     told["lines"].as_array().unwrap().iter().filter(of_code).count()
 }
+
+#[test]
+fn a_role_that_vault_has_locked_out_is_told_from_a_wrong_secret_id() {
+    let (kms, place) = (Kms::start(Kind::Newest), Place::new());
+    let (role_id, secret_id) = app_role(&kms);
+    let file = |name: &str, text: &str| {
+        fs::write(place.path(name), text).unwrap();
+        place.path(name).to_str().unwrap().to_owned()
+    };
+    let _node = place.start();
+    let set = |file| {
+        ["fs", "kms", "set-vault", kms.url(), KEY, "--role-id", &role_id, "--secret-id-file", file]
+    };
+    let (wrong, right) = (file("wrong", "of-another"), file("right", &secret_id));
+    for _ in 0..6 {
+        let refused = place.fails(4, &set(&wrong));
+        assert!(refused.contains("secret id is wrong"), "{refused}");
+    }
+    let refused = place.fails(4, &set(&right));
+    assert!(refused.contains("locked the role out") && refused.contains("sys/locked-users/"));
+}
