@@ -75,18 +75,23 @@ pub(crate) async fn truncated(whole: Response<Body>) -> Response<Body> {
     Response::from_parts(head, Body::from_stream(parts))
 }
 
-/// Announces the whole length, and sends it in pieces with a pause before each.
-pub(crate) async fn dripped(whole: Response<Body>, piece: u64, pause: Duration) -> Response<Body> {
+/// Announces the whole length, and sends it in pieces with a pause before each, that grows by `longer`.
+pub(crate) async fn dripped(
+    whole: Response<Body>,
+    piece: u64,
+    pause: Duration,
+    longer: Duration,
+) -> Response<Body> {
     let (mut head, body) = read(whole).await;
     head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     let piece = usize::try_from(piece.max(1)).unwrap_or(usize::MAX);
-    let pieces = stream::unfold(body, move |mut rest| async move {
+    let pieces = stream::unfold((body, pause), move |(mut rest, pause)| async move {
         if rest.is_empty() {
             return None;
         }
         tokio::time::sleep(pause).await;
         let next = rest.split_to(piece.min(rest.len()));
-        Some((Ok::<_, io::Error>(next), rest))
+        Some((Ok::<_, io::Error>(next), (rest, pause.saturating_add(longer))))
     });
     Response::from_parts(head, Body::from_stream(pieces))
 }

@@ -46,6 +46,9 @@ pub enum Fault {
         bytes: u64,
         /// The pause before each.
         milliseconds: u64,
+        /// By how much each pause is longer than the one before. Default: 0.
+        #[serde(default)]
+        slower_by: u64,
     },
     /// The request is done, and its answer followed by spaces, which are nothing to JSON.
     Oversized {

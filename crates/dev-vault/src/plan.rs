@@ -171,7 +171,7 @@ fn usual_faults() -> Vec<Weighted> {
         Fault::RateLimit { requests: 0, milliseconds: 0 }.weighing(2),
         Fault::Html.weighing(1),
         Fault::Truncate.weighing(2),
-        Fault::Drip { bytes: 64, milliseconds: 2 }.weighing(2),
+        Fault::Drip { bytes: 64, milliseconds: 2, slower_by: 0 }.weighing(2),
         Fault::Oversized { bytes: 64 << 20 }.weighing(1),
         Fault::Endless.weighing(1),
         redirect("{path}").weighing(1),

@@ -118,8 +118,9 @@ async fn answer(
         Some(Fault::Html) => broken::html(),
         Some(Fault::Truncate) => broken::truncated(respond(answer())).await,
         Some(Fault::Endless) => broken::endless(),
-        Some(Fault::Drip { bytes, milliseconds }) => {
-            broken::dripped(respond(answer()), bytes, Duration::from_millis(milliseconds)).await
+        Some(Fault::Drip { bytes, milliseconds, slower_by }) => {
+            let [pause, longer] = [milliseconds, slower_by].map(Duration::from_millis);
+            broken::dripped(respond(answer()), bytes, pause, longer).await
         }
         Some(Fault::Oversized { bytes }) => broken::padded(respond(answer()), bytes).await,
         Some(Fault::Redirect { location, status }) => {

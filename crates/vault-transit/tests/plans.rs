@@ -151,7 +151,7 @@ impl Day {
             redirect(format!("//127.0.0.1:{elsewhere}{{path}}")),
             // Longer than anybody's patience, all in all.
             Fault::Delay { milliseconds: 600_000 }.weighing(1),
-            Fault::Drip { bytes: 1, milliseconds: 200 }.weighing(1),
+            Fault::Drip { bytes: 1, milliseconds: 200, slower_by: 0 }.weighing(1),
         ]);
         let key = || "transit/keys/k".to_owned();
         plan.events = vec![

@@ -93,7 +93,7 @@ async fn an_endless_answer_goes_on() {
 async fn an_answer_drips() {
     let (vault, client) = vault_with_key().await;
     let whole = client.get("transit/keys/k").await;
-    vault.faults().inject(Fault::Drip { bytes: 100, milliseconds: 20 }.times(1));
+    vault.faults().inject(Fault::Drip { bytes: 100, milliseconds: 20, slower_by: 0 }.times(1));
     let start = Instant::now();
     let mut response = client.request("GET", "transit/keys/k").send().await.unwrap();
     let length = response.content_length().unwrap();
@@ -105,6 +105,14 @@ async fn an_answer_drips() {
     assert!(pieces > 3 && start.elapsed() >= Duration::from_millis(20) * pieces);
     let body: Value = serde_json::from_slice(&got).unwrap();
     assert_eq!(body["data"], *whole.data());
+
+    // And slower and slower: 0, 20, 40 ms and so on.
+    let drip = Fault::Drip { bytes: 100, milliseconds: 0, slower_by: 20 };
+    vault.faults().inject(drip.times(1));
+    let start = Instant::now();
+    let response = client.request("GET", "transit/keys/k").send().await.unwrap();
+    assert_eq!(response.bytes().await.unwrap().len(), got.len());
+    assert!(start.elapsed() >= Duration::from_millis(20) * (pieces * (pieces - 1) / 2));
 }
 
 #[tokio::test]
