@@ -1,16 +1,17 @@
 //! Kills a process at one of its system calls.
 //!
-//! The process runs under ptrace(2). Once armed, each system call that changes something on disk is counted at its
+//! The process runs under ptrace(2), unhindered at first. Once armed, each system call that changes something on disk is counted at its
 //! entry, over all threads; at the one that was asked for, the process gets SIGKILL before the call is done. Trying each
 //! number in turn visits every state that a kill -9 can leave behind between two changes. (Within one call, a kill
 //! leaves at most a write that stopped at a page's boundary.)
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
@@ -28,6 +29,8 @@ pub struct Watched {
 #[derive(Default)]
 struct Shared {
     armed: AtomicBool,
+    /// Whether every call of every thread is seen.
+    counts: AtomicBool,
     steps: Mutex<Vec<String>>,
     killed: AtomicBool,
 }
@@ -54,12 +57,16 @@ impl Watched {
         Self { pid, shared, thread }
     }
 
-    /// Begins to count.
+    /// Begins to count: what any thread does after this is seen.
     pub fn arm(&self) {
         self.shared.armed.store(true, Ordering::SeqCst);
+        let _ = nix::sys::signal::kill(self.pid, WAKES);
+        while !self.shared.counts.load(Ordering::SeqCst) && !self.thread.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
-    /// The changing calls so far, each by its number and the name of what it changes; `#` is one that differs from run to run.
+    /// The changing calls so far, each by its name and that of what it changes; `#` is one that differs from run to run.
     pub fn steps(&self) -> Vec<String> {
         self.shared.steps.lock().unwrap().clone()
     }
@@ -84,6 +91,9 @@ impl Watched {
     }
 }
 
+/// Ends the tracer's waiting for a process that does nothing. It is not passed on.
+const WAKES: Signal = Signal::SIGURG;
+
 fn watch(
     mut command: Command,
     is_the_end: &dyn Fn(&[String]) -> bool,
@@ -96,17 +106,16 @@ fn watch(
         Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_EXITKILL;
     ptrace::seize(main, options).unwrap();
     // Threads that it made before this moment are not followed by the option above.
-    for task in std::fs::read_dir(format!("/proc/{main}/task")).unwrap() {
-        let task = task.unwrap().file_name().to_string_lossy().parse().unwrap();
-        if task != main.as_raw() {
-            let _ = ptrace::seize(Pid::from_raw(task), options);
-            let _ = ptrace::interrupt(Pid::from_raw(task));
-        }
+    for thread in threads(main).into_iter().filter(|thread| *thread != main) {
+        let _ = ptrace::seize(thread, options);
+        let _ = ptrace::interrupt(thread);
     }
     ptrace::interrupt(main).unwrap();
     started.send(main).unwrap();
 
     let own = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+    // The threads that still run on to their next stop without a look at their calls, once it is armed.
+    let mut unseen: Option<HashSet<Pid>> = None;
     loop {
         let (pid, signal) = match waitpid(None, Some(own)) {
             Err(Errno::ECHILD) => break,
@@ -125,14 +134,41 @@ fn watch(
                 }
                 (pid, None)
             }
-            Ok(WaitStatus::Stopped(pid, signal)) => (pid, Some(signal)),
+            Ok(WaitStatus::Stopped(pid, signal)) => (pid, (signal != WAKES).then_some(signal)),
             Ok(WaitStatus::PtraceEvent(pid, _, _)) => (pid, None),
-            Ok(_) => continue,
+            Ok(status) => {
+                if let (Some(unseen), Some(pid)) = (&mut unseen, status.pid()) {
+                    unseen.remove(&pid);
+                }
+                continue;
+            }
         };
         // A thread that was just killed can't be resumed.
+        if !shared.armed.load(Ordering::SeqCst) {
+            let _ = ptrace::cont(pid, signal);
+            continue;
+        }
+        let unseen = unseen.get_or_insert_with(|| interrupt_all(main));
+        unseen.remove(&pid);
+        if unseen.is_empty() {
+            shared.counts.store(true, Ordering::SeqCst);
+        }
         let _ = ptrace::syscall(pid, signal);
     }
     let _ = child.wait();
+}
+
+/// Stops every thread that can be, each of which is told of by a stop of its own.
+fn interrupt_all(process: Pid) -> HashSet<Pid> {
+    threads(process).into_iter().filter(|thread| ptrace::interrupt(*thread).is_ok()).collect()
+}
+
+fn threads(process: Pid) -> Vec<Pid> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten();
+    let id = |task: std::io::Result<std::fs::DirEntry>| {
+        task.ok()?.file_name().to_string_lossy().parse().ok().map(Pid::from_raw)
+    };
+    tasks.filter_map(id).collect()
 }
 
 /// What the thread is about to change on disk, if it is about to.
@@ -141,6 +177,7 @@ fn change(pid: Pid) -> Option<String> {
     ptrace::syscall_info(pid).ok().filter(|info| info.op == ENTRY)?;
     let registers = ptrace::getregs(pid).ok()?;
     let number = registers.orig_rax.cast_signed();
+    let call = *CALLS.get(&number)?;
     let path = if BY_DESCRIPTOR.contains(&number) {
         // Sockets, pipes and eventfds have no path.
         let path = std::fs::read_link(format!("/proc/{pid}/fd/{}", registers.rdi)).ok()?;
@@ -148,7 +185,7 @@ fn change(pid: Pid) -> Option<String> {
         (path.is_absolute() && !is_device).then(|| path.display().to_string())?
     } else {
         let makes = registers.rdx & (libc::O_CREAT | libc::O_TRUNC) as u64 != 0;
-        if !BY_NAME.contains(&number) || (number == libc::SYS_openat && !makes) {
+        if number == libc::SYS_openat && !makes {
             return None;
         }
         text_at(
@@ -162,7 +199,7 @@ fn change(pid: Pid) -> Option<String> {
             },
         )
     };
-    Some(format!("{number} {}", alike(&path)))
+    Some(format!("{} {}", call.trim_start_matches("SYS_"), alike(&path)))
 }
 
 /// The text that a process has at this address.
@@ -174,71 +211,93 @@ fn text_at(pid: Pid, address: u64) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// The last part of a path, or `#` if it looks like an id, a number or a sealed name.
-fn alike(path: &str) -> &str {
+/// The last part of a path with `#` for a digit, or `#` if it looks like an id, a number or a sealed name.
+fn alike(path: &str) -> String {
     const LONGEST: usize = 20;
     let name = path.rsplit('/').next().unwrap_or_default();
     let digits = name.bytes().filter(u8::is_ascii_digit).count();
-    if name.len() > LONGEST || digits > 1 || digits == name.len() { "#" } else { name }
+    if name.len() > LONGEST || digits > 1 || digits == name.len() {
+        return "#".to_owned();
+    }
+    name.replace(|c: char| c.is_ascii_digit(), "#")
 }
 
-static BY_NAME: LazyLock<HashSet<i64>> = LazyLock::new(|| {
-    HashSet::from([
-        libc::SYS_openat,
-        libc::SYS_mkdir,
-        libc::SYS_mkdirat,
-        libc::SYS_mknodat,
-        libc::SYS_unlink,
-        libc::SYS_unlinkat,
-        libc::SYS_rmdir,
-        libc::SYS_rename,
-        libc::SYS_renameat,
-        libc::SYS_renameat2,
-        libc::SYS_link,
-        libc::SYS_linkat,
-        libc::SYS_symlink,
-        libc::SYS_symlinkat,
-        libc::SYS_chmod,
-        libc::SYS_fchmodat,
-        libc::SYS_fchownat,
-        libc::SYS_utimensat,
-        libc::SYS_setxattr,
-        libc::SYS_lsetxattr,
-        libc::SYS_removexattr,
-        libc::SYS_lremovexattr,
-        libc::SYS_truncate,
-    ])
+macro_rules! calls {
+    ($($call:ident,)*) => {
+        HashMap::from([$((libc::$call, stringify!($call)),)*])
+    };
+}
+
+/// All that change something, with their names.
+static CALLS: LazyLock<HashMap<i64, &str>> = LazyLock::new(|| {
+    calls! {
+        SYS_openat,
+        SYS_mkdir,
+        SYS_mkdirat,
+        SYS_mknodat,
+        SYS_unlink,
+        SYS_unlinkat,
+        SYS_rmdir,
+        SYS_rename,
+        SYS_renameat,
+        SYS_renameat2,
+        SYS_link,
+        SYS_linkat,
+        SYS_symlink,
+        SYS_symlinkat,
+        SYS_chmod,
+        SYS_fchmodat,
+        SYS_fchownat,
+        SYS_utimensat,
+        SYS_setxattr,
+        SYS_lsetxattr,
+        SYS_removexattr,
+        SYS_lremovexattr,
+        SYS_truncate,
+        SYS_write,
+        SYS_writev,
+        SYS_pwrite64,
+        SYS_pwritev,
+        SYS_ftruncate,
+        SYS_fallocate,
+        SYS_fsync,
+        SYS_fdatasync,
+        SYS_sync_file_range,
+        SYS_syncfs,
+        SYS_fchmod,
+        SYS_fchown,
+        SYS_fsetxattr,
+        SYS_fremovexattr,
+        SYS_copy_file_range,
+    }
 });
 
 /// Those of them whose path stands behind the directory that it begins in.
-static AFTER_A_DIRECTORY: LazyLock<HashSet<i64>> = LazyLock::new(|| {
-    HashSet::from([
-        libc::SYS_openat,
-        libc::SYS_mkdirat,
-        libc::SYS_mknodat,
-        libc::SYS_unlinkat,
-        libc::SYS_fchmodat,
-        libc::SYS_fchownat,
-        libc::SYS_utimensat,
-    ])
-});
+const AFTER_A_DIRECTORY: &[i64] = &[
+    libc::SYS_openat,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_unlinkat,
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+];
 
-static BY_DESCRIPTOR: LazyLock<HashSet<i64>> = LazyLock::new(|| {
-    HashSet::from([
-        libc::SYS_write,
-        libc::SYS_writev,
-        libc::SYS_pwrite64,
-        libc::SYS_pwritev,
-        libc::SYS_ftruncate,
-        libc::SYS_fallocate,
-        libc::SYS_fsync,
-        libc::SYS_fdatasync,
-        libc::SYS_sync_file_range,
-        libc::SYS_syncfs,
-        libc::SYS_fchmod,
-        libc::SYS_fchown,
-        libc::SYS_fsetxattr,
-        libc::SYS_fremovexattr,
-        libc::SYS_copy_file_range,
-    ])
-});
+/// Those that change what is open.
+const BY_DESCRIPTOR: &[i64] = &[
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync_file_range,
+    libc::SYS_syncfs,
+    libc::SYS_fchmod,
+    libc::SYS_fchown,
+    libc::SYS_fsetxattr,
+    libc::SYS_fremovexattr,
+    libc::SYS_copy_file_range,
+];

@@ -13,6 +13,7 @@ use kms_core::{FilesystemKey, KeyId};
 use serde_json::Value;
 use testkit::tree;
 
+use crate::every_step::tell;
 use crate::{child, source};
 
 #[test]
@@ -42,6 +43,7 @@ fn an_import_goes_on_from_any_of_its_checkpoints() {
         }
         points = kill_at;
     }
+    tell(&format!("checkpoints of an import: killed at {points} steps"));
     assert!(points > 60 && resumed > points / 2, "{resumed} of {points}");
 }
 

@@ -1,17 +1,19 @@
-//! kill -9 at every system call that changes something on disk, in backing directories and store alike, for each act
+//! kill -9 at every system call that changes something on disk, in backing directories, store and audit log alike, for each act
 //! that takes several steps. Then a node starts on what lies there: nothing acknowledged is lost, nothing is half
 //! done, the job is finished or undone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod acts;
+mod audit_log;
 mod checkpoints;
 mod child;
+mod every_step;
 mod rekey;
 mod source;
 mod steps;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,8 @@ use coffer_tests::kms::{KEY, Kind, Kms};
 use coffer_tests::node::{Place, program};
 use serde_json::Value;
 use testkit::tree;
+
+use crate::every_step::{at_every_step, tell};
 
 #[test]
 fn create() {
@@ -364,6 +368,7 @@ fn first_start() {
         place.ok(&["audit", "verify"]);
         node.stop();
         if !killed {
+            tell(&format!("first start: killed at {} steps", kill_at - 1));
             assert!(kill_at > 20, "{kill_at}");
             return;
         }
@@ -393,6 +398,7 @@ fn recover() {
         place.wait_for_state("home", "unlocked");
         node.stop();
         if !killed {
+            tell(&format!("recover: killed at {} steps", kill_at - 1));
             assert!(kill_at > 20, "{kill_at}");
             return;
         }
@@ -468,72 +474,6 @@ fn local_keys(place: &Place) -> usize {
     state.map(Result::unwrap).filter(local).count()
 }
 
-/// Prepares a place, then runs `act` on it again and again: twice unbroken, then killed at each step that both runs took. After each
-/// kill `check` looks at a node that was started afterwards; it is told whether `act` was acknowledged. Requires that
-/// there was a kill at every step, and at least `least` of them.
-fn at_every_step(
-    name: &str,
-    least: usize,
-    prepare: impl Fn(&Place, &Kms),
-    act: impl Fn(&Place) -> Vec<String>,
-    check: impl Fn(&Place, bool),
-) {
-    let kms = Kms::start(Kind::Embedded);
-    let place = Place::in_memory();
-    let node = place.start();
-    prepare(&place, &kms);
-    let args = act(&place);
-    node.stop();
-    let prepared = place.copy();
-    // Killed at the so many-th step of a kind, or never.
-    let run = |end: Option<(String, usize)>| {
-        place.restore(&prepared);
-        let node = Watched::start_until(place.serve(), move |steps| {
-            end.as_ref().is_some_and(|(kind, nth)| steps::is_nth(steps, kind, *nth))
-        });
-        assert!(place.wait_for_socket(), "{}", place.log());
-        wait_until_unlocked(&place);
-        node.arm();
-        // A repair that found something ends with 6, and all else that is done with 0.
-        let done = [0, 6].contains(&place.coffer(&args).code);
-        let steps = node.steps();
-        let killed = node.end();
-        assert!(killed || done, "{args:?} failed without a kill:\n{}", place.log());
-        (killed, done, steps)
-    };
-    let checked = |done| {
-        let node = place.start();
-        check(&place, done);
-        node.stop();
-    };
-    let unbroken = || steps::counted(&run(None).2);
-    let kinds = steps::common(&unbroken(), &unbroken());
-    checked(true);
-    let mut covered = 0;
-    for (kind, times) in &kinds {
-        for nth in 1..=*times {
-            // What else a node does at the same time can leave out a step, but not for ever.
-            let is_covered = (0..TRIES).any(|_| {
-                let (killed, done, _) = run(Some((kind.clone(), nth)));
-                checked(done);
-                killed
-            });
-            assert!(is_covered, "{name}: no run was killed at step {nth} of the kind {kind}");
-            covered += 1;
-        }
-    }
-    let steps: usize = kinds.values().sum();
-    // Past the capture of a test's output: the stage's log tells it.
-    let told =
-        format!("crash: {name}: killed at {covered} of {steps} steps, {} kinds\n", kinds.len());
-    std::io::stderr().write_all(told.as_bytes()).unwrap();
-    assert_eq!(covered, steps, "{name}");
-    assert!(covered >= least, "{name}: {covered} steps");
-}
-
-/// How often a run is tried that does not come to the step at which it is to be killed.
-const TRIES: usize = 4;
-
 fn names(place: &Place) -> Vec<String> {
     let list = place.json(&["fs", "list"]);
     let all = list["filesystems"].as_array().unwrap().iter();
@@ -550,6 +490,18 @@ fn wait_until_unlocked(place: &Place) {
     for name in names(place) {
         place.wait_for_state(&name, "unlocked");
     }
+}
+
+/// Waits until each filesystem is unlocked, but for those that an administrator has locked.
+fn wait_until_settled(place: &Place) {
+    eventually(place, "a filesystem stays locked", || {
+        let list = place.json(&["fs", "list"]);
+        list["filesystems"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|fs| fs["state"] == "unlocked" || fs["problem"]["code"] == "locked-by-admin")
+    });
 }
 
 /// Waits until no job is under way: what a dead node left is taken up by the next one.

@@ -6,16 +6,18 @@ use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
 
 use filesystem::{
-    Backend, BackingLocks, Checkpoint, Control, Filesystem, Outcome, Problem, Progress,
-    begin_rekey, end_rekey,
+    Backend, BackingLocks, Checkpoint, Control, Error, ErrorKind, Filesystem, Outcome, Problem,
+    Progress, begin_rekey, end_rekey,
 };
 use kms_core::FilesystemKey;
 use testkit::key_holder::envelope;
 use testkit::tree;
 
+use crate::every_step::tell;
 use crate::{child, source};
 
 #[test]
@@ -41,6 +43,7 @@ fn a_rekey_goes_on_wherever_it_was_killed() {
         let others = differences.iter().filter(|line| !line.contains("long link"));
         assert_eq!(others.collect::<Vec<_>>(), Vec::<&String>::new(), "{kill_at}");
         if !killed {
+            tell(&format!("rekey of the data: killed at {} steps", kill_at - 1));
             assert_eq!(differences, Vec::<String>::new());
             assert!(kill_at > 150, "{kill_at}");
             return;
@@ -49,7 +52,8 @@ fn a_rekey_goes_on_wherever_it_was_killed() {
         assert_eq!((report.outcome, &report.problems[..]), (Outcome::Done, &[][..]), "{kill_at}");
         assert_whole(home.path(), &between, kill_at);
         drop(between);
-        end_rekey(&BackingLocks::default(), &at("backing"), key(2).id()).unwrap();
+        let locks = BackingLocks::default();
+        once_free(|| end_rekey(&locks, &at("backing"), key(2).id()));
         let renewed = open(home.path(), None);
         assert_whole(home.path(), &renewed, kill_at);
         drop(renewed);
@@ -111,7 +115,23 @@ fn the_child_that_is_killed() {
 
 fn open(home: &Path, previous: Option<Arc<FilesystemKey>>) -> Filesystem {
     let (locks, backing) = (BackingLocks::default(), home.join("backing"));
-    Filesystem::open_sharing(&locks, &backing, key(2), previous, Backend::default()).unwrap()
+    once_free(|| {
+        let backend = Backend::default();
+        Filesystem::open_sharing(&locks, &backing, key(2), previous.clone(), backend)
+    })
+}
+
+/// A process that another test is about to start has the locks of this one, until it is its own program.
+fn once_free<T>(act: impl Fn() -> Result<T, Error>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match act() {
+            Err(error) if error.kind() == ErrorKind::InUse && Instant::now() < deadline => {
+                sleep(Duration::from_millis(5));
+            }
+            done => return done.unwrap(),
+        }
+    }
 }
 
 fn key(n: u8) -> Arc<FilesystemKey> {
