@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// The environment variable with the absolute path of Vault 1.1.5, the oldest that Coffer supports.
@@ -151,6 +152,20 @@ impl VaultServer {
         let said = read(&self.log);
         let key = said.lines().find_map(|line| line.strip_prefix("Unseal Key: "));
         key.expect("a slim server tells no unseal key").trim().to_owned()
+    }
+
+    /// Has it stand still, as a machine that hangs: it accepts connections and answers nothing.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Has it go on, if it stands still.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Its administrator.

@@ -77,3 +77,27 @@ fn keeps_the_devices_that_only_root_can_make_and_owns_the_rest() {
     let node = fs::metadata(place.state()).unwrap().uid();
     assert_eq!(fs::metadata(target.join("of-another")).unwrap().uid(), node);
 }
+
+/// Root reads every file, so the fault matrix puts a directory in its place.
+#[test]
+fn a_token_file_that_may_not_be_read_keeps_the_filesystems_locked_until_it_may() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::of_ordinary_user());
+    let token = place.path("token");
+    fs::write(&token, kms.token()).unwrap();
+    place.hand_over(&token);
+    let mode = |mode| fs::set_permissions(&token, PermissionsExt::from_mode(mode)).unwrap();
+    let node = place.start();
+    let file = ["--token-file", token.to_str().unwrap(), "--watch-token-file"];
+    let set = ["fs", "kms", "set-vault", kms.url(), coffer_tests::kms::KEY];
+    place.ok(&[&set[..], &file[..]].concat());
+    place.ok(&["fs", "create", "home"]);
+    mode(0o000);
+    // The last one that was read goes on.
+    place.ok(&["fs", "create", "more"]);
+    node.stop();
+    let _node = place.start();
+    let shown = place.wait_for_problem("home", "kms-unreachable").to_string();
+    assert!(shown.contains("no token can be read") && shown.contains("ermission"), "{shown}");
+    mode(0o600);
+    place.wait_for_state("home", "unlocked");
+}

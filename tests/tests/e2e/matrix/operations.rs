@@ -13,8 +13,6 @@ pub(crate) struct Operation {
     pub(crate) name: &'static str,
     /// Whether it leaves nothing that another one would meet, done or not.
     pub(crate) gentle: bool,
-    /// Whether it takes a fault that is ordered.
-    pub(crate) needs_faults: bool,
     /// Whether the node is started anew in the state, before the command.
     pub(crate) at_a_start: bool,
     /// What is done before, while the KMS is well.
@@ -34,9 +32,9 @@ const fn act(
     command: fn(&Scene) -> Vec<String>,
     is_done: fn(&Scene) -> bool,
 ) -> Operation {
-    let (gentle, needs_faults, at_a_start, mends) = (false, false, false, false);
+    let (gentle, at_a_start, mends) = (false, false, false);
     let again = command;
-    Operation { name, gentle, needs_faults, at_a_start, before, command, mends, is_done, again }
+    Operation { name, gentle, at_a_start, before, command, mends, is_done, again }
 }
 
 const fn gentle(name: &'static str, command: fn(&Scene) -> Vec<String>) -> Operation {
@@ -55,7 +53,6 @@ pub(crate) static OPERATIONS: [Operation; 25] = [
         )
     },
     Operation {
-        needs_faults: true,
         at_a_start: true,
         again: |_| words("fs kms rewrap"),
         ..act("start with a job", Scene::begin_a_rewrap, Scene::show_the_job, |scene| {

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use coffer_tests::kms::{KEY, Kind, Kms};
 use coffer_tests::node::{Answer, Place};
-use dev_vault::Fault;
 use serde_json::{Value, json};
 use testkit::tree;
 
@@ -15,13 +14,21 @@ use super::states::State;
 use super::table::{Kept, Row, Table};
 use super::vault::Vault;
 
-/// How long what goes on by itself may take.
+/// How long a command may take, and what goes on by itself.
 const LONGEST: Duration = Duration::from_secs(40);
+
+/// Within which what goes on when it is asked for goes on without that. Not all of the machine is this node's.
+const A_MINUTE: Duration = Duration::from_secs(60 + 40);
+
+/// Longer than a node waits between two tries of what waits for its KMS, so that what it would still do shows.
+const QUIET: Duration = Duration::from_millis(1200);
 
 pub(crate) struct Scene {
     pub(crate) vault: Vault,
     pub(crate) other: Kms,
     pub(crate) place: Place,
+    /// Whether what goes on when it is asked for is.
+    asks_again: bool,
     /// What is restored.
     prepared: Place,
 }
@@ -34,11 +41,12 @@ impl Scene {
         if let Some(door) = &vault.door {
             fs::write(place.path("ca"), door.certificate()).unwrap();
         }
-        let mut scene = Self { vault, other, place, prepared: Place::in_memory() };
+        let (asks_again, prepared) = (true, Place::in_memory());
+        let mut scene = Self { vault, other, place, asks_again, prepared };
         tree::small_files(scene.source().as_ref(), 5).unwrap();
         let node = scene.place.start();
         let mut set = words(&format!("fs kms set-vault {} {KEY}", scene.vault.url()));
-        set.push(scene.vault.token.clone());
+        set.extend(scene.vault.credential());
         set.extend(scene.ca().into_iter().flat_map(|ca| ["--ca-cert".to_owned(), ca]));
         scene.place.ok(&set);
         scene.place.ok(&["fs", "create", "one"]);
@@ -49,6 +57,11 @@ impl Scene {
         scene.vault.save();
         scene.prepared = scene.place.copy();
         scene
+    }
+
+    /// One where what goes on when it is asked for is left to do so by itself.
+    pub(crate) fn that_asks_once(self) -> Self {
+        Self { asks_again: false, ..self }
     }
 
     /// Runs these operations in the state, one after the other on one node, and gives what was not as the table says.
@@ -66,13 +79,15 @@ impl Scene {
         (first.before)(self);
         if first.at_a_start {
             node.kill();
+            // What the preparation did to it, too.
+            self.vault.restore();
             (state.begin)(&mut self.vault);
             node = self.place.start();
             self.wait_until_settled();
         } else {
             (state.begin)(&mut self.vault);
         }
-        let mut wrong = Vec::new();
+        let (mut wrong, at_first) = (Vec::new(), self.records());
         for operation in operations {
             let before = self.records();
             let command = (operation.command)(self);
@@ -110,6 +125,9 @@ impl Scene {
         }
         if first.gentle {
             self.vault.restore();
+            if let Err(why) = self.stays(&at_first) {
+                wrong.push(format!("{} × {}…: {why}", state.name, first.name));
+            }
         }
         if let Err(why) = self.is_whole() {
             wrong.push(format!("{} × {}…: {why}", state.name, first.name));
@@ -122,12 +140,15 @@ impl Scene {
     fn is_kept(&self, operation: &Operation, kept: Kept, before: &Value) -> Result<(), String> {
         let is_done = || (operation.is_done)(self);
         match kept {
-            Kept::Nothing if self.records() != *before => Err("it has changed later".to_owned()),
-            Kept::Nothing => Ok(()),
+            Kept::Nothing => self.stays(before),
             Kept::Done if is_done() => Ok(()),
             Kept::Done => Err("it is not done any more".to_owned()),
             Kept::GoesOn if eventually(is_done) => Ok(()),
             Kept::GoesOn => Err(format!("it does not go on: {}", self.records())),
+            Kept::GoesOnWhenAsked if !self.asks_again => match within(A_MINUTE, is_done) {
+                true => Ok(()),
+                false => Err(format!("it does not go on by itself: {}", self.records())),
+            },
             Kept::GoesOnWhenAsked => {
                 let again = self.place.coffer(&(operation.again)(self));
                 match again.code == 0 && eventually(is_done) {
@@ -136,6 +157,22 @@ impl Scene {
                 }
             }
         }
+    }
+
+    /// Whether all is as before once the node has seen that its KMS is well, and stays so.
+    fn stays(&self, before: &Value) -> Result<(), String> {
+        let problem = || self.place.json(&["fs", "kms"])["configured"]["problem"].clone();
+        if !eventually(|| problem().is_null()) {
+            return Err(format!("the KMS is not found well again: {}", problem()));
+        }
+        let until = Instant::now() + QUIET;
+        while Instant::now() < until {
+            if self.records() != *before {
+                return Err(format!("it has changed later: {before} is now {}", self.records()));
+            }
+            std::thread::sleep(QUIET / 4);
+        }
+        Ok(())
     }
 
     /// Whether all opens from what lies on disk.
@@ -215,14 +252,12 @@ impl Scene {
 
     /// Has the node begin a rewrap that it does not come to the end of, so that the next one finds the job.
     pub(crate) fn begin_a_rewrap(&self) {
-        let faults = self.vault.server().faults();
-        faults.inject(Fault::Delay { milliseconds: 3_600_000 }.on("transit/rewrap/"));
+        self.vault.hold_rewraps();
         let mut command = self.place.command_line(&["fs", "kms", "rewrap"]);
         let mut command = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         assert!(eventually(|| !self.unfinished_jobs().is_empty()));
         command.kill().unwrap();
         command.wait().unwrap();
-        faults.clear();
     }
 
     pub(crate) fn show_the_job(&self) -> Vec<String> {
@@ -252,7 +287,11 @@ impl Scene {
 }
 
 pub(crate) fn eventually(holds: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + LONGEST;
+    within(LONGEST, holds)
+}
+
+fn within(time: Duration, holds: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + time;
     while !holds() {
         if Instant::now() > deadline {
             return false;

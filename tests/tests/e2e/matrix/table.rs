@@ -10,6 +10,10 @@ use std::path::Path;
 /// The section whose rows hold in every state that has no row of its own.
 const EVERY_STATE: &str = "In every state";
 
+/// The lines that a table begins with.
+const HEAD: [&[&str]; 2] =
+    [&["operation", "ends with", "says", "kept"], &["---", "---", "---", "---"]];
+
 pub(crate) struct Table {
     sections: BTreeMap<String, Vec<Row>>,
 }
@@ -59,9 +63,12 @@ impl Table {
                 heading.clone_into(&mut section);
             }
             let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-            let [operations, exit, says, kept] = cells[..] else { continue };
-            // The lines of a table's head have no number there.
-            let Ok(exit) = exit.parse() else { continue };
+            if !line.starts_with('|') || HEAD.contains(&&cells[..]) {
+                continue;
+            }
+            let [operations, exit, says, kept] = cells[..] else { panic!("no row: {line}") };
+            let Ok(exit) = exit.parse() else { panic!("no exit code: {line}") };
+            assert!(says.contains('`'), "nothing is said: {line}");
             sections.entry(section.clone()).or_default().push(Row {
                 operations: quoted(operations),
                 exit,
