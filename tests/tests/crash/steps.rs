@@ -28,10 +28,10 @@ pub(crate) fn of_both(one: &Counts, other: &Counts) -> Counts {
     all
 }
 
-/// What a node does by itself: it syncs the audit log when its time has come, with all that was written until then, and looks now and then
-/// at the locks of what is open. The slower a run, the more often.
-fn comes_by_time(kind: &str) -> bool {
-    kind.ends_with(" audit.head") || kind == "fdatasync audit.jsonl" || kind == "openat coffer.lock"
+/// What a node does by itself: it syncs the audit log when its time has come, with all that was written until then, has lines there of what
+/// it sees of its KMS, and looks now and then at the locks of what is open. The slower a run, the more often.
+pub(crate) fn comes_by_time(kind: &str) -> bool {
+    kind.ends_with(" audit.head") || kind.ends_with(" audit.jsonl") || kind == "openat coffer.lock"
 }
 
 /// How many steps only one of them takes that come by time.
