@@ -1,6 +1,6 @@
 //! A store that is lost, and rebuilt from the backing directories.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use key_manager::{Error, KeyManager, NewKms, Recovered};
@@ -11,8 +11,18 @@ use testkit::fake_store::FakeStore;
 
 use crate::world::{Acts, NoControl, World, name, rebuild, vault};
 
+/// In the order of their paths.
 fn found(world: &World) -> Vec<(PathBuf, KeyEnvelope)> {
-    world.headers.files.lock().unwrap().clone().into_iter().collect()
+    world
+        .headers
+        .files
+        .lock()
+        .unwrap()
+        .clone()
+        .into_iter()
+        .collect::<BTreeMap<_, _>>()
+        .into_iter()
+        .collect()
 }
 
 #[tokio::test]
