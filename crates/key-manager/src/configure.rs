@@ -287,12 +287,11 @@ impl KeyManager {
     /// Every wrapped key, and what can't be read of them.
     pub(crate) async fn key_entries(&self) -> Result<(Vec<KeyEntry>, Vec<Error>), Error> {
         let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
-        for record in self.key_records().await? {
-            match key_entry_of(&record) {
-                Ok(entry) => entries.push(entry),
-                Err(error) => unreadable.push(error),
-            }
-        }
+        self.each_key_record(|record| match key_entry_of(&record) {
+            Ok(entry) => entries.push(entry),
+            Err(error) => unreadable.push(error),
+        })
+        .await?;
         Ok((entries, unreadable))
     }
 

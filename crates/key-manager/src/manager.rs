@@ -218,17 +218,29 @@ impl KeyManager {
         records.iter().map(records::decode).collect()
     }
 
-    /// The record of every wrapped key that something needs: those of filesystems that are being deleted are left out.
-    pub(crate) async fn key_records(&self) -> Result<Vec<Record>, Error> {
+    /// Gives the record of every wrapped key that something needs to `take`: those of filesystems that are being deleted are
+    /// left out.
+    pub(crate) async fn each_key_record(
+        &self,
+        mut take: impl FnMut(Record) + Send,
+    ) -> Result<(), Error> {
         let filesystems = self.filesystems().await?;
-        let keys = |going: bool| {
-            let these = filesystems.iter().filter(move |fs| fs.state.is_going() == going);
-            these.flat_map(FilesystemRecord::keys).map(records::wrapped_key).collect::<HashSet<_>>()
-        };
-        let (going, needed) = (keys(true), keys(false));
-        let mut found = records::all(self.store(), records::KEYS).await?;
-        found.retain(|record| needed.contains(&record.key) || !going.contains(&record.key));
-        Ok(found)
+        let (going, staying): (Vec<_>, Vec<_>) =
+            filesystems.iter().partition(|fs| fs.state.is_going());
+        let mut going: HashSet<KeyId> =
+            going.into_iter().flat_map(FilesystemRecord::keys).collect();
+        for key in staying.into_iter().flat_map(FilesystemRecord::keys) {
+            going.remove(&key);
+        }
+        let going: HashSet<String> = going.into_iter().map(records::wrapped_key).collect();
+        drop(filesystems);
+        records::each(self.store(), records::KEYS, |record| {
+            if !going.contains(&record.key) {
+                take(record);
+            }
+            Ok(())
+        })
+        .await
     }
 
     pub(crate) async fn key_entry(&self, id: KeyId) -> Result<(Record, KeyEntry), Error> {

@@ -27,7 +27,7 @@ use self::run::Run;
 use crate::filesystems::envelope;
 use crate::jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress, put_job};
 use crate::manager::write;
-use crate::records::{ConfigRecord, KeyEntry};
+use crate::records::{ConfigRecord, FilesystemRecord, KeyEntry};
 use crate::unlock::{DISKS_AT_ONCE, LockReason, changed};
 use crate::{Error, FilesystemName, KeyManager};
 
@@ -188,30 +188,47 @@ impl KeyManager {
     pub async fn settle_copies(&self) -> Result<Vec<String>, Error> {
         let moves = self.moves.try_lock();
         let _move = moves.map_err(|_| Error::Busy { what: "a move of keys".to_owned() })?;
-        let mut wanted = Vec::new();
         let act = self.begin_act().await;
-        for (key_id, sites) in self.sites_by_key().await? {
-            // A record that can't be read keeps its filesystem locked and says so there.
-            let Ok((_, entry)) = self.key_entry(key_id).await else { continue };
-            let config = Arc::new(self.config(entry.wrapped.config_id).await?);
-            let of_this = |site| (site, entry.clone(), Arc::clone(&config));
-            wanted.extend(sites.into_iter().map(of_this));
-        }
+        let filesystems = self.filesystems().await?;
         // Disks take their time, or hang: other acts go on meanwhile.
         drop(act);
-        let renewals =
-            wanted.into_iter().map(|(site, entry, config)| self.renew_copies(site, entry, config));
-        let mut renewed = stream::iter(renewals).buffer_unordered(DISKS_AT_ONCE);
+        let names = filesystems.into_iter().map(|filesystem| filesystem.name);
+        let settled = names.map(|name| self.settle_copies_of(name));
+        let mut settled = stream::iter(settled).buffer_unordered(DISKS_AT_ONCE);
         let mut failed = Vec::new();
-        while let Some((site, renewed)) = renewed.next().await {
-            failed.extend(renewed.err().map(|error| format!("{}: {error}", site.name)));
+        while let Some(failures) = settled.next().await {
+            failed.extend(failures?);
         }
-        drop(renewed);
+        drop(settled);
         failed.sort();
         write(&self.copies).compared = true;
         let _act = self.begin_act().await;
         self.retire_unused().await?;
         Ok(failed)
+    }
+
+    async fn settle_copies_of(&self, name: FilesystemName) -> Result<Vec<String>, Error> {
+        let Some(filesystem) = self.ready_filesystem(&name).await? else { return Ok(Vec::new()) };
+        let mut failed = Vec::new();
+        for key in filesystem.keys() {
+            // A record that can't be read keeps its filesystem locked and says so there.
+            let Ok((_, entry)) = self.key_entry(key).await else { continue };
+            let config = Arc::new(self.config(entry.wrapped.config_id).await?);
+            let (_, renewed) = self.renew_copies(filesystem.site(), entry, config).await;
+            failed.extend(renewed.err().map(|error| format!("{name}: {error}")));
+        }
+        Ok(failed)
+    }
+
+    /// The filesystem, unless it was deleted or is being made.
+    async fn ready_filesystem(
+        &self,
+        name: &FilesystemName,
+    ) -> Result<Option<FilesystemRecord>, Error> {
+        match self.filesystem(name).await {
+            Err(Error::Unknown { .. } | Error::Deleting { .. }) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Brings every copy of this key that can be reached, uploaded snapshots aside, to what the store says, and

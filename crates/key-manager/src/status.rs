@@ -552,8 +552,12 @@ impl KeyManager {
 
     /// Unreadable entries are left out: their filesystems show why they are locked.
     async fn entries_by_id(&self) -> Result<BTreeMap<KeyId, KeyEntry>, Error> {
-        let records = records::all(self.store(), records::KEYS).await?;
-        let entries = records.iter().filter_map(|record| key_entry_of(record).ok());
-        Ok(entries.map(|entry| (entry.wrapped.key_id, entry)).collect())
+        let mut entries = BTreeMap::new();
+        records::each(self.store(), records::KEYS, |record| {
+            entries.extend(key_entry_of(&record).ok().map(|entry| (entry.wrapped.key_id, entry)));
+            Ok(())
+        })
+        .await?;
+        Ok(entries)
     }
 }

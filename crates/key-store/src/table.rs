@@ -18,7 +18,7 @@ pub(crate) struct Table {
 /// A record without its key.
 pub(crate) struct Stored {
     pub(crate) version: Version,
-    pub(crate) value: Vec<u8>,
+    pub(crate) value: Box<[u8]>,
 }
 
 impl Table {
@@ -78,7 +78,7 @@ impl Table {
             self.records.remove(&key);
         }
         for (key, value) in commit.puts {
-            self.records.insert(key, Stored { version, value });
+            self.records.insert(key, Stored { version, value: value.into() });
         }
         self.version = version;
     }
@@ -116,5 +116,5 @@ fn well_formed(commit: &Commit) -> Result<(), StoreError> {
 }
 
 fn record(key: &str, stored: &Stored) -> Record {
-    Record { key: key.to_owned(), version: stored.version, value: stored.value.clone() }
+    Record { key: key.to_owned(), version: stored.version, value: stored.value.to_vec() }
 }

@@ -15,7 +15,7 @@ use super::{MoveReport, MoveSpec, Purpose, unknown};
 use crate::filesystems::LOCAL;
 use crate::jobs::{JobControl, Progress};
 use crate::manager::key_entry_of;
-use crate::records::{self, ConfigRecord, FilesystemRecord, KeyEntry};
+use crate::records::{self, ConfigRecord, KeyEntry};
 use crate::unlock::{DISKS_AT_ONCE, changed};
 use crate::{Error, FilesystemName, KeyManager};
 
@@ -125,7 +125,13 @@ impl<'a> Run<'a> {
             },
             None => None,
         };
-        let records = self.manager.key_records().await?;
+        let mut all: Vec<(String, Option<String>)> = Vec::new();
+        self.manager
+            .each_key_record(|record| {
+                let own = key_entry_of(&record).ok().and_then(|entry| entry.own_master_key);
+                all.push((record.key, own));
+            })
+            .await?;
         // Read after the keys, so that no key is seen without its filesystem, or its target.
         for filesystem in self.manager.filesystems().await? {
             for key in filesystem.keys() {
@@ -139,20 +145,19 @@ impl<'a> Run<'a> {
         let mut keys: BTreeMap<KmsConfigId, Vec<String>> = BTreeMap::from([(spec.target, vec![])]);
         let mut of_others: HashSet<KmsConfigId> = HashSet::new();
         let mut failed = Vec::new();
-        for record in records {
-            let own = key_entry_of(&record).ok().and_then(|entry| entry.own_master_key);
+        for (key, own) in all {
             let target = match &targets {
                 None => Some(spec.target),
                 Some(targets) => targets.of(own.as_deref()),
             };
-            if only.as_ref().is_some_and(|only| !only.contains(&record.key)) {
+            if only.as_ref().is_some_and(|only| !only.contains(&key)) {
                 of_others.extend(target);
                 continue;
             }
             self.total += 1;
             match target {
-                Some(target) => keys.entry(target).or_default().push(record.key),
-                None => failed.push((record.key, unknown(own.as_deref()).chain())),
+                Some(target) => keys.entry(target).or_default().push(key),
+                None => failed.push((key, unknown(own.as_deref()).chain())),
             }
         }
         self.fail_keys(failed).await?;
@@ -283,26 +288,18 @@ impl<'a> Run<'a> {
     ) -> Result<(u64, Vec<(String, String)>), Error> {
         let (mut replaced, mut failed) = (0, Vec::new());
         for name in self.names.get(&entry.wrapped.key_id).into_iter().flatten() {
-            let Some(filesystem) = self.there(name).await? else { continue };
+            let Some(filesystem) = self.manager.ready_filesystem(name).await? else { continue };
             let (site, config) = (filesystem.site(), Arc::clone(&self.config));
             match self.manager.renew_copies(site, entry.clone(), config).await {
                 (_, Ok(copies)) => replaced += copies,
                 // A copy that went with its filesystem is no failure.
-                (site, Err(error)) if self.there(name).await?.is_some() => {
+                (site, Err(error)) if self.manager.ready_filesystem(name).await?.is_some() => {
                     failed.push((site.name, error.to_string()));
                 }
                 _ => {}
             }
         }
         Ok((replaced, failed))
-    }
-
-    /// The filesystem, if it has not been deleted.
-    async fn there(&self, name: &FilesystemName) -> Result<Option<FilesystemRecord>, Error> {
-        match self.manager.filesystem(name).await {
-            Err(Error::Unknown { .. } | Error::Deleting { .. }) => Ok(None),
-            found => found.map(Some),
-        }
     }
 
     fn count(&mut self, copied: Copied) {

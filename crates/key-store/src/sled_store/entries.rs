@@ -132,5 +132,5 @@ fn open(key: &str, sealed: &[u8]) -> Option<(Stored, [u8; SEAL_LEN])> {
     let (claimed, value) = rest.split_first_chunk::<SEAL_LEN>()?;
     let version = Version(u64::from_be_bytes(*version));
     (*claimed == seal(key, version, value))
-        .then(|| (Stored { version, value: value.to_vec() }, *claimed))
+        .then(|| (Stored { version, value: value.into() }, *claimed))
 }
