@@ -26,21 +26,22 @@ use crate::sys::{self, Errno};
 /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when it can't be understood, or the data beside it has another key.
 pub fn read_envelope(backing: &Path) -> Result<KeyEnvelope, Error> {
     let dir = sys::open_root(backing).doing("opened").map_err(|fault| fault.at_path(backing))?;
-    let checked = || {
-        let envelope = read(&dir, HEADER)?;
-        let key = envelope.wrapped.key_id;
-        match owner(&dir)? {
-            // A re-encryption that is just beginning or ending.
-            Some(owner) if owner != key && key_of(&dir, PREVIOUS)? != Some(owner) => {
-                let why = format!(
-                    "it is the wrapped key {key}, and the data beside it has the key {owner}"
-                );
-                Err(Fault::damaged("read", why))
-            }
-            _ => Ok(envelope),
+    read_owned(&dir).map_err(|fault| fault.at_path(&copy_path(backing, HEADER)))
+}
+
+/// Reads `coffer.key`, which has to be of the key of the data beside it.
+fn read_owned(backing: &OwnedFd) -> Result<KeyEnvelope, Fault> {
+    let envelope = read(backing, HEADER)?;
+    let key = envelope.wrapped.key_id;
+    match owner(backing)? {
+        // A re-encryption that is just beginning or ending.
+        Some(owner) if owner != key && key_of(backing, PREVIOUS)? != Some(owner) => {
+            let why =
+                format!("it is the wrapped key {key}, and the data beside it has the key {owner}");
+            Err(Fault::damaged("read", why))
         }
-    };
-    checked().map_err(|fault| fault.at_path(&copy_path(backing, HEADER)))
+        _ => Ok(envelope),
+    }
 }
 
 /// As [`read_envelope`], the copy of the key that the filesystem is being re-encrypted from; `None` when it is not.
@@ -49,11 +50,7 @@ pub fn read_envelope(backing: &Path) -> Result<KeyEnvelope, Error> {
 /// As [`read_envelope`].
 pub fn read_previous_envelope(backing: &Path) -> Result<Option<KeyEnvelope>, Error> {
     let dir = sys::open_root(backing).doing("opened").map_err(|fault| fault.at_path(backing))?;
-    let read = if_there(&dir, PREVIOUS).and_then(|there| match there {
-        true => read(&dir, PREVIOUS).map(Some),
-        false => Ok(None),
-    });
-    read.map_err(|fault| fault.at_path(&copy_path(backing, PREVIOUS)))
+    read_if_there(&dir, PREVIOUS).map_err(|fault| fault.at_path(&copy_path(backing, PREVIOUS)))
 }
 
 /// The new key's copy of a filesystem that is about to get it ([`prepare_rekey`]). It waits there however often the filesystem is
@@ -199,12 +196,17 @@ fn if_there(backing: &OwnedFd, name: &[u8]) -> Result<bool, Fault> {
     }
 }
 
-/// Whose copy lies under this name; `None` when there is none.
-fn key_of(backing: &OwnedFd, name: &[u8]) -> Result<Option<KeyId>, Fault> {
+/// The copy with this name; `None` when there is none.
+fn read_if_there(backing: &OwnedFd, name: &[u8]) -> Result<Option<KeyEnvelope>, Fault> {
     match if_there(backing, name)? {
-        true => read(backing, name).map(|envelope| Some(envelope.wrapped.key_id)),
+        true => read(backing, name).map(Some),
         false => Ok(None),
     }
+}
+
+/// Whose copy lies under this name; `None` when there is none.
+fn key_of(backing: &OwnedFd, name: &[u8]) -> Result<Option<KeyId>, Fault> {
+    Ok(read_if_there(backing, name)?.map(|envelope| envelope.wrapped.key_id))
 }
 
 /// As [`key_of`]; `None` too when what lies there is rubbish.
@@ -329,35 +331,74 @@ impl BackingHeaders {
         Self { locks }
     }
 
-    fn error(location: &Path, doing: &'static str, source: Error) -> HolderError {
-        HolderError { location: location.display().to_string(), doing, source: source.into() }
+    fn error(location: &Path, doing: &'static str, fault: Fault) -> HolderError {
+        let source = fault.at_path(location).into();
+        HolderError { location: location.display().to_string(), doing, source }
+    }
+
+    /// The copies in the backing directory that was opened as `dir`, and under which names they lie.
+    fn copies(site: &FilesystemSite, dir: &OwnedFd) -> Vec<(&'static [u8], KeyCopy)> {
+        let copy = |name, envelope: Result<KeyEnvelope, Fault>| {
+            let path = copy_path(&site.backing, name);
+            let envelope = envelope.map_err(|fault| Self::error(&path, "read", fault));
+            (name, KeyCopy { location: path.display().to_string(), envelope, uploaded: false })
+        };
+        let header = read_owned(dir).and_then(|read| find_data(dir, "read").map(|()| read));
+        let previous = read_if_there(dir, PREVIOUS).transpose();
+        let copies = std::iter::once(copy(HEADER, header));
+        copies.chain(previous.map(|previous| copy(PREVIOUS, previous))).collect()
+    }
+
+    /// Replaces the copy with this name in the backing directory that was opened as `dir`.
+    fn put(
+        &self,
+        site: &FilesystemSite,
+        dir: &OwnedFd,
+        name: &[u8],
+        envelope: &KeyEnvelope,
+    ) -> Result<(), Fault> {
+        let key = envelope.wrapped.key_id;
+        let usual = if name == HEADER { Some(site.key_id) } else { site.previous };
+        if key != site.key_id && Some(key) != site.previous {
+            let why = "the new copy is of another key";
+            return Err(refused("replaced", why, "check the key store"));
+        }
+        // Without its tree this is no backing directory, such as the place where one is mounted: nothing may lie there
+        // that looks like one. A header that can't be read is mended; one of another key is somebody else's.
+        find_data(dir, "replaced")?;
+        let _lock = self.locks.lock(dir)?;
+        let there = match read(dir, name) {
+            Ok(there) => Some(there.wrapped.key_id),
+            Err(refused @ Fault::Refused { .. }) if if_there(dir, name)? => {
+                return Err(refused);
+            }
+            // What is gone was ended meanwhile.
+            Err(_) if name == PREVIOUS && !if_there(dir, name)? => None,
+            Err(_) => usual,
+        };
+        if there != Some(key) {
+            let there = there.map_or("nothing".to_owned(), |there| format!("the key {there}"));
+            let why = format!("{there} lies there");
+            let cure = "check the filesystem's backing directory";
+            return Err(Fault::Refused { doing: "replaced", why, cure });
+        }
+        write(dir, name, envelope)
     }
 }
 
 #[async_trait]
 impl KeyHolder for BackingHeaders {
     async fn list(&self, site: &FilesystemSite) -> Result<Vec<KeyCopy>, HolderError> {
-        let path = copy_path(&site.backing, HEADER);
-        let with_data = || {
-            let envelope = read_envelope(&site.backing)?;
-            let dir = sys::open_root(&site.backing).doing("opened");
-            let data = dir.and_then(|dir| find_data(&dir, "read"));
-            data.map(|()| envelope).map_err(|fault| fault.at_path(&path))
-        };
-        let envelope = with_data().map_err(|error| Self::error(&path, "read", error));
-        let location = path.display().to_string();
-        let mut copies = vec![KeyCopy { location, envelope, uploaded: false }];
-        let path = copy_path(&site.backing, PREVIOUS);
-        let previous = read_previous_envelope(&site.backing);
-        // Where not even the directory can be opened the other copy says so.
-        if let Some(envelope) = previous.transpose()
-            && sys::open_root(&site.backing).is_ok()
-        {
-            let envelope = envelope.map_err(|error| Self::error(&path, "read", error));
-            let location = path.display().to_string();
-            copies.push(KeyCopy { location, envelope, uploaded: false });
+        match sys::open_root(&site.backing).doing("opened") {
+            Ok(dir) => Ok(Self::copies(site, &dir).into_iter().map(|(_, copy)| copy).collect()),
+            Err(fault) => {
+                let path = copy_path(&site.backing, HEADER);
+                let source = fault.at_path(&site.backing).into();
+                let location = path.display().to_string();
+                let error = HolderError { location: location.clone(), doing: "read", source };
+                Ok(vec![KeyCopy { location, envelope: Err(error), uploaded: false }])
+            }
         }
-        Ok(copies)
     }
 
     async fn replace(
@@ -367,43 +408,38 @@ impl KeyHolder for BackingHeaders {
         envelope: &KeyEnvelope,
     ) -> Result<(), HolderError> {
         let path = Path::new(location);
-        let key = envelope.wrapped.key_id;
         let replace = || {
-            let mut names = [(HEADER, Some(site.key_id)), (PREVIOUS, site.previous)].into_iter();
-            let at = |name: &[u8]| path == copy_path(&site.backing, name);
-            let Some((name, usual)) = names.find(|(name, _)| at(name)) else {
+            let at = |name: &&[u8]| path == copy_path(&site.backing, name);
+            let Some(name) = [HEADER, PREVIOUS].into_iter().find(at) else {
                 let header = copy_path(&site.backing, HEADER);
                 let why = format!("this filesystem's copy lies at {}", header.display());
                 let cure = "list the copies again";
                 return Err(Fault::Refused { doing: "replaced", why, cure });
             };
-            if key != site.key_id && Some(key) != site.previous {
-                let why = "the new copy is of another key";
-                return Err(refused("replaced", why, "check the key store"));
-            }
             let dir = sys::open_root(&site.backing).doing("opened")?;
-            // Without its tree this is no backing directory, such as the place where one is mounted: nothing may lie there
-            // that looks like one. A header that can't be read is mended; one of another key is somebody else's.
-            find_data(&dir, "replaced")?;
-            let _lock = self.locks.lock(&dir)?;
-            let there = match read(&dir, name) {
-                Ok(there) => Some(there.wrapped.key_id),
-                Err(refused @ Fault::Refused { .. }) if if_there(&dir, name)? => {
-                    return Err(refused);
-                }
-                // What is gone was ended meanwhile.
-                Err(_) if name == PREVIOUS && !if_there(&dir, name)? => None,
-                Err(_) => usual,
-            };
-            if there != Some(key) {
-                let there = there.map_or("nothing".to_owned(), |there| format!("the key {there}"));
-                let why = format!("{there} lies there");
-                let cure = "check the filesystem's backing directory";
-                return Err(Fault::Refused { doing: "replaced", why, cure });
-            }
-            write(&dir, name, envelope)
+            self.put(site, &dir, name, envelope)
         };
-        replace().map_err(|fault| Self::error(path, "replaced", fault.at_path(path)))
+        replace().map_err(|fault| Self::error(path, "replaced", fault))
+    }
+
+    /// As for any holder; the directory is opened once.
+    async fn renew(&self, site: &FilesystemSite, wanted: &KeyEnvelope) -> Result<u64, HolderError> {
+        let error = |name, fault| Self::error(&copy_path(&site.backing, name), "replaced", fault);
+        let dir = sys::open_root(&site.backing).doing("opened");
+        let dir = dir.map_err(|fault| error(HEADER, fault))?;
+        let (mut replaced, mut failed) = (0, None);
+        for (name, copy) in Self::copies(site, &dir) {
+            let renewed = match copy.is_behind(site, wanted) {
+                Ok(true) => self.put(site, &dir, name, wanted).map_err(|fault| error(name, fault)),
+                Ok(false) => continue,
+                Err(error) => Err(error),
+            };
+            match renewed {
+                Ok(()) => replaced += 1,
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(replaced), Err)
     }
 }
 

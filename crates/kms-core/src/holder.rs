@@ -39,23 +39,17 @@ pub trait KeyHolder: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`HolderError`]: one of the copies is not what is wanted now. The others are.
     async fn renew(&self, site: &FilesystemSite, wanted: &KeyEnvelope) -> Result<u64, HolderError> {
-        let key = wanted.wrapped.key_id;
-        let of_the_other = |id| id != key && (id == site.key_id || Some(id) == site.previous);
         let (mut replaced, mut failed) = (0, None);
-        for KeyCopy { location, envelope, uploaded } in self.list(site).await? {
-            match envelope {
-                _ if uploaded => {}
-                Ok(lies) if lies == *wanted || of_the_other(lies.wrapped.key_id) => {}
-                Ok(lies) if lies.wrapped.key_id == key && lies.revision > wanted.revision => {
-                    failed =
-                        Some(HolderError { location, doing: "replaced", source: NEWER.into() });
-                }
-                // Which of the two it was can't be told.
-                Err(error) if site.previous.is_some() => failed = Some(error),
-                _ => match self.replace(site, &location, wanted).await {
-                    Ok(()) => replaced += 1,
-                    Err(error) => failed = Some(error),
-                },
+        for copy in self.list(site).await? {
+            let location = copy.location.clone();
+            let renewed = match copy.is_behind(site, wanted) {
+                Ok(true) => self.replace(site, &location, wanted).await,
+                Ok(false) => continue,
+                Err(error) => Err(error),
+            };
+            match renewed {
+                Ok(()) => replaced += 1,
+                Err(error) => failed = Some(error),
             }
         }
         failed.map_or(Ok(replaced), Err)
@@ -85,6 +79,31 @@ pub struct KeyCopy {
     pub envelope: Result<KeyEnvelope, HolderError>,
     /// Whether it is an uploaded snapshot's, which only `fs snapshot rewrap` renews.
     pub uploaded: bool,
+}
+
+impl KeyCopy {
+    /// Whether `wanted` has to take its place.
+    ///
+    /// # Errors
+    /// It is newer; or it can't be read, and may be the copy of the other key of a filesystem that has two.
+    pub fn is_behind(
+        self,
+        site: &FilesystemSite,
+        wanted: &KeyEnvelope,
+    ) -> Result<bool, HolderError> {
+        let key = wanted.wrapped.key_id;
+        let of_the_other = |id| id != key && (id == site.key_id || Some(id) == site.previous);
+        match self.envelope {
+            _ if self.uploaded => Ok(false),
+            Ok(lies) if lies == *wanted || of_the_other(lies.wrapped.key_id) => Ok(false),
+            Ok(lies) if lies.wrapped.key_id == key && lies.revision > wanted.revision => {
+                let location = self.location;
+                Err(HolderError { location, doing: "replaced", source: NEWER.into() })
+            }
+            Err(error) if site.previous.is_some() => Err(error),
+            _ => Ok(true),
+        }
+    }
 }
 
 /// A copy that can't be read or replaced.
