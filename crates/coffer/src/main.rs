@@ -12,18 +12,19 @@ mod rehearse;
 mod serve;
 mod store;
 
-use std::alloc::System;
 use std::io::{self, BufReader};
 use std::process::ExitCode;
+use tikv_jemallocator::Jemalloc;
 
 use admin_api::{Exit, Problem};
 use cli::{Console, LocalCommand, Outcome, Output};
 use zeroizing_alloc::ZeroAlloc;
 
 /// Memory is wiped when it is given back. Keys wipe themselves; this is for what passes through buffers of other people's
-/// libraries: tokens, what Vault decrypted, the content of files.
+/// libraries: tokens, what Vault decrypted, the content of files. jemalloc keeps less of what was free than the C library does, which
+/// has a place for each of many threads (docs/benchmarks.md); how it is set stands in `.cargo/config.toml`.
 #[global_allocator]
-static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
+static ALLOCATOR: ZeroAlloc<Jemalloc> = ZeroAlloc(Jemalloc);
 
 fn main() -> ExitCode {
     // The handles themselves and not their locks: a node's log goes to stderr from other threads.

@@ -96,7 +96,7 @@ fn a_token_file_that_may_not_be_read_keeps_the_filesystems_locked_until_it_may()
     place.ok(&["fs", "create", "more"]);
     node.stop();
     let _node = place.start();
-    let shown = place.wait_for_problem("home", "kms-unreachable").to_string();
+    let shown = place.wait_for_problem("home", "credential-missing").to_string();
     assert!(shown.contains("no token can be read") && shown.contains("ermission"), "{shown}");
     mode(0o600);
     place.wait_for_state("home", "unlocked");

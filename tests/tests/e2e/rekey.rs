@@ -241,7 +241,7 @@ fn a_full_state_directory_is_told_and_it_ends_when_there_is_room() {
     let _node = place.start();
     place.set_vault(&kms);
     tree::small_files(&source, 300).unwrap();
-    fs::write(source.join("large"), tree::noise(7, 200 << 20)).unwrap();
+    fs::write(source.join("large"), tree::noise(7, 500 << 20)).unwrap();
     place.ok(&["fs", "create", "home", "--backing", backing.to_str().unwrap()]);
     place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
 
