@@ -8,7 +8,7 @@
 //! 1. rewrap in the KMS, or take the keys from memory (or open them under their old configuration) and wrap them;
 //! 2. open every new wrapped key under the target and compare its id, and prove that the target is the one that is meant;
 //! 3. commit the batch, each record on the condition that it is as it was read;
-//! 4. replace the copies in the backing directories.
+//! 4. replace the copies in the backing directories, while the next batch is at steps 1 and 2.
 //!
 //! The old wrapped key is let go in step 3 and 4 only, when the new one has been shown to open. A stop between 3 and 4
 //! leaves copies that are behind; the job's next run renews them, and they still open until the old configuration is

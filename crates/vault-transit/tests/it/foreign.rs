@@ -364,6 +364,37 @@ async fn silence_ends() {
 }
 
 #[tokio::test]
+async fn no_more_batches_are_under_way_than_the_limit() {
+    use kms_core::KmsProvider as _;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let limits = vault_transit::Limits {
+        batch_items: 2,
+        in_flight: 3,
+        tries: 1,
+        attempt: Duration::from_secs(1),
+        deadline: Duration::from_secs(1),
+        ..LIMITS
+    };
+    let provider = vault_transit::VaultProvider::with_limits(limits);
+    let kms = provider.open(&config(&url, "k"), &credential(TOKEN)).unwrap();
+    // Taken, and not answered: whatever is sent at once is there until the deadline.
+    let mut under_way = Vec::new();
+    let take = async {
+        loop {
+            under_way.push(listener.accept().await.unwrap());
+        }
+    };
+    let all = ciphertexts(20);
+    let error = tokio::select! {
+        items = kms.rewrap(&all) => items.unwrap_err(),
+        () = take => unreachable!(),
+    };
+    assert_eq!(error.kind(), KmsErrorKind::Unreachable);
+    assert_eq!(under_way.len(), 3);
+}
+
+#[tokio::test]
 async fn opening_asks_nobody() {
     use kms_core::KmsProvider as _;
     let server = MockServer::start().await;
