@@ -27,7 +27,7 @@ use self::run::Run;
 use crate::filesystems::envelope;
 use crate::jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress, put_job};
 use crate::manager::write;
-use crate::records::{ConfigRecord, FilesystemRecord, KeyEntry};
+use crate::records::{ConfigRecord, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::{DISKS_AT_ONCE, LockReason, changed};
 use crate::{Error, FilesystemName, KeyManager};
 
@@ -192,8 +192,8 @@ impl KeyManager {
         let filesystems = self.filesystems().await?;
         // Disks take their time, or hang: other acts go on meanwhile.
         drop(act);
-        let names = filesystems.into_iter().map(|filesystem| filesystem.name);
-        let settled = names.map(|name| self.settle_copies_of(name));
+        let there = filesystems.into_iter().filter(|fs| fs.state == FilesystemState::Ready);
+        let settled = there.map(|filesystem| self.settle_copies_of(filesystem));
         let mut settled = stream::iter(settled).buffer_unordered(DISKS_AT_ONCE);
         let mut failed = Vec::new();
         while let Some(failures) = settled.next().await {
@@ -207,15 +207,14 @@ impl KeyManager {
         Ok(failed)
     }
 
-    async fn settle_copies_of(&self, name: FilesystemName) -> Result<Vec<String>, Error> {
-        let Some(filesystem) = self.ready_filesystem(&name).await? else { return Ok(Vec::new()) };
+    async fn settle_copies_of(&self, filesystem: FilesystemRecord) -> Result<Vec<String>, Error> {
         let mut failed = Vec::new();
         for key in filesystem.keys() {
             // A record that can't be read keeps its filesystem locked and says so there.
             let Ok((_, entry)) = self.key_entry(key).await else { continue };
             let config = Arc::new(self.config(entry.wrapped.config_id).await?);
             let (_, renewed) = self.renew_copies(filesystem.site(), entry, config).await;
-            failed.extend(renewed.err().map(|error| format!("{name}: {error}")));
+            failed.extend(renewed.err().map(|error| format!("{}: {error}", filesystem.name)));
         }
         Ok(failed)
     }

@@ -23,8 +23,10 @@ struct State {
     version: Version,
     /// Whether there is no room for a commit.
     full: bool,
-    /// The record whose reader waits, after so many that do not.
-    late: Option<(String, u32, Gate)>,
+    /// The record whose next reader waits.
+    late: Option<(String, Gate)>,
+    /// What `late` becomes when a record under this prefix is written.
+    late_after: Option<(&'static str, String, Gate)>,
 }
 
 impl Default for FakeStore {
@@ -52,13 +54,16 @@ impl FakeStore {
 
     /// Holds the next reading of this record back.
     pub fn hold(&self, key: &str) -> Late {
-        self.hold_after(0, key)
+        let (gate, late) = Late::new();
+        self.state().late = Some((key.to_owned(), gate));
+        late
     }
 
-    /// Holds the reading of this record back that comes after `readings` others.
-    pub fn hold_after(&self, readings: u32, key: &str) -> Late {
+    /// Holds the first reading of this record back that comes after a record under `prefix` was written: what is read before
+    /// that, and how often, makes no difference.
+    pub fn hold_after(&self, prefix: &'static str, key: &str) -> Late {
         let (gate, late) = Late::new();
-        self.state().late = Some((key.to_owned(), readings, gate));
+        self.state().late_after = Some((prefix, key.to_owned(), gate));
         late
     }
 
@@ -72,14 +77,10 @@ impl KeyStore for FakeStore {
     async fn get(&self, key: &str) -> Result<Option<Record>, StoreError> {
         let (record, late) = {
             let mut state = self.state();
-            let late = state.late.take_if(|(of, before, _)| {
-                let is_it = of == key && *before == 0;
-                *before = before.saturating_sub(u32::from(of == key));
-                is_it
-            });
+            let late = state.late.take_if(|(of, _)| of == key);
             (state.records.get(key).cloned(), late)
         };
-        if let Some((_, _, gate)) = late {
+        if let Some((_, gate)) = late {
             gate.pass().await;
         }
         Ok(record)
@@ -129,6 +130,8 @@ impl KeyStore for FakeStore {
             state.records.remove(&key);
         }
         for (key, value) in commit.puts {
+            let after = state.late_after.take_if(|(prefix, ..)| key.starts_with(*prefix));
+            state.late = after.map(|(_, of, gate)| (of, gate)).or(state.late.take());
             state.records.insert(key.clone(), Record { key, version, value });
         }
         Ok(version)

@@ -360,8 +360,7 @@ async fn a_job_whose_end_can_not_be_recorded_says_so_and_ends_when_there_is_room
     world.store().set_full(false);
     assert_eq!(node.ended(&import).await["state"], "done");
 
-    // The first two readings are the command's.
-    let mut begun = world.store().hold_after(2, "fs/home");
+    let mut begun = world.store().hold_after("job/", "fs/home");
     let rekey = node.post("/v1/filesystems/home/rekey", &Value::Null).await;
     begun.reached().await;
     world.store().set_full(true);
@@ -386,7 +385,7 @@ async fn a_re_encryption_that_only_has_to_be_recorded_can_be_stopped() {
     let world = World::new();
     let node = world.start_with_kms().await;
     node.post("/v1/filesystems", &json!({"name": "home"})).await;
-    let mut begun = world.store().hold_after(2, "fs/home");
+    let mut begun = world.store().hold_after("job/", "fs/home");
     let rekey = node.post("/v1/filesystems/home/rekey", &Value::Null).await;
     begun.reached().await;
     world.store().set_full(true);

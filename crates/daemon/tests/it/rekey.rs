@@ -61,8 +61,8 @@ async fn what_was_begun_goes_on_at_the_next_start_and_its_copies_are_brought_alo
     node.ok("PUT", "/v1/kms", &set_vault()).await;
     node.until("/v1/jobs", |jobs| jobs["jobs"][0]["state"] == "done").await;
 
-    // The node ends when the job has hardly begun: the first two readings are the command's.
-    let mut opening = world.store().hold_after(2, "fs/home");
+    // The node ends when the job has hardly begun.
+    let mut opening = world.store().hold_after("job/", "fs/home");
     let job = node.post(REKEY, &Value::Null).await;
     opening.reached().await;
     tokio::join!(node.stop(), async { drop(opening) });

@@ -215,8 +215,8 @@ pub(crate) async fn held(world: &World, node: &Running, size: usize) -> (Value, 
     tree::small_files(&source, 10).unwrap();
     std::fs::write(source.join("large"), tree::noise(1, size)).unwrap();
     node.post("/v1/filesystems", &json!({"name": "home", "allow_no_kms": true})).await;
-    // The first reading is the command's, the second the job's.
-    let mut begun = world.store().hold_after(1, "fs/home");
+    // What the command reads comes before its job is recorded.
+    let mut begun = world.store().hold_after("job/", "fs/home");
     let job = node.post("/v1/filesystems/home/import", &json!({"source": source})).await;
     begun.reached().await;
     (job, begun)
