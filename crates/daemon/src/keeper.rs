@@ -56,11 +56,13 @@ impl Keeper {
         let mut moves = self.jobs.move_runs();
         let mut away: u32 = 0;
         let mut round = self.round().await;
-        let mut settle_at = Instant::now();
+        let (mut settle_at, mut put_off) = (Instant::now(), false);
         loop {
             if settle_at <= Instant::now() {
-                // A move looks at every copy itself, and its end wakes this loop.
-                let settled = self.jobs.moves_keys() || self.settle().await;
+                let removed = self.finish_removals().await;
+                // A move looks at every copy itself, and its end wakes this loop. One that waits for its KMS puts this off once.
+                put_off = self.jobs.moves_keys() && !put_off;
+                let settled = !put_off && self.settle().await && removed;
                 let pause = if settled { COMPARE_EVERY } else { REFUSED };
                 settle_at = Instant::now() + full_jitter(pause);
             }
@@ -115,11 +117,10 @@ impl Keeper {
         }
     }
 
-    /// Looks at what lies in the backing directories, and does what is left to be done there; whether nothing is left.
+    /// Compares what lies in the backing directories with the store; whether all of it is as it should be.
     async fn settle(&self) -> bool {
         self.filesystems.compare_soon();
-        let (removed, renewed) = (self.finish_removals().await, self.settle_copies().await);
-        removed && renewed
+        self.settle_copies().await
     }
 
     /// Goes on with deletions that failed; whether none is left.

@@ -160,7 +160,18 @@ impl SealedTree {
         Ok(Place { fd, dir })
     }
 
+    /// Between two keys the record is written over where it lies, and who reads it in that moment may get a part of each: it is
+    /// read again before it counts as damaged.
     fn directory_id(&self, fd: &OwnedFd) -> Result<DirId, Fault> {
+        match self.read_directory_id(fd) {
+            Err(Fault::Damaged { .. }) if self.keys.previous.is_some() => {
+                self.read_directory_id(fd)
+            }
+            read => read,
+        }
+    }
+
+    fn read_directory_id(&self, fd: &OwnedFd) -> Result<DirId, Fault> {
         // One byte more than a record has, to see one that was extended.
         let mut record = [0; dir::RECORD_LEN + 1];
         let file = Self::own_file(fd, dir::RECORD_NAME.as_bytes())?

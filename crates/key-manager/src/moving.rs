@@ -65,7 +65,7 @@ pub struct MoveReport {
     pub already: u64,
     /// Copies that were replaced.
     pub copies: u64,
-    /// How long it wrapped, proved and recorded keys.
+    /// How long it wrapped, proved and recorded keys while no copy was written.
     pub keys_took: Duration,
     /// How long it worked on copies.
     pub copies_took: Duration,

@@ -55,7 +55,8 @@ pub(crate) fn login(mount: &str, status: u16, errors: &[String]) -> KmsError {
         403 => (
             ", or Vault has locked the role out after logins that failed",
             format!(
-                "{new}; if it is right, wait a quarter of an hour, or let the role log in again: vault list sys/locked-users shows it,                  vault write -f sys/locked-users/<accessor of the mount>/unlock/<role id>"
+                "{new}; if it is right, wait a quarter of an hour, or let the role log in again: vault list sys/locked-users shows it, \
+                 vault write -f sys/locked-users/<accessor of the mount>/unlock/<role id>"
             ),
         ),
         _ => ("", new),
@@ -63,7 +64,8 @@ pub(crate) fn login(mount: &str, status: u16, errors: &[String]) -> KmsError {
     KmsError::new(
         KmsErrorKind::Denied,
         format!(
-            "Vault refuses the login at auth/{mount}/ ({status}: {said}): the role id or the secret id is wrong, or the              secret id is expired, used up, or bound to other client addresses{or}"
+            "Vault refuses the login at auth/{mount}/ ({status}: {said}): the role id or the secret id is wrong, or the \
+             secret id is expired, used up, or bound to other client addresses{or}"
         ),
     )
     .cure(cure)

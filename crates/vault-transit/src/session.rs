@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kms_core::{Auth, ExposeSecret, KmsError, KmsErrorKind, Login};
 use reqwest::header::HeaderValue;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -52,6 +52,8 @@ pub(crate) struct TokenFile {
     read: Mutex<Option<Stamp>>,
     /// Why the last try to read it failed.
     unread: Mutex<Option<String>>,
+    /// A try that its disk has not answered. It holds a thread, so no other is begun meanwhile.
+    stuck: Mutex<Option<JoinHandle<io::Result<Found>>>>,
 }
 
 /// What tells a file from the one that was written in its place.
@@ -76,8 +78,8 @@ impl Session {
                 Source::Given
             }
             Auth::TokenFile(path) => {
-                let (read, unread) = Default::default();
-                Source::File(TokenFile { path: path.clone(), read, unread })
+                let (read, unread, stuck) = Default::default();
+                Source::File(TokenFile { path: path.clone(), read, unread, stuck })
             }
             Auth::Login(login) => {
                 let mount = if login.path.is_empty() { APP_ROLE } else { &login.path };
@@ -143,11 +145,20 @@ impl Session {
     /// [`KmsErrorKind::NoCredential`]: none was ever read.
     pub(crate) async fn read(&self, file: &TokenFile, within: Duration) -> Result<Token, KmsError> {
         let (path, last) = (file.path.clone(), *lock(&file.read));
-        let found = spawn_blocking(move || read_if_changed(&path, last));
-        let found = match timeout(within, found).await {
-            Ok(Ok(found)) => found.map_err(|e| e.to_string()),
-            Ok(Err(broken)) => Err(broken.to_string()),
-            Err(_) => Err("its disk does not answer".to_owned()),
+        let no_answer = || Err("its disk does not answer".to_owned());
+        let stuck = lock(&file.stuck).as_ref().is_some_and(|stuck| !stuck.is_finished());
+        let found = if stuck {
+            no_answer()
+        } else {
+            let mut found = spawn_blocking(move || read_if_changed(&path, last));
+            match timeout(within, &mut found).await {
+                Ok(Ok(found)) => found.map_err(|e| e.to_string()),
+                Ok(Err(broken)) => Err(broken.to_string()),
+                Err(_) => {
+                    *lock(&file.stuck) = Some(found);
+                    no_answer()
+                }
+            }
         };
         let taken = found.and_then(|found| match found {
             None => Ok(()),
@@ -190,10 +201,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What a token file holds now; `None` while it is the one that was read last.
-pub(crate) fn read_if_changed(
-    path: &Path,
-    last: Option<Stamp>,
-) -> io::Result<Option<(Stamp, Zeroizing<String>)>> {
+type Found = Option<(Stamp, Zeroizing<String>)>;
+
+pub(crate) fn read_if_changed(path: &Path, last: Option<Stamp>) -> io::Result<Found> {
     let found = fs::metadata(path)?;
     if !found.is_file() {
         return Err(io::Error::other("it is no regular file"));

@@ -5,7 +5,7 @@
 //! that is as long as that, with files that are as short as they can be.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use coffer_tests::node::Place;
 use daemon::AuditLog;
@@ -16,8 +16,10 @@ use crate::child;
 use crate::every_step::tell;
 
 /// At this length another file is begun; so many are kept beside it.
-const FILE_BYTES: usize = 4 << 20;
+const FILE_BYTES: u64 = 4 << 20;
 const FILES_KEPT: usize = 128;
+/// A subject that is not shortened.
+const LINE: usize = 2000;
 
 /// How many acts the child records.
 const ACTS: u64 = 3;
@@ -49,6 +51,7 @@ fn audit_log_at_the_end_of_a_file() {
         assert!([FILES_KEPT, FILES_KEPT + 1].contains(&ended), "{kill_at}: {ended}");
         if !killed {
             assert_eq!(ended, FILES_KEPT);
+            assert!(!ended_file(&place.state(), 1).exists(), "another file was begun");
             tell(&format!("audit log at the end of a file: killed at {} steps", kill_at - 1));
             assert!(kill_at > 20, "{kill_at}");
             return;
@@ -58,19 +61,27 @@ fn audit_log_at_the_end_of_a_file() {
 
 /// Puts as many ended files there as are kept, of a line each, and makes the file that is written as long as it may be.
 fn fill(state: &Path) {
-    let (current, ended) = (state.join("audit.jsonl"), state.join("audit"));
+    let current = state.join("audit.jsonl");
     let log = AuditLog::open(&current).unwrap();
-    (0..FILES_KEPT).for_each(|n| log.record(&event("filler", n.to_string())));
-    log.record(&event("filler", "x".repeat(FILE_BYTES)));
+    let there = fs::read_to_string(&current).unwrap().lines().count();
+    (there..FILES_KEPT).for_each(|n| log.record(&event("filler", n.to_string())));
     drop(log);
+    fs::create_dir(state.join("audit")).unwrap();
     let text = fs::read_to_string(&current).unwrap();
-    let mut lines = text.split_inclusive('\n').enumerate();
-    fs::create_dir(&ended).unwrap();
-    for (n, line) in lines.by_ref().take(FILES_KEPT) {
-        fs::write(ended.join(format!("{:020}.jsonl", n + 1)), line).unwrap();
+    for (n, line) in text.split_inclusive('\n').enumerate() {
+        fs::write(ended_file(state, n + 1), line).unwrap();
     }
-    // Written over, not replaced, so that it is still the owner's alone.
-    fs::write(current, lines.map(|(_, line)| line).collect::<String>()).unwrap();
+    // Emptied, not replaced, so that it is still the owner's alone.
+    fs::write(&current, "").unwrap();
+    let log = AuditLog::open(&current).unwrap();
+    while fs::metadata(&current).unwrap().len() < FILE_BYTES {
+        log.record(&event("filler", "x".repeat(LINE)));
+    }
+}
+
+/// The ended file that begins with this line.
+fn ended_file(state: &Path, first: usize) -> PathBuf {
+    state.join("audit").join(format!("{first:020}.jsonl"))
 }
 
 #[test]

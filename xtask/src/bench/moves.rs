@@ -23,8 +23,6 @@ use crate::process;
 
 /// Keys and proofs, in times of a raw rewrap.
 const KEYS: f64 = 4.0;
-/// What syncing the copies costs, in times of as many raw copies.
-const COPIES: f64 = 2.0;
 /// The longest time in milliseconds in which a job shows no progress.
 const STANDSTILL: f64 = 500.0;
 /// The node's memory in MiB.
@@ -120,20 +118,18 @@ fn report(
         let whole = row(&format!("{what}: the whole job"), &runs.whole);
         let keys = row(&format!("{what}: keys, beside no copy"), &runs.keys);
         bars.push(Bar {
-            what: format!("{what}: keys / raw rewrap"),
+            what: format!("{what}: keys beside no copy / raw rewrap"),
             value: keys.median() / raw.median(),
             unit: "×",
             bound: Bound::AtMost(KEYS),
             limit: "Beside two or three answers of the KMS the node commits every record and writes its audit log".to_owned(),
         });
-        let written = row(&format!("{what}: copies"), &runs.copies);
         bars.push(Bar {
-            what: format!("{what}: copies / raw copies"),
-            value: written.median() / copies.median(),
+            what: format!("{what}: whole / ({KEYS} raw + raw copies)"),
+            value: whole.median() / (KEYS * raw.median() + copies.median()),
             unit: "×",
-            bound: Bound::AtMost(COPIES),
-            limit: "Each copy is read and compared before it is replaced, while the KMS wraps the next keys"
-                .to_owned(),
+            bound: Bound::AtMost(1.0),
+            limit: "Each copy is read, compared and locked before it is replaced, on threads that take turns".to_owned(),
         });
         let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
         bars.push(Bar {
@@ -146,7 +142,7 @@ fn report(
         });
         rows.push(whole);
         rows.push(keys);
-        rows.push(written);
+        rows.push(row(&format!("{what}: copies"), &runs.copies));
     }
     rows.extend([raw, copies]);
     bars.push(Bar {

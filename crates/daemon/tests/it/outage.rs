@@ -438,6 +438,26 @@ async fn a_master_key_of_its_own_is_shown_apart_and_its_loss_told_before_it_is_f
 }
 
 #[tokio::test]
+async fn a_rewrap_that_is_stopped_while_its_kms_is_silent_stays_stopped() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    world.kms().rotate();
+    let mut asked = world.kms().hold("rewrap");
+    let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+    asked.reached().await;
+    let path = format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap());
+    assert_eq!(node.post(&path, &Value::Null).await["state"], "stopping");
+    world.kms().set_down(Some(KmsErrorKind::Unreachable));
+    drop(asked);
+    assert_eq!(node.ended(&job).await["state"], "stopped");
+    world.kms().set_down(None);
+    let again = node.post("/v1/kms/rewrap", &Value::Null).await;
+    assert_eq!((&again["id"], &node.ended(&again).await["state"]), (&job["id"], &json!("done")));
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn what_a_move_leaves_on_the_old_kms_is_told_and_kept_reachable() {
     const NEW: &str = "http://new";
     let world = World::new();
