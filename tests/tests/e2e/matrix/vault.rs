@@ -227,7 +227,7 @@ impl Vault {
     pub(crate) fn hang(&self) {
         match &self.server {
             Server::Embedded { .. } => {
-                self.server().faults().inject(Fault::Delay { milliseconds: 2_000 });
+                self.server().faults().inject(Fault::Delay { milliseconds: 3_600_000 });
             }
             Server::Real { process, .. } => process.freeze(),
         }
@@ -237,7 +237,7 @@ impl Vault {
     pub(crate) fn hold_rewraps(&self) {
         match &self.server {
             Server::Embedded { .. } => {
-                let holds = Fault::Delay { milliseconds: 2_000 }.on("transit/rewrap/");
+                let holds = Fault::Delay { milliseconds: 3_600_000 }.on("transit/rewrap/");
                 self.server().faults().inject(holds);
             }
             Server::Real { .. } => self.deny("rewrap"),
