@@ -1,9 +1,17 @@
 //! Rewrap, takeover, moves between KMSs, from and to local wrapping.
 
-use key_manager::{Error, JobControl, JobState, KeyState, Loss, NewKms, Progress};
-use kms_core::{Credential, KeyStore as _, KeyVersion, KmsErrorKind};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::world::{Acts, NoControl, World, name, vault};
+use key_manager::{Error, JobControl, JobState, KeyState, Loss, NewKms, Progress};
+use kms_core::{
+    Credential, FilesystemKey, KeyEnvelope, KeyStore as _, KeyVersion, KmsErrorKind, KmsExt as _,
+    KmsProvider as _,
+};
+use testkit::clock::ManualClock;
+use testkit::fake_store::FakeStore;
+
+use crate::world::{Acts, NoControl, World, name, rebuild, vault};
 
 #[tokio::test]
 async fn rewrap_moves_store_and_copies_and_keeps_the_keys() {
@@ -36,6 +44,61 @@ async fn rewrap_moves_store_and_copies_and_keeps_the_keys() {
     assert!(node.unlock_all().await.unwrap().is_empty());
     assert_eq!(node.bytes("a").await, before);
     node.create("d").await.unwrap();
+}
+
+/// The KMS is at work on a batch while the copies of the one before are written.
+#[tokio::test]
+async fn a_rewrap_in_several_batches_loses_no_copy_when_its_kms_goes_away_in_between() {
+    const BATCH: usize = 2500;
+    let mut world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("fs").await.unwrap();
+    drop(node);
+    // To make them one by one takes long.
+    let first = world.headers.at("/backing/fs");
+    let kms = world.kms.open(&first.kms, &Credential::token("t")).unwrap();
+    let keys = (0..BATCH).map(|_| FilesystemKey::generate().map(Arc::new));
+    let keys = keys.collect::<Result<Vec<_>, _>>().unwrap();
+    for (n, wrapped) in kms.wrap_keys(&keys).await.unwrap().into_iter().enumerate() {
+        let (filesystem, wrapped) = (format!("fs-{n}"), wrapped.unwrap());
+        let backing = PathBuf::from("/backing").join(&filesystem);
+        let envelope = KeyEnvelope { filesystem, wrapped, ..first.clone() };
+        world.headers.files.lock().unwrap().insert(backing, envelope);
+    }
+    world.store = FakeStore::default();
+    let found = world.headers.files.lock().unwrap().clone().into_iter().collect();
+    rebuild(&world.store, &ManualClock::default(), found).await.unwrap();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    let server = world.kms.server("http://a");
+    server.rotate();
+    let copies = |version| {
+        let files = world.headers.files.lock().unwrap();
+        let of = |it: &&KeyEnvelope| it.wrapped.ciphertext.version == KeyVersion(version);
+        files.values().filter(of).count()
+    };
+    let job = node.start_rewrap(None).await.unwrap();
+    let mut first = server.hold("rewrap");
+    let (ended, ()) = tokio::join!(node.run_move(job, &NoControl), async {
+        first.reached().await;
+        let mut second = server.hold("rewrap");
+        drop(first);
+        second.reached().await;
+        server.set_down(Some(KmsErrorKind::Unreachable));
+        drop(second);
+    });
+    assert!(matches!(ended, Err(Error::Kms(_))), "{ended:?}");
+    assert_eq!((copies(1), copies(2)), (1, BATCH), "those of the first batch are brought along");
+    let progress = node.job(job).await.unwrap().progress;
+    assert_eq!((progress.items_done, progress.items_total), (2500, 2501));
+
+    server.set_down(None);
+    let report = node.run(job).await.unwrap();
+    assert_eq!((report.moved, report.already, report.copies), (1, 2500, 1));
+    assert_eq!((copies(1), copies(2)), (0, BATCH + 1));
+    let progress = node.job(job).await.unwrap().progress;
+    assert_eq!((progress.items_done, progress.items_failed, progress.items_total), (2501, 0, 2501));
 }
 
 #[tokio::test]
