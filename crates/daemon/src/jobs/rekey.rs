@@ -1,6 +1,7 @@
 //! A new key for a filesystem: how its re-encryption begins and ends. In between it is a job on data like others.
 
 use std::fmt::Display;
+use std::io;
 use std::sync::Arc;
 
 use admin_api::{Exit, Job, Problem};
@@ -103,8 +104,13 @@ impl Jobs {
         let of_keys = |e| NotEnded::of(title, &e);
         let failed = |why: &dyn Display| {
             let why = format!("what is kept of its jobs can't be sealed under the new one: {why}");
-            let problem = Problem::new(Exit::Failed, "job-failed", title, why);
-            NotEnded::Unrecorded(problem.cure("make room in the state directory"))
+            Problem::new(Exit::Failed, "job-failed", title, why)
+        };
+        let unwritten = |error: io::Error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                NotEnded::Unrecorded(failed(&error).cure("make room in the state directory"))
+            }
+            _ => NotEnded::Refused(failed(&error).cure("mend the state directory and rekey again")),
         };
         let filesystem = self.filesystems.get(name, title).await.map_err(NotEnded::Refused)?;
         let _starting = self.starting.lock().await;
@@ -118,12 +124,12 @@ impl Jobs {
             if let Some(detail) = &standing.detail
                 && let Some(reason) = notes.open::<String>("reason", detail.as_bytes())
             {
-                standing.detail = Some(notes.seal("reason", &reason).map_err(|e| failed(&e))?);
+                standing.detail = Some(notes.seal("reason", &reason).map_err(unwritten)?);
                 standing.put(&mut record);
                 self.manager.save_job(&record).await.map_err(of_keys)?;
             }
             let resealed = spawn_blocking(move || notes.reseal()).await;
-            resealed.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+            resealed.map_err(|e| NotEnded::Refused(failed(&e)))?.map_err(unwritten)?;
         }
         Ok(())
     }

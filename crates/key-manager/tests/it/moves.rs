@@ -48,6 +48,7 @@ async fn rewrap_moves_store_and_copies_and_keeps_the_keys() {
 
 /// The KMS is at work on a batch while the copies of the one before are written.
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "no node wraps these")]
 async fn a_rewrap_in_several_batches_loses_no_copy_when_its_kms_goes_away_in_between() {
     const BATCH: usize = 2500;
     let mut world = World::new();
