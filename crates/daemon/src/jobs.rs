@@ -223,7 +223,7 @@ impl Jobs {
     pub(crate) async fn run_move(self: &Arc<Self>, id: JobId) -> Result<Job, Problem> {
         let of_keys = |e| problem::of_keys("the keys can't be moved", &e);
         let _starting = self.starting_after(|record| record.id == id).await.map_err(of_keys)?;
-        let mut record = self.manager.job(id).await.map_err(of_keys)?;
+        let record = self.manager.job(id).await.map_err(of_keys)?;
         if self.find_live(id).is_some() || record.state.is_final() {
             return Ok(self.show(&record));
         }
@@ -233,7 +233,6 @@ impl Jobs {
             }
         }
         let stopped = record.state == JobState::Stopped;
-        record.state = JobState::Running;
         let mut job = self.begin(record).await.map_err(of_keys)?;
         job.resumed = stopped;
         Ok(job)
@@ -440,7 +439,7 @@ impl Jobs {
         record.state = JobState::Running;
         record.ended = None;
         record.message.clear();
-        // A move is recorded already, and one that waits is begun again and again.
+        // A move that runs is recorded already, and one that waits is begun again and again.
         if record.kind != JobKind::Move || record != before {
             self.manager.save_job(&record).await?;
         }
