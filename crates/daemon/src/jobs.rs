@@ -497,10 +497,6 @@ impl Jobs {
                 );
                 MoveRun::Ended
             }
-            Err(error) if live.stop_requested() && !live.goes_on_later() => {
-                tracing::warn!(%error, "the move of keys was stopped where it could not go on");
-                self.stopped(id).await
-            }
             Err(error) => {
                 tracing::warn!(%error, "the move of keys can't go on now");
                 match &error {
@@ -511,26 +507,6 @@ impl Jobs {
                     true => MoveRun::KmsAway,
                     false => MoveRun::Refused,
                 }
-            }
-        }
-    }
-
-    /// Records that a move was stopped which could not go on.
-    async fn stopped(&self, id: JobId) -> MoveRun {
-        let recorded = async {
-            let mut record = self.manager.job(id).await?;
-            if !record.state.is_final() {
-                record.state = JobState::Stopped;
-                self.manager.save_job(&record).await?;
-            }
-            Ok::<_, key_manager::Error>(())
-        };
-        match recorded.await {
-            Ok(()) => MoveRun::Ended,
-            // It is begun again.
-            Err(error) => {
-                self.cannot_record(id, &error);
-                MoveRun::Refused
             }
         }
     }

@@ -427,19 +427,14 @@ impl KeyHolder for BackingHeaders {
         let error = |name, fault| Self::error(&copy_path(&site.backing, name), "replaced", fault);
         let dir = sys::open_root(&site.backing).doing("opened");
         let dir = dir.map_err(|fault| error(HEADER, fault))?;
-        let (mut replaced, mut failed) = (0, None);
-        for (name, copy) in Self::copies(site, &dir) {
-            let renewed = match copy.is_behind(site, wanted) {
-                Ok(true) => self.put(site, &dir, name, wanted).map_err(|fault| error(name, fault)),
-                Ok(false) => continue,
-                Err(error) => Err(error),
-            };
-            match renewed {
-                Ok(()) => replaced += 1,
-                Err(error) => failed = Some(error),
+        let renew = |(name, copy): (_, KeyCopy)| match copy.is_behind(site, wanted) {
+            Ok(true) => {
+                let put = self.put(site, &dir, name, wanted);
+                put.map(|()| 1).map_err(|fault| error(name, fault))
             }
-        }
-        failed.map_or(Ok(replaced), Err)
+            is_behind => is_behind.map(u64::from),
+        };
+        kms_core::replaced(Self::copies(site, &dir).into_iter().map(renew))
     }
 }
 

@@ -163,6 +163,9 @@ impl KeyManager {
         run.report.keys_took = began.elapsed().saturating_sub(run.report.copies_took);
         if let Err(error) = done {
             job.blocked = Some(LockReason::from(&error));
+            if control.stop_requested() && !control.goes_on_later() {
+                job.state = JobState::Stopped;
+            }
             if run.progress.items_total > 0 {
                 job.progress = run.progress;
             }
@@ -255,14 +258,11 @@ impl KeyManager {
             HolderError { location, doing: "replaced", source: error.into() }
         })?;
         let wanted = envelope(site, entry, config);
-        let (mut replaced, mut failed) = (0, None);
+        let mut each = Vec::new();
         for holder in &self.parts().holders {
-            match holder.renew(site, &wanted).await {
-                Ok(renewed) => replaced += renewed,
-                Err(error) => failed = Some(error),
-            }
+            each.push(holder.renew(site, &wanted).await);
         }
-        failed.map_or(Ok(replaced), Err)
+        kms_core::replaced(each)
     }
 
     async fn end_move(

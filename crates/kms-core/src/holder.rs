@@ -39,21 +39,33 @@ pub trait KeyHolder: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`HolderError`]: one of the copies is not what is wanted now. The others are.
     async fn renew(&self, site: &FilesystemSite, wanted: &KeyEnvelope) -> Result<u64, HolderError> {
-        let (mut replaced, mut failed) = (0, None);
+        let mut each = Vec::new();
         for copy in self.list(site).await? {
             let location = copy.location.clone();
-            let renewed = match copy.is_behind(site, wanted) {
-                Ok(true) => self.replace(site, &location, wanted).await,
-                Ok(false) => continue,
-                Err(error) => Err(error),
-            };
-            match renewed {
-                Ok(()) => replaced += 1,
-                Err(error) => failed = Some(error),
-            }
+            each.push(match copy.is_behind(site, wanted) {
+                Ok(true) => self.replace(site, &location, wanted).await.map(|()| 1),
+                is_behind => is_behind.map(u64::from),
+            });
         }
-        failed.map_or(Ok(replaced), Err)
+        replaced(each)
     }
+}
+
+/// How many copies were replaced in all, of those in several places or one. All of them are gone through.
+///
+/// # Errors
+/// The last failure, if there is one.
+pub fn replaced(
+    each: impl IntoIterator<Item = Result<u64, HolderError>>,
+) -> Result<u64, HolderError> {
+    let (mut sum, mut failed) = (0, None);
+    for replaced in each {
+        match replaced {
+            Ok(replaced) => sum += replaced,
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(sum), Err)
 }
 
 /// Which filesystem, and where its ciphertext lies.

@@ -49,7 +49,7 @@ pub use check::{CheckItem, CheckOutcome};
 pub use clock::{Clock, SystemClock, UnixMillis};
 pub use credential::{Auth, ClientIdentity, Credential, CredentialStatus, Login};
 pub use error::{KmsError, KmsErrorKind};
-pub use holder::{FilesystemSite, HolderError, KeyCopy, KeyHolder};
+pub use holder::{FilesystemSite, HolderError, KeyCopy, KeyHolder, replaced};
 pub use id::{IdError, KeyId, KmsConfigId};
 pub use kms::{Finding, Kms, KmsConfig, KmsExt, KmsProvider, MasterKey, Proof};
 pub use record::{KeyRecord, RecordError};
