@@ -199,11 +199,12 @@ impl SealedTree {
 
     /// All of a small file; `None` when there is none.
     pub(crate) fn small_file(dir: &OwnedFd, name: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        const MAX: usize = 64 * 1024;
+        const MAX: u64 = 64 * 1024;
+        /// Most are smaller. Room for the largest would cost more than all the rest: it is fetched, cleared, and wiped.
+        const USUAL: usize = 4096;
         let Some(file) = Self::own_file(dir, name)? else { return Ok(None) };
-        let mut content = vec![0; MAX];
-        let len = sys::read_at(file, &mut content, 0).doing("read")?;
-        content.truncate(len);
+        let mut content = Vec::with_capacity(USUAL);
+        sys::read_all(file, MAX, &mut content).doing("read")?;
         Ok(Some(content))
     }
 

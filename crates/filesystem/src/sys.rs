@@ -4,6 +4,8 @@
 //! Handles instead of paths let trees be deeper than `PATH_MAX`, and leave nothing to a process
 //! that swaps a directory for a link while a job runs.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::mem::MaybeUninit;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -254,6 +256,12 @@ pub(crate) fn read_at(file: impl AsFd, buffer: &mut [u8], at: u64) -> Result<usi
         }
     }
     Ok(done)
+}
+
+/// Appends what is in the file from where it stands, up to `most` bytes.
+pub(crate) fn read_all(file: OwnedFd, most: u64, content: &mut Vec<u8>) -> Result<()> {
+    let read = File::from(file).take(most).read_to_end(content);
+    read.map(drop).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// The most that one call writes, as `cp` does it. The page cache takes memory in pieces as large as the
