@@ -14,7 +14,8 @@ use kms_core::{FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, Key
 
 use crate::error::{Doing, Error, Fault};
 use crate::filesystem::{HEADER, PREVIOUS, ROOT, of_another_key, open_tree, refused};
-use crate::lock::{self, BackingLocks, LOCK, put_owner};
+use crate::keys::is_of;
+use crate::lock::{self, BackingLock, BackingLocks, LOCK, put_owner};
 use crate::names::Names;
 use crate::sealed::SealedTree;
 use crate::sys::{self, Errno};
@@ -26,14 +27,18 @@ use crate::sys::{self, Errno};
 /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) when it can't be understood, or the data beside it has another key.
 pub fn read_envelope(backing: &Path) -> Result<KeyEnvelope, Error> {
     let dir = sys::open_root(backing).doing("opened").map_err(|fault| fault.at_path(backing))?;
-    read_owned(&dir).map_err(|fault| fault.at_path(&copy_path(backing, HEADER)))
+    read_owned(&dir, None).map_err(|fault| fault.at_path(&copy_path(backing, HEADER)))
 }
 
-/// Reads `coffer.key`, which has to be of the key of the data beside it.
-fn read_owned(backing: &OwnedFd) -> Result<KeyEnvelope, Fault> {
+/// Reads `coffer.key`, which has to be of the key of the data beside it. `lock` is that of `backing`, if this node holds it.
+fn read_owned(backing: &OwnedFd, lock: Option<&BackingLock>) -> Result<KeyEnvelope, Fault> {
     let envelope = read(backing, HEADER)?;
     let key = envelope.wrapped.key_id;
-    match owner(backing)? {
+    let owner = match lock {
+        Some(lock) => lock::owner(lock.file()).doing("read"),
+        None => owner(backing),
+    };
+    match owner? {
         // A re-encryption that is just beginning or ending.
         Some(owner) if owner != key && key_of(backing, PREVIOUS)? != Some(owner) => {
             let why =
@@ -336,14 +341,19 @@ impl BackingHeaders {
         HolderError { location: location.display().to_string(), doing, source }
     }
 
-    /// The copies in the backing directory that was opened as `dir`, and under which names they lie.
-    fn copies(site: &FilesystemSite, dir: &OwnedFd) -> Vec<(&'static [u8], KeyCopy)> {
+    /// The copies in the backing directory that was opened as `dir`, and under which names they lie. `lock` is its lock, if this node
+    /// holds it.
+    fn copies(
+        site: &FilesystemSite,
+        dir: &OwnedFd,
+        lock: Option<&BackingLock>,
+    ) -> Vec<(&'static [u8], KeyCopy)> {
         let copy = |name, envelope: Result<KeyEnvelope, Fault>| {
             let path = copy_path(&site.backing, name);
             let envelope = envelope.map_err(|fault| Self::error(&path, "read", fault));
             (name, KeyCopy { location: path.display().to_string(), envelope, uploaded: false })
         };
-        let header = read_owned(dir).and_then(|read| find_data(dir, "read").map(|()| read));
+        let header = read_owned(dir, lock).and_then(|read| find_data(dir, "read").map(|()| read));
         let previous = read_if_there(dir, PREVIOUS).transpose();
         let copies = std::iter::once(copy(HEADER, header));
         copies.chain(previous.map(|previous| copy(PREVIOUS, previous))).collect()
@@ -359,7 +369,7 @@ impl BackingHeaders {
     ) -> Result<(), Fault> {
         let key = envelope.wrapped.key_id;
         let usual = if name == HEADER { Some(site.key_id) } else { site.previous };
-        if key != site.key_id && Some(key) != site.previous {
+        if !is_of(key, site.key_id, site.previous) {
             let why = "the new copy is of another key";
             return Err(refused("replaced", why, "check the key store"));
         }
@@ -390,7 +400,9 @@ impl BackingHeaders {
 impl KeyHolder for BackingHeaders {
     async fn list(&self, site: &FilesystemSite) -> Result<Vec<KeyCopy>, HolderError> {
         match sys::open_root(&site.backing).doing("opened") {
-            Ok(dir) => Ok(Self::copies(site, &dir).into_iter().map(|(_, copy)| copy).collect()),
+            Ok(dir) => {
+                Ok(Self::copies(site, &dir, None).into_iter().map(|(_, copy)| copy).collect())
+            }
             Err(fault) => {
                 let path = copy_path(&site.backing, HEADER);
                 let source = fault.at_path(&site.backing).into();
@@ -422,19 +434,26 @@ impl KeyHolder for BackingHeaders {
         replace().map_err(|fault| Self::error(path, "replaced", fault))
     }
 
-    /// As for any holder; the directory is opened once.
+    /// As for any holder; the directory is opened once, and of a filesystem that this node has open each copy is read once.
     async fn renew(&self, site: &FilesystemSite, wanted: &KeyEnvelope) -> Result<u64, HolderError> {
         let error = |name, fault| Self::error(&copy_path(&site.backing, name), "replaced", fault);
         let dir = sys::open_root(&site.backing).doing("opened");
         let dir = dir.map_err(|fault| error(HEADER, fault))?;
-        let renew = |(name, copy): (_, KeyCopy)| match copy.is_behind(site, wanted) {
-            Ok(true) => {
-                let put = self.put(site, &dir, name, wanted);
-                put.map(|()| 1).map_err(|fault| error(name, fault))
-            }
-            is_behind => is_behind.map(u64::from),
+        let lock = self.locks.held(&dir);
+        let key = wanted.wrapped.key_id;
+        let may_lie_here = lock.is_some() && is_of(key, site.key_id, site.previous);
+        let renew = |(name, copy): (_, KeyCopy)| {
+            // What was read under the lock lies there still.
+            let lies_here =
+                may_lie_here && copy.envelope.as_ref().is_ok_and(|it| it.wrapped.key_id == key);
+            let put = match copy.is_behind(site, wanted) {
+                Ok(true) if lies_here => write(&dir, name, wanted),
+                Ok(true) => self.put(site, &dir, name, wanted),
+                is_behind => return is_behind.map(u64::from),
+            };
+            put.map(|()| 1).map_err(|fault| error(name, fault))
         };
-        kms_core::replaced(Self::copies(site, &dir).into_iter().map(renew))
+        kms_core::replaced(Self::copies(site, &dir, lock.as_deref()).into_iter().map(renew))
     }
 }
 

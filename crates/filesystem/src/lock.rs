@@ -81,6 +81,12 @@ impl BackingLocks {
         self.held.locks().len()
     }
 
+    /// The lock of whatever lies in this directory, if this node holds it.
+    pub(crate) fn held(&self, backing: &OwnedFd) -> Option<Arc<BackingLock>> {
+        let file = sys::stat(backing, LOCK).ok()?;
+        self.held.shared(identity(&file)).ok().flatten()
+    }
+
     /// The lock of whatever lies in this directory.
     pub(crate) fn lock(&self, backing: &OwnedFd) -> Result<Arc<BackingLock>, Fault> {
         for tried in 1.. {
