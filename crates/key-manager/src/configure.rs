@@ -12,7 +12,7 @@ use crate::error::listed;
 use crate::filesystems::{LOCAL, new_local_config};
 use crate::jobs::put_job;
 use crate::manager::key_entry_of;
-use crate::moving::Purpose;
+use crate::moving::{BATCH, Purpose};
 use crate::own_key::{Own, Targets, record_own};
 use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
 use crate::unlock::{as_read, changed};
@@ -119,7 +119,7 @@ impl KeyManager {
         clients.push(Arc::clone(&proof.kms));
         clients.extend(own.values().filter_map(|own| Some(Arc::clone(&own.renewed.as_ref()?.1))));
         // One that is recorded brings no key further from being opened.
-        let moving: Vec<KeyEntry> = keys.iter().filter(|key| goes_to(key).1).cloned().collect();
+        let moving: Vec<&KeyEntry> = keys.iter().filter(|key| goes_to(key).1).collect();
         let unreadable = if same.is_none() { unreadable } else { Vec::new() };
         self.check_all_open(&moving, &unreadable, &clients, "the KMS can't be changed").await?;
 
@@ -188,6 +188,7 @@ impl KeyManager {
         drop(act);
         if !filesystems.is_empty() {
             let (keys, unreadable) = self.key_entries().await?;
+            let keys: Vec<&KeyEntry> = keys.iter().collect();
             self.check_all_open(&keys, &unreadable, &[], "the KMS can't be removed").await?;
         }
         let _act = self.begin_act().await;
@@ -390,19 +391,24 @@ impl KeyManager {
         }
         let of_old = keys.iter().map(|entry| &entry.wrapped);
         let of_old = of_old.filter(|wrapped| wrapped.config_id == old.config.id);
-        let wrapped: Vec<WrappedKey> = of_old.chain(&old.canary).cloned().collect();
-        let why = "whether a given KMS opens what another one wrapped";
-        let answers = self.prove_keys(kms, &wrapped, why).await?;
-        let (opened, closed): (Vec<_>, Vec<_>) =
-            wrapped.iter().zip(&answers).partition(|(_, answer)| answer.is_ok());
-        if opened.is_empty() {
+        let of_old: Vec<&WrappedKey> = of_old.chain(&old.canary).collect();
+        let (mut opened, mut closed) = (0, Vec::new());
+        // Another KMS has a reason for each that it does not open.
+        for batch in of_old.chunks(BATCH) {
+            let batch: Vec<WrappedKey> = batch.iter().copied().cloned().collect();
+            let why = "whether a given KMS opens what another one wrapped";
+            let answers = self.prove_keys(kms, &batch, why).await?;
+            opened += answers.done();
+            let answered = batch.into_iter().zip(&answers);
+            closed.extend(answered.filter(|(_, answer)| answer.is_err()).map(|(key, _)| key));
+        }
+        if opened == 0 {
             // With nothing to open, another place is another KMS.
-            return Ok(same_place && wrapped.is_empty());
+            return Ok(same_place && of_old.is_empty());
         }
         if same_place {
             return Ok(true);
         }
-        let closed: Vec<WrappedKey> = closed.into_iter().map(|(w, _)| w.clone()).collect();
         let is_canary = |w: &WrappedKey| old.canary.as_ref().is_some_and(|c| c.key_id == w.key_id);
         if closed.iter().any(|w| is_canary(w) || self.unlocked(w.key_id).is_some()) {
             return Ok(false);
@@ -423,7 +429,7 @@ impl KeyManager {
     /// else as it was set.
     pub(crate) async fn check_all_open(
         &self,
-        keys: &[KeyEntry],
+        keys: &[&KeyEntry],
         unreadable: &[Error],
         clients: &[Arc<dyn Kms>],
         act: &'static str,

@@ -178,7 +178,7 @@ impl KeyManager {
             master_key: name.to_owned(),
             ..given.config.clone()
         };
-        let of_own: Vec<KeyEntry> = keys.iter().filter(|key| key.has_own(name)).cloned().collect();
+        let of_own: Vec<&KeyEntry> = keys.iter().filter(|key| key.has_own(name)).collect();
         let names = self.names_of(&of_own).await?;
         let in_place = |known: &Known| {
             let id = known.record.config.id;
@@ -242,7 +242,7 @@ impl KeyManager {
     }
 
     /// The filesystems that have these keys, for an error.
-    async fn names_of(&self, keys: &[KeyEntry]) -> Result<String, Error> {
+    async fn names_of(&self, keys: &[&KeyEntry]) -> Result<String, Error> {
         let sites = self.sites_by_key().await?;
         let ids = keys.iter().map(|key| key.wrapped.key_id);
         let names: BTreeSet<&str> =

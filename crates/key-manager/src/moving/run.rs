@@ -11,16 +11,13 @@ use kms_core::{
     WrappedKey,
 };
 
-use super::{MoveReport, MoveSpec, Purpose, unknown};
+use super::{BATCH, MoveReport, MoveSpec, Purpose, unknown};
 use crate::filesystems::LOCAL;
 use crate::jobs::{JobControl, Progress};
 use crate::manager::key_entry_of;
 use crate::records::{self, ConfigRecord, KeyEntry};
 use crate::unlock::{DISKS_AT_ONCE, changed};
 use crate::{Error, FilesystemName, KeyManager};
-
-/// Keys in one batch. Small enough that a stop or a crash costs little, large enough that round trips do not count.
-const BATCH: usize = 2500;
 
 /// Keys that were wrapped, or why one was not.
 type Wrapped = Vec<(KeyId, Result<WrappedKey, KmsError>)>;
