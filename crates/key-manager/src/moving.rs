@@ -32,7 +32,7 @@ use crate::unlock::{DISKS_AT_ONCE, LockReason, changed};
 use crate::{Error, FilesystemName, KeyManager};
 
 /// Keys in one batch. Small enough that a stop or a crash costs little, large enough that round trips do not count.
-pub(crate) const BATCH: usize = 2500;
+pub(crate) const BATCH: usize = 1250;
 
 /// What a move has to do; the `spec` of its job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
