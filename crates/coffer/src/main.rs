@@ -53,7 +53,7 @@ fn run(command: LocalCommand, console: &mut Console<'_>, output: Output) -> Resu
     }
 }
 
-/// The most threads for what blocks: some 80 disks at a time, and those that don't answer any more. As many as it may have a busy
+/// The most threads for what blocks: 192 of them at most for places that may not answer (`daemon`'s disks). As many as it may have a busy
 /// runtime makes, for it doesn't wait until one is free.
 const BLOCKING_THREADS: usize = 256;
 
