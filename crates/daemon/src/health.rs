@@ -92,11 +92,18 @@ impl Answered {
         CredentialStatus { time_left, ..credential }
     }
 
-    /// The credential was renewed, and lives so long from now.
+    /// The credential was renewed, and lives so long from now. What has an end of its own (a secret id) keeps that.
     fn renewed(&mut self, credential: CredentialStatus) {
+        let (before, passed) = (self.kms.credential.time_left, self.age());
         (self.kms.credential, self.at) = (credential, Instant::now());
-        let ends = self.kms.findings.iter_mut().filter_map(|finding| finding.ends_in.as_mut());
-        ends.for_each(|ends_in| *ends_in = credential.time_left.unwrap_or(Duration::MAX));
+        for finding in &mut self.kms.findings {
+            let Some(left) = finding.ends_in else { continue };
+            let ends_with_it = before == Some(left);
+            finding.ends_in = Some(match ends_with_it {
+                true => credential.time_left.unwrap_or(Duration::MAX),
+                false => left.saturating_sub(passed),
+            });
+        }
     }
 
     /// How long ago it was told.
@@ -464,7 +471,43 @@ fn until_renewal(left: Duration, granted: Option<Duration>) -> Option<Duration> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use kms_core::{KeyVersion, MasterKey};
+
     use super::*;
+
+    #[test]
+    fn a_renewal_lengthens_what_ends_with_the_credential() {
+        let seconds = |n| Some(Duration::from_secs(n));
+        let credential =
+            |left| CredentialStatus { time_left: left, renewable: true, periodic: false };
+        let ends = |code: &str, ends_in| Finding { ends_in, ..Finding::new(code, "", "") };
+        let kms = LiveKms {
+            master_key: MasterKey {
+                name: "k".to_owned(),
+                latest_version: KeyVersion(1),
+                min_decryption_version: KeyVersion(1),
+                created: BTreeMap::new(),
+                deletion_allowed: false,
+                exportable: false,
+            },
+            credential: credential(seconds(100)),
+            findings: vec![
+                ends("the token's", seconds(100)),
+                ends("its own", seconds(500)),
+                ends("none", None),
+            ],
+        };
+        let mut answered = Answered { kms, at: Instant::now() };
+        answered.renewed(credential(seconds(1000)));
+        let left: Vec<_> = answered.kms.findings.iter().map(|finding| finding.ends_in).collect();
+        assert!(
+            left[0] == seconds(1000) && left[1] <= seconds(500) && left[2].is_none(),
+            "{left:?}"
+        );
+        assert!(left[1] > seconds(400), "{left:?}");
+    }
 
     #[test]
     fn a_token_is_renewed_at_two_thirds_of_its_life() {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     answer::{Answer, Outcome, Refusal},
+    clock,
     life::{Life, SYSTEM_TTL},
     policy::Policy,
     request::{Fields, Operation, Request},
@@ -44,6 +45,11 @@ struct SecretId {
     accessor: String,
     /// Zero for no limit.
     uses_left: i64,
+    #[serde(default)]
+    created: u64,
+    /// When it was made, or last used.
+    #[serde(default)]
+    updated: u64,
     /// `None` lives for ever.
     expires: Option<u64>,
 }
@@ -94,13 +100,24 @@ impl AppRole {
                 fields.refuse(&["cidr_list", "token_bound_cidrs", "metadata"])?;
                 Ok(Answer::data(self.role_mut(name)?.new_secret_id(fields, now)?))
             }
+            (Update, ["role", name, "secret-id", "lookup"]) => {
+                let id = fields.string("secret_id")?.filter(|id| !id.is_empty());
+                let id = id.ok_or_else(|| Refusal::invalid("missing secret_id"))?;
+                let no_role = || Refusal::internal(&format!("role {name:?} does not exist"));
+                let role = self.roles.get(*name).ok_or_else(no_role)?;
+                // One that has expired is shown until Vault tidies up.
+                let shown = role.secret_ids.get(&id).map(SecretId::show);
+                Ok(shown.map_or_else(Answer::nothing, Answer::data))
+            }
             (Update, ["role", name, "secret-id", "destroy"]) => {
                 let id = fields.string("secret_id")?.unwrap_or_default();
                 self.role_mut(name)?.secret_ids.remove(&id);
                 Ok(Answer::nothing())
             }
             (_, ["login"] | ["role"] | ["role", _] | ["role", _, "role-id" | "secret-id"])
-            | (_, ["role", _, "secret-id", "destroy"]) => Err(Refusal::unsupported_operation()),
+            | (_, ["role", _, "secret-id", "destroy" | "lookup"]) => {
+                Err(Refusal::unsupported_operation())
+            }
             _ => Err(Refusal::unsupported_path()),
         }
     }
@@ -230,7 +247,9 @@ impl Role {
             "secret_id_num_uses": num_uses,
         });
         let expires = (ttl > 0).then(|| now.saturating_add(ttl));
-        self.secret_ids.insert(id, SecretId { accessor, uses_left: num_uses, expires });
+        let (created, updated) = (now, now);
+        let made = SecretId { accessor, uses_left: num_uses, created, updated, expires };
+        self.secret_ids.insert(id, made);
         Ok(shown)
     }
 
@@ -238,6 +257,7 @@ impl Role {
     fn use_secret_id(&mut self, id: &str, now: u64) -> Option<()> {
         self.secret_ids.retain(|_, secret| secret.expires.is_none_or(|expires| expires > now));
         let secret = self.secret_ids.get_mut(id)?;
+        secret.updated = now;
         match secret.uses_left {
             0 => {}
             1 => {
@@ -264,6 +284,24 @@ impl Role {
             "token_policies": self.policies,
             "token_ttl": self.life.ttl,
             "token_type": "default",
+        })
+    }
+}
+
+impl SecretId {
+    fn show(&self) -> Value {
+        // Go's first moment stands for never.
+        let ends = self.expires.map_or("0001-01-01T00:00:00Z".to_owned(), clock::rfc3339);
+        json!({
+            "cidr_list": [],
+            "creation_time": clock::rfc3339(self.created),
+            "expiration_time": ends,
+            "last_updated_time": clock::rfc3339(self.updated),
+            "metadata": {},
+            "secret_id_accessor": self.accessor,
+            "secret_id_num_uses": self.uses_left,
+            "secret_id_ttl": self.expires.map_or(0, |expires| expires.saturating_sub(self.created)),
+            "token_bound_cidrs": [],
         })
     }
 }

@@ -42,3 +42,10 @@ pub(crate) fn rfc3339(seconds: u64) -> String {
     let time = UNIX_EPOCH + Duration::from_secs(seconds.min(LAST));
     humantime::format_rfc3339_seconds(time).to_string()
 }
+
+/// As HTTP dates answers.
+pub(crate) fn http_date(seconds: u64) -> String {
+    // httpdate prints years before 9999 only.
+    const LAST: u64 = 253_370_764_799;
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds.min(LAST)))
+}

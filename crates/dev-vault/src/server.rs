@@ -18,6 +18,7 @@ use axum::{
     body::Body,
     extract::{ConnectInfo, Query, State, connect_info::Connected},
     http::{HeaderMap, HeaderValue, Method, Response, header},
+    middleware::map_response_with_state,
     serve::{IncomingStream, Listener},
 };
 use serde_json::{Value, json};
@@ -28,7 +29,7 @@ use tokio::{
 
 use crate::{
     answer::Refusal,
-    broken, control,
+    broken, clock, control,
     core::Core,
     faults::{Fault, Faults, RequestLog, Strike},
     request::{Fields, Operation, Request},
@@ -45,8 +46,17 @@ pub(crate) struct Shared {
 
 /// Serves until the future is dropped.
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
-    let routes = Router::new().fallback(answer).with_state(shared);
+    let routes = Router::new().fallback(answer).with_state(shared.clone());
+    let routes = routes.layer(map_response_with_state(shared, dated));
     axum::serve(Door(listener), routes.into_make_service_with_connect_info::<Cut>()).await
+}
+
+/// Dates an answer by this server's clock, which may be another than the system's.
+async fn dated(State(shared): State<Arc<Shared>>, mut response: Response<Body>) -> Response<Body> {
+    if let Ok(now) = HeaderValue::try_from(clock::http_date(shared.core.clock().now())) {
+        response.headers_mut().entry(header::DATE).or_insert(now);
+    }
+    response
 }
 
 async fn answer(

@@ -196,7 +196,7 @@ pub struct Finding {
     pub what: String,
     /// What to do.
     pub cure: String,
-    /// Of what ends with our credential: how long that lives, from when this was found.
+    /// Of what comes to an end, with our credential or by itself (a secret id): how long until then, from when this was found.
     pub ends_in: Option<Duration>,
 }
 

@@ -76,6 +76,7 @@ pub(crate) fn later_of_key(config: &VaultConfig, key: &MasterKey) -> Vec<Finding
 /// What ends the credential.
 fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
     let mut found = of_life(status, vault.token_file());
+    found.extend(vault.login_findings(status));
     let lasting = !vault.logs_in() && vault.token_file().is_none();
     let Some(left) = status.time_left.filter(|_| lasting) else { return found };
     let seen = vault.seen();

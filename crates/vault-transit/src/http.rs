@@ -9,13 +9,13 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use kms_core::{
     ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, Login, full_jitter,
 };
-use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{DATE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::tls::TlsInfo;
 use reqwest::{Certificate, Identity, Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
@@ -25,9 +25,10 @@ use zeroize::Zeroizing;
 
 use crate::Limits;
 use crate::address::{RefusedAddress, Resolver};
-use crate::config::VaultConfig;
+use crate::config::{VaultConfig, valid_name};
 use crate::operation::Operation;
 use crate::pauses::{self, Pauses};
+use crate::secret_id::SecretId;
 use crate::session::{Session, Source, Token};
 use crate::{measure, refusal, wire};
 
@@ -132,6 +133,27 @@ impl Client {
         }
     }
 
+    /// What is left of the secret id, asked for once after each login: [`SecretId::Untold`] to who may not ask. `None`: there was
+    /// no login since.
+    ///
+    /// # Errors
+    /// Vault does not answer, and is to be asked again.
+    pub(crate) async fn look_up_secret_id(&self) -> Result<Option<SecretId>, KmsError> {
+        let Source::Login { mount, login } = self.session.source() else { return Ok(None) };
+        let Some(token) = self.session.current() else { return Ok(None) };
+        let Some(role) = self.session.to_ask() else { return Ok(None) };
+        let body = wire::secret_id_body(login.secret.expose_secret()).map_err(unencodable)?;
+        let path = format!("auth/{mount}/role/{role}/secret-id/lookup");
+        let call = Call { operation: "lookup-secret-id", path, is_read: false };
+        match self.exchange(&call, body, Some(&token)).await {
+            Ok(answer) => Ok(Some(SecretId::told(&answer))),
+            Err(error) => {
+                self.session.is_to_ask(role);
+                Err(error)
+            }
+        }
+    }
+
     async fn token(&self) -> Result<Token, KmsError> {
         if let Source::File(file) = self.session.source() {
             return self.session.read(file, self.limits.connect).await;
@@ -195,8 +217,6 @@ impl Client {
 
     /// The caller has the right to change the token.
     async fn log_in(&self, mount: &str, login: &Login) -> Result<Token, KmsError> {
-        let unencodable =
-            |e| KmsError::new(KmsErrorKind::Internal, "no login can be made").because(e);
         let body =
             wire::login_body(&login.id, login.secret.expose_secret()).map_err(unencodable)?;
         let call = Call { operation: "login", path: format!("auth/{mount}/login"), is_read: false };
@@ -208,7 +228,12 @@ impl Client {
             return Err(self.foreign("not what Vault's API answers"));
         };
         tracing::info!(mount, "logged in to Vault");
-        self.session.replace(&auth.client_token)
+        let token = self.session.replace(&auth.client_token)?;
+        let role = auth.metadata.and_then(|metadata| metadata.role_name);
+        if let Some(role) = role.filter(|role| valid_name(role)) {
+            self.session.is_to_ask(role);
+        }
+        Ok(token)
     }
 
     /// Sends a request until it is answered, refused for good, or out of time.
@@ -271,8 +296,9 @@ impl Client {
         }
         let status = response.status();
         let pause = pauses::wanted(response.headers());
+        let at = answered_at(response.headers());
         let body = self.read(response).await?;
-        let answer = Answer { status, body };
+        let answer = Answer { status, at, body };
         match status.as_u16() {
             412 | 429 | 500.. => {
                 let failure = self.passing_refusal(&answer);
@@ -462,6 +488,8 @@ impl Call {
 /// What Vault said about this very request.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
+    /// When it was given, by the clock of who gave it; by ours if it does not say.
+    pub(crate) at: SystemTime,
     body: Zeroizing<Vec<u8>>,
 }
 
@@ -546,6 +574,16 @@ fn certificates(pem: &str) -> Result<Vec<Certificate>, KmsError> {
         Ok(_) => Err(invalid()),
         Err(e) => Err(invalid().because(root_cause(&e))),
     }
+}
+
+fn answered_at(headers: &HeaderMap) -> SystemTime {
+    let told =
+        headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+    told.unwrap_or_else(SystemTime::now)
+}
+
+fn unencodable(error: serde_json::Error) -> KmsError {
+    KmsError::new(KmsErrorKind::Internal, "no login can be made").because(error)
 }
 
 /// When the certificate of this connection ends, in seconds since 1970.

@@ -19,6 +19,7 @@ use crate::Limits;
 use crate::config::VaultConfig;
 use crate::http::{Answer, Client, printable};
 use crate::operation::Operation;
+use crate::secret_id::SecretId;
 use crate::session::Source;
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
 use crate::{check, findings, refusal};
@@ -30,6 +31,7 @@ pub(crate) struct VaultKms {
     client: Client,
     limits: Limits,
     token: Mutex<TokenSeen>,
+    secret_id: Mutex<SecretId>,
 }
 
 /// What earlier answers told of the token.
@@ -47,7 +49,8 @@ pub(crate) struct TokenSeen {
 
 impl VaultKms {
     pub(crate) fn new(config: KmsConfig, client: Client, limits: Limits) -> Self {
-        Self { config, client, limits, token: Mutex::default() }
+        let (token, secret_id) = Default::default();
+        Self { config, client, limits, token, secret_id }
     }
 
     pub(crate) const fn target(&self) -> &VaultConfig {
@@ -61,7 +64,31 @@ impl VaultKms {
 
     /// Proves by use that a login is granted.
     pub(crate) async fn log_in_again(&self) -> Result<(), KmsError> {
-        self.client.log_in_again().await
+        self.client.log_in_again().await?;
+        self.look_up_secret_id().await;
+        Ok(())
+    }
+
+    /// Asks once after each login for what is left of the secret id. That it can't be told is no failure, and where Vault did not
+    /// answer what was told before stands until the next look.
+    async fn look_up_secret_id(&self) {
+        match self.client.look_up_secret_id().await {
+            Ok(Some(told)) => *self.secret_id() = told,
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "what is left of the secret id is not known"),
+        }
+    }
+
+    fn secret_id(&self) -> MutexGuard<'_, SecretId> {
+        self.secret_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What keeps a later login from being granted.
+    pub(crate) fn login_findings(&self, status: &CredentialStatus) -> Vec<Finding> {
+        match self.client.session().source() {
+            Source::Login { mount, .. } => self.secret_id().findings(mount, status),
+            _ => Vec::new(),
+        }
     }
 
     /// The file that tokens are read from, and how long the one of now was first given for.
@@ -98,10 +125,12 @@ impl VaultKms {
     pub(crate) async fn look_up_token(&self) -> Result<TokenData, KmsError> {
         let answer = self.ask(Operation::LookupSelf, Bytes::new()).await?;
         let token: Envelope<TokenData> = self.understand(&answer)?;
-        let mut seen = self.seen();
-        seen.creation_ttl = token.data.creation_ttl;
-        (seen.num_uses, seen.orphan) = (token.data.num_uses, token.data.orphan);
-        drop(seen);
+        {
+            let mut seen = self.seen();
+            seen.creation_ttl = token.data.creation_ttl;
+            (seen.num_uses, seen.orphan) = (token.data.num_uses, token.data.orphan);
+        }
+        self.look_up_secret_id().await;
         Ok(token.data)
     }
 

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `config` | which Vault and which key: checked so that nothing in it leads elsewhere; the policy that a token needs |
 //! | `session` | the token: given, read from a file, got by a login |
+//! | `secret_id` | what is left of the secret id of a login |
 //! | `size` | how much may be given |
 //! | `operation` | the requests that are ever sent, and what a policy must allow for each |
 //! | `address` | addresses that are never connected to |
@@ -61,6 +62,7 @@ mod operation;
 mod pauses;
 mod provider;
 mod refusal;
+mod secret_id;
 mod session;
 mod size;
 mod wire;

@@ -36,6 +36,8 @@ use crate::wire::TokenData;
 /// | `token-not-replaced` | the one in a file ends soon, and nobody has written another |
 /// | `token-not-orphan` | it ends with the token that made it |
 /// | `token-uses-limited` | it ends after a number of uses |
+/// | `secret-id-uses-limited`, `secret-id-expires` | logins are refused after a number of them, or after a time |
+/// | `secret-id-gone` | the next login is refused |
 /// | `key-deletable` | who may delete the master key can destroy all data |
 /// | `key-exportable`, `key-backup-in-clear` | the master key can leave Vault |
 /// | `plain-http` | token and keys cross a network readable |

@@ -32,6 +32,8 @@ pub(crate) struct Token {
 pub(crate) struct Session {
     source: Source,
     current: Mutex<Option<Token>>,
+    /// The role of a login after which nobody has asked for what is left of its secret id.
+    unasked: Mutex<Option<String>>,
     /// Held by who gets another one, so that many requests that were refused at once make one login.
     changing: tokio::sync::Mutex<()>,
 }
@@ -89,7 +91,8 @@ impl Session {
                 return Err(no_token(config));
             }
         };
-        Ok(Self { source, current: Mutex::new(current), changing: tokio::sync::Mutex::default() })
+        let (unasked, changing) = Default::default();
+        Ok(Self { source, current: Mutex::new(current), unasked, changing })
     }
 
     pub(crate) const fn source(&self) -> &Source {
@@ -110,6 +113,16 @@ impl Session {
             Source::File(file) => lock(&file.unread).clone(),
             _ => None,
         }
+    }
+
+    /// There was a login, or there is still to be asked after it: under this role.
+    pub(crate) fn is_to_ask(&self, role: String) {
+        *lock(&self.unasked) = Some(role);
+    }
+
+    /// Whether to ask for what is left of the secret id, and under which role: once after each login.
+    pub(crate) fn to_ask(&self) -> Option<String> {
+        lock(&self.unasked).take()
     }
 
     /// The right to get another token, once who is at it has done.

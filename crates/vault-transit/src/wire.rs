@@ -81,6 +81,15 @@ pub(crate) fn login_body(role_id: &str, secret_id: &str) -> serde_json::Result<B
     to_bytes(&Body { role_id, secret_id }, 2 * (role_id.len() + secret_id.len()) + 64)
 }
 
+/// A body for the look-up of a secret id.
+pub(crate) fn secret_id_body(secret_id: &str) -> serde_json::Result<Bytes> {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        secret_id: &'a str,
+    }
+    to_bytes(&Body { secret_id }, 2 * secret_id.len() + 32)
+}
+
 fn to_bytes(body: &impl Serialize, capacity: usize) -> serde_json::Result<Bytes> {
     let mut buffer = Zeroizing::new(Vec::with_capacity(capacity));
     serde_json::to_writer(&mut *buffer, body)?;
@@ -186,6 +195,24 @@ pub(crate) struct LoggedIn<'a> {
 pub(crate) struct ClientToken<'a> {
     #[serde(borrow)]
     pub(crate) client_token: Cow<'a, str>,
+    #[serde(default)]
+    pub(crate) metadata: Option<LoginMetadata>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct LoginMetadata {
+    /// The name of the AppRole that the role id is of.
+    #[serde(default)]
+    pub(crate) role_name: Option<String>,
+}
+
+/// `auth/<mount>/role/<role>/secret-id/lookup`, as far as Coffer looks.
+#[derive(Deserialize)]
+pub(crate) struct SecretIdData {
+    /// How often it may still be used; 0 for any number.
+    pub(crate) secret_id_num_uses: u64,
+    /// RFC 3339, in Vault's time zone; in the year 1 for one that never ends.
+    pub(crate) expiration_time: String,
 }
 
 /// `auth/token/renew-self`.

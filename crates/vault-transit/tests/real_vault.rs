@@ -63,6 +63,7 @@ macro_rules! over {
                 let vault = start($variable);
                 credentials::a_login_that_is_refused_says_so(&vault).await;
                 credentials::a_login_outlives_its_tokens(&vault).await;
+                credentials::the_end_of_a_secret_id_is_told_before_a_login_is_refused(&vault).await;
                 credentials::a_token_file_is_read_when_it_changes(&vault).await;
             }
 

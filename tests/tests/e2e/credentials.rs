@@ -232,6 +232,51 @@ fn a_secret_id_that_is_gone_is_warned_of_everywhere_before_the_last_token_ends()
     until_warned(&place, "token-not-renewed", 0, 0);
 }
 
+/// Where the token of a login may ask Vault for it: from `set-vault` on, also by a node that has just started.
+#[test]
+fn a_secret_id_that_ends_is_warned_of_everywhere_from_the_first_moment() {
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let (role_id, _) = app_role(&kms);
+        let look_up =
+            "path \"auth/approle/role/coffer/secret-id/lookup\" { capabilities = [\"update\"] }";
+        let policy = policy(KEY) + look_up;
+        kms.admin().write("sys/policies/acl/coffer", &json!({ "policy": policy }));
+        let ends = json!({ "secret_id_ttl": "1h", "secret_id_num_uses": 40 });
+        kms.admin().write("auth/approle/role/coffer", &ends);
+        let secret = kms.admin().write("auth/approle/role/coffer/secret-id", &json!({}));
+        let secret_id = secret["data"]["secret_id"].as_str().unwrap();
+        let file = place.path("secret-id");
+        fs::write(&file, secret_id).unwrap();
+        let node = place.start();
+        let set = ["fs", "kms", "set-vault", kms.url(), KEY, "--role-id", &role_id];
+        let answered =
+            place.ok(&[&set[..], &["--secret-id-file", file.to_str().unwrap()]].concat());
+        assert!(answered.contains("was good for 39 more logins"), "{kind:?}: {answered}");
+        until_warned(&place, "secret-id-expires", 0, 0);
+        let told = || {
+            let status = place.json(&["status"]);
+            let findings = status["kms"]["findings"].as_array().unwrap().clone();
+            let of = |code: &str| findings.iter().find(|f| f["code"] == code).cloned();
+            of("secret-id-expires").zip(of("secret-id-uses-limited"))
+        };
+        // Each login takes one; and the renewal of a token lengthens no secret id's life.
+        place.until("further logins are told", || {
+            let Some((expires, uses)) = told() else { return false };
+            let (expires, uses) = (expires["what"].to_string(), uses["what"].to_string());
+            assert!(expires.contains("it ends in 60 minutes"), "{kind:?}: {expires}");
+            !uses.contains(" 39 more") && !uses.contains(" 38 more")
+        });
+        assert_eq!(warnings(&place, "begun", "secret-id-uses-limited"), 1);
+        node.stop();
+        let node = place.start();
+        place.until("it is told after a start", || told().is_some());
+        node.stop();
+        let said = place.log();
+        assert!(!said.contains(secret_id), "{said}");
+    }
+}
+
 /// Waits until this warning stands in each place where an administrator looks, with the time left.
 fn until_warned(place: &Place, code: &str, begun: usize, logged: usize) {
     let metric = format!("coffer_findings{{code=\"{code}\"}} 1");

@@ -94,3 +94,29 @@ async fn roles_are_read_listed_and_deleted() {
     assert_eq!(client.delete("sys/auth/approle").await.status, 204);
     assert_refused(&client.log_in("chosen", &secret_id).await, 403, "permission denied");
 }
+
+#[tokio::test]
+async fn what_is_left_of_a_secret_id_is_told_by_the_server_s_clock() {
+    let (vault, client, role_id) = vault_with_role(json!({ "secret_id_ttl": "1h" })).await;
+    let secret_id = client.secret_id().await;
+    let body = json!({ "secret_id": secret_id });
+    let look_up = async || client.post("auth/approle/role/r/secret-id/lookup", body.clone()).await;
+    let made = look_up().await.data().clone();
+    assert_eq!(made["creation_time"], made["last_updated_time"]);
+    vault.advance(Duration::from_secs(1800));
+    assert_eq!(client.log_in(&role_id, &secret_id).await.status, 200);
+    let answer = client.request("POST", "auth/approle/role/r/secret-id/lookup");
+    let answer = answer.body(body.to_string()).send().await.unwrap();
+    let date = answer.headers()["date"].to_str().unwrap().to_owned();
+    let used: Value = answer.json().await.unwrap();
+    let used = &used["data"];
+    assert_eq!(used["expiration_time"], made["expiration_time"]);
+    let time = |text: &Value| humantime::parse_rfc3339(text.as_str().unwrap()).unwrap();
+    let answered = httpdate::parse_http_date(&date).unwrap();
+    let left = time(&used["expiration_time"]).duration_since(answered).unwrap();
+    assert!(left.as_secs() <= 1800 && left.as_secs() > 1700, "{left:?}");
+    assert!(
+        time(&used["last_updated_time"])
+            >= time(&used["creation_time"]) + Duration::from_secs(1800)
+    );
+}

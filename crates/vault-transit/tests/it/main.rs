@@ -46,6 +46,7 @@ async fn logins() {
     let vault = start().await;
     credentials::a_login_that_is_refused_says_so(&vault).await;
     credentials::a_login_outlives_its_tokens(&vault).await;
+    credentials::the_end_of_a_secret_id_is_told_before_a_login_is_refused(&vault).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

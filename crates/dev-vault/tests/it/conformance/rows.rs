@@ -9,11 +9,12 @@ use testkit::vault_server::VaultAdmin;
 use super::{ABSENT, NUMBER, PLAIN, Row, Stand, TEXT, data, get, gives, post, results, says};
 
 /// In the order in which they are asked.
-pub(super) const GROUPS: [fn(&Stand) -> Vec<Row>; 12] = [
+pub(super) const GROUPS: [fn(&Stand) -> Vec<Row>; 13] = [
     open_to_all,
     tokens,
     dead_tokens,
     logins,
+    secret_ids,
     keys,
     encrypting,
     decrypting,
@@ -220,6 +221,75 @@ fn logins(stand: &Stand) -> Vec<Row> {
         )
         .with(&stand.root)
         .oldest(says(404, &["no handler for route 'auth/nowhere/login'"])),
+    ]
+}
+
+/// What Vault tells of a secret id, to who may ask: nothing of one that is used up or that it never knew. After [`logins`].
+fn secret_ids(stand: &Stand) -> Vec<Row> {
+    const ROLE: &str = "auth/approle/role/counted";
+    stand.admin.write(ROLE, &json!({ "token_policies": "user", "policies": "user" }));
+    let id = stand.admin.read(&format!("{ROLE}/role-id"))["data"]["role_id"].clone();
+    let made = |settings: Value| {
+        stand.admin.write(ROLE, &settings);
+        let made = stand.admin.write(&format!("{ROLE}/secret-id"), &json!({}));
+        made["data"]["secret_id"].clone()
+    };
+    let endless = made(json!({}));
+    let counted = made(json!({ "secret_id_num_uses": 2, "secret_id_ttl": "1h" }));
+    let may_ask = format!("path \"{ROLE}/secret-id/lookup\" {{ capabilities = [\"update\"] }}");
+    let may_ask = stand.admin.token("may-ask", &may_ask, &json!({ "ttl": "1h" }));
+    let login = json!({ "role_id": id, "secret_id": counted });
+    let log_in = |what| post(what, "auth/approle/login", login.clone(), gives(200, json!({})));
+    let path = format!("{ROLE}/secret-id/lookup");
+    let look_up = |what, secret_id: &Value, newest| {
+        post(what, &path, json!({ "secret_id": secret_id }), newest).with(&may_ask)
+    };
+    let left = |uses: u64| {
+        data(json!({
+            "cidr_list": [], "creation_time": "20…", "expiration_time": "20…", "last_updated_time": "20…",
+            "metadata": {}, "secret_id_accessor": TEXT, "secret_id_num_uses": uses, "secret_id_ttl": 3600,
+            "token_bound_cidrs": [],
+        }))
+    };
+    let never = json!({
+        "secret_id_num_uses": 0, "secret_id_ttl": 0, "expiration_time": "0001-01-01T00:00:00Z",
+    });
+    let unknown = || gives(204, Value::Null);
+    vec![
+        look_up("a secret id without an end", &endless, data(never)),
+        look_up("a secret id with an end", &counted, left(2)),
+        log_in("a login that takes a use"),
+        look_up("a secret id with one use left", &counted, left(1)),
+        log_in("a login that takes the last use"),
+        look_up("a secret id that is used up", &counted, unknown()),
+        look_up("a secret id that Vault does not know", &json!("wrong"), unknown()),
+        post("a look-up of nothing", &path, json!({}), says(400, &["missing secret_id"]))
+            .with(&may_ask),
+        get("a secret id in no body", &path, says(405, &["1 error occurred:\n\t* unsupported operation\n\n"]))
+            .with(&stand.root),
+        look_up("a look-up without leave", &endless, says(403, &[DENIED]))
+            .with(&stand.user),
+        post(
+            "a secret id of a role that is not there",
+            "auth/approle/role/gone/secret-id/lookup",
+            json!({ "secret_id": endless }),
+            says(500, &["1 error occurred:\n\t* role \"gone\" does not exist\n\n"]),
+        )
+        .with(&stand.root),
+        post(
+            "a secret id where nothing is mounted",
+            "auth/nowhere/role/counted/secret-id/lookup",
+            json!({ "secret_id": endless }),
+            says(
+                404,
+                &["no handler for route \"auth/nowhere/role/counted/secret-id/lookup\". route entry not found."],
+            ),
+        )
+        .with(&stand.root)
+        .oldest(says(
+            404,
+            &["no handler for route 'auth/nowhere/role/counted/secret-id/lookup'"],
+        )),
     ]
 }
 

@@ -3,7 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kms_core::{Auth, Credential, KmsConfig, KmsErrorKind, KmsProvider as _, Login};
+use kms_core::{
+    Auth, Credential, ExposeSecret as _, Finding, Kms, KmsConfig, KmsErrorKind, KmsProvider as _,
+    Login,
+};
 use serde_json::json;
 
 use super::{
@@ -40,13 +43,17 @@ pub(crate) async fn bad_tokens_are_named(vault: &Vault) {
     assert!(none.how_to_mend().unwrap().contains("set-vault"), "{none:?}");
 }
 
+/// A policy that each role has beside its own, once a test has written it.
+const MAY_ASK: &str = "may-ask";
+
 /// An AppRole whose tokens live for so many seconds, and a login under it.
 fn app_role(vault: &Vault, mount: &str, config: &KmsConfig, role: &serde_json::Value) -> Login {
     let name = format!("role-{}", vault.made.fetch_add(1, Ordering::Relaxed));
     // One that is there already is no failure of the test.
     vault.admin.ask("POST", &format!("sys/auth/{mount}"), &json!({ "type": "approle" }));
     vault.admin.write(&format!("sys/policies/acl/{name}"), &json!({ "policy": policy(config) }));
-    let mut settings = json!({ "token_policies": name, "policies": name });
+    let policies = [&name, MAY_ASK];
+    let mut settings = json!({ "token_policies": policies, "policies": policies });
     settings.as_object_mut().unwrap().extend(role.as_object().unwrap().clone());
     let path = format!("auth/{mount}/role/{name}");
     vault.admin.write(&path, &settings);
@@ -91,6 +98,60 @@ pub(crate) async fn a_login_outlives_its_tokens(vault: &Vault) {
         for opened in futures::future::join_all(many).await {
             opened.unwrap().only().unwrap();
         }
+    }
+}
+
+/// Vault tells what is left of a secret id to a token that may ask; of one that may not nothing is said.
+pub(crate) async fn the_end_of_a_secret_id_is_told_before_a_login_is_refused(vault: &Vault) {
+    let config = vault.make_key(&json!({}));
+    let limited =
+        json!({ "secret_id_num_uses": 4, "secret_id_ttl": "1h", "token_ttl": "20m", "ttl": "20m" });
+    let found = async |kms: &dyn Kms| {
+        let (key, status) = (kms.master_key().await.unwrap(), kms.credential().await.unwrap());
+        let found = kms.findings(&key, &status).into_iter();
+        found.filter(|f| f.code.starts_with("secret-id")).collect::<Vec<_>>()
+    };
+    let shown = |found: &[Finding]| found.iter().map(Finding::told).collect::<Vec<_>>();
+    let (uses, expires) =
+        ("was good for", "after the secret id's end no login is granted; it ends in 60 minutes");
+
+    // One that may not ask.
+    let login = app_role(vault, "approle", &config, &limited);
+    let proof = provider().prove(&config, &Auth::Login(login).into()).await.unwrap();
+    assert_eq!(codes(&proof), [""; 0]);
+    assert_eq!(found(proof.kms.as_ref()).await, []);
+
+    for mount in ["approle", "team/approle"] {
+        let may_ask = format!(
+            "path \"auth/{mount}/role/+/secret-id/lookup\" {{ capabilities = [\"update\"] }}"
+        );
+        vault.admin.write(&format!("sys/policies/acl/{MAY_ASK}"), &json!({ "policy": may_ask }));
+        let login = app_role(vault, mount, &config, &limited);
+        let secret_id = login.secret.expose_secret().to_owned();
+        let proof = provider().prove(&config, &Auth::Login(login).into()).await;
+        assert_shows_no(&secret_id, &proof);
+        let proof = proof.unwrap();
+        assert_eq!(codes(&proof), ["secret-id-uses-limited", "secret-id-expires"]);
+        let kms = proof.kms;
+        let told = shown(&found(kms.as_ref()).await);
+        assert!(
+            told[0].contains(&format!("{uses} 3 more logins")) && told[1] == expires,
+            "{told:?}"
+        );
+        assert!(proof.findings[0].cure.contains(&format!("auth/{mount}/role/")));
+        // A check logs in.
+        let checked: Vec<_> = kms.check(None).await;
+        let checked = checked.iter().find(|item| item.code == "secret-id-uses-limited").unwrap();
+        assert!(checked.found.contains(&format!("{uses} 2 more logins")), "{checked:?}");
+        for _ in 0..2 {
+            kms.check(None).await;
+        }
+        let gone = found(kms.as_ref()).await;
+        assert_eq!(gone.len(), 1, "{gone:?}");
+        assert_eq!(gone[0].code, "secret-id-gone");
+        assert!(gone[0].ends_in > Some(Duration::from_secs(1100)), "{gone:?}");
+        let endless = Auth::Login(app_role(vault, mount, &config, &json!({}))).into();
+        assert_eq!(codes(&provider().prove(&config, &endless).await.unwrap()), [""; 0]);
     }
 }
 
