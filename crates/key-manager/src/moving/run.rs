@@ -48,6 +48,8 @@ struct Copied {
 struct Part {
     target: KmsConfigId,
     keys: Vec<String>,
+    /// How many of them, from the first, were brought along or counted as failed, but for their copies.
+    recorded: usize,
     with_canary: bool,
 }
 
@@ -90,12 +92,13 @@ impl<'a> Run<'a> {
     }
 
     pub(super) async fn all(&mut self, spec: &MoveSpec) -> Result<(), Error> {
-        for part in self.parts(spec).await? {
+        for mut part in self.parts(spec).await? {
             let target = part.target;
-            match self.bring(&part).await {
+            match self.bring(&mut part).await {
                 // Its filesystems can't be brought along, and hold the others up no longer.
                 Err(Error::Kms(error)) if target != spec.target && !error.kind().is_transient() => {
-                    self.fail_all(&part.keys, &error).await?;
+                    let rest = part.keys.get(part.recorded..).unwrap_or_default();
+                    self.fail_rest(rest, &error).await?;
                 }
                 brought => brought?,
             }
@@ -165,13 +168,18 @@ impl<'a> Run<'a> {
         };
         let mut parts: Vec<Part> = keys
             .into_iter()
-            .map(|(target, keys)| Part { target, keys, with_canary: with_canary(target) })
+            .map(|(target, keys)| Part {
+                target,
+                keys,
+                recorded: 0,
+                with_canary: with_canary(target),
+            })
             .collect();
         parts.sort_by_key(|part| part.target == spec.target);
         Ok(parts)
     }
 
-    async fn bring(&mut self, part: &Part) -> Result<(), Error> {
+    async fn bring(&mut self, part: &mut Part) -> Result<(), Error> {
         self.config = Arc::new(self.manager.config(part.target).await?);
         // Nothing is current before the newest version is known.
         self.newest = KeyVersion(u64::MAX);
@@ -195,6 +203,7 @@ impl<'a> Run<'a> {
             self.progress = progress;
             let copied = copied.map(|copied| self.count(copied));
             recorded = self.record(wrapped?).await?;
+            part.recorded += batch.map_or(0, <[String]>::len);
             copied?;
             self.control.progress(self.progress);
             if batch.is_none() {
@@ -211,17 +220,24 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Those of these keys that are not where they should be can't be brought there.
-    async fn fail_all(&mut self, keys: &[String], error: &KmsError) -> Result<(), Error> {
+    /// Those of these keys that are not where they should be can't be brought there. The copies of the others can.
+    async fn fail_rest(&mut self, keys: &[String], error: &KmsError) -> Result<(), Error> {
         self.progress.items_total = self.total;
-        let mut failed = Vec::new();
+        let mut batch = Batch::default();
         for key in keys {
             let Some(record) = self.manager.store().get(key).await? else { continue };
-            if key_entry_of(&record).is_ok_and(|entry| !self.is_current(&entry)) {
-                failed.push((record.key, error.chain()));
+            match key_entry_of(&record) {
+                Ok(entry) if self.is_current(&entry) => batch.current.push(entry),
+                Ok(_) => batch.failed.push((record.key, error.chain())),
+                Err(damaged) => batch.failed.push((record.key, damaged.to_string())),
             }
         }
-        self.fail_keys(failed).await
+        let current = self.record(batch).await?;
+        let mut progress = self.progress;
+        let copied = self.renew_copies(current, &mut progress).await;
+        self.progress = progress;
+        self.count(copied?);
+        Ok(())
     }
 
     /// Wraps these keys anew, as far as they are not where they should be. What is deleted meanwhile is passed over.
@@ -267,7 +283,10 @@ impl<'a> Run<'a> {
         while let Some(of_key) = renewed.next().await {
             let (replaced, failed) = of_key?;
             copied.replaced += replaced;
-            progress.items_done += u64::from(failed.is_empty());
+            match failed.is_empty() {
+                true => progress.items_done += 1,
+                false => progress.items_failed += 1,
+            }
             copied.failed.extend(failed);
             self.control.progress(*progress);
         }
@@ -302,7 +321,7 @@ impl<'a> Run<'a> {
     fn count(&mut self, copied: Copied) {
         self.report.copies += copied.replaced;
         self.report.copies_took += copied.took;
-        copied.failed.iter().for_each(|(name, why)| self.fail(name, why));
+        copied.failed.iter().for_each(|(name, why)| self.tell_failed(name, why));
     }
 
     fn is_current(&self, entry: &KeyEntry) -> bool {
@@ -467,15 +486,15 @@ impl<'a> Run<'a> {
             .collect();
         for (key, why) in failed {
             if self.manager.store().get(&key).await?.is_some() {
-                self.fail(names.get(&key).unwrap_or(&key), &why);
+                self.progress.items_failed += 1;
+                self.tell_failed(names.get(&key).unwrap_or(&key), &why);
             }
         }
         Ok(())
     }
 
-    fn fail(&mut self, what: &str, why: &str) {
+    fn tell_failed(&mut self, what: &str, why: &str) {
         tracing::warn!(what, why, "a key or a copy of it was not brought along");
-        self.progress.items_failed += 1;
         self.report.failed.push(format!("{what}: {why}"));
     }
 }

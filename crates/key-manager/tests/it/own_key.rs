@@ -1,7 +1,13 @@
 //! Master keys that filesystems have of their own.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use key_manager::{Error, FoundCopy, JobState, KeyManager, KeyState, Loss, NewKms, rebuild};
-use kms_core::{KeyStore as _, KeyVersion, KmsConfigId, KmsErrorKind, Record};
+use kms_core::{
+    Commit, Credential, FilesystemKey, KeyEnvelope, KeyStore as _, KeyVersion, KmsConfigId,
+    KmsErrorKind, KmsExt as _, KmsProvider as _, Record,
+};
 use testkit::clock::ManualClock;
 use testkit::fake_kms::FakeServer;
 use testkit::fake_store::FakeStore;
@@ -215,6 +221,74 @@ async fn a_rewrap_goes_on_without_the_master_key_that_is_gone() {
     assert!(node.run_move(job, &NoControl).await.is_err());
     own(&world, "http://a").set_down(None);
     assert_eq!(node.run(job).await.unwrap().failed.len(), 0);
+}
+
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "no node wraps these")]
+async fn each_key_is_counted_once_when_the_master_key_goes_away_between_two_batches() {
+    const BATCH: usize = 2500;
+    let mut world = World::new();
+    let server = own(&world, "http://a");
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create_under("x", "own").await.unwrap();
+    drop(node);
+    // To make them one by one takes long.
+    let first = world.headers.files.lock().unwrap().remove(Path::new("/backing/x")).unwrap();
+    let kms = world.kms.open(&first.kms, &Credential::token("t")).unwrap();
+    let keys = (0..BATCH + 2).map(|_| FilesystemKey::generate().map(Arc::new));
+    let keys = keys.collect::<Result<Vec<_>, _>>().unwrap();
+    for (n, wrapped) in kms.wrap_keys(&keys).await.unwrap().into_iter().enumerate() {
+        let (filesystem, wrapped) = (format!("fs-{n}"), wrapped.unwrap());
+        let backing = PathBuf::from("/backing").join(&filesystem);
+        let envelope = KeyEnvelope { filesystem, wrapped, ..first.clone() };
+        world.headers.files.lock().unwrap().insert(backing, envelope);
+    }
+    world.store = FakeStore::default();
+    rebuild(&world.store, &ManualClock::default(), found(&world)).await.unwrap();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    // What is in memory can be wrapped whatever becomes of its record.
+    drop(node);
+    let node = world.node().await;
+    server.rotate();
+    // One of the first batch does not open, and one of the second is no record.
+    let page = world.store.list("key/", None, BATCH + 2).await.unwrap().records;
+    let (spoilt, last) = (&page[0], page.last().unwrap());
+    let mut value: serde_json::Value = serde_json::from_slice(&spoilt.value).unwrap();
+    value["wrapped"]["ciphertext"]["text"] = "spoilt".into();
+    let damage = Commit::new()
+        .put(spoilt.key.clone(), serde_json::to_vec(&value).unwrap())
+        .put(last.key.clone(), b"no record".to_vec());
+    world.store.commit(damage).await.unwrap();
+
+    let job = node.start_rewrap(None).await.unwrap();
+    let mut first = server.hold("rewrap");
+    let (report, ()) = tokio::join!(node.run_move(job, &NoControl), async {
+        first.reached().await;
+        let mut second = server.hold("rewrap");
+        drop(first);
+        second.reached().await;
+        server.delete();
+        drop(second);
+    });
+    let report = report.unwrap();
+    assert_eq!((report.moved, report.failed.len()), (BATCH as u64 - 1, 3), "{:?}", report.failed);
+    let counted = async |job| {
+        let progress = node.job(job).await.unwrap().progress;
+        (progress.items_done, progress.items_failed, progress.items_total)
+    };
+    assert_eq!(counted(job).await, (2499, 3, 2502));
+
+    // Gone from the start: no key is known to be where it should be.
+    let job = node.start_rewrap(None).await.unwrap();
+    node.run_move(job, &NoControl).await.unwrap();
+    assert_eq!(counted(job).await, (0, 2502, 2502));
+    server.set_down(None);
+    let job = node.start_rewrap(None).await.unwrap();
+    let report = node.run_move(job, &NoControl).await.unwrap();
+    assert_eq!((report.moved, report.already, report.failed.len()), (1, 2499, 2));
+    assert_eq!(counted(job).await, (2500, 2, 2502));
 }
 
 #[tokio::test]
