@@ -335,16 +335,28 @@ impl Jobs {
             }
             self.stop(record.id).await?;
             if timeout(STOP_WITHIN, self.until_gone(record.id)).await.is_err() {
-                let why = format!(
-                    "the {} that job {} does has been asked to stop and does not: its disk may not answer",
-                    word(record.kind),
-                    record.id
-                );
-                let cure = "check the disk and its mount, and try again";
-                return Err(Problem::new(Exit::State, "busy", title, why).cure(cure));
+                return Err(self.does_not_stop(record, title));
             }
         }
         Ok(())
+    }
+
+    /// Why a job that was asked to stop is there still.
+    fn does_not_stop(&self, record: &JobRecord, title: &str) -> Problem {
+        let (why, cure) = match self.why_unrecorded(record) {
+            Some(Problem { title, detail, cure, .. }) => (format!("{title}: {detail}"), cure),
+            None => {
+                let cure = "check the disk and its mount, and try again".to_owned();
+                ("its disk may not answer".to_owned(), Some(cure))
+            }
+        };
+        let asked = format!(
+            "the {} that job {} does has been asked to stop and does not: {why}",
+            word(record.kind),
+            record.id
+        );
+        let problem = Problem::new(Exit::State, "busy", title, asked);
+        cure.into_iter().fold(problem, Problem::cure)
     }
 
     /// Waits until the job has ended, or something refuses that it goes on, but no longer than `longest`, nor than the node takes

@@ -357,6 +357,12 @@ async fn a_job_whose_end_can_not_be_recorded_says_so_and_ends_when_there_is_room
     let again = json!({"source": world.path("source")});
     let again = node.post("/v1/filesystems/home/import", &again).await;
     assert_eq!((&again["id"], &again["state"]), (&import["id"], &json!("waiting")));
+    let lock = "/v1/filesystems/home/lock";
+    let busy = node.refused(409, "POST", lock, &json!({"force": true})).await;
+    assert_eq!(busy["code"], "busy", "{busy}");
+    let why = busy["detail"].as_str().unwrap();
+    assert!(why.contains("can't be recorded") && why.contains("its disk is full"), "{why}");
+    assert!(busy["cure"].as_str().unwrap().contains("the disk of the state directory"), "{busy}");
     world.store().set_full(false);
     assert_eq!(node.ended(&import).await["state"], "done");
 
