@@ -47,10 +47,20 @@ impl AuditEvent {
     /// what others chose.
     pub const MAX_TEXT: usize = 2048;
 
-    /// The same event with texts that fit a line of a log: of a longer one its beginning, and how long it was.
+    /// The most [`AuditEvent::requests`] that are kept: as many as take [`AuditEvent::MAX_TEXT`].
+    pub const MAX_REQUESTS: usize = Self::MAX_TEXT / RequestId::MAX_LEN;
+
+    /// The same event with texts that fit a line of a log: of a longer one its beginning, and how long it was; and with the first
+    /// of its requests, and how many more there were at the end of the detail.
     #[must_use]
     pub fn bounded(&self) -> Self {
-        Self { subject: bounded(&self.subject), detail: bounded(&self.detail), ..self.clone() }
+        let mut detail = bounded(&self.detail);
+        let (requests, more) = self.requests.split_at(self.requests.len().min(Self::MAX_REQUESTS));
+        if !more.is_empty() {
+            let space = if detail.is_empty() { "" } else { " " };
+            detail.push_str(&format!("{space}(and {} more requests)", more.len()));
+        }
+        Self { subject: bounded(&self.subject), detail, requests: requests.into(), ..self.clone() }
     }
 }
 
@@ -88,6 +98,31 @@ pub enum Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_many_requests_the_first_are_kept_and_the_others_counted() {
+        let requests = |count| -> Vec<_> {
+            (0..count).map(|n| RequestId::parse(&format!("{n:064}")).unwrap()).collect()
+        };
+        let event = |count, detail: &str| AuditEvent {
+            at: UnixMillis(1),
+            action: "key.prove".to_owned(),
+            subject: "s".to_owned(),
+            outcome: Outcome::Done,
+            who: None,
+            key: None,
+            requests: requests(count),
+            detail: detail.to_owned(),
+        };
+        let all = event(AuditEvent::MAX_REQUESTS, "rehearsal");
+        assert_eq!((all.bounded(), AuditEvent::MAX_REQUESTS), (all.clone(), 32));
+        let cut = event(1032, "rehearsal").bounded();
+        assert_eq!(
+            cut,
+            AuditEvent { detail: "rehearsal (and 1000 more requests)".to_owned(), ..all }
+        );
+        assert_eq!(event(33, "").bounded().detail, "(and 1 more requests)");
+    }
 
     #[test]
     fn a_long_text_is_shortened_and_says_so() {
