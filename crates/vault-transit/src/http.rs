@@ -295,8 +295,8 @@ impl Client {
             self.certificate_ends.store(ends, Ordering::Relaxed);
         }
         let status = response.status();
-        let pause = pauses::wanted(response.headers());
         let at = answered_at(response.headers());
+        let pause = pauses::wanted(response.headers(), at);
         let body = self.read(response).await?;
         let answer = Answer { status, at, body };
         match status.as_u16() {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kms_core::{KmsError, KmsErrorKind};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -58,28 +58,50 @@ impl Pauses {
     }
 }
 
-/// The pause that an answer asks for (Vault's quotas send whole seconds), [`LONGEST`] at most; `None` if it asks for none.
-pub(crate) fn wanted(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    (seconds > 0).then(|| Duration::from_secs(seconds).min(LONGEST))
+/// The pause that an answer asks for, [`LONGEST`] at most; `None` if it asks for none. Vault's quotas send whole seconds; a proxy may
+/// send a date (RFC 9110, 10.2.3), which is meant by the clock by which the answer was given `at` that moment.
+pub(crate) fn wanted(headers: &HeaderMap, at: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let pause = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(at).ok()?,
+    };
+    (!pause.is_zero()).then(|| pause.min(LONGEST))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use reqwest::header::HeaderValue;
 
     use super::*;
 
     #[test]
     fn no_answer_asks_for_hours() {
+        // 00:00:00 on 29 November 2026.
+        let at = UNIX_EPOCH + Duration::from_secs(1_795_910_400);
         let wanted = |text: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(RETRY_AFTER, HeaderValue::from_static(text));
-            wanted(&headers).map(|pause| pause.as_secs())
+            wanted(&headers, at).map(|pause| pause.as_secs())
         };
         assert_eq!(["1", "20", "60"].map(wanted), [Some(1), Some(20), Some(60)]);
         assert_eq!(["61", "86400", "18446744073709551615"].map(wanted), [Some(60); 3]);
         assert_eq!(["0", "-1", "", "18446744073709551616", "soon"].map(wanted), [None; 5]);
+        let dates = [
+            "Sun, 29 Nov 2026 00:00:20 GMT",
+            "Sunday, 29-Nov-26 00:00:20 GMT",
+            "Sun Nov 29 00:00:20 2026",
+        ];
+        assert_eq!(dates.map(wanted), [Some(20); 3]);
+        assert_eq!(wanted("Fri, 31 Dec 9999 23:59:59 GMT"), Some(60));
+        let past = [
+            "Sun, 29 Nov 2026 00:00:00 GMT",
+            "Thu, 01 Jan 1970 00:00:00 GMT",
+            "Sun, 29 Nov 2026 00:00:20 CET",
+        ];
+        assert_eq!(past.map(wanted), [None; 3]);
     }
 
     #[test]

@@ -100,18 +100,26 @@ async fn a_token_file_that_can_not_be_read_is_told_without_vault() {
 /// Whoever asks, and for what: also by what was opened for another master key there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vault_that_asks_for_a_pause_gets_it() {
-    let pause = |status, seconds: u64| {
-        let headers = BTreeMap::from([("retry-after".to_owned(), seconds.to_string())]);
+    let pause = |status, headers: &[(&str, &str)]| {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let headers = BTreeMap::from_iter(headers);
         Fault::Status { status, body: String::new(), headers }.times(1)
     };
-    for status in [429, 503] {
+    // A date is meant by the clock of who sends it.
+    let date = [
+        ("date", "Wed, 01 Jan 2020 00:00:00 GMT"),
+        ("retry-after", "Wed, 01 Jan 2020 00:01:00 GMT"),
+    ];
+    for (status, asks) in
+        [(429, &[("retry-after", "60")][..]), (503, &[("retry-after", "60")]), (503, &date)]
+    {
         let vault = vault().await;
         let limits = Limits { deadline: Duration::from_secs(5), ..LIMITS };
         let provider = VaultProvider::with_limits(limits);
         let token = Credential::token(vault.root_token());
         let open = |key| provider.open(&config(&vault.url(), key), &token).unwrap();
         let (kms, other) = (open("k"), open("another"));
-        vault.faults().inject(pause(status, 60));
+        vault.faults().inject(pause(status, asks));
         for kms in [&kms, &other, &kms] {
             let error = kms.master_key().await.unwrap_err();
             assert_eq!(error.kind(), KmsErrorKind::Unreachable, "{error:?}");
@@ -121,7 +129,7 @@ async fn a_vault_that_asks_for_a_pause_gets_it() {
     }
     // Whoever has the time waits within the call.
     let vault = vault().await;
-    vault.faults().inject(pause(429, 1));
+    vault.faults().inject(pause(429, &[("retry-after", "1")]));
     let asked = Instant::now();
     open(&config(&vault.url(), "k"), vault.root_token()).master_key().await.unwrap();
     assert!(asked.elapsed() >= Duration::from_secs(1), "{:?}", asked.elapsed());
