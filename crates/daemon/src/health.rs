@@ -6,7 +6,8 @@
 //! much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
 //! seen, because how much of its life had passed before is not known.
 //!
-//! Where the credential lies on this machine (a token file) is looked at every few seconds, which asks no KMS.
+//! Where the credential lies on this machine (a token file) is looked at every few seconds, which asks no KMS. One that somebody put
+//! there is used at once: by a look, and for what is locked.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -21,6 +22,7 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
 
 use crate::audit::AuditLog;
+use crate::keeper::Keeper;
 use crate::mutex::lock;
 use crate::problem;
 
@@ -127,6 +129,8 @@ pub(crate) struct Health {
     not_renewed: Mutex<Option<Problem>>,
     /// What keeps the credential from being read on this machine.
     unread: Mutex<Vec<Finding>>,
+    /// Which of the credentials that lay there was read last; `None`: nobody has looked since the configuration was set.
+    read: Mutex<Option<u64>>,
     /// What ends the way back to keys that hang on a KMS which is not set any more.
     others: Mutex<Vec<(Instant, Finding)>>,
     /// The warnings that have begun and not ended: the configuration, and the code.
@@ -142,9 +146,21 @@ impl Health {
         audit: Arc<AuditLog>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let (seen, succeeded, not_renewed, unread, others, warned) = Default::default();
+        let (seen, succeeded, not_renewed, unread, read, others, warned) = Default::default();
         let wake = Notify::new();
-        Self { manager, seen, succeeded, not_renewed, unread, others, warned, audit, clock, wake }
+        Self {
+            manager,
+            seen,
+            succeeded,
+            not_renewed,
+            unread,
+            read,
+            others,
+            warned,
+            audit,
+            clock,
+            wake,
+        }
     }
 
     /// The last look; before there was one, what is recorded. Asks no KMS.
@@ -290,6 +306,7 @@ impl Health {
         *lock(&self.succeeded) = None;
         *lock(&self.not_renewed) = None;
         lock(&self.unread).clear();
+        *lock(&self.read) = None;
         self.wake.notify_one();
     }
 
@@ -298,19 +315,35 @@ impl Health {
         self.wake.notify_one();
     }
 
-    /// Looks at where the credential lies on this machine, for ever.
-    pub(crate) async fn watch_here(&self) -> Infallible {
+    /// Looks at where the credential lies on this machine, for ever. What was refused is tried anew with another one at once.
+    pub(crate) async fn watch_here(&self, keeper: &Keeper) -> Infallible {
         loop {
             sleep(LOOK_HERE_EVERY).await;
-            self.look_here().await;
+            if self.look_here().await {
+                self.look_soon();
+                keeper.wake();
+            }
         }
     }
 
-    async fn look_here(&self) {
+    /// Answers whether there is another credential than before.
+    async fn look_here(&self) -> bool {
         let seen = lock(&self.seen).clone();
-        let Some(seen @ Seen { config: Some(KmsConfig { id, .. }), .. }) = &seen else { return };
+        let Some(seen @ Seen { config: Some(KmsConfig { id, .. }), .. }) = &seen else {
+            return false;
+        };
         // Why there is none that could be used is what a look tells.
-        let found = self.manager.credential_findings(*id).await.unwrap_or_default();
+        let here = self.manager.credential_here(*id).await;
+        let replaced = here.as_ref().is_ok_and(|here| {
+            // What was read before the first look here was the first one.
+            let before = lock(&self.read).replace(here.number);
+            before.map_or(here.number > 1, |before| before != here.number)
+        });
+        self.tell_unread(seen, here.unwrap_or_default().findings);
+        replaced
+    }
+
+    fn tell_unread(&self, seen: &Seen, found: Vec<Finding>) {
         let mut unread = lock(&self.unread);
         if *unread == found {
             return;

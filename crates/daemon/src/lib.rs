@@ -281,8 +281,8 @@ impl Node {
         let (keeper, health) = (Arc::clone(&shared.keeper), Arc::clone(&shared.health));
         loops.spawn(async move { keeper.keep().await });
         loops.spawn(async move { health.watch().await });
-        let health = Arc::clone(&shared.health);
-        loops.spawn(async move { health.watch_here().await });
+        let (keeper, health) = (Arc::clone(&shared.keeper), Arc::clone(&shared.health));
+        loops.spawn(async move { health.watch_here(&keeper).await });
         let filesystems = Arc::clone(&shared.filesystems);
         loops.spawn(async move { filesystems.keep_holding().await });
         let house = Arc::clone(&shared);

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kms_core::{
-    AuditEvent, CheckItem, CheckOutcome, CredentialStatus, Finding, KeyId, KeyVersion, Kms,
-    KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis, WrappedKey,
+    AuditEvent, CheckItem, CheckOutcome, CredentialHere, CredentialStatus, Finding, KeyId,
+    KeyVersion, Kms, KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis,
+    WrappedKey,
 };
 use tracing::instrument;
 
@@ -261,12 +262,12 @@ impl KeyManager {
         Ok(KmsOverview { live: Some(live), ..overview })
     }
 
-    /// What keeps the credential for this KMS from being read on this machine. Asks no KMS.
+    /// Looks at where the credential for this KMS lies on this machine. Asks no KMS.
     ///
     /// # Errors
     /// It has no such configuration, or none that can be used.
-    pub async fn credential_findings(&self, id: KmsConfigId) -> Result<Vec<Finding>, Error> {
-        Ok(self.kms(id).await?.credential_findings().await)
+    pub async fn credential_here(&self, id: KmsConfigId) -> Result<CredentialHere, Error> {
+        Ok(self.kms(id).await?.credential_here().await)
     }
 
     /// The KMS configuration as it is recorded. Asks no KMS.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use crate::Finding;
+
 /// What shows a KMS who we are. The default shows nothing, which is enough for local wrapping.
 #[derive(Debug, Clone, Default)]
 pub struct Credential {
@@ -62,6 +64,15 @@ pub struct ClientIdentity {
     pub certificate: String,
     /// Its private key in PEM.
     pub key: SecretString,
+}
+
+/// What a look at where our credential lies on this machine shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CredentialHere {
+    /// What keeps it from being read (a token file that is gone).
+    pub findings: Vec<Finding>,
+    /// How many were read there, one after the other: with another number it is another credential.
+    pub number: u64,
 }
 
 /// How long a credential lives.

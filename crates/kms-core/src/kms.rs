@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CheckItem, Ciphertext, Credential, CredentialStatus, FilesystemKey, Items, KeyRecord,
-    KeyVersion, KmsConfigId, KmsError, KmsErrorKind, RequestId, UnixMillis, WrappedKey,
+    CheckItem, Ciphertext, Credential, CredentialHere, CredentialStatus, FilesystemKey, Items,
+    KeyRecord, KeyVersion, KmsConfigId, KmsError, KmsErrorKind, RequestId, UnixMillis, WrappedKey,
 };
 
 /// A master key in a KMS, reached with a credential.
@@ -46,10 +46,10 @@ pub trait Kms: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
-    /// What keeps our credential from being read on this machine (a token file that is gone), by a look of this moment at where it
-    /// lies. Does not ask the KMS. Where nothing is read again it is empty.
-    async fn credential_findings(&self) -> Vec<Finding> {
-        Vec::new()
+    /// Looks at where our credential lies on this machine (a token file), and uses what lies there from now on. Does not ask the
+    /// KMS. Where nothing is read again the answer is always the same.
+    async fn credential_here(&self) -> CredentialHere {
+        CredentialHere::default()
     }
 
     /// Looks at all that the configuration needs, by use, and at what it should not have: the way there, the credential, each

@@ -13,9 +13,9 @@ use std::time::Duration;
 use crate::late::{Gate, Late};
 use async_trait::async_trait;
 use kms_core::{
-    Auth, Ciphertext, Clock as _, Credential, CredentialStatus, Finding, Items, KeyRecord,
-    KeyVersion, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof,
-    SystemClock, UnixMillis,
+    Auth, Ciphertext, Clock as _, Credential, CredentialHere, CredentialStatus, Finding, Items,
+    KeyRecord, KeyVersion, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider,
+    MasterKey, Proof, SystemClock, UnixMillis,
 };
 use tokio::time::Instant;
 
@@ -50,6 +50,8 @@ struct State {
     renewable: bool,
     /// Why the credential can't be read where it lies.
     unread: Option<String>,
+    /// How many credentials lay where it is read, one after the other.
+    credentials: u64,
     /// By the clock of the runtime, which a test may stop.
     renewed: Instant,
     /// Items asked for, by operation.
@@ -140,6 +142,7 @@ impl FakeServer {
             token_life: Duration::from_secs(3600),
             renewable: true,
             unread: None,
+            credentials: 1,
             renewed: Instant::now(),
             asked: BTreeMap::new(),
             late: None,
@@ -211,6 +214,12 @@ impl FakeServer {
     /// The credential can't be read for this reason from now on; `None` ends it. It is warned of as `token-file-unreadable`.
     pub fn set_unread(&self, why: Option<&str>) {
         self.state().unread = why.map(str::to_owned);
+    }
+
+    /// Another credential lies where it is read, and every call is answered again.
+    pub fn replace_credential(&self) {
+        let mut state = self.state();
+        (state.credentials, state.down) = (state.credentials + 1, None);
     }
 
     /// Items that this operation (`wrap`, `unwrap`, `rewrap`) was asked for since the server was made; how often it was asked for
@@ -376,10 +385,12 @@ impl Kms for FakeKms {
         (!credential.renewable).then(ends).into_iter().collect()
     }
 
-    async fn credential_findings(&self) -> Vec<Finding> {
-        let Ok(server) = self.server() else { return Vec::new() };
+    async fn credential_here(&self) -> CredentialHere {
+        let Ok(server) = self.server() else { return CredentialHere::default() };
         let unread = |why: &String| Finding::new("token-file-unreadable", why, "bring it back");
-        server.state().unread.iter().map(unread).collect()
+        let state = server.state();
+        let findings = state.unread.iter().map(unread).collect();
+        CredentialHere { findings, number: state.credentials }
     }
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {

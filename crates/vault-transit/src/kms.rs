@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use kms_core::{
-    CheckItem, Ciphertext, CredentialStatus, Finding, Items, KeyRecord, KeyVersion, Kms, KmsConfig,
-    KmsError, KmsErrorKind, MasterKey, RecordError, RequestId, UnixMillis,
+    CheckItem, Ciphertext, CredentialHere, CredentialStatus, Finding, Items, KeyRecord, KeyVersion,
+    Kms, KmsConfig, KmsError, KmsErrorKind, MasterKey, RecordError, RequestId, UnixMillis,
 };
 use reqwest::StatusCode;
 
@@ -373,9 +373,10 @@ impl Kms for VaultKms {
         findings::later_of_key(self.target(), key)
     }
 
-    async fn credential_findings(&self) -> Vec<Finding> {
+    async fn credential_here(&self) -> CredentialHere {
         self.client.read_token_file().await;
-        findings::unread_file(self).into_iter().collect()
+        let findings = findings::unread_file(self).into_iter().collect();
+        CredentialHere { findings, number: self.client.session().read_so_far() }
     }
 
     async fn check(&self, sample: Option<&Ciphertext>) -> Vec<CheckItem> {

@@ -107,6 +107,14 @@ impl Session {
         }
     }
 
+    /// How many tokens were read from the file so far.
+    pub(crate) fn read_so_far(&self) -> u64 {
+        match (&self.source, self.current()) {
+            (Source::File(_), Some(token)) => token.number + 1,
+            _ => 0,
+        }
+    }
+
     /// Why the file that tokens are read from could not be read last.
     pub(crate) fn unread(&self) -> Option<String> {
         match &self.source {

@@ -141,12 +141,23 @@ fn a_watched_token_file_is_read_when_it_changes() {
 
         kms.admin().write("auth/token/revoke", &json!({ "token": first }));
         fs::remove_file(&file).unwrap();
-        let _node = place.start();
+        let node = place.start();
         let locked = place.wait_for_state("home", "locked");
         let begun = Instant::now();
         write(&token());
         place.wait_for_state("home", "unlocked");
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}: {locked}", begun.elapsed());
+        node.stop();
+
+        // One that Vault refuses is tried no more for a while; another one at once.
+        let revoked = fs::read_to_string(&file).unwrap();
+        kms.admin().write("auth/token/revoke", &json!({ "token": revoked }));
+        let _node = place.start();
+        let locked = place.wait_for_problem("home", "kms-denied");
+        let begun = Instant::now();
+        write(&token());
+        place.wait_for_state("home", "unlocked");
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}: {locked}", begun.elapsed());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kms_core::KmsErrorKind;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::world::{Running, World};
 
@@ -78,6 +78,30 @@ async fn while_the_kms_is_away_the_life_of_the_token_is_counted_down() {
     assert!(shown["configured"]["credential"].is_null(), "{shown}");
     assert!(!metrics(&node).await.contains("coffer_token_seconds_left "));
     node.stop().await;
+}
+
+/// What a KMS refuses is tried again now and then only.
+#[tokio::test]
+async fn with_another_credential_what_was_refused_is_tried_at_once() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    node.stop().await;
+    // The pause has a random part, which may be short once.
+    for _ in 0..3 {
+        world.kms().set_down(Some(KmsErrorKind::Denied));
+        let node = world.start().await;
+        let refused = |kms: &Value| kms["configured"]["problem"]["code"] == "kms-denied";
+        node.until("/v1/kms", refused).await;
+        node.until("/v1/filesystems/home", |fs| fs["problem"]["code"] == "kms-denied").await;
+        world.kms().replace_credential();
+        let begun = tokio::time::Instant::now();
+        pass(6).await;
+        node.until("/v1/filesystems/home", |fs| fs["state"] == "unlocked").await;
+        node.until("/v1/status", |status| status["kms"]["configured"]["problem"].is_null()).await;
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        node.stop().await;
+    }
 }
 
 /// By seconds, with no request more; also while the KMS can't be asked.

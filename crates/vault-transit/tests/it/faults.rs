@@ -73,7 +73,7 @@ async fn a_token_file_that_can_not_be_read_is_told_without_vault() {
     let credential = Credential::from(Auth::TokenFile(file.clone()));
     let kms = provider().open(&config(&vault.url(), "k"), &credential).unwrap();
     let told = async || {
-        let found = kms.credential_findings().await;
+        let found = kms.credential_here().await.findings;
         assert!(found.iter().all(|found| found.code == "token-file-unreadable"), "{found:?}");
         found.into_iter().map(|found| found.what).collect::<Vec<_>>().join("\n")
     };
@@ -90,6 +90,11 @@ async fn a_token_file_that_can_not_be_read_is_told_without_vault() {
         write(bad);
         assert!(told().await.contains("the token of before goes on"), "{bad:?}");
     }
+    assert_eq!(kms.credential_here().await.number, 1, "always the same token");
+    write("another-token");
+    assert_eq!(kms.credential_here().await.number, 2);
+    write("another-token\n");
+    assert_eq!(kms.credential_here().await.number, 2);
     std::fs::remove_file(&file).unwrap();
     assert!(told().await.contains("the token of before goes on"));
     std::fs::create_dir(&file).unwrap();
