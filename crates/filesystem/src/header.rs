@@ -115,7 +115,7 @@ fn has_previous(backing: &OwnedFd, old: KeyId) -> Result<bool, Fault> {
 /// ([`Filesystem::open_sharing`]), and whose copies of both are there ([`BackingHeaders`]). Nothing of its data is
 /// changed yet: that does [`Filesystem::rekey`], and [`end_rekey`] ends it.
 ///
-/// Durable and idempotent; a copy that is there stays as it is. First `from` goes to `coffer.previous-key`, then `to` to
+/// Durable and idempotent, also for several that begin it at once; a copy that is there stays as it is. First `from` goes to `coffer.previous-key`, then `to` to
 /// `coffer.key`, then the new key's id to `coffer.lock`: whatever a crash leaves of it opens with both keys. Nothing but
 /// this node's lock may be held on it: no [`Filesystem`] that was opened with the old key alone.
 ///
@@ -140,6 +140,8 @@ pub fn begin_rekey(
         let dir = sys::open_root(backing).doing("opened")?;
         open_tree(&dir)?;
         let lock = locks.lock(&dir)?;
+        // Whoever opens the filesystem and whoever compares its copies begin it alike, maybe at the same moment.
+        let _alone = lock.copies();
         let owner = lock::owner(lock.file()).doing("read")?;
         // A lost copy is written again where it is shown otherwise whose the data is.
         let current = readable_key(&dir, HEADER)?;

@@ -44,6 +44,8 @@ pub struct BackingLock {
     of: Weak<Held>,
     /// The filesystem is being removed: nobody else of the node gets it.
     going: Mutex<bool>,
+    /// Had by whoever puts copies of its wrapped keys in each other's places.
+    copies: Mutex<()>,
 }
 
 impl BackingLocks {
@@ -100,8 +102,9 @@ impl BackingLocks {
                 Ok(())
                     if sys::stat(backing, LOCK).is_ok_and(|s| self::identity(&s) == identity) =>
                 {
-                    let (of, going) = (Arc::downgrade(&self.held), Mutex::default());
-                    let lock = Arc::new(BackingLock { file, identity, of, going });
+                    let of = Arc::downgrade(&self.held);
+                    let (going, copies) = Default::default();
+                    let lock = Arc::new(BackingLock { file, identity, of, going, copies });
                     self.held.locks().insert(identity, Arc::downgrade(&lock));
                     return Ok(lock);
                 }
@@ -143,6 +146,11 @@ impl Held {
 impl BackingLock {
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// The right to put copies of its wrapped keys in each other's places, which one of the node has at a time.
+    pub(crate) fn copies(&self) -> MutexGuard<'_, ()> {
+        guard(&self.copies)
     }
 
     /// Whether this is still the lock of what lies in `backing`: a disk can be mounted over it, a copy put in its place.
@@ -191,7 +199,7 @@ fn identity(stat: &sys::Stat) -> Identity {
     (stat.st_dev, stat.st_ino)
 }
 
-/// What is held here is a flag, or a map whose entries stand alone, so a panic leaves it whole.
+/// What is held here is a right, a flag, or a map whose entries stand alone, so a panic leaves it whole.
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

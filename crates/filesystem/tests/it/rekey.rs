@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use filesystem::{
     Backend, BackingLocks, ErrorKind, Filesystem, Outcome, Report, begin_rekey, end_rekey,
@@ -331,6 +331,29 @@ fn what_was_prepared_and_never_begun_does_no_harm() {
     rekeyed.end();
     assert!(!backing.join("coffer.key.next").exists());
     rekeyed.assert_has_only_the_new_key(&source);
+}
+
+/// A node that starts opens it, and compares its copies, at the same moment.
+#[test]
+fn it_can_be_begun_by_several_at_once() {
+    const THREADS: usize = 4;
+    for _ in 0..50 {
+        let rekeyed = Rekeyed::new(Home::in_memory());
+        let backing = rekeyed.home.backing();
+        drop(rekeyed.home.create());
+        prepare_rekey(&rekeyed.locks, &backing, &rekeyed.from, &rekeyed.to).unwrap();
+        let _held = rekeyed.locks.take(&backing, rekeyed.home.key.id(), None).unwrap();
+        let together = Barrier::new(THREADS);
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    together.wait();
+                    rekeyed.begin();
+                });
+            }
+        });
+        assert_eq!(read_envelope(&backing).unwrap(), rekeyed.to);
+    }
 }
 
 #[test]
