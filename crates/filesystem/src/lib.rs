@@ -62,17 +62,8 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use filesystem::{Backend, Checkpoint, Control, Filesystem, Outcome, Problem, Progress};
+//! use filesystem::{Backend, Filesystem, Outcome, Unattended};
 //! # use kms_core::{Ciphertext, KeyEnvelope, KeyVersion, KmsConfig, KmsConfigId, WrappedKey};
-//!
-//! /// Never stops a job, and does not watch it.
-//! struct Unattended;
-//! impl Control for Unattended {
-//!     fn stop_requested(&self) -> bool { false }
-//!     fn progress(&self, _: &Progress) {}
-//!     fn checkpoint(&self, _: &Checkpoint) {}
-//!     fn problem(&self, _: &Problem) {}
-//! }
 //!
 //! # let home = tempfile::tempdir()?;
 //! # let (backing, source) = (home.path().join("backing"), home.path().join("source"));
@@ -134,4 +125,6 @@ pub use header::{
 };
 pub use listing::{Entry, EntryKind, Listing, Usage};
 pub use lock::{BackingLock, BackingLocks, is_open};
-pub use report::{Checkpoint, Control, Outcome, Problem, ProblemKind, Progress, Report};
+pub use report::{
+    Checkpoint, Control, Outcome, Problem, ProblemKind, Progress, Report, Unattended,
+};

@@ -19,8 +19,7 @@ use testkit::tree;
 use crate::report::lock;
 use crate::sys::{self, FileType, Inode, Xattr};
 use crate::{
-    Backend, BackingLocks, Checkpoint, Control, Filesystem, Outcome, Problem, Progress,
-    begin_rekey, end_rekey, prepare_rekey,
+    Backend, BackingLocks, Filesystem, Outcome, Unattended, begin_rekey, end_rekey, prepare_rekey,
 };
 
 const PAGE: usize = 4096;
@@ -201,17 +200,6 @@ impl Random {
     }
 }
 
-struct Quiet;
-
-impl Control for Quiet {
-    fn stop_requested(&self) -> bool {
-        false
-    }
-    fn progress(&self, _: &Progress) {}
-    fn checkpoint(&self, _: &Checkpoint) {}
-    fn problem(&self, _: &Problem) {}
-}
-
 /// One of each that a re-encryption deals with in a way of its own.
 fn make(source: &Path) {
     let more = source.join("more");
@@ -250,7 +238,7 @@ fn told(root: &Path) -> BTreeMap<Vec<u8>, tree::Entry> {
 }
 
 fn assert_sound(filesystem: &Filesystem, at: &str) {
-    let verified = filesystem.verify(false, &Quiet).unwrap();
+    let verified = filesystem.verify(false, &Unattended).unwrap();
     assert_eq!(verified.outcome, Outcome::Done, "{at}: {:?}", verified.problems);
 }
 
@@ -260,7 +248,7 @@ fn assert_exports(
     target: &Path,
     at: &str,
 ) {
-    let exported = filesystem.export(target, None, &Quiet).unwrap();
+    let exported = filesystem.export(target, None, &Unattended).unwrap();
     assert_eq!(exported.outcome, Outcome::Done, "{at}: {:?}", exported.problems);
     let is = told(target);
     let differ = was.iter().filter(|(path, entry)| is.get(*path) != Some(entry));
@@ -285,7 +273,7 @@ fn leaves_all_readable_and_the_re_encryption_goes_on() {
     };
     make(&source);
     let made = Filesystem::create(&backing, Arc::clone(&old), &from, Backend::default()).unwrap();
-    let imported = made.import(&source, None, &Quiet).unwrap();
+    let imported = made.import(&source, None, &Unattended).unwrap();
     assert_eq!(imported.outcome, Outcome::Done, "{:?}", imported.problems);
     drop(made);
 
@@ -293,7 +281,7 @@ fn leaves_all_readable_and_the_re_encryption_goes_on() {
     let locks = BackingLocks::default();
     prepare_rekey(&locks, &backing, &from, &to).unwrap();
     begin_rekey(&locks, &backing, &from, &to).unwrap();
-    let rekeyed = open(&backing, Some(&old)).rekey(&Quiet).unwrap();
+    let rekeyed = open(&backing, Some(&old)).rekey(&Unattended).unwrap();
     assert_eq!(rekeyed.outcome, Outcome::Done, "{:?}", rekeyed.problems);
     end_rekey(&locks, &backing, new.id()).unwrap();
     let mut tape = lock(&TAPE).take().unwrap();
@@ -312,7 +300,7 @@ fn leaves_all_readable_and_the_re_encryption_goes_on() {
         let between = open(&image, Some(&old));
         assert_sound(&between, &at);
         assert_exports(&between, &was, &target, &at);
-        let report = between.rekey(&Quiet).unwrap();
+        let report = between.rekey(&Unattended).unwrap();
         assert_eq!((report.outcome, &report.problems[..]), (Outcome::Done, &[][..]), "{at}");
         drop(between);
         end_rekey(&locks, &image, new.id()).unwrap();

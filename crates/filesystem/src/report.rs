@@ -27,6 +27,22 @@ pub trait Control: Sync {
     fn problem(&self, problem: &Problem);
 }
 
+/// Never stops a job, and does not watch it: the report is enough.
+#[derive(Debug, Clone, Copy)]
+pub struct Unattended;
+
+impl Control for Unattended {
+    fn stop_requested(&self) -> bool {
+        false
+    }
+
+    fn progress(&self, _: &Progress) {}
+
+    fn checkpoint(&self, _: &Checkpoint) {}
+
+    fn problem(&self, _: &Problem) {}
+}
+
 /// How far a job is. The totals grow while the source is still being counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {

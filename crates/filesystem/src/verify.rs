@@ -541,20 +541,8 @@ impl Verify<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Filesystem;
-    use crate::report::Progress;
+    use crate::{Filesystem, Unattended};
     use kms_core::FilesystemKey;
-
-    struct Unattended;
-
-    impl Control for Unattended {
-        fn stop_requested(&self) -> bool {
-            false
-        }
-        fn progress(&self, _: &Progress) {}
-        fn checkpoint(&self, _: &crate::Checkpoint) {}
-        fn problem(&self, _: &Problem) {}
-    }
 
     /// The system says no here because the file is gone; with no descriptors left, or a disk that does not answer, it
     /// says no in the same way.

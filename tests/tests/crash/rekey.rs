@@ -10,8 +10,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use filesystem::{
-    Backend, BackingLocks, Checkpoint, Control, Error, ErrorKind, Filesystem, Outcome, Problem,
-    Progress, begin_rekey, end_rekey,
+    Backend, BackingLocks, Error, ErrorKind, Filesystem, Outcome, Unattended, begin_rekey,
+    end_rekey,
 };
 use kms_core::FilesystemKey;
 use testkit::key_holder::envelope;
@@ -28,7 +28,7 @@ fn a_rekey_goes_on_wherever_it_was_killed() {
     make(&at("source"));
     let old = envelope(key(1).id());
     let made = Filesystem::create(&at("backing"), key(1), &old, Backend::default()).unwrap();
-    made.import(&at("source"), None, &Quiet).unwrap();
+    made.import(&at("source"), None, &Unattended).unwrap();
     drop(made);
     begin_rekey(&BackingLocks::default(), &at("backing"), &old, &envelope(key(2).id())).unwrap();
     fs::rename(at("backing"), at("prepared")).unwrap();
@@ -48,7 +48,7 @@ fn a_rekey_goes_on_wherever_it_was_killed() {
             assert!(kill_at > 150, "{kill_at}");
             return;
         }
-        let report = between.rekey(&Quiet).unwrap();
+        let report = between.rekey(&Unattended).unwrap();
         assert_eq!((report.outcome, &report.problems[..]), (Outcome::Done, &[][..]), "{kill_at}");
         assert_whole(home.path(), &between, kill_at);
         drop(between);
@@ -100,9 +100,9 @@ fn differences(home: &Path, filesystem: &Filesystem, kill_at: u64) -> Vec<String
     let target = home.join("target");
     let _ = fs::remove_dir_all(&target);
     // A target of a link that was cut off may lie about.
-    let verified = filesystem.verify(false, &Quiet).unwrap();
+    let verified = filesystem.verify(false, &Unattended).unwrap();
     assert_eq!(verified.outcome, Outcome::Done, "{kill_at}: {:?}", verified.problems);
-    let exported = filesystem.export(&target, None, &Quiet).unwrap();
+    let exported = filesystem.export(&target, None, &Unattended).unwrap();
     assert_eq!(exported.outcome, Outcome::Done, "{kill_at}: {:?}", exported.problems);
     tree::differences(home.join("source"), target).unwrap()
 }
@@ -110,7 +110,7 @@ fn differences(home: &Path, filesystem: &Filesystem, kill_at: u64) -> Vec<String
 #[test]
 #[ignore = "started, and killed, by the test above"]
 fn the_child_that_is_killed() {
-    open(&child::home(), Some(key(1))).rekey(&Quiet).unwrap();
+    open(&child::home(), Some(key(1))).rekey(&Unattended).unwrap();
 }
 
 fn open(home: &Path, previous: Option<Arc<FilesystemKey>>) -> Filesystem {
@@ -137,15 +137,4 @@ fn once_free<T>(act: impl Fn() -> Result<T, Error>) -> T {
 fn key(n: u8) -> Arc<FilesystemKey> {
     let id = format!("00000000-0000-4000-8000-00000000000{n}").parse().unwrap();
     Arc::new(FilesystemKey::from_bytes(id, &[n; 32]).unwrap())
-}
-
-struct Quiet;
-
-impl Control for Quiet {
-    fn stop_requested(&self) -> bool {
-        false
-    }
-    fn progress(&self, _: &Progress) {}
-    fn checkpoint(&self, _: &Checkpoint) {}
-    fn problem(&self, _: &Problem) {}
 }
