@@ -2,7 +2,7 @@
 //!
 //! A job is a record in the key store from the moment it is accepted. One that was running when the node died is
 //! still recorded as running, and is taken up again as soon as its filesystem is open
-//! ([`Jobs::take_up`]); one that somebody stopped waits for the same command. A copy goes on from its last
+//! ([`Jobs::take_up`]); one that somebody stopped, or had asked to stop by then, waits for the same command. A copy goes on from its last
 //! checkpoint, a verification begins anew, a move of keys and a re-encryption look at what is left.
 //!
 //! What can't be recorded, for want of room as a rule, is tried again until it can: the job waits meanwhile, and says why.
@@ -243,7 +243,7 @@ impl Jobs {
     pub(crate) async fn take_up(self: &Arc<Self>) -> Result<bool, key_manager::Error> {
         let _starting = self.starting.lock().await;
         let mut waits = false;
-        for record in self.manager.jobs().await? {
+        for record in self.settled().await? {
             if record.state != JobState::Running || self.find_live(record.id).is_some() {
                 continue;
             }
@@ -286,7 +286,8 @@ impl Jobs {
         Ok(unfinished.map(|record| self.show(record)).collect())
     }
 
-    /// Asks a job to stop at its next safe point.
+    /// Asks a job to stop at its next safe point. That holds also if the node dies before, unless it can't be recorded, which the job
+    /// tells then.
     pub(crate) async fn stop(&self, id: JobId) -> Result<Job, Problem> {
         let title = format!("job {id} can't be stopped");
         let of_keys = |e| problem::of_keys(&title, &e);
@@ -294,6 +295,11 @@ impl Jobs {
         let mut record = self.manager.job(id).await.map_err(of_keys)?;
         match (self.find_live(id), record.state) {
             (Some(live), state) if !state.is_final() => {
+                match self.manager.ask_to_stop(id).await {
+                    Ok(asked) => record = asked,
+                    Err(error @ key_manager::Error::Store(_)) => self.cannot_record(id, &error),
+                    Err(error) => return Err(of_keys(error)),
+                }
                 live.stop.store(true, Ordering::Release);
                 self.changed.notify_waiters();
             }
@@ -427,7 +433,7 @@ impl Jobs {
     ) -> Result<tokio::sync::MutexGuard<'_, ()>, key_manager::Error> {
         loop {
             let starting = self.starting.lock().await;
-            let records = self.manager.jobs().await?;
+            let records = self.settled().await?;
             let ends = |record: &&JobRecord| {
                 self.find_live(record.id).is_some_and(|live| {
                     live.stop.load(Ordering::Acquire) || record.state != JobState::Running
@@ -440,6 +446,23 @@ impl Jobs {
             drop(starting);
             self.until_gone(ending.id).await;
         }
+    }
+
+    /// All jobs, the newest first. Those that were asked to stop when an earlier node died are recorded as stopped. The caller
+    /// has the right to start jobs.
+    async fn settled(&self) -> Result<Vec<JobRecord>, key_manager::Error> {
+        let mut records = self.manager.jobs().await?;
+        for record in &mut records {
+            if record.state == JobState::Running
+                && self.find_live(record.id).is_none()
+                && self.manager.is_asked_to_stop(record.id).await?
+            {
+                record.state = JobState::Stopped;
+                self.manager.save_job(record).await?;
+                tracing::info!(job = %record.id, "the job was asked to stop, and is not taken up");
+            }
+        }
+        Ok(records)
     }
 
     async fn begin(self: &Arc<Self>, mut record: JobRecord) -> Result<Job, key_manager::Error> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use kms_core::{Commit, Record, UnixMillis};
+use kms_core::{Commit, Record, StoreError, UnixMillis};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -12,6 +12,8 @@ use crate::unlock::{LockReason, changed};
 use crate::{Error, KeyManager};
 
 const PREFIX: &str = "job/";
+/// Of what was asked to stop and is recorded as running still.
+const STOPS: &str = "job-stop/";
 
 /// Bytes that the failures of a job may take in its record.
 const FAILURES_LEN: usize = Record::MAX_VALUE / 2;
@@ -29,6 +31,10 @@ impl JobId {
 
     fn key(self) -> String {
         format!("{PREFIX}{self}")
+    }
+
+    fn stop_key(self) -> String {
+        format!("{STOPS}{self}")
     }
 }
 
@@ -211,6 +217,28 @@ impl KeyManager {
         Ok(())
     }
 
+    /// Records that a job that runs is asked to stop, until it is recorded as anything but running. Durable on `Ok`, which has the
+    /// job as it is recorded: it may have ended by then.
+    pub async fn ask_to_stop(&self, id: JobId) -> Result<JobRecord, Error> {
+        loop {
+            let (record, job) = self.job_record(id).await?;
+            if job.state != JobState::Running {
+                return Ok(job);
+            }
+            // Beside the record, which whoever runs the job writes meanwhile.
+            let ask = Commit::new().unchanged(&record).put(id.stop_key(), Vec::new());
+            match self.store().commit(ask).await {
+                Err(StoreError::Conflict { .. }) => {}
+                asked => return Ok(asked.map(|_| job)?),
+            }
+        }
+    }
+
+    /// Whether a job that is recorded as running was asked to stop.
+    pub async fn is_asked_to_stop(&self, id: JobId) -> Result<bool, Error> {
+        Ok(self.store().get(&id.stop_key()).await?.is_some())
+    }
+
     /// The job with this id.
     pub async fn job(&self, id: JobId) -> Result<JobRecord, Error> {
         Ok(self.job_record(id).await?.1)
@@ -271,7 +299,7 @@ impl KeyManager {
     }
 }
 
-/// Adds the job's record to a commit.
+/// Adds the job's record to a commit. That it was asked to stop is over once it does not run.
 pub(crate) fn put_job(commit: Commit, job: &JobRecord) -> Result<Commit, Error> {
     let key = job.id.key();
     let value = records::encode(job);
@@ -282,6 +310,10 @@ pub(crate) fn put_job(commit: Commit, job: &JobRecord) -> Result<Commit, Error> 
             cure: "name directories with shorter paths",
         });
     }
+    let commit = match job.state {
+        JobState::Running => commit,
+        _ => commit.delete(job.id.stop_key()),
+    };
     Ok(commit.put(key, value))
 }
 
