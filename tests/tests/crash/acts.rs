@@ -1,21 +1,12 @@
-//! Acts that are done at once, and a start that has to go on with a job.
+//! Acts that are done at once.
 
 use std::fs;
-use std::process::Stdio;
 
-use coffer_tests::kms::{KEY, policy};
 use coffer_tests::node::Place;
-use dev_vault::Fault;
 use serde_json::json;
 
 use crate::every_step::at_every_step;
-use crate::{
-    assert_copies, assert_opens, eventually, names, set_vault, versions, wait_for_jobs,
-    wait_until_settled, words,
-};
-
-/// A master key that a filesystem has of its own.
-const OWN: &str = "tenant-a";
+use crate::{assert_opens, set_vault, wait_for_jobs, wait_until_settled, words};
 
 #[test]
 fn first_configuration() {
@@ -56,31 +47,6 @@ fn another_token() {
             wait_for_jobs(place);
             assert_opens(place);
             assert_eq!(place.json(&["fs", "kms"])["configured"]["problem"], json!(null));
-        },
-    );
-}
-
-#[test]
-fn create_under_its_own_key() {
-    at_every_step(
-        "create under a master key of its own",
-        20,
-        |place, kms| {
-            kms.admin().write(&format!("transit/keys/{OWN}"), &json!({}));
-            let token = kms.token_for(&(policy(KEY) + &policy(OWN)));
-            place.ok(&set_vault(kms.url(), &token));
-        },
-        |_| words(&["fs", "create", "new", "--kms-key", OWN]),
-        |place, done| {
-            let there = names(place).contains(&"new".to_owned());
-            assert!(there || !done, "an acknowledged create is lost");
-            assert_eq!(place.state().join("filesystems/new").exists(), there);
-            if !there {
-                place.ok(&["fs", "create", "new", "--kms-key", OWN]);
-            }
-            let shown = place.wait_for_state("new", "unlocked");
-            assert_eq!(shown["wrapped_by"]["master_key"], OWN, "{shown}");
-            assert_opens(place);
         },
     );
 }
@@ -132,38 +98,6 @@ fn unlock() {
 fn is_locked(place: &Place) -> bool {
     wait_until_settled(place);
     place.json(&["fs", "show", "one"])["state"] == "locked"
-}
-
-#[test]
-fn start_with_a_job() {
-    at_every_step(
-        "start with a rewrap to go on with",
-        40,
-        |place, kms| {
-            place.set_vault(kms);
-            place.ok(&["fs", "create", "one"]);
-            place.ok(&["fs", "create", "two"]);
-            kms.rotate();
-            // Its job hangs until the node is stopped.
-            let faults = kms.embedded().faults();
-            faults.inject(Fault::Delay { milliseconds: 3_600_000 }.on("transit/rewrap/"));
-            let mut rewrap = place.command_line(&["fs", "kms", "rewrap"]);
-            let mut rewrap = rewrap.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            eventually(place, "the rewrap does not begin", || {
-                kms.embedded().requests().count("transit/rewrap/").requests > 1
-            });
-            rewrap.kill().unwrap();
-            rewrap.wait().unwrap();
-            faults.clear();
-        },
-        |_| Vec::new(),
-        |place, _| {
-            wait_for_jobs(place);
-            assert_eq!(versions(place), [2, 2]);
-            assert_copies(place, "vault:v2:", &["one", "two"]);
-            assert_opens(place);
-        },
-    );
 }
 
 fn set_as_prepared(place: &Place) -> Vec<String> {

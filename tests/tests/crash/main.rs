@@ -8,8 +8,11 @@ mod audit_log;
 mod checkpoints;
 mod child;
 mod every_step;
+mod job_stop;
+mod own_keys;
 mod rekey;
 mod source;
+mod starts;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -27,6 +30,9 @@ use serde_json::Value;
 use testkit::tree;
 
 use crate::every_step::{at_every_step, tell};
+use crate::own_keys::{
+    add_own_key, assert_each_under_its_own, lowest_needed, with_own_and_a_rotation,
+};
 
 #[test]
 fn create() {
@@ -89,20 +95,19 @@ fn import() {
 fn rewrap() {
     at_every_step(
         "rewrap",
-        20,
-        two_and_a_rotation,
-        |_| vec!["fs".into(), "kms".into(), "rewrap".into()],
+        60,
+        |place, kms| with_own_and_a_rotation(place, kms, &["one", "two"]),
+        |_| words(&["fs", "kms", "rewrap"]),
         |place, done| {
             wait_for_jobs(place);
             let versions = versions(place);
-            assert!(versions == [2, 2] || (!done && versions == [1, 1]), "{versions:?}");
-            for fs in ["one", "two"] {
-                place.wait_for_state(fs, "unlocked");
-                let copy =
-                    fs::read_to_string(place.state().join(format!("filesystems/{fs}/coffer.key")));
-                let expected = format!("vault:v{}:", versions[0]);
-                assert!(copy.unwrap().contains(&expected), "the copy of {fs} is behind");
-            }
+            assert!(versions == [2; 3] || (!done && versions == [1; 3]), "{versions:?}");
+            assert_each_under_its_own(place);
+            assert_copies(place, &format!("vault:v{}:", versions[0]), &["one", "own", "two"]);
+            // The canaries need a version too.
+            eventually(place, "older versions are needed", || {
+                lowest_needed(place) == [versions[0]; 2]
+            });
         },
     );
 }
@@ -112,32 +117,16 @@ fn rekey() {
     at_every_step(
         "rekey",
         60,
-        |place, kms| {
-            source::make(&place.path("source"));
-            place.ok(&["fs", "create", "home", "--allow-no-kms"]);
-            place.ok(&["fs", "import", "home", place.path("source").to_str().unwrap()]);
-            place.set_vault(kms);
-        },
-        |_| ["fs", "rekey", "home"].map(String::from).to_vec(),
+        to_be_rekeyed,
+        |_| words(&["fs", "rekey", "home"]),
         |place, done| {
-            place.wait_for_state("home", "unlocked");
-            wait_for_jobs(place);
-            let shown = place.json(&["fs", "show", "home"]);
-            // What was begun comes to its end by itself.
-            assert!(shown["previous_key_id"].is_null(), "{shown}");
-            assert!(!done || shown["exposed"] == false, "{shown}");
-            // One that was killed before it was recorded leaves a second copy of the key of now, which means nothing.
-            let previous = place.state().join("filesystems/home/coffer.previous-key");
-            assert!(!previous.exists() || shown["exposed"] == true, "{shown}");
-            assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done");
-            let target = place.path("target");
-            place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+            assert_rekeyed(place, done);
             // The source was read to put it back.
             let unread = |root: PathBuf| {
                 let all = tree::survey(root).unwrap().into_iter();
                 all.map(|(path, it)| (path, tree::Entry { atime: None, ..it })).collect::<Vec<_>>()
             };
-            assert_eq!(unread(target), unread(place.path("source")));
+            assert_eq!(unread(place.path("target")), unread(place.path("source")));
         },
     );
 }
@@ -206,18 +195,20 @@ fn rewrap_of_one() {
 #[test]
 fn move_to_another_kms() {
     let other = Kms::start(Kind::Embedded);
+    let token = add_own_key(&other);
     at_every_step(
         "move to another KMS",
-        30,
-        two_and_a_rotation,
-        |_| set_vault(other.url(), &other.token()),
+        60,
+        |place, kms| with_own_and_a_rotation(place, kms, &["one"]),
+        |_| set_vault(other.url(), &token),
         |place, done| {
             wait_for_jobs(place);
             let url = place.json(&["status"])["kms"]["configured"]["base_url"].clone();
             assert!(url == other.url() || !done, "{url}");
             // All hang on the one that is set.
-            assert_copies(place, url.as_str().unwrap(), &["one", "two"]);
-            assert_opens(place);
+            assert_copies(place, url.as_str().unwrap(), &["one", "own"]);
+            assert_each_under_its_own(place);
+            place.ok(&["fs", "kms", "rehearse"]);
         },
     );
 }
@@ -419,6 +410,27 @@ fn with_an_import(place: &Place, _: &Kms) {
     place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
 }
 
+fn to_be_rekeyed(place: &Place, kms: &Kms) {
+    with_an_import(place, kms);
+    place.set_vault(kms);
+}
+
+/// All of it lies under one key, and is exported to `target`.
+fn assert_rekeyed(place: &Place, done: bool) {
+    place.wait_for_state("home", "unlocked");
+    wait_for_jobs(place);
+    let shown = place.json(&["fs", "show", "home"]);
+    // What was begun comes to its end by itself.
+    assert!(shown["previous_key_id"].is_null(), "{shown}");
+    assert!(!done || shown["exposed"] == false, "{shown}");
+    // One that was killed before it was recorded leaves a second copy of the key of now, which means nothing.
+    let previous = place.state().join("filesystems/home/coffer.previous-key");
+    assert!(!previous.exists() || shown["exposed"] == true, "{shown}");
+    assert_eq!(place.json(&["fs", "verify", "home"])["state"], "done");
+    let target = place.path("target");
+    place.ok(&["fs", "export", "home", target.to_str().unwrap()]);
+}
+
 fn set_vault(url: &str, token: &str) -> Vec<String> {
     words(&["fs", "kms", "set-vault", url, KEY, token])
 }
@@ -508,11 +520,12 @@ fn wait_until_settled(place: &Place) {
 fn wait_for_jobs(place: &Place) {
     eventually(place, "a job does not end", || {
         let jobs = place.json(&["job", "list"]);
-        let under_way = |job: &Value| {
-            ["running", "waiting", "stopping"].map(Value::from).contains(&job["state"])
-        };
-        !jobs["jobs"].as_array().unwrap().iter().any(under_way)
+        !jobs["jobs"].as_array().unwrap().iter().any(is_under_way)
     });
+}
+
+fn is_under_way(job: &Value) -> bool {
+    ["running", "waiting", "stopping"].map(Value::from).contains(&job["state"])
 }
 
 /// The node settles what it found beside answering, so what it promises comes true after a moment.
