@@ -11,6 +11,7 @@ use std::time::Duration;
 use filesystem::{Backend, Checkpoint, Control, Filesystem, Outcome, Problem, Progress, Report};
 use kms_core::{FilesystemKey, KeyId};
 use serde_json::Value;
+use tempfile::TempDir;
 use testkit::tree;
 
 use crate::every_step::tell;
@@ -20,24 +21,9 @@ use crate::{child, source};
 fn an_import_goes_on_from_any_of_its_checkpoints() {
     let (mut points, mut resumed) = (0, 0);
     for kill_at in 1.. {
-        // In memory, for each checkpoint syncs all of its disk.
-        let home = tempfile::tempdir_in("/dev/shm").unwrap();
-        let at = |name: &str| home.path().join(name);
-        source::make(&at("source"));
-        let envelope = testkit::key_holder::envelope(key().id());
-        drop(Filesystem::create(&at("backing"), key(), &envelope, Backend::default()).unwrap());
-
-        let killed =
-            child::killed_at("checkpoints::the_child_that_is_killed", home.path(), kill_at);
-        let finished = || -> Value {
-            let checkpoint = fs::read(at("checkpoint")).unwrap();
-            serde_json::from_slice::<Value>(&checkpoint).unwrap()["finished"].clone()
-        };
-        assert!(killed || finished() == true, "it failed without a kill");
-        let report = import(home.path());
-        assert_eq!((report.outcome, &report.problems[..]), (Outcome::Done, &[][..]), "{kill_at}");
-        resumed += u64::from(report.resumed);
-        assert_whole(home.path(), kill_at);
+        let home = prepared();
+        let killed = killed_at(home.path(), kill_at);
+        resumed += u64::from(comes_to_its_end(home.path(), killed, kill_at));
         if !killed {
             break;
         }
@@ -45,6 +31,66 @@ fn an_import_goes_on_from_any_of_its_checkpoints() {
     }
     tell(&format!("checkpoints of an import: killed at {points} steps"));
     assert!(points > 60 && resumed > points / 2, "{resumed} of {points}");
+}
+
+/// What was taken up in the middle of a file reserves more seals for it, and drops what lies behind.
+#[test]
+fn an_import_that_was_taken_up_goes_on_too() {
+    let mut cut = 1;
+    for kill_at in 1.. {
+        let home = cut_in_a_file(&mut cut);
+        let killed = killed_at(home.path(), kill_at);
+        assert!(comes_to_its_end(home.path(), killed, kill_at), "{kill_at}: it begins anew");
+        if !killed {
+            tell(&format!("an import that was taken up: killed at {} steps", kill_at - 1));
+            assert!(kill_at > 30, "{kill_at}");
+            return;
+        }
+    }
+}
+
+/// A filesystem, and what is to be imported. In memory, for each checkpoint syncs all of its disk.
+fn prepared() -> TempDir {
+    let home = tempfile::tempdir_in("/dev/shm").unwrap();
+    source::make(&home.path().join("source"));
+    let (backing, envelope) =
+        (home.path().join("backing"), testkit::key_holder::envelope(key().id()));
+    drop(Filesystem::create(&backing, key(), &envelope, Backend::default()).unwrap());
+    home
+}
+
+/// The same, imported until a call after which the last checkpoint is in a file: this one, or another, for threads differ from run to run.
+fn cut_in_a_file(cut: &mut u64) -> TempDir {
+    loop {
+        let home = prepared();
+        let killed = killed_at(home.path(), *cut);
+        if killed && checkpoint(home.path()).is_some_and(|it| !it["partial"].is_null()) {
+            return home;
+        }
+        *cut = if killed { *cut + 1 } else { 1 };
+    }
+}
+
+/// Imports in another process until that call, or to its end; whether it was killed.
+fn killed_at(home: &Path, kill_at: u64) -> bool {
+    // It begins with this.
+    let _ = fs::remove_file(home.join("go"));
+    child::killed_at("checkpoints::the_child_that_is_killed", home, kill_at)
+}
+
+/// The last one that was kept.
+fn checkpoint(home: &Path) -> Option<Value> {
+    let text = fs::read(home.join("checkpoint")).ok()?;
+    Some(serde_json::from_slice(&text).unwrap())
+}
+
+/// The next import brings all of it; whether it went on with what was there.
+fn comes_to_its_end(home: &Path, killed: bool, kill_at: u64) -> bool {
+    assert!(killed || checkpoint(home).unwrap()["finished"] == true, "it failed without a kill");
+    let report = import(home);
+    assert_eq!((report.outcome, &report.problems[..]), (Outcome::Done, &[][..]), "{kill_at}");
+    assert_whole(home, kill_at);
+    report.resumed
 }
 
 fn assert_whole(home: &Path, kill_at: u64) {
