@@ -173,8 +173,11 @@ pub(crate) async fn rewrap(
 
 /// Tries all that the KMS has to do.
 pub(crate) async fn check(State(shared): State<Arc<Shared>>) -> Answer<KmsCheck> {
-    let of_keys = |e| problem::of_keys("the KMS can't be checked", &e);
+    let of_keys = |e| problem::of_keys("the KMS can't be checked", &shared.noted(e));
     let found = shared.manager.check_kms().await.map_err(of_keys)?;
+    if found.iter().any(|item| item.failure.is_some()) {
+        shared.health.look_soon();
+    }
     // The first failure is the cause of others, as a rule.
     let exit = found.iter().find_map(|item| item.failure).map_or(Exit::Done, problem::exit_of_kms);
     Ok(Json(KmsCheck { items: found.into_iter().map(looked_at).collect(), exit }))
@@ -196,7 +199,12 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
     let of_keys = |e| problem::of_keys("the start can't be rehearsed", &e);
     let credential = shared.health.seen().await.map_err(of_keys)?.credential;
     let auth = credential.and_then(|credential| credential.auth);
-    let found = shared.rehearse.rehearse().await?;
+    let found = shared.rehearse.rehearse().await;
+    // What a start would meet may have come about since the last look.
+    if found.as_ref().map_or(true, |found| !found.shut.is_empty()) {
+        shared.health.look_soon();
+    }
+    let found = found?;
     let exit = found.shut.first().map(|(_, reason)| problem::exit_of_lock(reason));
     let shut = found.shut.into_iter().map(|(name, reason)| ShutFilesystem {
         name: name.to_string(),

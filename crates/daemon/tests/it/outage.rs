@@ -65,6 +65,21 @@ async fn a_kms_that_fails_and_comes_back_is_on_record() {
     node.stop().await;
 }
 
+/// Nobody else looks at it within five minutes.
+#[tokio::test]
+async fn what_a_check_or_a_rehearsal_is_refused_is_told_from_then_on() {
+    for path in ["/v1/kms/check", "/v1/kms/rehearse"] {
+        let world = World::new();
+        let node = world.start_with_kms().await;
+        let problem = |status: &Value| status["kms"]["configured"]["problem"].clone();
+        node.until("/v1/status", |status| problem(status).is_null()).await;
+        world.kms().set_down(Some(KmsErrorKind::Denied));
+        node.ask("POST", path, "null").await;
+        node.until("/v1/status", |status| problem(status)["code"] == "kms-denied").await;
+        node.stop().await;
+    }
+}
+
 /// How often the KMS was asked, where it was asked for one key at most at once.
 fn requests(kms: &FakeServer) -> u64 {
     ["read", "lookup", "renew", "wrap", "unwrap", "rewrap"].map(|of| kms.asked(of)).iter().sum()
