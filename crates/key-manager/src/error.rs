@@ -237,7 +237,7 @@ impl Error {
             Self::AtWork { .. } => Some("wait for it; a disk that does not answer holds it up: check the disk and its mount".into()),
             Self::Busy { .. } => Some("wait for it (coffer job list), or take it up if it was stopped (coffer fs kms rewrap); where its KMS is gone for good, coffer fs kms set-vault with another one takes its place".into()),
             Self::NotAll { .. } => Some(
-                "bring the KMS that is named back, with its master key, until their keys have moved (a new KMS at its address does not open them), or delete these filesystems (coffer fs delete), and try again".into(),
+                "bring the KMS that is named back, with its master key, until their keys have moved (a new KMS at its address does not open them); or take these filesystems out with coffer fs delete --forget, which leaves their data for the day when that KMS is back (without --forget it is gone); and try again".into(),
             ),
             Self::Changed { .. } => Some("look at the new state and try again".into()),
             Self::Store(StoreError::Damaged { .. }) | Self::Record { .. } => Some(

@@ -221,7 +221,7 @@ impl KeyManager {
             match self.check_all_open(&of_own, &[], &[], "the master key is another one").await {
                 Ok(()) => {}
                 Err(Error::NotAll { why, .. }) => {
-                    let cure = "restore the KMS from a backup that has the old key, or delete what can't be opened (coffer fs delete)";
+                    let cure = "restore the KMS from a backup that has the old key. Without one, what is locked holds up what is unlocked still: take the locked ones out with coffer fs delete --forget, which leaves their data for the day when the old key is back, and give coffer fs kms set-vault again, which moves the keys of the others";
                     return Ok(stay(id, KmsErrorKind::KeyReplaced, why, cure));
                 }
                 Err(error) => return Err(error),

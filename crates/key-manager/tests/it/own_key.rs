@@ -360,6 +360,26 @@ async fn another_kms_takes_each_to_the_master_key_of_the_same_name() {
     assert_eq!(node.bytes("x").await, bytes);
 }
 
+/// The one that can't be opened any more holds up the other, whose key is in memory; to delete both would lose both.
+#[tokio::test]
+async fn what_a_locked_filesystem_holds_up_moves_once_that_is_forgotten() {
+    let world = World::new();
+    let node = three(&world).await;
+    let bytes = node.bytes("x").await;
+    node.lock(&name("y")).await.unwrap();
+    own(&world, "http://a").recreate();
+    let configured = node.set_kms(vault("http://a")).await.unwrap();
+    let [finding] = &configured.findings[..] else { panic!("{:?}", configured.findings) };
+    assert!(finding.cure.contains("coffer fs delete --forget"), "{}", finding.cure);
+
+    node.forget_filesystem(&name("y")).await.unwrap();
+    node.set("http://a").await.unwrap();
+    drop(node);
+    let node = world.node().await;
+    assert_eq!(node.unlock_all().await.unwrap(), []);
+    assert_eq!(node.bytes("x").await, bytes);
+}
+
 #[tokio::test]
 async fn a_master_key_that_was_made_again_takes_keys_from_memory() {
     let world = World::new();
