@@ -55,7 +55,11 @@ pub struct AuditChain {
     pub hash: String,
     /// In how many files they lie.
     pub files: u64,
-    /// Where the chain is broken, or what else is wrong; none: it is whole.
+    /// Where the chain is broken, or what else is wrong with what was written; none: it is whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Why the newest events can't be recorded at this moment: a full disk, as a rule. They are counted, and told by a line once it
+    /// goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<String>,
 }

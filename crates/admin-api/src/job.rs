@@ -32,6 +32,9 @@ pub struct Job {
     /// is not root's or the disk does not let it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub owners_lost: u64,
+    /// Keys that a move took from the node's memory: the KMS that had wrapped them was not asked, or did not open them any more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub keys_from_memory: u64,
     /// Why it failed, or did only a part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,

@@ -148,7 +148,7 @@ impl KeyManager {
         subject: String,
     ) -> Result<WrappedKey, KmsError> {
         let key = std::slice::from_ref(key);
-        let wrapped = self.wrap_keys(kms, key, &[subject]).await?.only()?;
+        let wrapped = self.wrap_keys(kms, key, &[subject], "").await?.only()?;
         let opened = self.prove_keys(kms, std::slice::from_ref(&wrapped), "newly wrapped").await?;
         opened.only()?;
         Ok(wrapped)

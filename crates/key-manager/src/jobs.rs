@@ -150,6 +150,12 @@ pub struct JobRecord {
     pub blocked: Option<LockReason>,
 }
 
+/// What a move has to say of its earlier runs.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct MoveCheckpoint {
+    from_memory: u64,
+}
+
 impl JobRecord {
     /// How many failures are kept by name; `progress.items_failed` counts all.
     pub const MAX_FAILURES: usize = 100;
@@ -185,6 +191,18 @@ impl JobRecord {
         let kept: usize = self.failures.iter().map(length).sum();
         if self.failures.len() < Self::MAX_FAILURES && kept + length(&what) <= FAILURES_LEN {
             self.failures.push(what);
+        }
+    }
+
+    /// Of a move: how many keys were taken from this node's memory.
+    pub fn from_memory(&self) -> u64 {
+        MoveCheckpoint::deserialize(&self.checkpoint).map_or(0, |checkpoint| checkpoint.from_memory)
+    }
+
+    pub(crate) fn add_from_memory(&mut self, keys: u64) {
+        if keys > 0 {
+            let from_memory = self.from_memory().saturating_add(keys);
+            self.checkpoint = serde_json::json!(MoveCheckpoint { from_memory });
         }
     }
 }

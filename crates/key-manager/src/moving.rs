@@ -64,6 +64,8 @@ pub enum Purpose {
 pub struct MoveReport {
     /// Keys that were wrapped anew.
     pub moved: u64,
+    /// Those of them that were taken from this node's memory: what had wrapped them was not asked, or did not open them.
+    pub from_memory: u64,
     /// Keys that were there already.
     pub already: u64,
     /// Copies that were replaced.
@@ -172,6 +174,7 @@ impl KeyManager {
             if run.progress.items_total > 0 {
                 job.progress = run.progress;
             }
+            job.add_from_memory(run.report.from_memory);
             // One that waits is tried again and again.
             if job != before {
                 self.save_job(&job).await?;
@@ -276,6 +279,7 @@ impl KeyManager {
         report: &MoveReport,
     ) -> Result<(), Error> {
         job.progress = progress;
+        job.add_from_memory(report.from_memory);
         job.failures.clear();
         report.failed.iter().for_each(|failure| job.fail_item(failure));
         job.state = match (report.stopped, report.failed.is_empty()) {
@@ -286,8 +290,9 @@ impl KeyManager {
         job.ended = job.state.is_final().then(|| self.parts().clock.now());
         job.blocked = None;
         job.message = format!(
-            "{} key(s) wrapped anew, {} already current, {} copies replaced, {} failure(s)",
+            "{} key(s) wrapped anew ({} from memory), {} already current, {} copies replaced, {} failure(s)",
             report.moved,
+            report.from_memory,
             report.already,
             report.copies,
             report.failed.len()

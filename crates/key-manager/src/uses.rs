@@ -36,7 +36,7 @@ impl KeyManager {
         tracing::info!(keys = wrapped.len(), opened = answers.done(), kms_ms, "unwrapped keys");
         let opened =
             answers.iter().zip(wrapped).map(|(answer, key)| answer.is_ok().then(|| used(key)));
-        self.record_uses("key.unwrap", opened, subjects, &answers);
+        self.record_uses("key.unwrap", opened, subjects, &answers, "");
         Ok(answers)
     }
 
@@ -63,15 +63,16 @@ impl KeyManager {
         Ok(answers)
     }
 
-    /// Wraps keys; `subjects` names each of them.
+    /// Wraps keys; `subjects` names each of them, and `detail` says where they come from.
     pub(crate) async fn wrap_keys(
         &self,
         kms: &dyn Kms,
         keys: &[Arc<FilesystemKey>],
         subjects: &[String],
+        detail: &str,
     ) -> Result<Items<WrappedKey>, KmsError> {
         let answers = kms.wrap_keys(keys).instrument(span(kms)).await?;
-        self.record_wrapped("key.wrap", &answers, subjects);
+        self.record_wrapped("key.wrap", &answers, subjects, detail);
         Ok(answers)
     }
 
@@ -83,13 +84,19 @@ impl KeyManager {
         subjects: &[String],
     ) -> Result<Items<WrappedKey>, KmsError> {
         let answers = kms.rewrap_keys(wrapped).instrument(span(kms)).await?;
-        self.record_wrapped("key.rewrap", &answers, subjects);
+        self.record_wrapped("key.rewrap", &answers, subjects, "");
         Ok(answers)
     }
 
-    fn record_wrapped(&self, action: &str, answers: &Items<WrappedKey>, subjects: &[String]) {
+    fn record_wrapped(
+        &self,
+        action: &str,
+        answers: &Items<WrappedKey>,
+        subjects: &[String],
+        detail: &str,
+    ) {
         let wrapped = answers.iter().map(|answer| answer.as_ref().ok().map(used));
-        self.record_uses(action, wrapped, subjects, answers);
+        self.record_uses(action, wrapped, subjects, answers, detail);
     }
 
     /// Records those of `keys` that were used, which are as many as `answers`.
@@ -99,10 +106,11 @@ impl KeyManager {
         keys: impl Iterator<Item = Option<KeyUse>>,
         subjects: &[String],
         answers: &Items<T>,
+        detail: &str,
     ) {
         let event = |(n, (key, subject)): (usize, (Option<KeyUse>, &String))| {
             let requests = answers.request_of(n).cloned().into_iter().collect();
-            let event = self.event(action, subject, Outcome::Done, "");
+            let event = self.event(action, subject, Outcome::Done, detail);
             Some(AuditEvent { key: Some(key?), requests, ..event })
         };
         let events: Vec<_> = keys.zip(subjects).enumerate().filter_map(event).collect();

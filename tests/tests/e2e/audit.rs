@@ -183,9 +183,13 @@ fn nothing_is_done_that_can_t_be_recorded() {
     let refused = (0..200).map(|_| place.coffer(&["fs", "lock", "home"])).find(unrecorded);
     assert_eq!(refused.expect("the disk is full").code, 1);
     place.wait_for_finding("audit-trouble");
+    // Nobody has tampered with it.
+    let full = place.coffer(&["audit", "verify"]).expect(1);
+    assert!(full.stderr.contains("what is on record is whole"), "{full:?}");
     fs::remove_file(state.join("full")).unwrap();
     place.ok(&["fs", "lock", "home"]);
     assert_eq!(place.json(&["fs", "show", "home"])["state"], "locked");
     assert!(lines(&place, &[]).len() > before);
+    place.ok(&["audit", "verify"]);
     drop(disk);
 }

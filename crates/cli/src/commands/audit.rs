@@ -19,12 +19,18 @@ pub(super) async fn run(
         AuditCommand::Verify => {
             let chain: AuditChain = context.client.get(paths::AUDIT_VERIFY).await?;
             context.answer(&chain, chain_text);
-            match chain.trouble {
-                None => Ok(Exit::Done),
-                Some(why) => {
+            match (chain.trouble, chain.unrecorded) {
+                (None, None) => Ok(Exit::Done),
+                (Some(why), _) => {
                     let title = "the audit log is not whole";
                     Err(Problem::new(Exit::NotAuthentic, "audit-broken", title, why).cure(
                         "compare it with a copy, and with the KMS's own audit log; find out who can write the state directory",
+                    ))
+                }
+                (None, Some(why)) => {
+                    let title = "what is on record is whole, and nothing can be added";
+                    Err(Problem::new(Exit::Failed, "audit-failed", title, why).cure(
+                        "make room on the disk of the state directory, or mend it: what changes something is refused meanwhile, and what could not be recorded is told by a line then",
                     ))
                 }
             }

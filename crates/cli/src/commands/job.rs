@@ -73,6 +73,9 @@ fn text(job: &Job) -> String {
     if let Some(owners) = owners(job) {
         lines.push(("owners", owners));
     }
+    if let Some(keys) = from_memory(job) {
+        lines.push(("from memory", keys));
+    }
     if let Some(problem) = &job.problem {
         lines.push(("why", problem.detail.clone()));
         if let Some(cure) = &problem.cure {
@@ -127,7 +130,17 @@ pub(super) fn ended_text(job: &Job) -> String {
     };
     let owners = owners(job).map(|text| format!("owners: {text}\n")).unwrap_or_default();
     let taken_up = taken_up(job).map(|text| format!("taken up: {text}\n")).unwrap_or_default();
-    format!("{}{owners}{taken_up}{line}\n", damage_text(job))
+    let from_memory =
+        from_memory(job).map(|text| format!("from memory: {text}\n")).unwrap_or_default();
+    format!("{}{owners}{taken_up}{from_memory}{line}\n", damage_text(job))
+}
+
+/// What was not asked of the KMS that had wrapped the keys.
+fn from_memory(job: &Job) -> Option<String> {
+    (job.keys_from_memory > 0).then(|| {
+        let keys = count(job.keys_from_memory, "key");
+        format!("{keys} that this node has open, without the KMS that had wrapped them")
+    })
 }
 
 /// What a copy that came to its end from a checkpoint did not look at.

@@ -39,8 +39,10 @@ pub(crate) async fn show(
 }
 
 pub(crate) async fn verify(State(shared): State<Arc<Shared>>) -> Answer<AuditChain> {
-    let Verified { first, end, files, trouble } = read(&shared, AuditLog::verify).await?;
-    Ok(Json(AuditChain { first, last: end.seq, hash: end.hash, files: files as u64, trouble }))
+    let Verified { first, end, files, trouble, unrecorded } =
+        read(&shared, AuditLog::verify).await?;
+    let files = files as u64;
+    Ok(Json(AuditChain { first, last: end.seq, hash: end.hash, files, trouble, unrecorded }))
 }
 
 async fn read<T: Send + 'static>(

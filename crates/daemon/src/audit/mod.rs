@@ -266,9 +266,20 @@ impl AuditSink for AuditLog {
 impl State {
     /// What is wrong: with the lines first, since that can't be mended.
     fn trouble(&self) -> Option<String> {
-        let now = self.owed.as_ref().or(self.unsynced.as_ref());
-        let now = now.or(self.gap.as_ref().map(|gap| &gap.why)).or(self.trouble.as_ref());
+        let now = self.owed.clone().or_else(|| self.unrecorded());
+        now.or_else(|| self.broken())
+    }
+
+    /// What is wrong with what was written.
+    fn broken(&self) -> Option<String> {
+        let now = self.owed.as_ref().or(self.trouble.as_ref());
         now.or(self.on_record.as_ref()).cloned()
+    }
+
+    /// Why the newest can't be written, or made durable.
+    fn unrecorded(&self) -> Option<String> {
+        let gap = self.gap.as_ref().map(|gap| &gap.why);
+        self.unsynced.as_ref().or(gap).cloned()
     }
 
     /// Puts on record what is owed. On an error it is owed still.

@@ -42,6 +42,8 @@ pub(crate) struct Verified {
     pub(crate) end: Place,
     pub(crate) files: usize,
     pub(crate) trouble: Option<String>,
+    /// Why the newest events can't be recorded at this moment.
+    pub(crate) unrecorded: Option<String>,
 }
 
 impl Query {
@@ -91,7 +93,7 @@ impl AuditLog {
         let ended = files.len();
         // Without it the chain of the others is followed: that it is gone is trouble already.
         files.extend(current);
-        let (mut first, mut end, mut trouble) = (None, None, self.trouble());
+        let (mut first, mut end, mut trouble) = (None, None, lock(&self.state).broken());
         let mut on_record = None;
         let mut at_now = (now.seq == 0).then(|| now.hash.clone());
         for file in &files {
@@ -120,7 +122,8 @@ impl AuditLog {
         let of_head = self.head.trouble()?;
         let trouble =
             trouble.or(of_head).or_else(|| deleted(first, ended, self.limits)).or(on_record);
-        Ok(Verified { first, end: end.unwrap_or(now), files: files.len(), trouble })
+        let unrecorded = lock(&self.state).unrecorded();
+        Ok(Verified { first, end: end.unwrap_or(now), files: files.len(), trouble, unrecorded })
     }
 
     /// Its ended files, the oldest first; what lies where the one that is written should; and where the log ends at this moment.

@@ -420,7 +420,9 @@ fn no_line_is_taken_while_those_there_cannot_be_synced() {
     sync_when_woken(&log.state, &read_only, &woken);
     assert!(log.trouble().unwrap().contains("can't be synced"));
     assert!(log.try_record(&event(2)).unwrap_err().contains("can't be synced"));
-    assert!(log.verify().unwrap().trouble.unwrap().contains("can't be synced"));
+    let verified = log.verify().unwrap();
+    assert!(verified.unrecorded.unwrap().contains("can't be synced"));
+    assert_eq!(verified.trouble, None, "the chain is whole");
     assert_eq!(place.text().lines().count(), 1);
 
     // It is tried again though no line comes.

@@ -109,6 +109,7 @@ impl Jobs {
             created_at: record.created.0,
             ended_at: record.ended.map(|at| at.0),
             owners_lost: standing.owners_lost,
+            keys_from_memory: if is_move { record.from_memory() } else { 0 },
             problem: match unrecorded {
                 Some(problem) => Some(problem),
                 None if is_move => move_problem(record, state),

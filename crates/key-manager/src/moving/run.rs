@@ -32,6 +32,8 @@ struct Batch {
     current: Vec<KeyEntry>,
     /// What is to be recorded, and where it lies now.
     changes: Vec<(Record, KeyEntry)>,
+    /// Keys that were taken from memory.
+    from_memory: HashSet<KeyId>,
     failed: Vec<Failure>,
 }
 
@@ -260,9 +262,12 @@ impl<'a> Run<'a> {
 
     /// Records what was wrapped anew. Answers all keys that are where they should be now.
     async fn record(&mut self, batch: Batch) -> Result<Vec<KeyEntry>, Error> {
-        let Batch { mut current, changes, failed } = batch;
+        let Batch { mut current, changes, from_memory, failed } = batch;
         self.report.already += current.len() as u64;
-        current.extend(self.commit(changes).await?);
+        let moved = self.commit(changes).await?;
+        let from_memory = moved.iter().filter(|key| from_memory.contains(&key.wrapped.key_id));
+        self.report.from_memory += from_memory.count() as u64;
+        current.extend(moved);
         self.fail_keys(failed).await?;
         Ok(current)
     }
@@ -341,19 +346,27 @@ impl<'a> Run<'a> {
             old.into_iter().partition(|w| w.config_id == self.config.config.id);
         let target = self.target.as_ref();
         let answers = self.manager.rewrap_keys(target, &here, &subjects(&here)).await?;
-        let mut refused = Vec::new();
+        let mut from_memory = Vec::new();
         for (old, answer) in here.iter().zip(answers) {
             // What is too old for the KMS, or damaged, has its key in memory still while the filesystem is open.
             if answer.is_err()
                 && let Some(key) = self.manager.unlocked(old.key_id)
             {
-                refused.push(key);
+                from_memory.push(key);
             } else {
                 wrapped.insert(old.key_id, answer);
             }
         }
-        wrapped.extend(self.wrap(&refused).await?);
-        wrapped.extend(self.carry_over(elsewhere).await?);
+        let mut closed: HashMap<KmsConfigId, Vec<WrappedKey>> = HashMap::new();
+        for wrapped in elsewhere {
+            match self.manager.unlocked(wrapped.key_id) {
+                Some(key) => from_memory.push(key),
+                None => closed.entry(wrapped.config_id).or_default().push(wrapped),
+            }
+        }
+        wrapped.extend(self.wrap(&from_memory, "from memory").await?);
+        batch.from_memory.extend(from_memory.iter().map(|key| key.id()));
+        wrapped.extend(self.carry_over(closed).await?);
 
         let candidates: Vec<WrappedKey> =
             wrapped.values().filter_map(|answer| answer.as_ref().ok().cloned()).collect();
@@ -390,17 +403,13 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Wraps keys of other configurations under the target, from memory where they are open.
-    async fn carry_over(&self, elsewhere: Vec<WrappedKey>) -> Result<Wrapped, Error> {
+    /// Has keys opened where they were wrapped, and wraps them under the target.
+    async fn carry_over(
+        &self,
+        closed: HashMap<KmsConfigId, Vec<WrappedKey>>,
+    ) -> Result<Wrapped, Error> {
         let mut answers = Vec::new();
         let mut keys: Vec<Arc<FilesystemKey>> = Vec::new();
-        let mut closed: HashMap<KmsConfigId, Vec<WrappedKey>> = HashMap::new();
-        for wrapped in elsewhere {
-            match self.manager.unlocked(wrapped.key_id) {
-                Some(key) => keys.push(key),
-                None => closed.entry(wrapped.config_id).or_default().push(wrapped),
-            }
-        }
         for (config_id, wrapped) in closed {
             let kms = self.manager.kms(config_id).await?;
             let opened =
@@ -412,16 +421,16 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        answers.extend(self.wrap(&keys).await?);
+        answers.extend(self.wrap(&keys, "").await?);
         Ok(answers)
     }
 
-    async fn wrap(&self, keys: &[Arc<FilesystemKey>]) -> Result<Wrapped, Error> {
+    async fn wrap(&self, keys: &[Arc<FilesystemKey>], detail: &str) -> Result<Wrapped, Error> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
         let subjects: Vec<_> = keys.iter().map(|key| key.id().to_string()).collect();
-        let wrapped = self.manager.wrap_keys(self.target.as_ref(), keys, &subjects).await?;
+        let wrapped = self.manager.wrap_keys(self.target.as_ref(), keys, &subjects, detail).await?;
         Ok(keys.iter().map(|key| key.id()).zip(wrapped).collect())
     }
 

@@ -192,6 +192,7 @@ async fn another_kms_takes_the_keys_over_and_the_old_one_is_forgotten() {
     let node = world.node().await;
     let new = node.set("http://new").await.unwrap();
     assert_ne!(new.config.id, old.config.id);
+    assert_eq!(node.job(new.job.unwrap()).await.unwrap().from_memory(), 0);
     assert_eq!(world.headers.at("/backing/x").kms.address, "http://new");
     let configs = world.store.list("kms/", None, 10).await.unwrap().records;
     assert!(configs.iter().all(|r| !r.key.contains(&old.config.id.to_string())), "{configs:?}");
@@ -266,6 +267,13 @@ async fn a_new_master_key_under_the_old_name_takes_keys_from_memory() {
     world.kms.server("http://a").recreate();
     let new = node.set("http://a").await.unwrap();
     assert_ne!(new.config.id, old.config.id);
+    // Said and audited.
+    let job = node.job(new.job.unwrap()).await.unwrap();
+    assert_eq!(job.from_memory(), 1);
+    assert!(job.message.contains("1 key(s) wrapped anew (1 from memory)"), "{}", job.message);
+    let events = world.audit.events();
+    let from_memory: Vec<_> = events.iter().filter(|it| it.detail == "from memory").collect();
+    assert!(matches!(from_memory[..], [it] if it.action == "key.wrap"), "{from_memory:?}");
     drop(node);
     assert!(world.node().await.unlock_all().await.unwrap().is_empty());
 }
