@@ -13,6 +13,7 @@ use kms_core::full_jitter;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use crate::health::Health;
 use crate::jobs::{Jobs, MoveRun};
 use crate::open::OpenFilesystems;
 
@@ -51,8 +52,8 @@ impl Keeper {
         self.wake.notify_one();
     }
 
-    /// Opens what can be opened and takes up what can go on, for ever.
-    pub(crate) async fn keep(&self) -> Infallible {
+    /// Opens what can be opened and takes up what can go on, for ever. That the KMS went away, or came back, has a look taken at it.
+    pub(crate) async fn keep(&self, health: &Health) -> Infallible {
         let mut moves = self.jobs.move_runs();
         let mut away: u32 = 0;
         let mut round = self.round().await;
@@ -80,6 +81,7 @@ impl Keeper {
                 () = self.wake.notified() => Some(MoveRun::Ended),
                 Ok(()) = moves.changed() => Some(*moves.borrow_and_update()),
             };
+            let was_well = matches!(round, Round::AllOpen);
             round = match moved {
                 None => self.round().await,
                 Some(MoveRun::Ended) => {
@@ -89,6 +91,9 @@ impl Keeper {
                 Some(MoveRun::KmsAway) => Round::KmsAway,
                 Some(MoveRun::Refused) => Round::Refused,
             };
+            if was_well != matches!(round, Round::AllOpen) {
+                health.look_soon();
+            }
         }
     }
 

@@ -278,10 +278,12 @@ impl Node {
         shared.record("node.start");
         tracing::info!(state_dir = %shared.state_dir.display(), "the node is up");
         let mut loops = JoinSet::new();
-        let (keeper, health) = (Arc::clone(&shared.keeper), Arc::clone(&shared.health));
-        loops.spawn(async move { keeper.keep().await });
+        let both = || (Arc::clone(&shared.keeper), Arc::clone(&shared.health));
+        let (keeper, health) = both();
+        loops.spawn(async move { keeper.keep(&health).await });
+        let health = Arc::clone(&shared.health);
         loops.spawn(async move { health.watch().await });
-        let (keeper, health) = (Arc::clone(&shared.keeper), Arc::clone(&shared.health));
+        let (keeper, health) = both();
         loops.spawn(async move { health.watch_here(&keeper).await });
         let filesystems = Arc::clone(&shared.filesystems);
         loops.spawn(async move { filesystems.keep_holding().await });

@@ -135,7 +135,9 @@ impl KeyManager {
         };
         match self.unfinished_move().await? {
             Some(begun) if !gives_way(&begun) => {
-                Err(Error::Busy { what: format!("the move of keys that job {} does", begun.id) })
+                let spec = serde_json::from_value::<MoveSpec>(begun.spec);
+                let what = spec.map_or("move of keys", |spec| purpose_word(spec.purpose));
+                Err(Error::Busy { what: format!("the {what} that job {} does", begun.id) })
             }
             _ => Ok(()),
         }

@@ -38,6 +38,8 @@ fn what_is_foretold_happens() {
         assert_eq!(versions["shut_at_start"], json!(["a"]), "{versions}");
         assert_eq!(versions["untouched"], json!(["c", "d"]), "{versions}");
         assert!(!versions["cure"].to_string().contains("rotate"), "{versions}");
+        let harmless = all(&["--min-version", "1"]);
+        assert!(harmless["cure"].to_string().contains("nothing has to be done"), "{harmless}");
         let beyond = all(&["--min-version", "3"]);
         assert_eq!(beyond["untouched"], json!([]), "{beyond}");
         assert!(beyond["cure"].to_string().contains("rotate the key before"), "{beyond}");

@@ -277,7 +277,11 @@ pub(crate) async fn impact(
         ),
         Loss::VersionsBelow(below) => (
             format!("min_decryption_version of {key} is raised to {}", below.0),
-            cure_of_versions(below, newest_seen(&shared, key).await.map_err(of_keys)?),
+            cure_of_versions(
+                below,
+                newest_seen(&shared, key).await.map_err(of_keys)?,
+                [&found.shut_now, &found.shut_at_start, &found.unknown].iter().all(|it| it.is_empty()),
+            ),
         ),
     };
     let names = |names: Vec<FilesystemName>| names.iter().map(ToString::to_string).collect();
@@ -311,13 +315,14 @@ async fn newest_seen(
     Ok(of_this.map(|count| count.version).chain([told.latest_version]).max())
 }
 
-fn cure_of_versions(below: KeyVersion, newest: Option<KeyVersion>) -> String {
+fn cure_of_versions(below: KeyVersion, newest: Option<KeyVersion>, harmless: bool) -> String {
     match newest {
         Some(newest) if below > newest => format!(
             "give coffer fs kms rewrap first, but rotate the key before that if it was not done by now: the newest version was {} when the KMS was last asked, \
              and a rewrap brings keys to no newer one than there is",
             newest.0
         ),
+        _ if harmless => "nothing hangs on an older version: nothing has to be done".to_owned(),
         _ => "give coffer fs kms rewrap first; afterwards, lower it again".to_owned(),
     }
 }

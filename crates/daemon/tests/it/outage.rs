@@ -65,6 +65,24 @@ async fn a_kms_that_fails_and_comes_back_is_on_record() {
     node.stop().await;
 }
 
+#[tokio::test]
+async fn that_it_answers_again_is_told_once_filesystems_are_open() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    node.stop().await;
+    world.kms().set_down(Some(KmsErrorKind::Unreachable));
+    let node = world.start().await;
+    let problem = |status: &Value| status["kms"]["configured"]["problem"].clone();
+    node.until("/v1/status", |status| problem(status)["code"] == "kms-unreachable").await;
+    world.kms().set_down(None);
+    let begun = tokio::time::Instant::now();
+    node.until("/v1/filesystems/home", |fs| fs["state"] == "unlocked").await;
+    node.until("/v1/status", |status| problem(status).is_null()).await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    node.stop().await;
+}
+
 /// Nobody else looks at it within five minutes.
 #[tokio::test]
 async fn what_a_check_or_a_rehearsal_is_refused_is_told_from_then_on() {
