@@ -42,7 +42,7 @@ pub(crate) struct TokenSeen {
     /// How long it was first given for.
     creation_ttl: u64,
     /// How often it may still be used; 0 for any number.
-    pub(crate) num_uses: u64,
+    pub(crate) num_uses: i64,
     /// Whether it lives on without the token that made it.
     pub(crate) orphan: bool,
 }
@@ -125,6 +125,10 @@ impl VaultKms {
     pub(crate) async fn look_up_token(&self) -> Result<TokenData, KmsError> {
         let answer = self.ask(Operation::LookupSelf, Bytes::new()).await?;
         let token: Envelope<TokenData> = self.understand(&answer)?;
+        // After the last use of what a login got there is another login.
+        if token.data.num_uses < 0 && !self.logs_in() {
+            return Err(refusal::used_up());
+        }
         {
             let mut seen = self.seen();
             seen.creation_ttl = token.data.creation_ttl;

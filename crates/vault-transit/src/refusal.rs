@@ -34,6 +34,15 @@ pub(crate) fn bad_token(config: &VaultConfig, operation: Operation) -> KmsError 
     .cure("make a new token (vault token create -role=<role>) and set it (coffer fs kms set-vault)")
 }
 
+/// The token was good for this request, and Vault has ended it with that.
+pub(crate) fn used_up() -> KmsError {
+    KmsError::new(
+        KmsErrorKind::Denied,
+        "the token was good for a number of uses only, and they are used up",
+    )
+    .cure("make a token without a limit of uses (vault token create -role=<role>) and set it (coffer fs kms set-vault)")
+}
+
 /// A login that was refused. Vault does not tell a wrong role id from a wrong secret id.
 pub(crate) fn login(mount: &str, status: u16, errors: &[String]) -> KmsError {
     let said = errors.join("; ");

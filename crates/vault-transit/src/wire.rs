@@ -176,8 +176,9 @@ pub(crate) struct TokenData {
     /// Seconds. Absent if a role made the token periodic, in every version.
     #[serde(default)]
     pub(crate) period: u64,
+    /// How often it may still be used; 0 for any number, less if this was its last use.
     #[serde(default)]
-    pub(crate) num_uses: u64,
+    pub(crate) num_uses: i64,
     #[serde(default)]
     pub(crate) orphan: bool,
     #[serde(default)]

@@ -263,6 +263,12 @@ pub(crate) async fn the_life_of_a_token_is_told(vault: &Vault) {
         .token(&policy, json!({ "period": "24h", "explicit_max_ttl": "100h", "no_parent": true }));
     assert_eq!(codes(&prove(&config, &ends).await.unwrap()), ["token-not-periodic"]);
 
+    for (uses, words) in [(1, "they are used up"), (2, "wrong, expired or revoked")] {
+        let counted = vault.token(&policy, json!({ "ttl": "1h", "num_uses": uses }));
+        let error = prove(&config, &counted).await.unwrap_err();
+        assert_eq!(error.kind(), KmsErrorKind::Denied, "{error:?}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
     let counted =
         vault.token(&policy, json!({ "period": "24h", "num_uses": 50, "no_parent": true }));
     assert_eq!(codes(&prove(&config, &counted).await.unwrap()), ["token-uses-limited"]);
