@@ -52,6 +52,7 @@ const EXCESS: [(&str, &[&str], &str); 9] = [
 pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<CheckItem> {
     let config = vault.target();
     let reach = format!("Vault answers at {}", config.origin());
+    vault.let_log_in();
     let token = vault.look_up_token().await;
     if let Err(error) = &token
         && error.kind() == KmsErrorKind::NoCredential

@@ -215,19 +215,25 @@ impl Client {
         Ok(false)
     }
 
-    /// The caller has the right to change the token.
+    /// The caller has the right to change the token. One that was refused is not sent again for a while: see [`Session::may_log_in`].
     async fn log_in(&self, mount: &str, login: &Login) -> Result<Token, KmsError> {
+        self.session.may_log_in()?;
         let body =
             wire::login_body(&login.id, login.secret.expose_secret()).map_err(unencodable)?;
         let call = Call { operation: "login", path: format!("auth/{mount}/login"), is_read: false };
         let answer = self.exchange(&call, body, None).await?;
         if !answer.status.is_success() {
-            return Err(refusal::login(mount, answer.status.as_u16(), &answer.errors()));
+            let refused = refusal::login(mount, answer.status.as_u16(), &answer.errors());
+            if [StatusCode::BAD_REQUEST, StatusCode::FORBIDDEN].contains(&answer.status) {
+                self.session.login_refused(&refused);
+            }
+            return Err(refused);
         }
         let Some(wire::LoggedIn { auth }) = answer.parse() else {
             return Err(self.foreign("not what Vault's API answers"));
         };
         tracing::info!(mount, "logged in to Vault");
+        self.session.login_granted();
         let token = self.session.replace(&auth.client_token)?;
         let role = auth.metadata.and_then(|metadata| metadata.role_name);
         if let Some(role) = role.filter(|role| valid_name(role)) {

@@ -62,6 +62,11 @@ impl VaultKms {
         matches!(self.client.session().source(), Source::Login { .. })
     }
 
+    /// An administrator asks: a login that was refused is sent once more without a pause.
+    pub(crate) fn let_log_in(&self) {
+        self.client.session().let_log_in();
+    }
+
     /// Proves by use that a login is granted.
     pub(crate) async fn log_in_again(&self) -> Result<(), KmsError> {
         self.client.log_in_again().await?;

@@ -82,6 +82,7 @@ impl KmsProvider for VaultProvider {
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
         size::check(config, credential)?;
         let vault = self.connect(config, credential)?;
+        vault.let_log_in();
         let token = vault.look_up_token().await?;
         let key = vault.read_key().await?;
         let requests = prove_by_use(&vault).await?;

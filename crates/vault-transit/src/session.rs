@@ -5,12 +5,13 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kms_core::{Auth, ExposeSecret, KmsError, KmsErrorKind, Login};
 use reqwest::header::HeaderValue;
+use time::OffsetDateTime;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 use crate::config::{VaultConfig, parse_mount};
@@ -20,6 +21,14 @@ const TOKEN_MAX: u64 = 16 * 1024;
 
 /// Where logins go when nothing else is said.
 const APP_ROLE: &str = "approle";
+
+/// How long a login that was refused is not sent again, and how long one that was refused again.
+///
+/// A newer Vault locks a role out of all logins for a quarter of an hour at the fifth that it refuses, if each came within a quarter of
+/// an hour after the one before (`failedUserLoginProcess`, from 1.13 to 1.21.4). So no more than two of ours do, and the others are
+/// left to administrators and other clients of the role.
+const PAUSE_AFTER_REFUSAL: [Duration; 2] =
+    [Duration::from_secs(5 * 60), Duration::from_secs(16 * 60)];
 
 /// A token in the form in which it is sent. Another one is told by its number.
 #[derive(Clone)]
@@ -34,8 +43,24 @@ pub(crate) struct Session {
     current: Mutex<Option<Token>>,
     /// The role of a login after which nobody has asked for what is left of its secret id.
     unasked: Mutex<Option<String>>,
+    refusals: Mutex<Refusals>,
     /// Held by who gets another one, so that many requests that were refused at once make one login.
     changing: tokio::sync::Mutex<()>,
+}
+
+/// The logins that Vault has refused since it granted one.
+#[derive(Default)]
+struct Refusals {
+    count: usize,
+    last: Option<Refused>,
+}
+
+/// A login that was refused is not sent again until then.
+struct Refused {
+    until: Instant,
+    /// What those are told who need a login before.
+    what: String,
+    cure: String,
 }
 
 pub(crate) enum Source {
@@ -91,8 +116,8 @@ impl Session {
                 return Err(no_token(config));
             }
         };
-        let (unasked, changing) = Default::default();
-        Ok(Self { source, current: Mutex::new(current), unasked, changing })
+        let (unasked, refusals, changing) = Default::default();
+        Ok(Self { source, current: Mutex::new(current), unasked, refusals, changing })
     }
 
     pub(crate) const fn source(&self) -> &Source {
@@ -131,6 +156,47 @@ impl Session {
     /// Whether to ask for what is left of the secret id, and under which role: once after each login.
     pub(crate) fn to_ask(&self) -> Option<String> {
         lock(&self.unasked).take()
+    }
+
+    /// Whether a login may be sent now.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Denied`]: one was refused not long ago; as it was told then, and until when none is sent.
+    pub(crate) fn may_log_in(&self) -> Result<(), KmsError> {
+        match &lock(&self.refusals).last {
+            Some(Refused { until, what, cure }) if Instant::now() < *until => {
+                Err(KmsError::new(KmsErrorKind::Denied, what).cure(cure))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An administrator wants to know whether a login is granted: the next may be sent at once.
+    pub(crate) fn let_log_in(&self) {
+        lock(&self.refusals).last = None;
+    }
+
+    /// Vault has refused a login. It is not sent again for a while.
+    pub(crate) fn login_refused(&self, error: &KmsError) {
+        let mut refusals = lock(&self.refusals);
+        let pause = PAUSE_AFTER_REFUSAL[refusals.count.min(PAUSE_AFTER_REFUSAL.len() - 1)];
+        let again = OffsetDateTime::from(SystemTime::now() + pause);
+        let (hour, minute) = (again.hour(), again.minute());
+        refusals.count += 1;
+        refusals.last = Some(Refused {
+            until: Instant::now() + pause,
+            what: format!(
+                "{error}; so that Vault does not lock the role out, the node tries that again after {hour:02}:{minute:02} UTC only"
+            ),
+            cure: format!(
+                "{}; coffer fs kms check tries it at once",
+                error.how_to_mend().unwrap_or_default()
+            ),
+        });
+    }
+
+    pub(crate) fn login_granted(&self) {
+        *lock(&self.refusals) = Refusals::default();
     }
 
     /// The right to get another token, once who is at it has done.

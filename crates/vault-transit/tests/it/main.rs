@@ -4,6 +4,7 @@
 
 mod faults;
 mod foreign;
+mod logins;
 mod provider;
 mod shared;
 

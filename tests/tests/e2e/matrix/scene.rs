@@ -12,7 +12,7 @@ use testkit::tree;
 use super::operations::{Operation, words};
 use super::states::State;
 use super::table::{Kept, Row, Table};
-use super::vault::Vault;
+use super::vault::{Vault, Way};
 
 /// How long a command may take, and what goes on by itself.
 const LONGEST: Duration = Duration::from_secs(40);
@@ -114,7 +114,7 @@ impl Scene {
                 continue;
             }
             if !(operation.mends && row.kept == Kept::Done) {
-                self.vault.restore();
+                self.heal();
             }
             if let Err(why) = self.is_kept(operation, row.kept, &before) {
                 let log = self.place.log();
@@ -124,7 +124,7 @@ impl Scene {
             }
         }
         if first.gentle {
-            self.vault.restore();
+            self.heal();
             if let Err(why) = self.stays(&at_first) {
                 wrong.push(format!("{} × {}…: {why}", state.name, first.name));
             }
@@ -134,6 +134,14 @@ impl Scene {
         }
         node.kill();
         wrong
+    }
+
+    /// Makes the KMS well again. A node whose login was refused is told so by a check: it would not log in for some minutes.
+    fn heal(&mut self) {
+        self.vault.restore();
+        if self.vault.way == Way::Login {
+            self.place.coffer(&["fs", "kms", "check"]);
+        }
     }
 
     /// Whether what the table promises of the time after is so, now that the KMS is well again.

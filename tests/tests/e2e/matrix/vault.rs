@@ -50,7 +50,7 @@ pub(crate) enum Way {
 
 pub(crate) struct Vault {
     server: Server,
-    way: Way,
+    pub(crate) way: Way,
     /// With the token that the node reads, or the secret id that it is given.
     files: TempDir,
     /// What encrypts the way to it, if anything does.

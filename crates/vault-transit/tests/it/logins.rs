@@ -1,0 +1,136 @@
+//! How often a secret id is sent: it may be good for a few uses only, and Vault locks out who fails often.
+
+use std::time::Duration;
+
+use dev_vault::{DevVault, Event};
+use kms_core::{
+    Auth, CheckOutcome, Credential, Kms, KmsError, KmsErrorKind, KmsProvider as _, Login,
+};
+use serde_json::{Value, json};
+
+use crate::shared::{config, policy, provider, record};
+
+const ROLE: &str = "auth/approle/role/node";
+
+/// A Vault with these transit keys, and a role that may use them.
+async fn vault(keys: &[&str]) -> DevVault {
+    let started = keys.iter().fold(DevVault::builder(), |vault, key| vault.transit_key(*key));
+    let vault = started.start().await.unwrap();
+    let policies: String = keys.iter().map(|key| policy(&config(&vault.url(), key))).collect();
+    write(&vault, "sys/policies/acl/node", json!({ "policy": policies }));
+    write(&vault, "sys/auth/approle", json!({ "type": "approle" }));
+    write(&vault, ROLE, json!({ "token_policies": "node" }));
+    vault
+}
+
+fn write(vault: &DevVault, path: &str, body: Value) -> Value {
+    vault.admin("POST", path, body).unwrap()
+}
+
+/// With a secret id of its own.
+fn login(vault: &DevVault) -> Credential {
+    let id = vault.admin("GET", &format!("{ROLE}/role-id"), Value::Null).unwrap();
+    let secret = write(vault, &format!("{ROLE}/secret-id"), json!({}));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    Auth::Login(Login {
+        path: String::new(),
+        id: text(&id["data"]["role_id"]),
+        secret: text(&secret["data"]["secret_id"]).into(),
+    })
+    .into()
+}
+
+fn wrong(vault: &DevVault) -> Credential {
+    let mut credential = login(vault);
+    if let Auth::Login(login) = &mut credential.auth {
+        login.secret = "canary-of-a-secret-id".into();
+    }
+    credential
+}
+
+fn logins(vault: &DevVault) -> u64 {
+    vault.requests().count("auth/approle/login").requests
+}
+
+/// Lets so much time pass by the clock that refused logins wait by.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+async fn refused(kms: &dyn Kms) -> KmsError {
+    let error = kms.master_key().await.unwrap_err();
+    assert_eq!(error.kind(), KmsErrorKind::Denied, "{error:?}");
+    assert!(error.to_string().contains("secret id is wrong"), "{error}");
+    assert!(error.how_to_mend().unwrap().contains("set-vault"), "{error:?}");
+    error
+}
+
+#[tokio::test]
+async fn a_login_that_was_refused_is_not_sent_again_for_a_while() {
+    let vault = vault(&["k"]).await;
+    let kms = provider().open(&config(&vault.url(), "k"), &wrong(&vault)).unwrap();
+    refused(kms.as_ref()).await;
+    let meanwhile = refused(kms.as_ref()).await;
+    assert!(meanwhile.to_string().contains("UTC only"), "{meanwhile}");
+    assert!(meanwhile.how_to_mend().unwrap().contains("fs kms check"), "{meanwhile:?}");
+    futures::future::join_all((0..20).map(|_| refused(kms.as_ref()))).await;
+    assert_eq!(logins(&vault), 1);
+    let sent_after = async |minutes| {
+        for _ in 0..minutes {
+            pass(Duration::from_secs(60)).await;
+            refused(kms.as_ref()).await;
+        }
+        logins(&vault)
+    };
+    assert_eq!(sent_after(15).await, 2);
+    // Vault's count has begun anew before each of the later ones.
+    assert_eq!(sent_after(45).await, 5);
+}
+
+#[tokio::test]
+async fn a_check_sends_a_refused_login_once_and_finds_one_that_is_granted_again() {
+    let vault = vault(&["k"]).await;
+    let kms = provider().open(&config(&vault.url(), "k"), &wrong(&vault)).unwrap();
+    refused(kms.as_ref()).await;
+    for sent in 2..5 {
+        assert!(
+            kms.check(None).await.iter().any(|item| item.failure == Some(KmsErrorKind::Denied))
+        );
+        assert_eq!(logins(&vault), sent);
+        assert!(kms.check_key(None).await.iter().all(|item| item.outcome != CheckOutcome::Passed));
+        assert_eq!(logins(&vault), sent);
+    }
+    write(&vault, ROLE, json!({ "bind_secret_id": false }));
+    refused(kms.as_ref()).await;
+    assert!(kms.check(None).await.iter().all(|item| item.failure.is_none()));
+    kms.wrap(&[record()]).await.unwrap().only().unwrap();
+}
+
+/// Another credential, and the same once more, are proved when they are given.
+#[tokio::test]
+async fn who_gives_a_credential_learns_at_once_whether_it_is_good() {
+    let vault = vault(&["k"]).await;
+    let (provider, config, wrong) = (provider(), config(&vault.url(), "k"), wrong(&vault));
+    let kms = provider.open(&config, &wrong).unwrap();
+    refused(kms.as_ref()).await;
+    provider.prove(&config, &login(&vault)).await.unwrap();
+    assert_eq!(logins(&vault), 2);
+    let again = provider.prove(&config, &wrong).await.unwrap_err();
+    assert!(!again.to_string().contains("UTC only"), "{again}");
+    assert_eq!(logins(&vault), 3);
+    refused(kms.as_ref()).await;
+    assert_eq!(logins(&vault), 3);
+}
+
+/// A Vault that is away, or that nobody can log in to, has refused nobody.
+#[tokio::test]
+async fn a_login_that_failed_otherwise_is_sent_again() {
+    let vault = vault(&["k"]).await;
+    let kms = provider().open(&config(&vault.url(), "k"), &login(&vault)).unwrap();
+    vault.happen(&Event::Seal).unwrap();
+    assert_eq!(kms.master_key().await.unwrap_err().kind(), KmsErrorKind::Sealed);
+    vault.happen(&Event::Unseal).unwrap();
+    kms.master_key().await.unwrap();
+}
