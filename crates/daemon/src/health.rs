@@ -28,7 +28,7 @@ use crate::problem;
 
 /// Between two looks while all is well.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
-/// As [`LOOK_EVERY`], for five requests; and each client logs in for itself when its token has ended.
+/// As [`LOOK_EVERY`], for five requests.
 const LOOK_EVERY_WITH_OWN: Duration = Duration::from_secs(600);
 /// Between two looks when the KMS does not answer. What waits for it asks by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);

@@ -8,6 +8,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,10 +30,10 @@ use crate::config::{VaultConfig, valid_name};
 use crate::operation::Operation;
 use crate::pauses::{self, Pauses};
 use crate::secret_id::SecretId;
-use crate::session::{Session, Source, Token};
+use crate::session::{Session, Sessions, Source, Token};
 use crate::{measure, refusal, wire};
 
-/// The way to one Vault, with one session.
+/// The way to one Vault, with a session that others may share.
 ///
 /// The token lies in this client and in the headers of the requests under way, and what Vault decrypts passes through
 /// the buffers of the HTTP and TLS libraries: none of these can be locked or wiped from here. Each connection ends with its request
@@ -40,7 +41,7 @@ use crate::{measure, refusal, wire};
 pub(crate) struct Client {
     http: reqwest::Client,
     config: VaultConfig,
-    session: Session,
+    session: Arc<Session>,
     /// When Vault's certificate ends, in seconds since 1970; 0 while that is not known.
     certificate_ends: AtomicU64,
     limits: Limits,
@@ -53,8 +54,9 @@ impl Client {
         credential: &Credential,
         limits: Limits,
         pauses: Pauses,
+        sessions: &Sessions,
     ) -> Result<Self, KmsError> {
-        let session = Session::new(&credential.auth, &config)?;
+        let session = sessions.of(credential, &config)?;
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("coffer/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers(&config)?)
@@ -86,7 +88,7 @@ impl Client {
     }
 
     /// Where the tokens come from.
-    pub(crate) const fn session(&self) -> &Session {
+    pub(crate) fn session(&self) -> &Session {
         &self.session
     }
 
@@ -123,6 +125,17 @@ impl Client {
             self.log_in(mount, login).await?;
         }
         Ok(())
+    }
+
+    /// As [`Client::log_in_again`], if no login was granted within so long a time.
+    pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<(), KmsError> {
+        let _change = self.session.change().await;
+        match self.session.source() {
+            Source::Login { mount, login } if !self.session.has_logged_in_within(time) => {
+                self.log_in(mount, login).await.map(|_| ())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Looks at the file that tokens are read from, if there is one: what came of it is the session's [`Session::unread`].

@@ -19,7 +19,6 @@ use crate::Limits;
 use crate::config::VaultConfig;
 use crate::http::{Answer, Client, printable};
 use crate::operation::Operation;
-use crate::secret_id::SecretId;
 use crate::session::Source;
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
 use crate::{check, findings, refusal};
@@ -31,7 +30,6 @@ pub(crate) struct VaultKms {
     client: Client,
     limits: Limits,
     token: Mutex<TokenSeen>,
-    secret_id: Mutex<SecretId>,
 }
 
 /// What earlier answers told of the token.
@@ -49,8 +47,7 @@ pub(crate) struct TokenSeen {
 
 impl VaultKms {
     pub(crate) fn new(config: KmsConfig, client: Client, limits: Limits) -> Self {
-        let (token, secret_id) = Default::default();
-        Self { config, client, limits, token, secret_id }
+        Self { config, client, limits, token: Mutex::default() }
     }
 
     pub(crate) const fn target(&self) -> &VaultConfig {
@@ -58,13 +55,18 @@ impl VaultKms {
     }
 
     /// Whether tokens are got by a login, so that none has to last.
-    pub(crate) const fn logs_in(&self) -> bool {
+    pub(crate) fn logs_in(&self) -> bool {
         matches!(self.client.session().source(), Source::Login { .. })
     }
 
     /// An administrator asks: a login that was refused is sent once more without a pause.
     pub(crate) fn let_log_in(&self) {
         self.client.session().let_log_in();
+    }
+
+    /// Proves by use that a login is granted, if none was within so long a time.
+    pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<(), KmsError> {
+        self.client.log_in_unless_within(time).await
     }
 
     /// Proves by use that a login is granted.
@@ -78,20 +80,18 @@ impl VaultKms {
     /// answer what was told before stands until the next look.
     async fn look_up_secret_id(&self) {
         match self.client.look_up_secret_id().await {
-            Ok(Some(told)) => *self.secret_id() = told,
+            Ok(Some(told)) => self.client.session().secret_id_told(told),
             Ok(None) => {}
             Err(error) => tracing::debug!(%error, "what is left of the secret id is not known"),
         }
     }
 
-    fn secret_id(&self) -> MutexGuard<'_, SecretId> {
-        self.secret_id.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// What keeps a later login from being granted.
     pub(crate) fn login_findings(&self, status: &CredentialStatus) -> Vec<Finding> {
         match self.client.session().source() {
-            Source::Login { mount, .. } => self.secret_id().findings(mount, status),
+            Source::Login { mount, .. } => {
+                self.client.session().secret_id().findings(mount, status)
+            }
             _ => Vec::new(),
         }
     }

@@ -1,6 +1,7 @@
 //! [`KmsProvider`]: a configuration and a token in, a proved [`Kms`] out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kms_core::{
@@ -15,11 +16,13 @@ use crate::http::Client;
 use crate::kms::{self, VaultKms};
 use crate::operation::Operation;
 use crate::pauses::Pauses;
+use crate::session::Sessions;
 use crate::size;
 use crate::wire::TokenData;
 
 /// Makes [`Kms`]s over Vault's transit engine. One serves any number of configurations. Beside [`Limits`] it holds which Vaults asked for a
-/// pause (Retry-After): what it has opened asks none of them before that is over, a minute at most. Clones share that.
+/// pause (Retry-After): what it has opened asks none of them before that is over, a minute at most. And it holds the logins: what it
+/// opens for the same Vault with the same login shares one, and the token that came of it. Clones share both.
 ///
 /// What a configuration may say is in [`VaultConfig`]. Credentials are tokens, files that hold one, and logins by AppRole
 /// (`POST auth/<mount>/login` with `role_id` and `secret_id`); each may have a client certificate beside it.
@@ -45,17 +48,22 @@ use crate::wire::TokenData;
 pub struct VaultProvider {
     limits: Limits,
     pauses: Pauses,
+    sessions: Sessions,
 }
+
+/// What is proved one after the other, as the master key of all and those that filesystems have of their own, shares a login.
+const OF_ONE_ACT: Duration = Duration::from_secs(60);
 
 impl VaultProvider {
     /// One with other limits than the default ones.
     pub fn with_limits(limits: Limits) -> Self {
-        Self { limits, pauses: Pauses::default() }
+        Self { limits, ..Self::default() }
     }
 
     fn connect(&self, config: &KmsConfig, credential: &Credential) -> Result<VaultKms, KmsError> {
         let target = VaultConfig::parse(config)?;
-        let client = Client::new(target, credential, self.limits, self.pauses.clone())?;
+        let client =
+            Client::new(target, credential, self.limits, self.pauses.clone(), &self.sessions)?;
         Ok(VaultKms::new(config.clone(), client, self.limits))
     }
 }
@@ -83,6 +91,7 @@ impl KmsProvider for VaultProvider {
         size::check(config, credential)?;
         let vault = self.connect(config, credential)?;
         vault.let_log_in();
+        vault.log_in_unless_within(OF_ONE_ACT).await?;
         let token = vault.look_up_token().await?;
         let key = vault.read_key().await?;
         let requests = prove_by_use(&vault).await?;

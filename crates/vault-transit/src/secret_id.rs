@@ -67,8 +67,7 @@ impl SecretId {
                     found.push(finding(
                         "secret-id-uses-limited",
                         format!(
-                            "the secret id was good for {logins} more {count} when the node last asked; each start takes one, and one more for each \
-                             master key that filesystems have of their own"
+                            "the secret id was good for {logins} more {count} when the node last asked; each start takes one"
                         ),
                         &cure,
                     ));

@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use kms_core::{Auth, ExposeSecret, KmsError, KmsErrorKind, Login};
+use kms_core::{Auth, ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, Login};
 use reqwest::header::HeaderValue;
 use time::OffsetDateTime;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 use crate::config::{VaultConfig, parse_mount};
+use crate::secret_id::SecretId;
 
 /// Longest token that is read from a file. Service tokens have about a hundred bytes, batch tokens a few hundred.
 const TOKEN_MAX: u64 = 16 * 1024;
@@ -37,13 +38,50 @@ pub(crate) struct Token {
     number: u64,
 }
 
+/// The logins of now, shared by all that one provider opens. Whoever goes to the same Vault with the same login shares one
+/// session, so that what one gets or renews serves all, and a secret id is used no more often than it has to be.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sessions(Arc<Mutex<Vec<Weak<Session>>>>);
+
+impl Sessions {
+    /// The one for this credential. Asks nobody and reads no file.
+    ///
+    /// # Errors
+    /// Those of [`Session::new`].
+    pub(crate) fn of(
+        &self,
+        credential: &Credential,
+        config: &VaultConfig,
+    ) -> Result<Arc<Session>, KmsError> {
+        let new = Session::new(credential, config)?;
+        if !matches!(new.source, Source::Login { .. }) {
+            return Ok(Arc::new(new));
+        }
+        let mut sessions = lock(&self.0);
+        sessions.retain(|session| session.strong_count() > 0);
+        if let Some(same) = sessions.iter().filter_map(Weak::upgrade).find(|s| s.is_as(&new)) {
+            return Ok(same);
+        }
+        let new = Arc::new(new);
+        sessions.push(Arc::downgrade(&new));
+        Ok(new)
+    }
+}
+
 /// Where tokens come from, and the one of this moment.
 pub(crate) struct Session {
     source: Source,
+    /// The Vault that the tokens are of.
+    config: VaultConfig,
+    identity: Option<ClientIdentity>,
     current: Mutex<Option<Token>>,
     /// The role of a login after which nobody has asked for what is left of its secret id.
     unasked: Mutex<Option<String>>,
+    /// What was told last of what is left of it.
+    secret_id: Mutex<SecretId>,
     refusals: Mutex<Refusals>,
+    /// When the last login was granted.
+    logged_in: Mutex<Option<Instant>>,
     /// Held by who gets another one, so that many requests that were refused at once make one login.
     changing: tokio::sync::Mutex<()>,
 }
@@ -96,9 +134,9 @@ impl Session {
     ///
     /// # Errors
     /// [`KmsErrorKind::Denied`]: there is none, as after a recovery. [`KmsErrorKind::Invalid`]: it can't be one.
-    pub(crate) fn new(auth: &Auth, config: &VaultConfig) -> Result<Self, KmsError> {
+    fn new(credential: &Credential, config: &VaultConfig) -> Result<Self, KmsError> {
         let mut current = None;
-        let source = match auth {
+        let source = match &credential.auth {
             Auth::Token(token) => {
                 let header = header(token.expose_secret())?;
                 current = Some(Token { header, number: 0 });
@@ -116,8 +154,44 @@ impl Session {
                 return Err(no_token(config));
             }
         };
-        let (unasked, refusals, changing) = Default::default();
-        Ok(Self { source, current: Mutex::new(current), unasked, refusals, changing })
+        let (unasked, secret_id, refusals, logged_in, changing) = Default::default();
+        let (config, identity) = (config.clone(), credential.identity.clone());
+        let current = Mutex::new(current);
+        Ok(Self {
+            source,
+            config,
+            identity,
+            current,
+            unasked,
+            secret_id,
+            refusals,
+            logged_in,
+            changing,
+        })
+    }
+
+    /// Whether both log in to the same Vault, reached in the same way, as the same.
+    fn is_as(&self, other: &Self) -> bool {
+        let (
+            Source::Login { mount, login },
+            Source::Login { mount: other_mount, login: other_login },
+        ) = (&self.source, &other.source)
+        else {
+            return false;
+        };
+        let same_identity = match (&self.identity, &other.identity) {
+            (Some(one), Some(other)) => {
+                one.certificate == other.certificate
+                    && one.key.expose_secret() == other.key.expose_secret()
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        self.config.is_reached_as(&other.config)
+            && same_identity
+            && mount == other_mount
+            && login.id == other_login.id
+            && login.secret.expose_secret() == other_login.secret.expose_secret()
     }
 
     pub(crate) const fn source(&self) -> &Source {
@@ -146,6 +220,15 @@ impl Session {
             Source::File(file) => lock(&file.unread).clone(),
             _ => None,
         }
+    }
+
+    /// What is left of the secret id, as far as it was told.
+    pub(crate) fn secret_id(&self) -> SecretId {
+        lock(&self.secret_id).clone()
+    }
+
+    pub(crate) fn secret_id_told(&self, told: SecretId) {
+        *lock(&self.secret_id) = told;
     }
 
     /// There was a login, or there is still to be asked after it: under this role.
@@ -197,6 +280,12 @@ impl Session {
 
     pub(crate) fn login_granted(&self) {
         *lock(&self.refusals) = Refusals::default();
+        *lock(&self.logged_in) = Some(Instant::now());
+    }
+
+    /// Whether a login was granted within so long a time.
+    pub(crate) fn has_logged_in_within(&self, time: Duration) -> bool {
+        lock(&self.logged_in).is_some_and(|at| at.elapsed() < time)
     }
 
     /// The right to get another token, once who is at it has done.

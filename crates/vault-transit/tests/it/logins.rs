@@ -12,6 +12,9 @@ use crate::shared::{config, policy, provider, record};
 
 const ROLE: &str = "auth/approle/role/node";
 
+/// How long the tokens of its logins live.
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
 /// A Vault with these transit keys, and a role that may use them.
 async fn vault(keys: &[&str]) -> DevVault {
     let started = keys.iter().fold(DevVault::builder(), |vault, key| vault.transit_key(*key));
@@ -19,7 +22,7 @@ async fn vault(keys: &[&str]) -> DevVault {
     let policies: String = keys.iter().map(|key| policy(&config(&vault.url(), key))).collect();
     write(&vault, "sys/policies/acl/node", json!({ "policy": policies }));
     write(&vault, "sys/auth/approle", json!({ "type": "approle" }));
-    write(&vault, ROLE, json!({ "token_policies": "node" }));
+    write(&vault, ROLE, json!({ "token_policies": "node", "token_period": "1h" }));
     vault
 }
 
@@ -133,4 +136,62 @@ async fn a_login_that_failed_otherwise_is_sent_again() {
     assert_eq!(kms.master_key().await.unwrap_err().kind(), KmsErrorKind::Sealed);
     vault.happen(&Event::Unseal).unwrap();
     kms.master_key().await.unwrap();
+}
+
+#[tokio::test]
+async fn all_that_log_in_to_the_same_vault_as_the_same_share_a_login() {
+    const KEYS: [&str; 4] = ["k", "a", "b", "c"];
+    let vault = vault(&KEYS).await;
+    let (provider, credential) = (provider(), login(&vault));
+    let config = |key: &str| config(&vault.url(), key);
+    let mut all = Vec::new();
+    for key in KEYS {
+        all.push(provider.prove(&config(key), &credential).await.unwrap().kms);
+    }
+    all.extend(KEYS.map(|key| provider.open(&config(key), &credential).unwrap()));
+    let wrap = async || {
+        let all = all.iter().map(async |kms| kms.wrap(&[record()]).await.unwrap().only().unwrap());
+        futures::future::join_all(all).await;
+    };
+    wrap().await;
+    assert_eq!(logins(&vault), 1);
+    // One login replaces a token that has ended, for all.
+    vault.advance(HOUR);
+    wrap().await;
+    assert_eq!(logins(&vault), 2);
+    // So does one renewal, without the secret id.
+    for kms in &all {
+        vault.advance(HOUR * 2 / 3);
+        kms.renew().await.unwrap();
+        wrap().await;
+    }
+    assert_eq!(logins(&vault), 2);
+    // Who gives the credential later wants to know whether it is still good.
+    pass(Duration::from_secs(61)).await;
+    provider.prove(&config("k"), &credential).await.unwrap();
+    assert_eq!(logins(&vault), 3);
+}
+
+/// Neither what another secret id got, nor what came from another place.
+#[tokio::test]
+async fn others_share_no_login() {
+    let vault = vault(&["k"]).await;
+    write(&vault, "sys/auth/team", json!({ "type": "approle" }));
+    let (provider, credential) = (provider(), login(&vault));
+    let here = config(&vault.url(), "k");
+    let _first = provider.prove(&here, &credential).await.unwrap();
+    let _second = provider.prove(&here, &login(&vault)).await.unwrap();
+    assert_eq!(logins(&vault), 2);
+    let mut elsewhere = credential.clone();
+    if let Auth::Login(login) = &mut elsewhere.auth {
+        login.path = "team".to_owned();
+    }
+    refused(provider.open(&here, &elsewhere).unwrap().as_ref()).await;
+    let by_name = config(&vault.url().replace("127.0.0.1", "localhost"), "k");
+    let _third = provider.prove(&by_name, &credential).await.unwrap();
+    assert_eq!(logins(&vault), 3);
+    // Once nobody uses it any more, what a login got is forgotten.
+    drop(_first);
+    let _fourth = provider.prove(&here, &credential).await.unwrap();
+    assert_eq!(logins(&vault), 4);
 }
