@@ -114,7 +114,7 @@ impl Scene {
                 continue;
             }
             if !(operation.mends && row.kept == Kept::Done) {
-                self.heal();
+                heal(&mut self.vault, &self.place);
             }
             if let Err(why) = self.is_kept(operation, row.kept, &before) {
                 let log = self.place.log();
@@ -124,7 +124,7 @@ impl Scene {
             }
         }
         if first.gentle {
-            self.heal();
+            heal(&mut self.vault, &self.place);
             if let Err(why) = self.stays(&at_first) {
                 wrong.push(format!("{} × {}…: {why}", state.name, first.name));
             }
@@ -134,14 +134,6 @@ impl Scene {
         }
         node.kill();
         wrong
-    }
-
-    /// Makes the KMS well again. A node whose login was refused is told so by a check: it would not log in for some minutes.
-    fn heal(&mut self) {
-        self.vault.restore();
-        if self.vault.way == Way::Login {
-            self.place.coffer(&["fs", "kms", "check"]);
-        }
     }
 
     /// Whether what the table promises of the time after is so, now that the KMS is well again.
@@ -294,11 +286,19 @@ impl Scene {
     }
 }
 
+/// Makes the KMS well again. A node whose login was refused is told so by a check: it would not log in for some minutes.
+fn heal(vault: &mut Vault, place: &Place) {
+    vault.restore();
+    if vault.way == Way::Login {
+        place.coffer(&["fs", "kms", "check"]);
+    }
+}
+
 pub(crate) fn eventually(holds: impl Fn() -> bool) -> bool {
     within(LONGEST, holds)
 }
 
-fn within(time: Duration, holds: impl Fn() -> bool) -> bool {
+pub(crate) fn within(time: Duration, holds: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + time;
     while !holds() {
         if Instant::now() > deadline {
