@@ -222,12 +222,23 @@ pub struct KmsRehearsal {
     pub held: Vec<String>,
     /// Seconds until the credential ends, if it is not renewed or replaced for ever.
     pub credential_seconds_left: Option<u64>,
+    /// What ends first of all that a start needs and that ends.
+    pub until: Option<Ending>,
     /// What else works today and will hurt later.
     pub warnings: Vec<String>,
     /// Whether the node shows the KMS who it is by a login: then the rehearsal logged in too, up to twice.
     pub logs_in: bool,
     /// How a command line ends that shows this.
     pub exit: Exit,
+}
+
+/// What comes to an end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// What, such as `the client certificate`.
+    pub what: String,
+    /// Seconds until then.
+    pub seconds_left: u64,
 }
 
 /// A filesystem that would stay locked.

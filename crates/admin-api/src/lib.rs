@@ -56,8 +56,8 @@ pub use filesystem::{
 };
 pub use job::{Damage, Job, JobKind, JobState, Jobs, Pace, Progress};
 pub use kms::{
-    Change, CheckItem, CheckOutcome, CredentialLife, Finding, Kms, KmsChange, KmsCheck, KmsDetails,
-    KmsImpact, KmsRehearsal, OwnKey, Rewrap, SetVault, ShutFilesystem, VersionCount,
+    Change, CheckItem, CheckOutcome, CredentialLife, Ending, Finding, Kms, KmsChange, KmsCheck,
+    KmsDetails, KmsImpact, KmsRehearsal, OwnKey, Rewrap, SetVault, ShutFilesystem, VersionCount,
 };
 pub use problem::{Exit, MEDIA_TYPE, Problem};
 pub use status::{FilesystemCounts, Status};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kms_core::{CheckItem, CheckOutcome};
+use kms_core::{CheckItem, CheckOutcome, Ending};
 use serde::{Deserialize, Serialize};
 
 use crate::unlock::{KeyState, LockReason};
@@ -19,6 +19,8 @@ pub struct Rehearsal {
     pub held: Vec<FilesystemName>,
     /// How long the credential lasts; `None`: it never ends, is renewed, or could not be asked.
     pub credential_left: Option<Duration>,
+    /// What ends first of all that a start needs and that ends: the credential, a certificate.
+    pub until: Option<Ending>,
     /// What else works today and will hurt later.
     pub warnings: Vec<String>,
 }
@@ -48,12 +50,20 @@ impl KeyManager {
         let lasting = live.as_ref().map(|kms| kms.credential);
         let credential_left =
             lasting.filter(|c| !(c.renewable && c.periodic)).and_then(|c| c.time_left);
+        let token = credential_left.map(|left| Ending { what: "the token".to_owned(), left });
+        let ends = match (&live, self.targets().await?) {
+            (Some(_), Some(targets)) => self.kms(targets.current.config.id).await?.ends(),
+            _ => Vec::new(),
+        };
+        // What is over and was not missed is not needed.
+        let lasts = ends.into_iter().filter(|ending| !ending.left.is_zero());
+        let until = token.into_iter().chain(lasts).min_by_key(|ending| ending.left);
         let is_warning = |item: &CheckItem| item.outcome == CheckOutcome::Warning;
         let checked = match live {
             Some(_) => self.check_kms().await?,
             None => Vec::new(),
         };
         let warnings = checked.into_iter().filter(is_warning).map(|item| item.found).collect();
-        Ok(Rehearsal { open, shut, held, credential_left, warnings })
+        Ok(Rehearsal { open, shut, held, credential_left, until, warnings })
     }
 }

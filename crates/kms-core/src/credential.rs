@@ -75,6 +75,15 @@ pub struct CredentialHere {
     pub number: u64,
 }
 
+/// What comes to an end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// What, in words, such as `the client certificate`.
+    pub what: String,
+    /// How long until then; zero once it is over.
+    pub left: Duration,
+}
+
 /// How long a credential lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CredentialStatus {

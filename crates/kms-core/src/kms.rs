@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CheckItem, Ciphertext, Credential, CredentialHere, CredentialStatus, FilesystemKey, Items,
-    KeyRecord, KeyVersion, KmsConfigId, KmsError, KmsErrorKind, RequestId, UnixMillis, WrappedKey,
+    CheckItem, Ciphertext, Credential, CredentialHere, CredentialStatus, Ending, FilesystemKey,
+    Items, KeyRecord, KeyVersion, KmsConfigId, KmsError, KmsErrorKind, RequestId, UnixMillis,
+    WrappedKey,
 };
 
 /// A master key in a KMS, reached with a credential.
@@ -43,6 +44,12 @@ pub trait Kms: fmt::Debug + Send + Sync {
 
     /// The part of [`Kms::findings`] that concerns the master key alone: for one beside another that is reached in the same way.
     fn key_findings(&self, _key: &MasterKey) -> Vec<Finding> {
+        Vec::new()
+    }
+
+    /// What of the way to it comes to an end by itself: the certificates of its connections. Asks nobody: it knows what is configured
+    /// and what earlier answers showed.
+    fn ends(&self) -> Vec<Ending> {
         Vec::new()
     }
 

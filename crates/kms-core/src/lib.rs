@@ -47,7 +47,9 @@ pub use audit::{AuditEvent, AuditSink, KeyUse, Outcome};
 pub use backoff::full_jitter;
 pub use check::{CheckItem, CheckOutcome};
 pub use clock::{Clock, SystemClock, UnixMillis};
-pub use credential::{Auth, ClientIdentity, Credential, CredentialHere, CredentialStatus, Login};
+pub use credential::{
+    Auth, ClientIdentity, Credential, CredentialHere, CredentialStatus, Ending, Login,
+};
 pub use error::{KmsError, KmsErrorKind};
 pub use holder::{FilesystemSite, HolderError, KeyCopy, KeyHolder, replaced};
 pub use id::{IdError, KeyId, KmsConfigId};

@@ -5,21 +5,19 @@
 //!
 //! Each question may take as long as a request's deadline, so after the first that Vault does not answer no other is asked.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kms_core::{
     CheckItem, Ciphertext, FilesystemKey, Finding, Items, KeyRecord, Kms as _, KmsError,
     KmsErrorKind, RequestId,
 };
 
+use crate::certificate;
 use crate::config::VaultConfig;
 use crate::findings::{self, finding};
 use crate::kms::VaultKms;
 use crate::operation::Operation;
 use crate::wire::KeyData;
-
-/// With less of its life left a certificate should be renewed today.
-const CERTIFICATE_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 const IN_TIME: &str = "the token is renewed or replaced in time";
 
@@ -65,7 +63,8 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
         return vec![CheckItem::failed("answers", reach, error)];
     }
     let mut items = vec![CheckItem::passed("answers", reach, "")];
-    items.push(certificate(vault));
+    items.push(vaults_certificate(vault));
+    items.extend(client_certificate(vault));
     items.push(CheckItem::of("may-lookup-self", may(config, Operation::LookupSelf), &token));
 
     let key = of_key(vault, sample, &mut items).await;
@@ -81,7 +80,13 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
         let status = vault.status(&token);
         let found = findings::at_proof(vault, &token, &status, &key);
         let is_known = |code: &str| {
-            ["plain-http", "token-not-renewable"].contains(&code)
+            [
+                "plain-http",
+                "certificate-ends-soon",
+                "client-certificate-expires",
+                "token-not-renewable",
+            ]
+            .contains(&code)
                 && items.iter().any(|item| item.code == code)
         };
         let found: Vec<_> = found.into_iter().filter(|finding| !is_known(&finding.code)).collect();
@@ -269,7 +274,7 @@ async fn excess(vault: &VaultKms, before: &[CheckItem]) -> Vec<CheckItem> {
     items
 }
 
-fn certificate(vault: &VaultKms) -> CheckItem {
+fn vaults_certificate(vault: &VaultKms) -> CheckItem {
     const WHAT: &str = "the connection is secure, and its certificate valid for a while";
     let config = vault.target();
     if let Some(exposed) = findings::plain_http(config) {
@@ -282,25 +287,23 @@ fn certificate(vault: &VaultKms) -> CheckItem {
             "plain http that does not leave this machine",
         );
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     match vault.certificate_ends() {
         None => CheckItem::unknown("certificate", WHAT, "the certificate can't be read"),
-        Some(ends) => {
-            let left = ends.saturating_sub(now);
-            let days = left.as_secs() / (24 * 60 * 60);
-            if left < CERTIFICATE_SOON {
-                return CheckItem::warning(
-                    WHAT,
-                    finding(
-                        "certificate-ends-soon",
-                        format!(
-                            "Vault's certificate ends in {days} days, and then nothing opens any more"
-                        ),
-                        "renew it on Vault",
-                    ),
-                );
-            }
-            CheckItem::passed("certificate", WHAT, format!("it ends in {days} days"))
-        }
+        Some(end) => lasting("certificate", WHAT, end, findings::vaults_certificate(vault)),
+    }
+}
+
+fn client_certificate(vault: &VaultKms) -> Option<CheckItem> {
+    const WHAT: &str = "the certificate that Vault is shown is valid for a while";
+    let end = vault.identity_ends()?;
+    Some(lasting("client-certificate", WHAT, end, findings::client_certificate(vault)))
+}
+
+/// Of a certificate with this end, and what is to be said of that.
+fn lasting(code: &str, what: &str, end: Duration, found: Option<Finding>) -> CheckItem {
+    let days = certificate::left(end).as_secs() / (24 * 60 * 60);
+    match found {
+        Some(finding) => CheckItem::warning(what, finding),
+        None => CheckItem::passed(code, what, format!("it ends in {days} days")),
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kms_core::{CredentialStatus, Finding, MasterKey};
 
+use crate::certificate;
 use crate::config::VaultConfig;
 use crate::kms::VaultKms;
 use crate::operation::Operation;
@@ -36,6 +37,7 @@ pub(crate) fn at_proof(
     found.extend(of_credential(vault, status));
     found.extend(of_key(config, key));
     found.extend(plain_http(config));
+    found.extend(of_certificates(vault));
     found
 }
 
@@ -63,6 +65,7 @@ pub(crate) fn later(vault: &VaultKms, key: &MasterKey, status: &CredentialStatus
     found.extend(of_credential(vault, status));
     found.extend(later_of_key(config, key));
     found.extend(plain_http(config));
+    found.extend(of_certificates(vault));
     found
 }
 
@@ -189,6 +192,42 @@ pub(crate) fn plain_http(config: &VaultConfig) -> Option<Finding> {
             "plain-http",
             "Vault is reached by plain http: the token and every key can be read on the way",
             "give Vault a certificate and set its https URL",
+        )
+    })
+}
+
+/// What ends the connection.
+fn of_certificates(vault: &VaultKms) -> impl Iterator<Item = Finding> {
+    vaults_certificate(vault).into_iter().chain(client_certificate(vault))
+}
+
+/// That Vault's certificate, as the last connection showed it, ends soon.
+pub(crate) fn vaults_certificate(vault: &VaultKms) -> Option<Finding> {
+    let left = vault.certificate_ends().map(certificate::left)?;
+    (left < certificate::SOON).then(|| {
+        ends_in(
+            left,
+            "certificate-ends-soon",
+            "without a valid certificate of Vault's nothing opens any more",
+            "renew it on Vault, and let Vault load it (SIGHUP)",
+        )
+    })
+}
+
+/// That the certificate that Vault is shown ends soon, or is over. Who does not ask for one works on without.
+pub(crate) fn client_certificate(vault: &VaultKms) -> Option<Finding> {
+    let end = vault.identity_ends()?;
+    let left = certificate::left(end);
+    (left < certificate::SOON).then(|| {
+        ends_in(
+            left,
+            "client-certificate-expires",
+            format!(
+                "the client certificate is valid until {}, and without one no filesystem opens",
+                certificate::moment(end)
+            ),
+            "get a new one from its authority, and give it with the other values of now: coffer fs kms set-vault … --client-cert FILE \
+             --client-key FILE",
         )
     })
 }

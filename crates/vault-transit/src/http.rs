@@ -18,10 +18,9 @@ use kms_core::{
 };
 use reqwest::header::{DATE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::tls::TlsInfo;
-use reqwest::{Certificate, Identity, Method, Response, StatusCode, Url, redirect};
+use reqwest::{Certificate, ClientBuilder, Identity, Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 use tracing::instrument;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::Limits;
@@ -31,7 +30,7 @@ use crate::operation::Operation;
 use crate::pauses::{self, Pauses};
 use crate::secret_id::SecretId;
 use crate::session::{Session, Sessions, Source, Token};
-use crate::{measure, refusal, wire};
+use crate::{certificate, measure, refusal, wire};
 
 /// The way to one Vault, with a session that others may share.
 ///
@@ -44,6 +43,8 @@ pub(crate) struct Client {
     session: Arc<Session>,
     /// When Vault's certificate ends, in seconds since 1970; 0 while that is not known.
     certificate_ends: AtomicU64,
+    /// When the certificate that Vault is shown ends, since 1970.
+    identity_ends: Option<Duration>,
     limits: Limits,
     pauses: Pauses,
 }
@@ -57,30 +58,23 @@ impl Client {
         sessions: &Sessions,
     ) -> Result<Self, KmsError> {
         let session = sessions.of(credential, &config)?;
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("coffer/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers(&config)?)
-            // Redirects are followed by `Client::attempt`: reqwest would carry the token to other hosts.
-            .redirect(redirect::Policy::none())
-            // No variable of the environment changes where the token goes.
-            .no_proxy()
-            // A connection that is kept keeps in its buffers what went through it: keys that Vault opened. Requests are few.
-            .pool_max_idle_per_host(0)
-            .connect_timeout(limits.connect)
-            .tls_info(true)
-            .dns_resolver(Resolver { loopback_only: config.loopback_only() });
-        if let Some(pem) = config.ca_cert() {
-            builder = builder.tls_certs_only(certificates(pem)?);
-        }
-        if let Some(identity) = &credential.identity {
-            builder = builder.identity(client_identity(identity)?);
-        }
-        let http = builder.build().map_err(|e| {
+        let built = connector(&config, limits)?.build();
+        let mut http = built.map_err(|e| {
             KmsError::new(KmsErrorKind::Internal, "no HTTPS client can be made here")
                 .because(root_cause(&e))
                 .cure("install the system's CA certificates, or give Vault's with --ca-cert")
         })?;
-        Ok(Self { http, config, session, certificate_ends: AtomicU64::new(0), limits, pauses })
+        if let Some(identity) = &credential.identity {
+            // Without it one could be made.
+            let built = connector(&config, limits)?.identity(client_identity(identity)?).build();
+            http = built.map_err(|e| unfit_identity(&root_cause(&e)))?;
+        }
+        // Plain http shows none.
+        let identity = credential.identity.as_ref().filter(|_| config.url("").scheme() == "https");
+        let identity_ends =
+            identity.and_then(|identity| certificate::first_end(&identity.certificate));
+        let certificate_ends = AtomicU64::new(0);
+        Ok(Self { http, config, session, certificate_ends, identity_ends, limits, pauses })
     }
 
     pub(crate) const fn config(&self) -> &VaultConfig {
@@ -96,6 +90,11 @@ impl Client {
     pub(crate) fn certificate_ends(&self) -> Option<Duration> {
         let seconds = self.certificate_ends.load(Ordering::Relaxed);
         (seconds > 0).then(|| Duration::from_secs(seconds))
+    }
+
+    /// When the certificate that Vault is shown ends, since 1970.
+    pub(crate) const fn identity_ends(&self) -> Option<Duration> {
+        self.identity_ends
     }
 
     /// Sends a request with the token of this moment, and once more with another one if Vault does not know that one any
@@ -311,7 +310,7 @@ impl Client {
             }
         }
         if let Some(ends) = not_after(&response) {
-            self.certificate_ends.store(ends, Ordering::Relaxed);
+            self.certificate_ends.store(ends.as_secs(), Ordering::Relaxed);
         }
         let status = response.status();
         let at = answered_at(response.headers());
@@ -420,6 +419,14 @@ impl Client {
         // A server that wants another client certificate says so when the connection is made (TLS 1.3).
         let alert = cause.contains("fatal alert");
         let tls = (error.is_connect() || alert) && causes(&error).any(is_tls);
+        // Some servers say no more than that the certificate is bad, and some just hang up.
+        let broke = !error.is_connect() && !error.is_timeout();
+        if let Some(ends) = self.identity_ends
+            && (cause.contains("CertificateExpired")
+                || (certificate::left(ends).is_zero() && (alert || broke)))
+        {
+            return self.identity_ended(ends, &cause).into();
+        }
         if tls && (cause.contains("certificate expired") || cause.contains("not valid yet")) {
             return KmsError::new(
                 KmsErrorKind::Unreachable,
@@ -453,6 +460,24 @@ impl Client {
             "check that Vault runs, and that the URL, the name service and the firewall are right",
         );
         Failure { error, passes: true }
+    }
+
+    /// No connection comes about because the certificate that Vault is shown is over.
+    fn identity_ended(&self, ends: Duration, cause: &str) -> KmsError {
+        let (at, moment) = (self.config.origin(), certificate::moment(ends));
+        let ended = match certificate::left(ends).is_zero() {
+            true => format!("it ended at {moment}"),
+            false => format!("by this machine's clock it ends at {moment}"),
+        };
+        KmsError::new(
+            KmsErrorKind::Unreachable,
+            format!("{at} does not take the client certificate any more: {ended}"),
+        )
+        .because(cause)
+        .cure(
+            "get a new one from its authority, and give it with the other values of now: coffer fs kms set-vault … --client-cert FILE \
+             --client-key FILE; if it is not over, set the clock that is wrong",
+        )
     }
 
     /// Maps the answers that have nothing to do with the request.
@@ -570,6 +595,26 @@ impl From<KmsError> for Failure {
     }
 }
 
+/// All of an HTTP client but what it shows Vault.
+fn connector(config: &VaultConfig, limits: Limits) -> Result<ClientBuilder, KmsError> {
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("coffer/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers(config)?)
+        // Redirects are followed by `Client::attempt`: reqwest would carry the token to other hosts.
+        .redirect(redirect::Policy::none())
+        // No variable of the environment changes where the token goes.
+        .no_proxy()
+        // A connection that is kept keeps in its buffers what went through it: keys that Vault opened. Requests are few.
+        .pool_max_idle_per_host(0)
+        .connect_timeout(limits.connect)
+        .tls_info(true)
+        .dns_resolver(Resolver { loopback_only: config.loopback_only() });
+    Ok(match config.ca_cert() {
+        Some(pem) => builder.tls_certs_only(certificates(pem)?),
+        None => builder,
+    })
+}
+
 fn headers(config: &VaultConfig) -> Result<HeaderMap, KmsError> {
     let mut headers = HeaderMap::new();
     // A Vault Agent in between can be told to refuse requests without it (protection against SSRF).
@@ -605,11 +650,9 @@ fn unencodable(error: serde_json::Error) -> KmsError {
     KmsError::new(KmsErrorKind::Internal, "no login can be made").because(error)
 }
 
-/// When the certificate of this connection ends, in seconds since 1970.
-fn not_after(response: &Response) -> Option<u64> {
-    let info = response.extensions().get::<TlsInfo>()?;
-    let (_, certificate) = X509Certificate::from_der(info.peer_certificate()?).ok()?;
-    u64::try_from(certificate.validity().not_after.timestamp()).ok()
+/// When the certificate of this connection ends, since 1970.
+fn not_after(response: &Response) -> Option<Duration> {
+    certificate::end(response.extensions().get::<TlsInfo>()?.peer_certificate()?)
 }
 
 fn client_identity(identity: &ClientIdentity) -> Result<Identity, KmsError> {
@@ -627,6 +670,20 @@ fn client_identity(identity: &ClientIdentity) -> Result<Identity, KmsError> {
         )
         .cure("give the certificate (and those between it and its authority) and its unencrypted private key, both in PEM")
     })
+}
+
+/// A client certificate and a key that are well formed, and can't be used with each other.
+fn unfit_identity(cause: &str) -> KmsError {
+    let what = if cause.contains("KeyMismatch") {
+        "the client key is not that of the client certificate"
+    } else if cause.contains("UnsupportedCertVersion") {
+        "the client certificate is of an old version, and TLS takes version 3 only"
+    } else {
+        "the client certificate and its key can't be used"
+    };
+    KmsError::new(KmsErrorKind::Invalid, what).because(cause).cure(
+        "give the certificate with --client-cert and the private key that it was made for with --client-key",
+    )
 }
 
 /// Appends without leaving a copy behind where the buffer was before it grew.

@@ -10,8 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use kms_core::{
-    CheckItem, Ciphertext, CredentialHere, CredentialStatus, Finding, Items, KeyRecord, KeyVersion,
-    Kms, KmsConfig, KmsError, KmsErrorKind, MasterKey, RecordError, RequestId, UnixMillis,
+    CheckItem, Ciphertext, CredentialHere, CredentialStatus, Ending, Finding, Items, KeyRecord,
+    KeyVersion, Kms, KmsConfig, KmsError, KmsErrorKind, MasterKey, RecordError, RequestId,
+    UnixMillis,
 };
 use reqwest::StatusCode;
 
@@ -21,7 +22,7 @@ use crate::http::{Answer, Client, printable};
 use crate::operation::Operation;
 use crate::session::Source;
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
-use crate::{check, findings, refusal};
+use crate::{certificate, check, findings, refusal};
 
 const NO_API: &str = "not what Vault's API answers";
 
@@ -195,6 +196,11 @@ impl VaultKms {
     /// When the certificate of the last connection ends, since 1970.
     pub(crate) fn certificate_ends(&self) -> Option<Duration> {
         self.client.certificate_ends()
+    }
+
+    /// When the certificate that Vault is shown ends, since 1970.
+    pub(crate) const fn identity_ends(&self) -> Option<Duration> {
+        self.client.identity_ends()
     }
 
     /// Encrypts, without a look at the key first. Vault makes no key by it: see the crate's documentation.
@@ -380,6 +386,14 @@ impl Kms for VaultKms {
 
     fn key_findings(&self, key: &MasterKey) -> Vec<Finding> {
         findings::later_of_key(self.target(), key)
+    }
+
+    fn ends(&self) -> Vec<Ending> {
+        let ending =
+            |what: &str, end| Ending { what: what.to_owned(), left: certificate::left(end) };
+        let ours = self.identity_ends().map(|end| ending("the client certificate", end));
+        let vaults = self.certificate_ends().map(|end| ending("Vault's certificate", end));
+        ours.into_iter().chain(vaults).collect()
     }
 
     async fn credential_here(&self) -> CredentialHere {

@@ -12,6 +12,7 @@
 //! | `size` | how much may be given |
 //! | `operation` | the requests that are ever sent, and what a policy must allow for each |
 //! | `address` | addresses that are never connected to |
+//! | `certificate` | when certificates end |
 //! | `http` | one request: retries with full jitter, deadlines, redirects by hand, sizes, TLS |
 //! | `wire` | the bodies of requests and answers; secrets in memory that is wiped |
 //! | `refusal` | what Vault's refusals mean, and what to do about each |
@@ -52,6 +53,7 @@
 //! ```
 
 mod address;
+mod certificate;
 mod check;
 mod config;
 mod findings;

@@ -43,6 +43,7 @@ use crate::wire::TokenData;
 /// | `secret-id-gone` | the next login is refused |
 /// | `key-deletable` | who may delete the master key can destroy all data |
 /// | `key-exportable`, `key-backup-in-clear` | the master key can leave Vault |
+/// | `client-certificate-expires`, `certificate-ends-soon` | no connection comes about without them |
 /// | `plain-http` | token and keys cross a network readable |
 #[derive(Debug, Clone, Default)]
 pub struct VaultProvider {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use admin_api::{
-    Change, CheckItem, CheckOutcome, CredentialLife, Exit, Job, Kms, KmsChange, KmsCheck,
+    Change, CheckItem, CheckOutcome, CredentialLife, Ending, Exit, Job, Kms, KmsChange, KmsCheck,
     KmsDetails, KmsImpact, KmsRehearsal, OwnKey, Problem, Rewrap, ShutFilesystem, VersionCount,
     paths,
 };
@@ -219,8 +219,7 @@ fn rehearsal_outcome(rehearsal: KmsRehearsal) -> Result<Exit, Problem> {
 }
 
 fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
-    let KmsRehearsal { open, shut, held, credential_seconds_left, warnings, logs_in, exit: _ } =
-        rehearsal;
+    let KmsRehearsal { open, shut, held, until, warnings, logs_in, .. } = rehearsal;
     let mut text = String::new();
     for ShutFilesystem { name, why, cure } in shut {
         text.push_str(&format!("FAILED  {name} would stay locked: {}\n", under(why, 8)));
@@ -239,8 +238,8 @@ fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
             held.join(", ")
         ));
     }
-    if let Some(seconds) = credential_seconds_left {
-        text.push_str(&format!("until the token ends, in {}\n", span(*seconds)));
+    if let Some(Ending { what, seconds_left }) = until {
+        text.push_str(&format!("until {what} ends, in {}\n", span(*seconds_left)));
     }
     for warning in warnings {
         text.push_str(&format!("warning: {}\n", under(warning, 9)));

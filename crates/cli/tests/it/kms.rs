@@ -292,7 +292,7 @@ fn what_a_check_or_a_rehearsal_finds_is_a_problem_too() {
         {"code": "may-rewrap", "what": "the token may rewrap", "outcome": "failed", "found": "it may not", "cure": "grant it"},
         {"code": "versions", "what": "every version is there", "outcome": "failed", "found": "1 is not", "cure": "lower it"},
     ]});
-    let rehearsal = json!({"exit": "kms-refused", "open": 1, "held": [], "warnings": [], "logs_in": true, "credential_seconds_left": null,
+    let rehearsal = json!({"exit": "kms-refused", "open": 1, "held": [], "warnings": [], "logs_in": true, "credential_seconds_left": null, "until": null,
         "shut": [{"name": "home", "why": "it may not", "cure": "grant it"}]});
     for (command, answer, text) in [
         (

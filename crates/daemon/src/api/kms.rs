@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::{
-    Change, CheckItem, CheckOutcome, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsCheck,
-    KmsDetails, KmsImpact, KmsRehearsal, OwnKey, Problem, Rewrap, SetVault, ShutFilesystem, Token,
-    VersionCount,
+    Change, CheckItem, CheckOutcome, CredentialLife, Ending, Exit, Finding, Job, Kms, KmsChange,
+    KmsCheck, KmsDetails, KmsImpact, KmsRehearsal, OwnKey, Problem, Rewrap, SetVault,
+    ShutFilesystem, Token, VersionCount,
 };
 use axum::Json;
 use axum::extract::{Query, State};
@@ -216,6 +216,9 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
         shut: shut.collect(),
         held: found.held.iter().map(ToString::to_string).collect(),
         credential_seconds_left: found.credential_left.map(|left| left.as_secs()),
+        until: found
+            .until
+            .map(|until| Ending { what: until.what, seconds_left: until.left.as_secs() }),
         warnings: found.warnings,
         logs_in: matches!(auth, Some(AuthKind::Login { .. })),
         exit: exit.unwrap_or(Exit::Done),

@@ -2,6 +2,7 @@
 // Clippy takes only functions marked `#[test]` for tests, and not what they call.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod certificates;
 mod faults;
 mod foreign;
 mod logins;
