@@ -33,10 +33,10 @@ pub(crate) fn auth(arguments: &mut SetVault, console: &mut Console<'_>) -> Resul
         (None, Some(path), _) if arguments.watch_token_file => {
             auth.token_file = Some(absolute(path)?.into());
         }
-        (None, Some(path), _) => auth.token = Some(from_file(path)?),
-        (None, None, Some(path)) => auth.secret_id = Some(from_file(path)?),
+        (None, Some(path), _) => auth.token = Some(from_file(path, TOKEN)?),
+        (None, None, Some(path)) => auth.secret_id = Some(from_file(path, SECRET_ID)?),
         (None, None, None) if arguments.token_stdin => {
-            auth.token = Some(read(console.stdin(), "stdin")?);
+            auth.token = Some(read(console.stdin(), "stdin", TOKEN)?);
         }
         (None, None, None) => {
             let why = "the token is missing";
@@ -69,20 +69,24 @@ pub(crate) fn key(path: &Path) -> Result<Token, Problem> {
     Ok(Token::new(Zeroizing::new(text.to_owned())))
 }
 
-fn from_file(path: &Path) -> Result<Token, Problem> {
+fn from_file(path: &Path, kind: Kind) -> Result<Token, Problem> {
     let name = path.display().to_string();
-    let mut file = File::open(path).map_err(|e| unreadable(&name, &e.to_string()))?;
-    read(&mut file, &name)
+    let mut file = File::open(path).map_err(|e| kind.unreadable(&name, &e.to_string()))?;
+    read(&mut file, &name, kind)
 }
 
-fn read(source: &mut dyn Read, name: &str) -> Result<Token, Problem> {
-    let bytes = bytes(source, LIMIT).map_err(|e| unreadable(name, &e.to_string()))?;
+fn read(source: &mut dyn Read, name: &str, kind: Kind) -> Result<Token, Problem> {
+    let unreadable = |why: &str| kind.unreadable(name, why);
+    let bytes = bytes(source, LIMIT).map_err(|e| unreadable(&e.to_string()))?;
     if bytes.len() as u64 > LIMIT {
-        return Err(unreadable(name, "it is longer than any token"));
+        return Err(unreadable(&format!("it is longer than any {}", kind.what)));
     }
-    let text = str::from_utf8(&bytes).map_err(|_| unreadable(name, "it is not text"))?.trim();
+    let text = str::from_utf8(&bytes).map_err(|_| unreadable("it is not text"))?.trim();
     if text.is_empty() || text.contains(char::is_whitespace) {
-        return Err(unreadable(name, "a token is one word, and here is none or more than one"));
+        let what = kind.what;
+        return Err(unreadable(&format!(
+            "a {what} is one word, and here is none or more than one"
+        )));
     }
     Ok(Token::new(Zeroizing::new(text.to_owned())))
 }
@@ -95,9 +99,31 @@ fn bytes(source: &mut dyn Read, limit: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-fn unreadable(name: &str, why: &str) -> Problem {
-    Problem::new(Exit::Usage, "token-unreadable", format!("no token can be read from {name}"), why)
-        .cure("give a file, or a pipe with --token-stdin, that holds the token and nothing else")
+/// What a secret of one word is called.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    what: &'static str,
+    unreadable: &'static str,
+    cure: &'static str,
+}
+
+const TOKEN: Kind = Kind {
+    what: "token",
+    unreadable: "token-unreadable",
+    cure: "give a file, or a pipe with --token-stdin, that holds the token and nothing else",
+};
+
+const SECRET_ID: Kind = Kind {
+    what: "secret id",
+    unreadable: "secret-id-unreadable",
+    cure: "give with --secret-id-file a file that holds the secret id and nothing else",
+};
+
+impl Kind {
+    fn unreadable(self, name: &str, why: &str) -> Problem {
+        let title = format!("no {} can be read from {name}", self.what);
+        Problem::new(Exit::Usage, self.unreadable, title, why).cure(self.cure)
+    }
 }
 
 #[cfg(test)]
@@ -106,13 +132,24 @@ mod tests {
 
     #[test]
     fn a_line_end_is_no_part_of_a_token() {
-        assert_eq!(read(&mut &b"s.abc\r\n"[..], "stdin").unwrap().expose(), "s.abc");
+        assert_eq!(read(&mut &b"s.abc\r\n"[..], "stdin", TOKEN).unwrap().expose(), "s.abc");
     }
 
     #[test]
     fn what_is_no_token_is_refused() {
         for bad in [&b""[..], b"\n", b"one two", b"\xff", &[b'a'; LIMIT as usize + 1]] {
-            assert_eq!(read(&mut &*bad, "stdin").unwrap_err().exit, Exit::Usage);
+            assert_eq!(read(&mut &*bad, "stdin", TOKEN).unwrap_err().exit, Exit::Usage);
         }
+    }
+
+    #[test]
+    fn what_is_missing_is_called_by_its_name() {
+        let missing = |kind| from_file(Path::new("/nowhere/at/all"), kind).unwrap_err();
+        for (kind, what) in [(TOKEN, "no token can"), (SECRET_ID, "no secret id can")] {
+            let problem = missing(kind);
+            assert!(problem.title.starts_with(what), "{problem}");
+        }
+        let cure = missing(SECRET_ID).cure.unwrap();
+        assert!(cure.contains("--secret-id-file") && !cure.contains("token"), "{cure}");
     }
 }

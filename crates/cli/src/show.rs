@@ -47,7 +47,7 @@ pub(crate) fn count(n: u64, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
-/// A length of time in its largest unit that is at least two: `31 days`, `90 minutes`, `1 second`.
+/// A length of time in its largest unit that is at least two, rounded down as the node's warnings are: `31 days`, `90 minutes`, `1 second`.
 pub(crate) fn span(seconds: u64) -> String {
     let (unit, one) = match seconds {
         172_800.. => (86_400, "day"),
@@ -88,6 +88,8 @@ mod tests {
         assert_eq!(span(768 * 3600), "32 days");
         assert_eq!(span(119), "119 seconds");
         assert_eq!(span(3599), "59 minutes");
+        assert_eq!(span(90_000), "25 hours");
+        assert_eq!(span(431_999), "4 days");
         assert_eq!(bytes(1536), "1.50 KiB");
         assert_eq!(moment(0), "1970-01-01T00:00:00Z");
         assert_eq!(moment(u64::MAX), "9999-12-31T23:59:59Z");

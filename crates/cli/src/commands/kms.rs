@@ -179,10 +179,17 @@ fn check_text(check: &KmsCheck) -> String {
     }
     let of = |outcome| check.items.iter().filter(|item| item.outcome == outcome).count() as u64;
     let (failed, warnings) = (of(CheckOutcome::Failed), of(CheckOutcome::Warning));
+    let unknown = of(CheckOutcome::Unknown);
     text.push_str(&match (failed, warnings) {
-        (0, 0) => "all is well\n".to_owned(),
-        (0, _) => format!("it works, with {}\n", count(warnings, "warning")),
-        _ => format!("{}, {}\n", count(failed, "failure"), count(warnings, "warning")),
+        (0, 0) if unknown > 0 => "what could be looked at is well".to_owned(),
+        (0, 0) => "all is well".to_owned(),
+        (0, _) => format!("it works, with {}", count(warnings, "warning")),
+        _ => format!("{}, {}", count(failed, "failure"), count(warnings, "warning")),
+    });
+    text.push_str(&match unknown {
+        0 => "\n".to_owned(),
+        1 => "; 1 thing is unknown, and so not proved\n".to_owned(),
+        n => format!("; {n} things are unknown, and so not proved\n"),
     });
     text
 }

@@ -170,6 +170,33 @@ fn the_ways_to_show_who_we_are_reach_the_node() {
         assert_eq!(ran.code, 2, "{ran:?}");
         assert!(node.asked().is_empty());
     }
+    let missing = ["--role-id", "r", "--secret-id-file", "/nowhere/at/all"];
+    let ran = Node::answering([]).run(&[&base[..], &missing].concat());
+    assert!(ran.stderr.contains("no secret id can be read from /nowhere/at/all"), "{ran:?}");
+    assert!(!ran.stderr.contains("token"), "{ran:?}");
+}
+
+#[test]
+fn what_a_check_did_not_prove_is_counted() {
+    let item =
+        |outcome| json!({"code": "c", "what": "w", "outcome": outcome, "found": "", "cure": null});
+    for (outcomes, end) in [
+        (&["passed"][..], "all is well"),
+        (
+            &["passed", "unknown"],
+            "what could be looked at is well; 1 thing is unknown, and so not proved",
+        ),
+        (
+            &["warning", "unknown", "unknown"],
+            "it works, with 1 warning; 2 things are unknown, and so not proved",
+        ),
+    ] {
+        let items: Vec<_> = outcomes.iter().map(item).collect();
+        let check = json!({"exit": "done", "items": items});
+        let ran =
+            Node::answering([("POST /v1/kms/check", 200, check)]).run(&["fs", "kms", "check"]);
+        assert_eq!(ran.stdout.lines().last(), Some(end), "{ran:?}");
+    }
 }
 
 #[test]
