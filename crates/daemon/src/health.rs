@@ -432,6 +432,10 @@ impl Health {
         every: Duration,
     ) -> Duration {
         let (Some(left), true) = (credential.time_left, credential.renewable) else {
+            // The look has told why.
+            if lock(&self.not_renewed).take().is_some() {
+                self.tell_last();
+            }
             // What is told of a life that comes to its end is not much older than that.
             return credential.time_left.map_or(every, |left| every.min((left / 10).max(ENDING)));
         };
@@ -457,6 +461,13 @@ impl Health {
                 tracing::warn!(%error, "the token can't be renewed");
                 let failed = problem::of_keys("the token can't be renewed", &error);
                 *lock(&self.not_renewed) = Some(failed);
+                // One that is refused has an end from now on.
+                if let (Error::Kms(refused), Some(Seen { live: Some(Ok(answered)), .. })) =
+                    (&error, &mut *lock(&self.seen))
+                    && !refused.kind().is_transient()
+                {
+                    answered.kms.credential.renewable = false;
+                }
                 *granted = Some(left);
                 self.tell_last();
                 (left / 10).min(LOOK_AGAIN)
@@ -524,6 +535,7 @@ mod tests {
                 created: BTreeMap::new(),
                 deletion_allowed: false,
                 exportable: false,
+                backup_in_clear: false,
             },
             credential: credential(seconds(100)),
             findings: vec![

@@ -58,12 +58,17 @@ impl KeyManager {
         // What is over and was not missed is not needed.
         let lasts = ends.into_iter().filter(|ending| !ending.left.is_zero());
         let until = token.into_iter().chain(lasts).min_by_key(|ending| ending.left);
-        let is_warning = |item: &CheckItem| item.outcome == CheckOutcome::Warning;
+        // What fails though all opens, as the renewal of the token, hurts later.
+        let hurts = |item: &CheckItem| match item.outcome {
+            CheckOutcome::Warning => true,
+            CheckOutcome::Failed => shut.is_empty(),
+            CheckOutcome::Passed | CheckOutcome::Unknown => false,
+        };
         let checked = match live {
             Some(_) => self.check_kms().await?,
             None => Vec::new(),
         };
-        let warnings = checked.into_iter().filter(is_warning).map(|item| item.found).collect();
+        let warnings = checked.into_iter().filter(hurts).map(|item| item.found).collect();
         Ok(Rehearsal { open, shut, held, credential_left, until, warnings })
     }
 }

@@ -229,7 +229,7 @@ impl Finding {
     }
 }
 
-/// How long, rounded up.
+/// How long, rounded down: as the command line tells times.
 fn in_words(left: Duration) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
@@ -241,7 +241,7 @@ fn in_words(left: Duration) -> String {
         7200..172_800 => (HOUR, "hour"),
         _ => (DAY, "day"),
     };
-    let count = seconds.div_ceil(unit);
+    let count = seconds / unit;
     format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
@@ -280,8 +280,10 @@ pub struct MasterKey {
     pub created: BTreeMap<KeyVersion, UnixMillis>,
     /// Whether the KMS lets it be deleted.
     pub deletion_allowed: bool,
-    /// Whether the KMS gives it away in clear (export or plaintext backup).
+    /// Whether the KMS gives it away in clear to who may export it.
     pub exportable: bool,
+    /// Whether the KMS gives it away in clear to who may back it up.
+    pub backup_in_clear: bool,
 }
 
 #[cfg(test)]
@@ -291,8 +293,12 @@ mod tests {
     #[test]
     fn times_are_told_in_one_unit() {
         let told = [(0, "0 seconds"), (1, "1 second"), (119, "119 seconds"), (120, "2 minutes")];
-        let more =
-            [(3541, "60 minutes"), (7200, "2 hours"), (172_799, "48 hours"), (172_801, "3 days")];
+        let more = [
+            (3599, "59 minutes"),
+            (90_000, "25 hours"),
+            (172_799, "47 hours"),
+            (431_999, "4 days"),
+        ];
         for (seconds, words) in told.into_iter().chain(more) {
             assert_eq!(in_words(Duration::from_secs(seconds)), words);
         }

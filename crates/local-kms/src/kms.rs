@@ -47,6 +47,7 @@ impl Kms for LocalKms {
             created: BTreeMap::from([(VERSION, self.key()?.created)]),
             deletion_allowed: true,
             exportable: true,
+            backup_in_clear: true,
         })
     }
 

@@ -362,6 +362,7 @@ impl Kms for FakeKms {
             created: state.created.clone(),
             deletion_allowed: false,
             exportable: false,
+            backup_in_clear: false,
         })
     }
 

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use kms_core::{
     CheckItem, Ciphertext, FilesystemKey, Finding, Items, KeyRecord, Kms as _, KmsError,
-    KmsErrorKind, RequestId,
+    KmsErrorKind, MasterKey, RequestId,
 };
 
 use crate::certificate;
 use crate::config::VaultConfig;
 use crate::findings::{self, finding};
-use crate::kms::VaultKms;
+use crate::kms::{self, VaultKms};
 use crate::operation::Operation;
 use crate::wire::KeyData;
 
@@ -80,14 +80,9 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
         let status = vault.status(&token);
         let found = findings::at_proof(vault, &token, &status, &key);
         let is_known = |code: &str| {
-            [
-                "plain-http",
-                "certificate-ends-soon",
-                "client-certificate-expires",
-                "token-not-renewable",
-            ]
-            .contains(&code)
-                && items.iter().any(|item| item.code == code)
+            // The same, as what failed.
+            let code = if code == "token-may-not-renew" { "may-renew-self" } else { code };
+            items.iter().any(|item| item.code == code)
         };
         let found: Vec<_> = found.into_iter().filter(|finding| !is_known(&finding.code)).collect();
         let (of_key, others): (Vec<_>, Vec<_>) =
@@ -111,13 +106,13 @@ pub(crate) async fn key_alone(vault: &VaultKms, sample: Option<&Ciphertext>) -> 
 }
 
 /// The master key's settings, and what is to be said of them.
-fn settings(key: &KeyData, found: Vec<Finding>) -> Vec<CheckItem> {
+fn settings(key: &MasterKey, found: Vec<Finding>) -> Vec<CheckItem> {
     const WHAT: &str = "the master key stays in Vault and can't be lost by a slip";
     if found.is_empty() {
         let versions = format!(
             "no deletion, no export; newest version {}, decrypts from version {}",
-            key.latest_version,
-            key.min_decryption_version.max(1)
+            key.latest_version.0,
+            key.min_decryption_version.0.max(1)
         );
         return vec![CheckItem::passed("key-settings", WHAT, versions)];
     }
@@ -139,12 +134,12 @@ async fn of_key(
     vault: &VaultKms,
     sample: Option<&Ciphertext>,
     items: &mut Vec<CheckItem>,
-) -> Result<KeyData, KmsError> {
+) -> Result<MasterKey, KmsError> {
     let key = vault.read_key().await;
     let may_read = may(vault.target(), Operation::ReadKey);
     items.push(CheckItem::of("may-read-key", may_read, &key));
     by_use(vault, &key, sample, items).await;
-    key
+    key.map(kms::describe)
 }
 
 /// Encrypts a probe, opens it, rewraps it; where the first fails the others are tried with the sample. Without a master key

@@ -11,7 +11,8 @@ use crate::certificate;
 use crate::config::VaultConfig;
 use crate::kms::VaultKms;
 use crate::operation::Operation;
-use crate::wire::{KeyData, TokenData};
+use crate::refusal;
+use crate::wire::TokenData;
 
 /// Below this much life an administrator should act today.
 const SOON: Duration = Duration::from_secs(24 * 60 * 60);
@@ -25,7 +26,7 @@ pub(crate) fn at_proof(
     vault: &VaultKms,
     token: &TokenData,
     status: &CredentialStatus,
-    key: &KeyData,
+    key: &MasterKey,
 ) -> Vec<Finding> {
     let config = vault.target();
     let mut found = Vec::new();
@@ -41,12 +42,12 @@ pub(crate) fn at_proof(
     found
 }
 
-/// What the proof sees of the master key.
-pub(crate) fn of_key(config: &VaultConfig, key: &KeyData) -> Vec<Finding> {
+/// What is to be said of the master key.
+pub(crate) fn of_key(config: &VaultConfig, key: &MasterKey) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(key.deletion_allowed.then(|| key_deletable(config)));
     found.extend(key.exportable.then(|| key_exportable(config)));
-    if key.allow_plaintext_backup {
+    if key.backup_in_clear {
         found.push(finding(
             "key-backup-in-clear",
             format!("Vault gives the master key {} out in clear to who may back it up", key.name),
@@ -63,25 +64,21 @@ pub(crate) fn later(vault: &VaultKms, key: &MasterKey, status: &CredentialStatus
     // Of Vault's tokens only root's never end.
     found.extend(status.time_left.is_none().then(token_is_root));
     found.extend(of_credential(vault, status));
-    found.extend(later_of_key(config, key));
+    found.extend(of_key(config, key));
     found.extend(plain_http(config));
     found.extend(of_certificates(vault));
     found
 }
 
-/// What later looks see of the master key.
-pub(crate) fn later_of_key(config: &VaultConfig, key: &MasterKey) -> Vec<Finding> {
-    let deletable = key.deletion_allowed.then(|| key_deletable(config));
-    let exportable = key.exportable.then(|| key_exportable(config));
-    deletable.into_iter().chain(exportable).collect()
-}
-
 /// What ends the credential.
 fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
-    let mut found = of_life(status, vault.token_file());
+    let mut found = match status.time_left.filter(|_| lasting(vault) && vault.seen().may_not_renew)
+    {
+        Some(left) => vec![may_not_renew(vault.target(), left)],
+        None => of_life(status, vault.token_file()),
+    };
     found.extend(vault.login_findings(status));
-    let lasting = !vault.logs_in() && vault.token_file().is_none();
-    let Some(left) = status.time_left.filter(|_| lasting) else { return found };
+    let Some(left) = status.time_left.filter(|_| lasting(vault)) else { return found };
     let seen = vault.seen();
     if !seen.orphan {
         found.push(finding(
@@ -99,6 +96,21 @@ fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
         ));
     }
     found
+}
+
+/// Whether one token has to last: nobody gets or writes another.
+fn lasting(vault: &VaultKms) -> bool {
+    !vault.logs_in() && vault.token_file().is_none()
+}
+
+fn may_not_renew(config: &VaultConfig, left: Duration) -> Finding {
+    let refused = refusal::not_permitted(config, Operation::RenewSelf);
+    ends_in(
+        left,
+        "token-may-not-renew",
+        format!("{refused}, so that it can't be renewed, and without it no filesystem opens"),
+        refused.how_to_mend().unwrap_or_default(),
+    )
 }
 
 /// That the file that tokens are read from could not be read last.

@@ -38,6 +38,8 @@ pub(crate) struct VaultKms {
 pub(crate) struct TokenSeen {
     /// Whether it is periodic, once a renewal has shown it: see [`VaultKms::renew_token`].
     periodic: Option<bool>,
+    /// Whether its last renewal was refused for lack of the permission.
+    pub(crate) may_not_renew: bool,
     /// How long it was first given for.
     creation_ttl: u64,
     /// How often it may still be used; 0 for any number.
@@ -156,7 +158,10 @@ impl VaultKms {
     ) -> Result<CredentialStatus, KmsError> {
         let asked = token.creation_ttl.saturating_add(1);
         let body = wire::renew_body(asked).map_err(unencodable)?;
-        let answer = self.ask(Operation::RenewSelf, body).await?;
+        let answer = self.ask(Operation::RenewSelf, body).await;
+        self.seen().may_not_renew =
+            answer.as_ref().is_err_and(|error| error.kind() == KmsErrorKind::Denied);
+        let answer = answer?;
         let renewal: Renewal = self.understand(&answer)?;
         let granted = renewal.auth.lease_duration;
         let capped = renewal.warnings.iter().flatten().any(|w| w.starts_with("TTL of"));
@@ -172,11 +177,11 @@ impl VaultKms {
 
     pub(crate) fn status(&self, token: &TokenData) -> CredentialStatus {
         let ends = token.expire_time.is_some() || token.ttl > 0;
-        let periodic = self.seen().periodic;
+        let TokenSeen { periodic, may_not_renew, .. } = *self.seen();
         let periodic = periodic.unwrap_or(token.period > 0 && token.explicit_max_ttl == 0);
         CredentialStatus {
             time_left: ends.then(|| Duration::from_secs(token.ttl.max(0).unsigned_abs())),
-            renewable: token.renewable || self.logs_in(),
+            renewable: (token.renewable && !may_not_renew) || self.logs_in(),
             periodic: periodic || self.logs_in(),
         }
     }
@@ -343,19 +348,18 @@ impl Kms for VaultKms {
         self.read_key().await.map(describe)
     }
 
-    /// Looks the token up. If that does not show whether it is periodic, the first call renews it to
-    /// learn it: see [`VaultKms::renew_token`].
+    /// Looks the token up. The first call renews it, to learn whether it may be renewed and is periodic: see
+    /// [`VaultKms::renew_token`]. Where that is refused each further call tries it again, for the permission may come.
     async fn credential(&self) -> Result<CredentialStatus, KmsError> {
         let token = self.look_up_token().await?;
-        let known = self.seen().periodic.is_some();
-        if known || token.period > 0 || !token.renewable || self.logs_in() {
+        let TokenSeen { periodic, may_not_renew, .. } = *self.seen();
+        let known = periodic.is_some() && !may_not_renew;
+        if known || !token.renewable || self.logs_in() {
             return Ok(self.status(&token));
         }
         match self.renew_token(&token).await {
             // A token that may not renew itself can't be renewed from here.
-            Err(e) if e.kind() == KmsErrorKind::Denied => {
-                Ok(CredentialStatus { renewable: false, ..self.status(&token) })
-            }
+            Err(e) if e.kind() == KmsErrorKind::Denied => Ok(self.status(&token)),
             status => status,
         }
     }
@@ -385,7 +389,7 @@ impl Kms for VaultKms {
     }
 
     fn key_findings(&self, key: &MasterKey) -> Vec<Finding> {
-        findings::later_of_key(self.target(), key)
+        findings::of_key(self.target(), key)
     }
 
     fn ends(&self) -> Vec<Ending> {
@@ -486,7 +490,8 @@ pub(crate) fn describe(key: KeyData) -> MasterKey {
         min_decryption_version: KeyVersion(key.min_decryption_version),
         created,
         deletion_allowed: key.deletion_allowed,
-        exportable: key.exportable || key.allow_plaintext_backup,
+        exportable: key.exportable,
+        backup_in_clear: key.allow_plaintext_backup,
     }
 }
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kms_core::{
-    Ciphertext, Credential, CredentialStatus, FilesystemKey, Finding, KeyRecord, Kms, KmsConfig,
-    KmsError, KmsErrorKind, KmsProvider, Proof, RequestId,
+    Ciphertext, Credential, CredentialStatus, FilesystemKey, KeyRecord, Kms, KmsConfig, KmsError,
+    KmsErrorKind, KmsProvider, Proof, RequestId,
 };
 
 use crate::Limits;
 use crate::config::{KIND, VaultConfig};
-use crate::findings::{self, finding};
+use crate::findings;
 use crate::http::Client;
 use crate::kms::{self, VaultKms};
 use crate::operation::Operation;
@@ -27,7 +27,7 @@ use crate::wire::TokenData;
 /// What a configuration may say is in [`VaultConfig`]. Credentials are tokens, files that hold one, and logins by AppRole
 /// (`POST auth/<mount>/login` with `role_id` and `secret_id`); each may have a client certificate beside it.
 ///
-/// A proof's [`Finding`]s have these codes:
+/// A proof's [`Finding`](kms_core::Finding)s have these codes:
 ///
 /// | code | what will hurt |
 /// |---|---|
@@ -97,9 +97,9 @@ impl KmsProvider for VaultProvider {
         let key = vault.read_key().await?;
         let requests = prove_by_use(&vault).await?;
 
-        let (credential, mut findings) = prove_renewal(&vault, &token).await?;
-        findings.extend(findings::at_proof(&vault, &token, &credential, &key));
+        let credential = prove_renewal(&vault, &token).await?;
         let master_key = kms::describe(key);
+        let findings = findings::at_proof(&vault, &token, &credential, &master_key);
         Ok(Proof { kms: Arc::new(vault), master_key, credential, findings, requests })
     }
 }
@@ -139,23 +139,12 @@ async fn opens_to(
 }
 
 /// Renews the token if that can be. That it is not allowed is a warning, not a failure: it works until it ends.
-async fn prove_renewal(
-    vault: &VaultKms,
-    token: &TokenData,
-) -> Result<(CredentialStatus, Vec<Finding>), KmsError> {
+async fn prove_renewal(vault: &VaultKms, token: &TokenData) -> Result<CredentialStatus, KmsError> {
     if !token.renewable || vault.logs_in() {
-        return Ok((vault.status(token), Vec::new()));
+        return Ok(vault.status(token));
     }
     match vault.renew_token(token).await {
-        Ok(status) => Ok((status, Vec::new())),
-        Err(e) if e.kind() == KmsErrorKind::Denied => {
-            let finding = finding(
-                "token-may-not-renew",
-                format!("{e}, so it ends when its time is up"),
-                e.how_to_mend().unwrap_or_default(),
-            );
-            Ok((CredentialStatus { renewable: false, ..vault.status(token) }, vec![finding]))
-        }
-        Err(e) => Err(e),
+        Err(e) if e.kind() == KmsErrorKind::Denied => Ok(vault.status(token)),
+        status => status,
     }
 }

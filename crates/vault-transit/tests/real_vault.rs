@@ -48,6 +48,7 @@ macro_rules! over {
                 permissions::the_least_privilege_is_enough(&vault).await;
                 permissions::each_missing_permission_is_named(&vault).await;
                 permissions::a_permission_lost_later_is_named(&vault).await;
+                permissions::a_token_that_may_not_renew_itself_ends(&vault).await;
                 credentials::bad_tokens_are_named(&vault).await;
                 credentials::the_life_of_a_token_is_told(&vault).await;
                 credentials::the_root_token_is_warned_of(&vault, ROOT).await;

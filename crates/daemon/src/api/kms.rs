@@ -15,7 +15,8 @@ use key_manager::{
     AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms, listed,
 };
 use kms_core::{
-    Auth, ClientIdentity, Credential, CredentialStatus, KeyVersion, KmsConfig, Login, SecretString,
+    Auth, ClientIdentity, Credential, CredentialStatus, KeyVersion, KmsConfig, KmsErrorKind, Login,
+    SecretString,
 };
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -467,6 +468,11 @@ fn of_own(own: &OwnSeen) -> Vec<Finding> {
     match &own.live {
         None => Vec::new(),
         Some(Ok(live)) => live.findings.iter().cloned().map(carry_on).collect(),
+        // Unlocking takes no permission to read it.
+        Some(Err(problem)) if problem.code == KmsErrorKind::Denied.code() => {
+            let cure = problem.cure.as_deref().unwrap_or_default();
+            vec![finding(&problem.code, &problem.to_string(), cure)]
+        }
         Some(Err(problem)) => {
             let what = format!(
                 "a node that starts can't unlock what has the master key {} of its own: {}",

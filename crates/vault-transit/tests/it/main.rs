@@ -36,6 +36,7 @@ async fn the_least_privilege_is_enough() {
 async fn each_missing_permission_is_named() {
     permissions::each_missing_permission_is_named(&start().await).await;
     permissions::a_permission_lost_later_is_named(&start().await).await;
+    permissions::a_token_that_may_not_renew_itself_ends(&start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,12 +68,23 @@ pub(crate) async fn flags_of_the_key_are_warned_of(vault: &Vault, root_token: &s
         codes(&proof),
         ["token-is-root", "key-deletable", "key-exportable", "key-backup-in-clear"]
     );
-    assert!(proof.master_key.deletion_allowed && proof.master_key.exportable);
+    let key = &proof.master_key;
+    assert!(key.deletion_allowed && key.exportable && key.backup_in_clear);
     // A later look says the same of what it sees.
     let later = proof.kms.findings(&proof.master_key, &proof.credential);
-    assert_eq!(later, proof.findings[..3]);
+    assert_eq!(later, proof.findings);
     // And one that has asked for nothing yet says nothing of the token, which it has not seen.
-    assert_eq!(open(&config, root_token).key_findings(&proof.master_key), proof.findings[1..3]);
+    assert_eq!(open(&config, root_token).key_findings(key), proof.findings[1..]);
+
+    // What may leave Vault in one way alone is told as that.
+    for (flag, code) in
+        [("exportable", "key-exportable"), ("allow_plaintext_backup", "key-backup-in-clear")]
+    {
+        let config = vault.make_key(&json!({ flag: true }));
+        let proof = prove(&config, root_token).await.unwrap();
+        assert_eq!(codes(&proof), ["token-is-root", code]);
+        assert_eq!(proof.kms.findings(&proof.master_key, &proof.credential), proof.findings);
+    }
 }
 
 /// `settings` make a key that can't serve.

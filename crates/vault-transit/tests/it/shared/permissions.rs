@@ -1,5 +1,7 @@
 //! What a token has to be allowed, and what it should not be.
 
+use std::time::Duration;
+
 use kms_core::{CheckOutcome, Ciphertext, Kms, KmsConfig, KmsErrorKind};
 use serde_json::json;
 use testkit::vault_server::VaultAdmin;
@@ -52,6 +54,36 @@ pub(crate) async fn each_missing_permission_is_named(vault: &Vault) {
         };
         assert!(what.contains(&format!("may not {capability} {path}")), "{what}");
         assert!(cure.contains(missing), "{cure}");
+    }
+}
+
+/// A token that may not renew itself ends, however it was made: the first look of a new process says so, and says it no more once the
+/// permission is there.
+pub(crate) async fn a_token_that_may_not_renew_itself_ends(vault: &Vault) {
+    let config = vault.make_key(&json!({}));
+    let all = policy(&config);
+    let renew = all.lines().find(|line| line.contains("renew-self")).unwrap();
+    for life in [json!({ "period": "24h" }), json!({ "ttl": "24h" })] {
+        let mut settings = json!({ "no_default_policy": true, "no_parent": true });
+        settings.as_object_mut().unwrap().extend(life.as_object().unwrap().clone());
+        let token = vault.admin.token("silent", &all.replace(renew, ""), &settings);
+        let kms = open(&config, &token);
+        let key = kms.master_key().await.unwrap();
+        let look = async || {
+            let status = kms.credential().await.unwrap();
+            (status.renewable, kms.findings(&key, &status))
+        };
+        for _ in 0..2 {
+            let (renewable, found) = look().await;
+            assert!(!renewable && found[0].code == "token-may-not-renew", "{found:?}");
+            assert!(found[0].ends_in > Some(Duration::from_secs(23 * 3600)), "{found:?}");
+            assert!(found[0].cure.contains(renew), "{found:?}");
+        }
+        assert!(!open(&config, &token).credential().await.unwrap().renewable);
+        vault.admin.write("sys/policies/acl/silent", &json!({ "policy": all }));
+        let (renewable, found) = look().await;
+        let told = found.iter().any(|found| found.code == "token-may-not-renew");
+        assert!(renewable && !told, "{found:?}");
     }
 }
 
