@@ -23,6 +23,18 @@ fn a_check_names_what_is_missing_and_what_is_too_much() {
         let text = place.ok(&["fs", "kms", "check"]);
         assert!(text.ends_with("all is well\n"), "{kind:?}: {text}");
 
+        // What Vault does not tell was not proved.
+        let silent = json!({ "period": "1h", "no_parent": true, "no_default_policy": true });
+        let about_itself = "path \"auth/token/lookup-self\" { capabilities = [\"read\"] }\n\
+                            path \"auth/token/renew-self\" { capabilities = [\"update\"] }\n";
+        let silent =
+            kms.admin().token("silent", &format!("{}{about_itself}", policy(KEY)), &silent);
+        place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &silent]);
+        let text = place.ok(&["fs", "kms", "check"]);
+        let end = "what could be looked at is well; 1 thing is unknown, and so not proved\n";
+        assert!(text.contains("unknown  ") && text.ends_with(end), "{kind:?}: {text}");
+        place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+
         // Permissions that change afterwards.
         let with = |lines: &str| {
             let policy = json!({ "policy": format!("{}{lines}", policy(KEY)) });

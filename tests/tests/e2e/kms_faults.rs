@@ -114,8 +114,12 @@ fn a_key_that_can_be_lost_or_taken_is_warned_of() {
     let kms = Kms::start(Kind::Embedded);
     let place = Place::new();
     let _node = place.start();
-    kms.configure(&json!({ "deletion_allowed": true, "exportable": true }));
     let token = kms.token();
+    kms.configure(&json!({ "allow_plaintext_backup": true }));
+    place.set_vault(&kms);
+    let live = place.json(&["fs", "kms"])["findings"].to_string();
+    assert!(live.contains("key-backup-in-clear") && !live.contains("key-exportable"), "{live}");
+    kms.configure(&json!({ "deletion_allowed": true, "exportable": true }));
     let answer =
         place.coffer(&["fs", "kms", "set-vault", kms.url(), KEY, &token, "--json"]).expect(0);
     for code in ["key-deletable", "key-exportable"] {

@@ -274,6 +274,24 @@ fn many_filesystems_on_a_few_master_keys_are_opened_by_a_few_requests() {
 }
 
 #[test]
+fn what_can_not_be_read_is_unlocked_and_nothing_else_is_said() {
+    let (kms, place) = start(Kind::Embedded, &[A], &[A]);
+    let node = place.start();
+    place.ok(&set(&kms, &place));
+    place.ok(&["fs", "create", "a", "--kms-key", A]);
+    let read = format!("path \"transit/keys/{A}\" {{ capabilities = [\"read\"] }}\n");
+    let lacking = policies(&[A]).replace(&read, "");
+    kms.admin().write("sys/policies/acl/coffer-test", &json!({ "policy": lacking }));
+    let told = place.ok(&["fs", "kms"]);
+    let why = format!("the master key {A} does not answer as it should: the token may not read");
+    assert!(told.contains(&why) && !told.contains("can't unlock"), "{told}");
+    node.stop();
+    let node = place.start();
+    place.wait_for_state("a", "unlocked");
+    node.stop();
+}
+
+#[test]
 fn nothing_is_said_of_the_token_that_its_look_does_not_show() {
     let (kms, place) = start(Kind::Embedded, &[A], &[A]);
     let orphan = json!({ "period": "1h", "policies": ["coffer-test"] });
