@@ -300,6 +300,55 @@ fn a_secret_id_that_ends_is_warned_of_everywhere_from_the_first_moment() {
     }
 }
 
+/// A secret id that is good for a number of logins lasts as long with master keys that filesystems have of their own as without.
+#[test]
+fn master_keys_of_their_own_take_no_login_beside() {
+    let own = ["tenant-a", "tenant-b", "tenant-c"];
+    for kind in [Kind::Embedded, Kind::Oldest, Kind::Newest] {
+        let (kms, place) = (Kms::start(kind), Place::new());
+        let (role_id, _) = app_role(&kms);
+        let admin = kms.admin();
+        let policies: String = [KEY].iter().chain(&own).map(|key| policy(key)).collect();
+        admin.write("sys/policies/acl/coffer", &json!({ "policy": policies }));
+        let lasting = json!({ "secret_id_num_uses": 40, "token_ttl": "1h", "token_max_ttl": "2h" });
+        admin.write("auth/approle/role/coffer", &lasting);
+        let secret = admin.write("auth/approle/role/coffer/secret-id", &json!({}));
+        let secret = secret["data"]["secret_id"].clone();
+        let left = || {
+            let asked = json!({ "secret_id": secret });
+            let told = kms.admin().write("auth/approle/role/coffer/secret-id/lookup", &asked);
+            told["data"]["secret_id_num_uses"].as_u64().unwrap()
+        };
+        let file = place.path("secret-id");
+        fs::write(&file, secret.as_str().unwrap()).unwrap();
+        let set = ["fs", "kms", "set-vault", kms.url(), KEY, "--role-id", &role_id];
+        let set = [&set[..], &["--secret-id-file", file.to_str().unwrap()]].concat();
+        let node = place.start();
+        place.ok(&set);
+        assert_eq!(left(), 39, "{kind:?}");
+        for key in own {
+            admin.write(&format!("transit/keys/{key}"), &json!({}));
+            place.ok(&["fs", "create", key, "--kms-key", key]);
+        }
+        node.stop();
+        let took = |logins: std::ops::RangeInclusive<u64>, what: &str, act: &dyn Fn()| {
+            let before = left();
+            act();
+            let took = before - left();
+            assert!(logins.contains(&took), "{kind:?}: {what} took {took}");
+        };
+        let node = std::cell::OnceCell::new();
+        took(1..=1, "a start", &|| {
+            assert!(node.set(place.start()).is_ok());
+            own.iter().for_each(|name| drop(place.wait_for_state(name, "unlocked")));
+        });
+        // None where the start's is young enough.
+        took(0..=1, "set-vault", &|| drop(place.ok(&set)));
+        took(1..=1, "a check", &|| drop(place.ok(&["fs", "kms", "check"])));
+        took(1..=2, "a rehearsal", &|| drop(place.ok(&["fs", "kms", "rehearse"])));
+    }
+}
+
 /// Waits until this warning stands in each place where an administrator looks, with the time left.
 fn until_warned(place: &Place, code: &str, begun: usize, logged: usize) {
     let metric = format!("coffer_findings{{code=\"{code}\"}} 1");

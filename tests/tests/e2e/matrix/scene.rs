@@ -114,7 +114,8 @@ impl Scene {
                 continue;
             }
             if !(operation.mends && row.kept == Kept::Done) {
-                heal(&mut self.vault, &self.place);
+                self.vault.restore();
+                self.tell_the_node();
             }
             if let Err(why) = self.is_kept(operation, row.kept, &before) {
                 let log = self.place.log();
@@ -124,7 +125,8 @@ impl Scene {
             }
         }
         if first.gentle {
-            heal(&mut self.vault, &self.place);
+            self.vault.restore();
+            self.tell_the_node();
             if let Err(why) = self.stays(&at_first) {
                 wrong.push(format!("{} × {}…: {why}", state.name, first.name));
             }
@@ -134,6 +136,13 @@ impl Scene {
         }
         node.kill();
         wrong
+    }
+
+    /// The KMS is well again: a node whose login was refused would not log in for some minutes, but for a check.
+    fn tell_the_node(&self) {
+        if self.vault.way == Way::Login {
+            self.place.coffer(&["fs", "kms", "check"]);
+        }
     }
 
     /// Whether what the table promises of the time after is so, now that the KMS is well again.
@@ -283,14 +292,6 @@ impl Scene {
             let jobs = self.place.json(&["job", "list"])["jobs"].as_array().unwrap().clone();
             jobs.iter().all(|job| job["state"] != "running")
         }));
-    }
-}
-
-/// Makes the KMS well again. A node whose login was refused is told so by a check: it would not log in for some minutes.
-fn heal(vault: &mut Vault, place: &Place) {
-    vault.restore();
-    if vault.way == Way::Login {
-        place.coffer(&["fs", "kms", "check"]);
     }
 }
 
