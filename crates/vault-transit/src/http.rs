@@ -32,6 +32,9 @@ use crate::secret_id::SecretId;
 use crate::session::{Session, Sessions, Source, Token};
 use crate::{certificate, measure, refusal, wire};
 
+/// How long the end of a token may take that is not needed any more.
+const TO_REVOKE: Duration = Duration::from_secs(2);
+
 /// The way to one Vault, with a session that others may share.
 ///
 /// The token lies in this client and in the headers of the requests under way, and what Vault decrypts passes through
@@ -117,23 +120,45 @@ impl Client {
         }
     }
 
-    /// Gets another token by a login, whether or not the one of now still lives.
+    /// Gets another token by a login, whether or not the one of now still lives, and ends that one.
     pub(crate) async fn log_in_again(&self) -> Result<(), KmsError> {
-        let _change = self.session.change().await;
-        if let Source::Login { mount, login } = self.session.source() {
-            self.log_in(mount, login).await?;
-        }
-        Ok(())
+        self.log_in_unless_within(Duration::ZERO).await
     }
 
     /// As [`Client::log_in_again`], if no login was granted within so long a time.
     pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<(), KmsError> {
-        let _change = self.session.change().await;
-        match self.session.source() {
-            Source::Login { mount, login } if !self.session.has_logged_in_within(time) => {
-                self.log_in(mount, login).await.map(|_| ())
-            }
-            _ => Ok(()),
+        let change = self.session.change().await;
+        let Source::Login { mount, login } = self.session.source() else { return Ok(()) };
+        if self.session.has_logged_in_within(time) {
+            return Ok(());
+        }
+        let before = self.session.current();
+        self.log_in(mount, login).await?;
+        drop(change);
+        if let Some(before) = before {
+            self.revoke(&before).await;
+        }
+        Ok(())
+    }
+
+    /// Ends what a login got if nobody else uses it, so that Vault does not keep it until its time is up.
+    pub(crate) async fn log_out(&self) {
+        if let (1, Source::Login { .. }, Some(token)) =
+            (Arc::strong_count(&self.session), self.session.source(), self.session.current())
+        {
+            self.revoke(&token).await;
+        }
+    }
+
+    /// Tries once to end a token of ours. One that outlives this ends by itself.
+    async fn revoke(&self, token: &Token) {
+        let path = "auth/token/revoke-self".to_owned();
+        let call = Call { operation: "revoke-self", path, is_read: false };
+        let deadline = Instant::now() + self.limits.attempt.min(TO_REVOKE);
+        if let Err(Failure { error, .. }) =
+            self.attempt(&call, Bytes::new(), Some(token), deadline).await
+        {
+            tracing::debug!(%error, "a token that is not needed any more can't be revoked");
         }
     }
 

@@ -67,6 +67,11 @@ impl VaultKms {
         self.client.session().let_log_in();
     }
 
+    /// Ends what a login got for this alone.
+    pub(crate) async fn log_out(&self) {
+        self.client.log_out().await;
+    }
+
     /// Proves by use that a login is granted, if none was within so long a time.
     pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<(), KmsError> {
         self.client.log_in_unless_within(time).await

@@ -90,18 +90,27 @@ impl KmsProvider for VaultProvider {
     /// key, and encrypts, decrypts and rewraps a random key that is then thrown away. Then it renews the token.
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
         size::check(config, credential)?;
-        let vault = self.connect(config, credential)?;
-        vault.let_log_in();
-        vault.log_in_unless_within(OF_ONE_ACT).await?;
-        let token = vault.look_up_token().await?;
-        let key = vault.read_key().await?;
-        let requests = prove_by_use(&vault).await?;
-
-        let credential = prove_renewal(&vault, &token).await?;
-        let master_key = kms::describe(key);
-        let findings = findings::at_proof(&vault, &token, &credential, &master_key);
-        Ok(Proof { kms: Arc::new(vault), master_key, credential, findings, requests })
+        let vault = Arc::new(self.connect(config, credential)?);
+        let proof = prove(&vault).await;
+        if proof.is_err() {
+            vault.log_out().await;
+        }
+        proof
     }
+}
+
+async fn prove(vault: &Arc<VaultKms>) -> Result<Proof, KmsError> {
+    vault.let_log_in();
+    vault.log_in_unless_within(OF_ONE_ACT).await?;
+    let token = vault.look_up_token().await?;
+    let key = vault.read_key().await?;
+    let requests = prove_by_use(vault).await?;
+
+    let credential = prove_renewal(vault, &token).await?;
+    let master_key = kms::describe(key);
+    let findings = findings::at_proof(vault, &token, &credential, &master_key);
+    let kms = Arc::clone(vault) as Arc<dyn Kms>;
+    Ok(Proof { kms, master_key, credential, findings, requests })
 }
 
 /// Wraps a random key, opens it, rewraps it and opens that. Answers the requests.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dev_vault::{DevVault, Event};
+use dev_vault::{DevVault, Event, Fault};
 use kms_core::{
     Auth, CheckOutcome, Credential, Kms, KmsError, KmsErrorKind, KmsProvider as _, Login,
 };
@@ -194,4 +194,28 @@ async fn others_share_no_login() {
     drop(_first);
     let _fourth = provider.prove(&here, &credential).await.unwrap();
     assert_eq!(logins(&vault), 4);
+}
+
+/// What was got for a proof alone, or replaced in one, does not stay in Vault until its time is up.
+#[tokio::test]
+async fn a_token_that_nobody_uses_any_more_is_ended() {
+    let vault = vault(&["k"]).await;
+    let (provider, credential) = (provider(), login(&vault));
+    let here = config(&vault.url(), "k");
+    let revoked = || vault.requests().count("auth/token/revoke-self").requests;
+    let missing = config(&vault.url(), "no-such-key");
+    provider.prove(&missing, &credential).await.unwrap_err();
+    assert_eq!((logins(&vault), revoked()), (1, 1));
+    let kms = provider.prove(&here, &credential).await.unwrap().kms;
+    assert_eq!((logins(&vault), revoked()), (2, 1));
+    // Not the one that others use.
+    provider.prove(&missing, &credential).await.unwrap_err();
+    assert_eq!((logins(&vault), revoked()), (2, 1));
+    assert!(kms.check(None).await.iter().all(|item| item.failure.is_none()));
+    assert_eq!((logins(&vault), revoked()), (3, 2));
+    // That it can't be ended is no failure.
+    vault.faults().inject(Fault::Drop.on("auth/token/revoke-self"));
+    assert!(kms.check(None).await.iter().all(|item| item.failure.is_none()));
+    kms.wrap(&[record()]).await.unwrap().only().unwrap();
+    assert_eq!((logins(&vault), revoked()), (4, 3));
 }
