@@ -7,7 +7,7 @@
 //! | file | its part |
 //! |---|---|
 //! | `config` | which Vault and which key: checked so that nothing in it leads elsewhere; the policy that a token needs |
-//! | `session` | the token: given, read from a file, got by a login |
+//! | `session` | the token: given, read from a file, got by a login, which clients share; the pause after one that was refused |
 //! | `secret_id` | what is left of the secret id of a login |
 //! | `size` | how much may be given |
 //! | `operation` | the requests that are ever sent, and what a policy must allow for each |
