@@ -12,7 +12,7 @@ use key_manager::{
 };
 use kms_core::{
     Credential, FilesystemKey, FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId,
-    UnixMillis,
+    KmsExt as _, KmsProvider as _, UnixMillis,
 };
 use testkit::audit::CollectingAudit;
 use testkit::clock::ManualClock;
@@ -45,6 +45,24 @@ impl World {
         let manager = self.manager(u64::MAX, u64::MAX);
         manager.settle().await.unwrap();
         manager
+    }
+
+    /// As many filesystems more, whose keys the master key of this one wrapped, and a new store that has all that lie here. To make them
+    /// one by one takes long.
+    #[expect(clippy::disallowed_methods, reason = "no node wraps these")]
+    pub(crate) async fn multiply(&mut self, one: &KeyEnvelope, count: usize) {
+        let kms = self.kms.open(&one.kms, &Credential::token("t")).unwrap();
+        let keys = (0..count).map(|_| FilesystemKey::generate().map(Arc::new));
+        let keys = keys.collect::<Result<Vec<_>, _>>().unwrap();
+        for (n, wrapped) in kms.wrap_keys(&keys).await.unwrap().into_iter().enumerate() {
+            let (filesystem, wrapped) = (format!("fs-{n}"), wrapped.unwrap());
+            let backing = PathBuf::from("/backing").join(&filesystem);
+            let envelope = KeyEnvelope { filesystem, wrapped, ..one.clone() };
+            self.headers.files.lock().unwrap().insert(backing, envelope);
+        }
+        self.store = FakeStore::default();
+        let found = self.headers.files.lock().unwrap().clone().into_iter().collect();
+        rebuild(&self.store, &ManualClock::default(), found).await.unwrap();
     }
 
     /// A manager whose store stops after `commits` and whose headers stop after `writes`.
