@@ -72,13 +72,15 @@ pub(crate) fn later(vault: &VaultKms, key: &MasterKey, status: &CredentialStatus
 
 /// What ends the credential.
 fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
-    let mut found = match status.time_left.filter(|_| lasting(vault) && vault.seen().may_not_renew)
-    {
+    // Nobody gets or writes another: this one has to last.
+    let has_to_last = !vault.logs_in() && vault.token_file().is_none();
+    let left = status.time_left.filter(|_| has_to_last);
+    let mut found = match left.filter(|_| vault.seen().may_not_renew) {
         Some(left) => vec![may_not_renew(vault.target(), left)],
         None => of_life(status, vault.token_file()),
     };
     found.extend(vault.login_findings(status));
-    let Some(left) = status.time_left.filter(|_| lasting(vault)) else { return found };
+    let Some(left) = left else { return found };
     let seen = vault.seen();
     if !seen.orphan {
         found.push(finding(
@@ -96,11 +98,6 @@ fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
         ));
     }
     found
-}
-
-/// Whether one token has to last: nobody gets or writes another.
-fn lasting(vault: &VaultKms) -> bool {
-    !vault.logs_in() && vault.token_file().is_none()
 }
 
 fn may_not_renew(config: &VaultConfig, left: Duration) -> Finding {

@@ -61,17 +61,19 @@ impl Client {
         sessions: &Sessions,
     ) -> Result<Self, KmsError> {
         let session = sessions.of(credential, &config)?;
-        let built = connector(&config, limits)?.build();
-        let mut http = built.map_err(|e| {
-            KmsError::new(KmsErrorKind::Internal, "no HTTPS client can be made here")
-                .because(root_cause(&e))
-                .cure("install the system's CA certificates, or give Vault's with --ca-cert")
-        })?;
+        let mut builder = connector(&config, limits)?;
         if let Some(identity) = &credential.identity {
-            // Without it one could be made.
-            let built = connector(&config, limits)?.identity(client_identity(identity)?).build();
-            http = built.map_err(|e| unfit_identity(&root_cause(&e)))?;
+            builder = builder.identity(client_identity(identity)?);
         }
+        let http = match builder.build() {
+            Ok(http) => http,
+            Err(error) if credential.identity.is_none() => return Err(no_client(&error)),
+            Err(error) => {
+                // That it is the identity shows where one can be made without.
+                connector(&config, limits)?.build().map_err(|e| no_client(&e))?;
+                return Err(unfit_identity(&root_cause(&error)));
+            }
+        };
         // Plain http shows none.
         let identity = credential.identity.as_ref().filter(|_| config.url("").scheme() == "https");
         let identity_ends =
@@ -695,6 +697,12 @@ fn client_identity(identity: &ClientIdentity) -> Result<Identity, KmsError> {
         )
         .cure("give the certificate (and those between it and its authority) and its unencrypted private key, both in PEM")
     })
+}
+
+fn no_client(error: &reqwest::Error) -> KmsError {
+    KmsError::new(KmsErrorKind::Internal, "no HTTPS client can be made here")
+        .because(root_cause(error))
+        .cure("install the system's CA certificates, or give Vault's with --ca-cert")
 }
 
 /// A client certificate and a key that are well formed, and can't be used with each other.

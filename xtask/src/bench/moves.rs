@@ -129,7 +129,7 @@ fn report(
             value: whole.median() / (KEYS * raw.median() + copies.median()),
             unit: "×",
             bound: Bound::AtMost(1.0),
-            limit: "Each copy is read, compared and locked before it is replaced, on threads that take turns".to_owned(),
+            limit: "The KMS works on the same processors meanwhile, and each copy is read and compared before it is replaced".to_owned(),
         });
         let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
         bars.push(Bar {

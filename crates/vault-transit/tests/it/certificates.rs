@@ -9,13 +9,12 @@ use kms_core::{
 };
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
 use time::{Duration, OffsetDateTime};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::shared::{config, provider};
+use crate::tls::tls_before;
 
 const EXPIRES: &str = "client-certificate-expires";
 const ENDS_SOON: &str = "certificate-ends-soon";
@@ -69,20 +68,7 @@ async fn with_tls(server: SocketAddr, ends_in: Duration, clients: &Authority) ->
     let secret = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let tls = ServerConfig::builder().with_client_cert_verifier(verifier);
     let tls = tls.with_single_cert(vec![certificate.der().clone()], secret).unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                // Whose certificate is not taken is let go.
-                let Ok(mut outside) = acceptor.accept(stream).await else { return };
-                let mut inside = TcpStream::connect(server).await.unwrap();
-                tokio::io::copy_bidirectional(&mut outside, &mut inside).await.ok();
-            });
-        }
-    });
+    let port = tls_before(server, tls).await;
     let mut config = config(&format!("https://127.0.0.1:{port}"), "k");
     config.settings.insert("ca_cert".into(), certificate.pem());
     config

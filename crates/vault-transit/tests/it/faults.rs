@@ -12,13 +12,12 @@ use kms_core::{
     KmsProvider as _, Login,
 };
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use vault_transit::{Limits, VaultProvider};
 
 use crate::shared::{LIMITS, config, open, policy, prove, provider, record};
+use crate::tls::tls_before;
 
 async fn vault() -> DevVault {
     DevVault::builder().transit_key("k").start().await.unwrap()
@@ -171,21 +170,7 @@ async fn with_tls(server: SocketAddr) -> (u16, String) {
     let key = PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
     let config = ServerConfig::builder().with_no_client_auth();
     let config = config.with_single_cert(vec![issued.cert.der().clone()], key).unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                // Who speaks no TLS here is let go.
-                let Ok(mut outside) = acceptor.accept(stream).await else { return };
-                let mut inside = TcpStream::connect(server).await.unwrap();
-                tokio::io::copy_bidirectional(&mut outside, &mut inside).await.ok();
-            });
-        }
-    });
-    (port, issued.cert.pem())
+    (tls_before(server, config).await, issued.cert.pem())
 }
 
 /// While the token of before lives, a login that will be refused is seen by a check.

@@ -8,6 +8,7 @@ mod foreign;
 mod logins;
 mod provider;
 mod shared;
+mod tls;
 
 use dev_vault::DevVault;
 use serde_json::json;
