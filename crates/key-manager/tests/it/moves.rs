@@ -108,6 +108,7 @@ async fn a_rewrap_of_one_filesystem_holds_no_other_up() {
     let of_a = node.start_rewrap(Some(name("a"))).await.unwrap();
     let busy = node.start_rewrap(Some(name("b"))).await.unwrap_err();
     assert!(matches!(busy, Error::Busy { .. }), "it runs: {busy}");
+    assert!(busy.to_string().contains(&format!("the rewrap that job {of_a} does")), "{busy}");
     let mut stopped = node.job(of_a).await.unwrap();
     stopped.state = JobState::Stopped;
     node.save_job(&stopped).await.unwrap();
