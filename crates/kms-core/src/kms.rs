@@ -47,8 +47,8 @@ pub trait Kms: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
-    /// What of the way to it comes to an end by itself: the certificates of its connections. Asks nobody: it knows what is configured
-    /// and what earlier answers showed.
+    /// What of the way to it comes to an end by itself: the certificates of its connections, what it logs in with. Asks nobody: it
+    /// knows what is configured and what earlier answers showed.
     fn ends(&self) -> Vec<Ending> {
         Vec::new()
     }

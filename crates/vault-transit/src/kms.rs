@@ -402,7 +402,9 @@ impl Kms for VaultKms {
             |what: &str, end| Ending { what: what.to_owned(), left: certificate::left(end) };
         let ours = self.identity_ends().map(|end| ending("the client certificate", end));
         let vaults = self.certificate_ends().map(|end| ending("Vault's certificate", end));
-        ours.into_iter().chain(vaults).collect()
+        let secret_id = self.client.session().secret_id().time_left();
+        let login = secret_id.map(|left| Ending { what: "the secret id".to_owned(), left });
+        ours.into_iter().chain(vaults).chain(login).collect()
     }
 
     async fn credential_here(&self) -> CredentialHere {

@@ -43,6 +43,12 @@ impl SecretId {
         Self::Good { logins, until: until.map(|left| SystemTime::now() + left) }
     }
 
+    /// How long it is good for logins, if that comes to an end.
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        let Self::Good { until: Some(until), .. } = self else { return None };
+        Some(until.duration_since(SystemTime::now()).unwrap_or_default())
+    }
+
     /// What keeps a later login from being granted. `mount` is where the logins go.
     pub(crate) fn findings(&self, mount: &str, token: &CredentialStatus) -> Vec<Finding> {
         let cure = format!(
@@ -61,7 +67,7 @@ impl SecretId {
                 );
                 found.push(Finding { ends_in: token.time_left, ..gone });
             }
-            Self::Good { logins, until } => {
+            Self::Good { logins, .. } => {
                 if let Some(logins) = logins {
                     let count = if *logins == 1 { "login" } else { "logins" };
                     found.push(finding(
@@ -72,8 +78,7 @@ impl SecretId {
                         &cure,
                     ));
                 }
-                if let Some(until) = until {
-                    let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+                if let Some(left) = self.time_left() {
                     let ends = finding(
                         "secret-id-expires",
                         "after the secret id's end no login is granted",

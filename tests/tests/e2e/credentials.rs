@@ -294,6 +294,9 @@ fn a_secret_id_that_ends_is_warned_of_everywhere_from_the_first_moment() {
         node.stop();
         let node = place.start();
         place.until("it is told after a start", || told().is_some());
+        let until = place.json(&["fs", "kms", "rehearse"])["until"].clone();
+        assert_eq!(until["what"], "the secret id", "{kind:?}");
+        assert!((3_000..=3_600).contains(&until["seconds_left"].as_u64().unwrap()), "{until}");
         node.stop();
         let said = place.log();
         assert!(!said.contains(secret_id), "{said}");
