@@ -13,24 +13,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use kms_core::{
-    ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, Login, full_jitter,
-};
-use reqwest::header::{DATE, HeaderMap, HeaderValue, LOCATION};
+use kms_core::{Credential, ExposeSecret, KmsError, KmsErrorKind, Login, full_jitter};
+use reqwest::header::{DATE, HeaderMap, LOCATION};
 use reqwest::tls::TlsInfo;
-use reqwest::{Certificate, ClientBuilder, Identity, Method, Response, StatusCode, Url, redirect};
+use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use tracing::instrument;
 use zeroize::Zeroizing;
 
 use crate::Limits;
-use crate::address::{RefusedAddress, Resolver};
+use crate::address::RefusedAddress;
 use crate::config::{VaultConfig, valid_name};
 use crate::operation::Operation;
 use crate::pauses::{self, Pauses};
 use crate::secret_id::SecretId;
 use crate::session::{Session, Sessions, Source, Token};
-use crate::{certificate, measure, refusal, wire};
+use crate::{certificate, connector, measure, refusal, wire};
 
 /// How long the end of a token may take that is not needed any more.
 const TO_REVOKE: Duration = Duration::from_secs(2);
@@ -61,19 +59,7 @@ impl Client {
         sessions: &Sessions,
     ) -> Result<Self, KmsError> {
         let session = sessions.of(credential, &config)?;
-        let mut builder = connector(&config, limits)?;
-        if let Some(identity) = &credential.identity {
-            builder = builder.identity(client_identity(identity)?);
-        }
-        let http = match builder.build() {
-            Ok(http) => http,
-            Err(error) if credential.identity.is_none() => return Err(no_client(&error)),
-            Err(error) => {
-                // That it is the identity shows where one can be made without.
-                connector(&config, limits)?.build().map_err(|e| no_client(&e))?;
-                return Err(unfit_identity(&root_cause(&error)));
-            }
-        };
+        let http = connector::client(&config, credential.identity.as_ref(), limits)?;
         // Plain http shows none.
         let identity = credential.identity.as_ref().filter(|_| config.url("").scheme() == "https");
         let identity_ends =
@@ -622,51 +608,6 @@ impl From<KmsError> for Failure {
     }
 }
 
-/// All of an HTTP client but what it shows Vault.
-fn connector(config: &VaultConfig, limits: Limits) -> Result<ClientBuilder, KmsError> {
-    let builder = reqwest::Client::builder()
-        .user_agent(concat!("coffer/", env!("CARGO_PKG_VERSION")))
-        .default_headers(headers(config)?)
-        // Redirects are followed by `Client::attempt`: reqwest would carry the token to other hosts.
-        .redirect(redirect::Policy::none())
-        // No variable of the environment changes where the token goes.
-        .no_proxy()
-        // A connection that is kept keeps in its buffers what went through it: keys that Vault opened. Requests are few.
-        .pool_max_idle_per_host(0)
-        .connect_timeout(limits.connect)
-        .tls_info(true)
-        .dns_resolver(Resolver { loopback_only: config.loopback_only() });
-    Ok(match config.ca_cert() {
-        Some(pem) => builder.tls_certs_only(certificates(pem)?),
-        None => builder,
-    })
-}
-
-fn headers(config: &VaultConfig) -> Result<HeaderMap, KmsError> {
-    let mut headers = HeaderMap::new();
-    // A Vault Agent in between can be told to refuse requests without it (protection against SSRF).
-    headers.insert("x-vault-request", HeaderValue::from_static("true"));
-    if let Some(namespace) = config.namespace() {
-        let value = HeaderValue::from_str(namespace).map_err(|_| {
-            KmsError::new(KmsErrorKind::Invalid, format!("{namespace:?} is not a namespace"))
-        })?;
-        headers.insert("x-vault-namespace", value);
-    }
-    Ok(headers)
-}
-
-fn certificates(pem: &str) -> Result<Vec<Certificate>, KmsError> {
-    let invalid = || {
-        KmsError::new(KmsErrorKind::Invalid, "the CA certificate is not in PEM")
-            .cure("give a file with one or more blocks of -----BEGIN CERTIFICATE-----")
-    };
-    match Certificate::from_pem_bundle(pem.as_bytes()) {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(invalid()),
-        Err(e) => Err(invalid().because(root_cause(&e))),
-    }
-}
-
 fn answered_at(headers: &HeaderMap) -> SystemTime {
     let told =
         headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
@@ -680,43 +621,6 @@ fn unencodable(error: serde_json::Error) -> KmsError {
 /// When the certificate of this connection ends, since 1970.
 fn not_after(response: &Response) -> Option<Duration> {
     certificate::end(response.extensions().get::<TlsInfo>()?.peer_certificate()?)
-}
-
-fn client_identity(identity: &ClientIdentity) -> Result<Identity, KmsError> {
-    let mut pem = Zeroizing::new(Vec::with_capacity(
-        identity.certificate.len() + identity.key.expose_secret().len() + 1,
-    ));
-    pem.extend_from_slice(identity.certificate.as_bytes());
-    pem.push(b'\n');
-    pem.extend_from_slice(identity.key.expose_secret().as_bytes());
-    // The reason is not told: it could quote the key.
-    Identity::from_pem(&pem).map_err(|_| {
-        KmsError::new(
-            KmsErrorKind::Invalid,
-            "the client certificate and its key are not what TLS can use",
-        )
-        .cure("give the certificate (and those between it and its authority) and its unencrypted private key, both in PEM")
-    })
-}
-
-fn no_client(error: &reqwest::Error) -> KmsError {
-    KmsError::new(KmsErrorKind::Internal, "no HTTPS client can be made here")
-        .because(root_cause(error))
-        .cure("install the system's CA certificates, or give Vault's with --ca-cert")
-}
-
-/// A client certificate and a key that are well formed, and can't be used with each other.
-fn unfit_identity(cause: &str) -> KmsError {
-    let what = if cause.contains("KeyMismatch") {
-        "the client key is not that of the client certificate"
-    } else if cause.contains("UnsupportedCertVersion") {
-        "the client certificate is of an old version, and TLS takes version 3 only"
-    } else {
-        "the client certificate and its key can't be used"
-    };
-    KmsError::new(KmsErrorKind::Invalid, what).because(cause).cure(
-        "give the certificate with --client-cert and the private key that it was made for with --client-key",
-    )
 }
 
 /// Appends without leaving a copy behind where the buffer was before it grew.
@@ -745,7 +649,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
 }
 
 /// The words of the innermost error. They hold no URL and no header.
-fn root_cause(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn root_cause(error: &(dyn Error + 'static)) -> String {
     causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
 

@@ -13,7 +13,8 @@
 //! | `operation` | the requests that are ever sent, and what a policy must allow for each |
 //! | `address` | addresses that are never connected to |
 //! | `certificate` | when certificates end |
-//! | `http` | one request: retries with full jitter, deadlines, redirects by hand, sizes, TLS |
+//! | `connector` | the HTTP client: TLS, what is trusted and what is shown, no redirect, proxy or pool |
+//! | `http` | one request: retries with full jitter, deadlines, redirects by hand, sizes |
 //! | `wire` | the bodies of requests and answers; secrets in memory that is wiped |
 //! | `refusal` | what Vault's refusals mean, and what to do about each |
 //! | `kms` | batches; the life of a token |
@@ -56,6 +57,7 @@ mod address;
 mod certificate;
 mod check;
 mod config;
+mod connector;
 mod findings;
 mod http;
 mod kms;
