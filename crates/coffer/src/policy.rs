@@ -46,7 +46,11 @@ pub(crate) fn run(
     let policy = Policy { policy, commands: commands.to_vec() };
     console.answer(&policy, output, |policy| {
         let comments: String = policy.commands.iter().map(|c| format!("#   {c}\n")).collect();
-        format!("{}# To apply it, and to make a token under it:\n{comments}", policy.policy)
+        format!(
+            "{}# To apply it, and to make a token under it. It takes the place of the policy that is there: name every\n\
+             # master key that the token is for.\n{comments}",
+            policy.policy
+        )
     });
     Ok(Exit::Done)
 }

@@ -24,26 +24,31 @@ const IN_TIME: &str = "the token is renewed or replaced in time";
 const LOGGED_IN: &str =
     "the node logged in once for this: of a secret id with a limited number of uses that took one";
 
-/// What a token for Coffer should not be allowed: a path below the transit mount, the capabilities that allow it, and what
-/// comes of it.
-const EXCESS: [(&str, &[&str], &str); 9] = [
-    ("keys/{key}", &["delete"], "delete the master key, and all data with it"),
-    ("keys/{key}", &["create", "update"], "make the master key anew where it is missing"),
+const EXPORTS: &str = "take the master key out of Vault, if it is exportable";
+
+/// What a token for Coffer should not be allowed: a path, the capabilities that allow it, and what comes of it.
+const EXCESS: [(&str, &[&str], &str); 13] = [
+    ("{mount}/keys/{key}", &["delete"], "delete the master key, and all data with it"),
+    ("sys/mounts/{mount}", &["delete"], "remove the transit engine, and all data with its keys"),
+    ("{mount}/keys/{key}", &["create", "update"], "make the master key anew where it is missing"),
     (
-        "keys/{key}/config",
+        "{mount}/keys/{key}/config",
         &["create", "update"],
         "change the master key's settings: allow its deletion, cut off its versions",
     ),
-    ("keys/{key}/rotate", &["create", "update"], "rotate the master key"),
-    ("keys/{key}/trim", &["create", "update"], "throw old versions of the master key away"),
+    ("{mount}/keys/{key}/rotate", &["create", "update"], "rotate the master key"),
+    ("{mount}/keys/{key}/trim", &["create", "update"], "throw old versions of the master key away"),
+    ("{mount}/keys/{key}/soft-delete", &["create", "update"], "put the master key out of use"),
+    ("{mount}/export/encryption-key/{key}", &["read"], EXPORTS),
+    ("{mount}/export/encryption-key/{key}/latest", &["read"], EXPORTS),
+    ("{mount}/byok-export/{key}/{key}", &["read"], EXPORTS),
     (
-        "export/encryption-key/{key}",
+        "{mount}/backup/{key}",
         &["read"],
-        "take the master key out of Vault, if it is exportable",
+        "take the master key out of Vault as a backup, if it allows that",
     ),
-    ("backup/{key}", &["read"], "take the master key out of Vault as a backup, if it allows that"),
-    ("restore/{key}", &["create", "update"], "put another key in the master key's place"),
-    ("encrypt/{key}", &["create"], "have Vault make the master key where it is missing"),
+    ("{mount}/restore/{key}", &["create", "update"], "put another key in the master key's place"),
+    ("{mount}/encrypt/{key}", &["create"], "have Vault make the master key where it is missing"),
 ];
 
 /// Everything, in the order in which a failure makes the rest pointless.
@@ -224,10 +229,10 @@ async fn excess(vault: &VaultKms, before: &[CheckItem]) -> Vec<CheckItem> {
         return vec![untold];
     }
     let config = vault.target();
-    let path = |below: &str| {
-        format!("{}/{}", config.transit_path(), below.replace("{key}", config.master_key()))
+    let path = |form: &str| {
+        form.replace("{mount}", config.transit_path()).replace("{key}", config.master_key())
     };
-    let paths: Vec<String> = EXCESS.iter().map(|(below, ..)| path(below)).collect();
+    let paths: Vec<String> = EXCESS.iter().map(|(form, ..)| path(form)).collect();
     let granted = match vault.capabilities(&paths).await {
         Ok(granted) => granted,
         Err(error) if error.kind() == KmsErrorKind::Denied => {
@@ -247,24 +252,29 @@ async fn excess(vault: &VaultKms, before: &[CheckItem]) -> Vec<CheckItem> {
         // The findings say so.
         return Vec::new();
     }
-    let mut items = Vec::new();
-    for (below, capabilities, comes_of_it) in EXCESS {
-        let path = path(below);
+    let (mut items, mut told) = (Vec::new(), Vec::new());
+    for (form, capabilities, comes_of_it) in EXCESS {
+        let path = path(form);
         let has = granted.get(&path).map(Vec::as_slice).unwrap_or_default();
         let too_many: Vec<_> = has.iter().filter(|c| capabilities.contains(&c.as_str())).collect();
-        if let Some(first) = too_many.first() {
+        // Of ways to the same thing the first is told: one rule that is too wide allows all of them.
+        if let Some(first) = too_many.first()
+            && !told.contains(&comes_of_it)
+        {
+            told.push(comes_of_it);
             items.push(CheckItem::warning(WHAT, finding(
                 "excess",
                 format!("it may {first} {path}, and so {comes_of_it}"),
                 format!(
-                    "give it the policy that coffer fs kms policy {} prints, and no other that names this path",
+                    "give it the policy that coffer fs kms policy {} prints (name every other master key behind it that the token is \
+                     for), and no other that names this path",
                     config.master_key()
                 ),
             )));
         }
     }
     if items.is_empty() {
-        items.push(CheckItem::passed("excess", WHAT, ""));
+        items.push(CheckItem::passed("excess", WHAT, "none of what Vault was asked about"));
     }
     items
 }

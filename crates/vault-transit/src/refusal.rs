@@ -14,7 +14,8 @@ pub(crate) fn not_permitted(config: &VaultConfig, operation: Operation) -> KmsEr
         format!("the token may not {} {}", operation.capability(), operation.path(config)),
     )
     .cure(format!(
-        "add to a policy of the token: {} (coffer fs kms policy {} shows all that it needs)",
+        "add to a policy of the token, and take nothing out of it: {} (coffer fs kms policy {}, with every other master key \
+         that the token is for named behind it, prints all that it needs)",
         operation.grant(config),
         config.master_key()
     ))

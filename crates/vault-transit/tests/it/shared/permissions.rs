@@ -171,14 +171,15 @@ pub(crate) async fn a_check_tells_all(vault: &Vault, root: &str) {
     let too_much = [
         least.clone(),
         path(&format!("keys/{key}/rotate"), "update"),
-        path(&format!("export/encryption-key/{key}"), "read"),
+        path(&format!("export/encryption-key/{key}/*"), "read"),
         path(&format!("backup/{key}"), "read"),
+        "path \"sys/mounts/transit\" { capabilities = [\"delete\"] }\n".to_owned(),
     ];
     let kms = open(&config, &vault.token(&too_much.concat(), periodic.clone()));
     let items = kms.check(None).await;
     let excess: Vec<_> = items.iter().filter(|item| item.code == "excess").collect();
-    assert_eq!(excess.len(), 3, "{items:#?}");
-    for (item, word) in excess.iter().zip(["rotate", "export", "backup"]) {
+    assert_eq!(excess.len(), 4, "{items:#?}");
+    for (item, word) in excess.iter().zip(["sys/mounts/transit", "rotate", "export", "backup"]) {
         assert!(item.outcome == Warning && item.found.contains(word), "{item:?}");
     }
     // The page's own policy: `+` covers backup, restore and export, and lets Vault make the key.
