@@ -13,13 +13,14 @@
 //! ```
 
 use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
-use daemon::{BackingVolumes, Patience};
+use daemon::{AuditLog, BackingVolumes, Patience};
 use filesystem::{Backend, BackingHeaders, BackingLocks};
 use key_manager::KeyManager;
 use kms_core::{AuditSink, KeyStore, SystemClock};
@@ -29,6 +30,12 @@ use vault_transit::{Limits, VaultProvider};
 /// Where the key store lies.
 pub(crate) fn store_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("store")
+}
+
+/// The audit log, which is missed if it is gone from where a node has been.
+pub(crate) fn audit_log(state_dir: &Path, used: bool) -> io::Result<AuditLog> {
+    let path = state_dir.join("audit.jsonl");
+    if used { AuditLog::open_again(&path) } else { AuditLog::open(&path) }
 }
 
 /// What manages the keys of the node with this state directory, over its store or a copy of it.

@@ -10,8 +10,11 @@ use cli::{Console, Output};
 use filesystem::{is_open, read_envelope, read_previous_envelope};
 use key_manager::{FilesystemRecord, FoundCopy, Recovered, rebuild, recorded_filesystems};
 use key_store::SledStore;
-use kms_core::{KeyEnvelope, KeyId, StoreError, SystemClock};
+use kms_core::{
+    AuditEvent, AuditSink as _, Clock as _, KeyEnvelope, KeyId, Outcome, StoreError, SystemClock,
+};
 use local_kms::LocalProvider;
+use rustix::process::geteuid;
 use serde::Serialize;
 
 use crate::config::Settings;
@@ -224,9 +227,24 @@ async fn replace_store(state_dir: &Path, found: Vec<FoundCopy>) -> Result<Replac
     let generation = rebuilt.generation();
     drop(rebuilt);
 
+    // Begun here where there is none, so that it is missed when it is gone later.
+    let audit = parts::audit_log(state_dir, store::was_used(state_dir)).map_err(failed)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let set_aside = there.then(|| state_dir.join(format!("store.set-aside-{now}")));
     store::replace(state_dir, &new, generation, set_aside.as_deref()).map_err(failed)?;
+    audit.record(&AuditEvent {
+        at: SystemClock.now(),
+        action: "store.recover".to_owned(),
+        subject: state_dir.display().to_string(),
+        outcome: Outcome::Done,
+        who: Some(format!("uid {}, process {}", geteuid().as_raw(), std::process::id())),
+        key: None,
+        requests: Vec::new(),
+        detail: format!(
+            "filesystems found in backing directories: {}",
+            recovered.filesystems.len()
+        ),
+    });
     Ok(Replaced { recovered, set_aside, before })
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
-use daemon::{AuditLog, Meters, Node};
+use daemon::{Meters, Node};
 use filesystem::{Backend, BackingLocks};
 use kms_core::{Clock, SystemClock};
 use tracing_subscriber::EnvFilter;
@@ -35,7 +35,8 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
     let Settings { state_dir, socket, log_format: _, kms_deadline } = settings;
     let store = Arc::new(NotedStore::open(&state_dir)?);
 
-    let audit = AuditLog::open(&state_dir.join("audit.jsonl"))
+    // Nothing is recorded in the store before there is a log.
+    let audit = parts::audit_log(&state_dir, store.is_used())
         .map_err(|e| cannot_start("the audit log can't be opened", &e))?;
     let audit = Arc::new(audit);
     let meters = Meters::install()

@@ -51,6 +51,11 @@ impl NotedStore {
         Ok(Self { store, state_dir: state_dir.to_owned(), note, broken })
     }
 
+    /// Whether something was ever recorded in it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.store.generation() > Version(0)
+    }
+
     /// Copies what a start would find of it into another state directory. Blocks.
     pub(crate) fn copy_to(&self, state_dir: &Path) -> Result<(), StoreError> {
         // The note first: it must not be ahead of its store.
@@ -217,6 +222,11 @@ impl Refused {
             }
         }
     }
+}
+
+/// Whether the store of this state directory, whatever became of it, had something recorded.
+pub(crate) fn was_used(state_dir: &Path) -> bool {
+    read_note(state_dir).map_or(true, |known| known.is_some_and(|known| known > Version(0)))
 }
 
 /// How far a store is, in a file that always has the same length: it is written over where it lies, within one sector, so that it

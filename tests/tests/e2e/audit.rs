@@ -164,6 +164,17 @@ fn a_record_that_was_changed_or_cut_off_is_noticed() {
         assert!(broken.stderr.contains(says) && broken.stderr.contains("do:"), "{broken:?}");
         node.stop();
     }
+    // All of it, while the node runs: it takes no act that it can't record, and the next one tells.
+    let node = start();
+    for file in ["audit.jsonl", "audit.head"] {
+        fs::remove_file(place.state().join(file)).unwrap();
+    }
+    place.fails(1, &["fs", "unlock", "home"]);
+    node.stop();
+    let _node = start();
+    let gone = place.wait_for_finding("audit-trouble")["what"].to_string();
+    assert!(gone.contains("the audit log is gone"), "{gone}");
+    place.coffer(&["audit", "verify"]).expect(6);
 }
 
 #[test]

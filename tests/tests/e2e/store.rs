@@ -366,6 +366,9 @@ fn after_a_recover_the_kms_refuses_until_it_has_its_token() {
     assert_eq!(shown["problem"]["code"], "kms-denied", "{shown}");
     place.set_vault(&kms);
     place.ok(&["fs", "create", "new"]);
+    let recovered = place.ok(&["audit", "show", "--action", "store.recover"]);
+    assert!(recovered.contains("found in backing directories: 1"), "{recovered}");
+    place.ok(&["audit", "verify"]);
 }
 
 #[test]

@@ -143,7 +143,7 @@ async fn answer(shared: &Shared, peer: &Peer, request: Request, next: Next) -> R
     if let Err(why) = shared.audit.try_record(&event(Outcome::Begun, String::new())) {
         return Refusal(
             Problem::new(Exit::Failed, "audit-failed", "the request is refused", why)
-                .cure("make room for the audit log, or mend its disk: what is not recorded is not done")
+                .cure("make room for the audit log, or mend its disk, or put back what was taken away of it; what is not recorded is not done")
                 .with_status(503),
         )
         .into_response();

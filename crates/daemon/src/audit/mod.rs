@@ -79,6 +79,15 @@ struct Limits {
     kept: usize,
 }
 
+const LIMITS: Limits = Limits { file_bytes: FILE_BYTES, kept: FILES_KEPT };
+
+/// Whether there was a log before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    Perhaps,
+    Surely,
+}
+
 #[derive(Debug)]
 struct State {
     file: Arc<File>,
@@ -115,10 +124,18 @@ impl AuditLog {
     /// # Errors
     /// A file can't be read or written, or is no regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Self::open_within(path, Limits { file_bytes: FILE_BYTES, kept: FILES_KEPT })
+        Self::open_within(path, LIMITS, Begun::Perhaps)
     }
 
-    fn open_within(path: &Path, limits: Limits) -> io::Result<Self> {
+    /// As [`AuditLog::open`], of a node that has kept a log before: that it is gone, its head too, is [`AuditLog::trouble`].
+    ///
+    /// # Errors
+    /// As [`AuditLog::open`].
+    pub fn open_again(path: &Path) -> io::Result<Self> {
+        Self::open_within(path, LIMITS, Begun::Surely)
+    }
+
+    fn open_within(path: &Path, limits: Limits, begun: Begun) -> io::Result<Self> {
         let files = Files::of(path);
         let file = files.open_current()?;
         let (head, noted) = Head::open(&path.with_extension("head"))?;
@@ -142,7 +159,7 @@ impl AuditLog {
         let first = ended.first().map(|(first, _)| *first).or(found.first);
         let trouble = deleted(first, ended.len(), limits)
             .or_else(|| newest.and_then(|newest| newest.broken_at).or(found.broken_at).map(broken))
-            .or_else(|| compare(noted, &before, &found, at_head.as_deref()));
+            .or_else(|| compare(noted, begun, &before, &found, at_head.as_deref()));
         let (on_record, unreadable) =
             on_record(ended.iter().map(|(_, file)| file.as_path()).chain([path]));
         let known =
@@ -371,13 +388,17 @@ fn wait(state: &Mutex<State>, woken: &mpsc::Receiver<()>) -> bool {
 /// What the head shows to be wrong with the newest file and what lies before it.
 fn compare(
     noted: Result<Option<Place>, String>,
+    begun: Begun,
     before: &Place,
     found: &Scan,
     at_head: Option<&str>,
 ) -> Option<String> {
     let head = match noted {
         Ok(Some(head)) => head,
-        Ok(None) if found.end.seq == 0 => return None,
+        Ok(None) if found.end.seq == 0 => {
+            return (begun == Begun::Surely)
+                .then(|| "the audit log is gone, with all its lines and its head".to_owned());
+        }
         Ok(None) => {
             return Some("the head of the audit log is gone, so it can't be told whether lines were cut off at its end".into());
         }

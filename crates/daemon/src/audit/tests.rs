@@ -38,7 +38,7 @@ impl Place {
     }
 
     fn open(&self) -> AuditLog {
-        AuditLog::open_within(&self.path(), SMALL).unwrap()
+        AuditLog::open_within(&self.path(), SMALL, Begun::Perhaps).unwrap()
     }
 
     fn write(&self, events: std::ops::Range<u64>) {
@@ -226,6 +226,19 @@ fn a_tail_that_was_cut_off_is_noticed_by_the_head() {
     let longer = place.text();
     put_back(&longer, &head);
     assert_eq!(place.trouble(), None);
+}
+
+#[test]
+fn a_log_that_is_gone_with_its_head_is_missed_where_there_was_one() {
+    let place = Place::new();
+    let again = || AuditLog::open_within(&place.path(), SMALL, Begun::Surely).unwrap();
+    assert_eq!(place.trouble(), None);
+    assert_eq!(again().trouble(), None, "one without a line is one");
+    let files = [place.path(), place.dir.path().join("audit.head")];
+    files.iter().for_each(|file| fs::remove_file(file).unwrap());
+    assert!(again().trouble().unwrap().contains("the audit log is gone"));
+    // And so it stays, as long as the line is kept that tells it.
+    assert!(again().verify().unwrap().trouble.unwrap().contains("the audit log is gone"));
 }
 
 #[test]
