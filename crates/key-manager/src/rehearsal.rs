@@ -42,8 +42,15 @@ impl KeyManager {
             self.release(name).await?;
         }
         let shut = self.unlock_all().await?;
-        let opened = |status: &crate::FilesystemStatus| status.key == KeyState::Unlocked;
-        let open = self.filesystem_statuses().await?.iter().filter(|s| opened(s)).count() as u64;
+        let statuses = self.filesystem_statuses().await?;
+        let open = statuses.iter().filter(|status| status.key == KeyState::Unlocked).count() as u64;
+        // It opens, and what it is for can't be had.
+        let out_of_reach = statuses.iter().filter_map(|status| {
+            let why = status.copies_behind.as_ref()?;
+            let name = &status.filesystem.name;
+            Some(format!("the backing directory of {name} is out of reach or changed: {why}"))
+        });
+        let mut warnings: Vec<_> = out_of_reach.collect();
         self.forget_keys();
 
         let live = self.kms_glance(0).await?.live.and_then(Result::ok);
@@ -68,7 +75,7 @@ impl KeyManager {
             Some(_) => self.check_kms().await?,
             None => Vec::new(),
         };
-        let warnings = checked.into_iter().filter(hurts).map(|item| item.found).collect();
+        warnings.extend(checked.into_iter().filter(hurts).map(|item| item.found));
         Ok(Rehearsal { open, shut, held, credential_left, until, warnings })
     }
 }

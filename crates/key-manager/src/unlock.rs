@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use kms_core::{
-    AuditEvent, Commit, FilesystemKey, Items, KeyCopy, Kms, KmsConfigId, KmsError, KmsErrorKind,
-    Outcome, Record, RequestId, StoreError,
+    AuditEvent, Commit, FilesystemKey, HolderError, Items, KeyCopy, Kms, KmsConfigId, KmsError,
+    KmsErrorKind, Outcome, Record, RequestId, StoreError,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -403,7 +403,7 @@ impl KeyManager {
     }
 
     /// The wrapped keys of a filesystem, compared with their copies: a copy that is ahead of the store shows that an
-    /// older store was put back, and then the store's key is not trusted.
+    /// older store was put back, and then the store's key is not trusted. One that can't be read, or is another key's, is noted.
     async fn entries_for(&self, fs: &FilesystemRecord) -> Result<Vec<KeyEntry>, Error> {
         let mut entries = Vec::new();
         for id in fs.keys() {
@@ -411,8 +411,20 @@ impl KeyManager {
         }
         for holder in &self.parts().holders {
             for KeyCopy { location, envelope, uploaded } in holder.list(&fs.site()).await? {
-                let Ok(copy) = envelope else { continue };
+                let copy = match envelope {
+                    Ok(copy) => copy,
+                    Err(error) => {
+                        self.note_copies(&fs.site(), fs.key_id, Err(&error));
+                        continue;
+                    }
+                };
                 let entry = entries.iter().find(|e| e.wrapped.key_id == copy.wrapped.key_id);
+                if entry.is_none() && !uploaded {
+                    let source = "it is that of another filesystem's key".into();
+                    let error = HolderError { location, doing: "used", source };
+                    self.note_copies(&fs.site(), fs.key_id, Err(&error));
+                    continue;
+                }
                 let Some(entry) = entry.filter(|entry| !uploaded && copy.revision > entry.revision)
                 else {
                     continue;

@@ -124,7 +124,7 @@ impl KeyCopy {
 pub struct HolderError {
     /// Where it lies.
     pub location: String,
-    /// "read" or "replaced".
+    /// "read", "replaced" or "used".
     pub doing: &'static str,
     /// Why.
     pub source: Box<dyn Error + Send + Sync>,

@@ -87,3 +87,25 @@ fn what_keeps_a_node_from_its_store_is_told() {
         "{refused}"
     );
 }
+
+#[test]
+fn a_backing_directory_that_is_not_there_is_warned_of() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let _node = place.start();
+    place.set_vault(&kms);
+    let names = ["away", "emptied", "damaged", "other", "sound"];
+    names.iter().for_each(|name| drop(place.ok(&["fs", "create", name])));
+    let backing = |name: &str| place.state().join("filesystems").join(name);
+    fs::rename(backing("away"), place.path("away")).unwrap();
+    fs::remove_file(backing("emptied").join("coffer.key")).unwrap();
+    fs::write(backing("damaged").join("coffer.key"), "noise").unwrap();
+    fs::copy(backing("sound").join("coffer.key"), backing("other").join("coffer.key")).unwrap();
+    let told = place.json(&["fs", "kms", "rehearse"]);
+    assert_eq!((&told["open"], &told["shut"]), (&json!(5), &json!([])), "{told}");
+    let warnings: Vec<_> = told["warnings"].as_array().unwrap().iter().collect();
+    for name in names {
+        let says = format!("the backing directory of {name} is out of reach or changed");
+        let warned = warnings.iter().any(|warning| warning.to_string().contains(&says));
+        assert_eq!(warned, name != "sound", "{name}: {told}");
+    }
+}
