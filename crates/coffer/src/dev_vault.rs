@@ -36,6 +36,7 @@ pub(crate) fn run(
     }
     let plan = fault_plan(faults.as_deref(), fault_seed)?;
     let fault_seed = plan.as_ref().map(|plan| plan.seed);
+    let of_the_plan = if faults.is_some() { "the same --faults FILE and " } else { "" };
     crate::runtime()?.block_on(async {
         let mut builder = dev_vault::DevVault::builder().listen(listen).transit_key(KEY);
         if let Some(token) = &root_token {
@@ -61,7 +62,7 @@ pub(crate) fn run(
         };
         console.answer(&started, output, |Started { url, master_key, .. }| {
             let faults = fault_seed.map(|seed| {
-                format!("\nRequests meet faults. The same ones again: --fault-seed {seed}\n")
+                format!("\nRequests meet faults. The same ones again: {of_the_plan}--fault-seed {seed}\n")
             });
             format!(
                 "{}\nTo use it, with the token in a file:\n\n    coffer fs kms set-vault {url} {master_key} --token-file FILE\n{}",

@@ -150,8 +150,14 @@ async fn rehearse_with(
 ) -> Result<Rehearsal, Problem> {
     const REFUSED: &str = "a node that starts now would refuse its key store";
     let of_keys = |e| daemon::of_keys(REFUSED, &e);
-    let store = store::open(&arguments.store)
-        .map_err(|refused| refused.problem(REFUSED, &arguments.state_dir))?;
+    let store = store::open(&arguments.store).map_err(|refused| {
+        let mut problem = refused.problem(REFUSED, &arguments.state_dir);
+        // The copy is gone when this is read.
+        let [copy, own] =
+            [&arguments.store, &arguments.state_dir].map(|dir| dir.display().to_string());
+        problem.detail = problem.detail.replace(&copy, &own);
+        problem
+    })?;
     let (store, locks) = (Arc::new(store), BackingLocks::default());
     let deadline = Duration::from_secs(arguments.kms_deadline_seconds);
     let manager = parts::key_manager(&arguments.state_dir, store, &locks, uses, deadline);

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{event::Event, plan::FaultPlan};
 
@@ -26,6 +27,7 @@ pub enum Fault {
     /// The request is not done, and this is the answer.
     Status {
         /// From 200 to 599.
+        #[serde(deserialize_with = "final_status")]
         status: u16,
         /// Sent as it stands.
         #[serde(default)]
@@ -60,8 +62,8 @@ pub enum Fault {
         /// Where to: any text. `{path}` in it stands for the path of the request, such as `/v1/transit/keys/k`, so
         /// that `{path}` alone is the same place again and `http://standby:8200{path}` another server.
         location: String,
-        /// 307 unless it stands here.
-        #[serde(default = "temporary")]
+        /// 307 unless it stands here; from 200 to 599.
+        #[serde(default = "temporary", deserialize_with = "final_status")]
         status: u16,
     },
     /// The request is done, and some items of its batch have failed for all that its answer says. What has no items is
@@ -98,6 +100,14 @@ impl Fault {
     #[must_use]
     pub fn times(self, times: u64) -> FaultRule {
         FaultRule { times: Some(times), ..self.into() }
+    }
+}
+
+fn final_status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let status = u16::deserialize(deserializer)?;
+    match status {
+        200..=599 => Ok(status),
+        _ => Err(D::Error::custom(format!("status is {status}; write 200 to 599"))),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A bad day out of a seed: which request meets which fault, and when the server itself changes.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{event::Event, faults::Fault};
 
@@ -33,7 +34,7 @@ pub struct FaultPlan {
     #[serde(default)]
     pub path: String,
     /// How many of a hundred requests are struck.
-    #[serde(default = "usual_percent")]
+    #[serde(default = "usual_percent", deserialize_with = "of_a_hundred")]
     pub percent: u64,
     /// What strikes them. Default: one of each kind, as [`Self::seeded`].
     #[serde(default = "usual_faults")]
@@ -153,6 +154,14 @@ fn usual_percent() -> u64 {
     20
 }
 
+fn of_a_hundred<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let percent = u64::deserialize(deserializer)?;
+    match percent {
+        0..=100 => Ok(percent),
+        _ => Err(D::Error::custom(format!("percent is {percent}; write 0 to 100"))),
+    }
+}
+
 fn usual_faults() -> Vec<Weighted> {
     let status = |status| Fault::Status {
         status,
@@ -200,6 +209,23 @@ mod tests {
         // A change of this sequence makes the seeds that somebody noted worthless.
         let struck: Vec<u64> = (0..40).filter(|n| eventful(7).fault(*n).is_some()).collect();
         assert_eq!(struck, [11, 13, 17, 19, 22, 23, 32, 37]);
+    }
+
+    #[test]
+    fn numbers_that_mean_nothing_are_refused() {
+        let read = |text: &str| serde_json::from_str::<FaultPlan>(text).map_err(|e| e.to_string());
+        read(r#"{ "seed": 1, "percent": 100, "faults": [{ "fault": "status", "status": 599 }] }"#)
+            .unwrap();
+        for (text, says) in [
+            (r#"{ "seed": 1, "percent": 101 }"#, "percent is 101"),
+            (r#"{ "seed": 1, "faults": [{ "fault": "status", "status": 600 }] }"#, "status is 600"),
+            (
+                r#"{ "seed": 1, "faults": [{ "fault": "redirect", "location": "/", "status": 99 }] }"#,
+                "status is 99",
+            ),
+        ] {
+            assert!(read(text).unwrap_err().contains(says), "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Setting, changing and removing the KMS.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use kms_core::{
@@ -448,7 +448,8 @@ impl KeyManager {
             if wrapped.is_empty() {
                 continue;
             }
-            let mut shut: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+            // One that is being re-encrypted has two keys.
+            let mut shut: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
             let given = clients.iter().find(|kms| kms.config().id == config.id);
             let kms = match given {
                 Some(kms) => Ok(Arc::clone(kms)),
@@ -476,6 +477,7 @@ impl KeyManager {
                 shut.entry(error).or_default().extend(names.map(|site| site.name.as_str()));
             }
             why.extend(shut.into_iter().map(|(error, names)| {
+                let names: Vec<_> = names.into_iter().collect();
                 format!(
                     "{}, wrapped by {}: {error}",
                     listed(&names, 20),

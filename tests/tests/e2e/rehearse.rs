@@ -86,6 +86,7 @@ fn what_keeps_a_node_from_its_store_is_told() {
         refused.contains("would refuse its key store") && refused.contains("coffer recover"),
         "{refused}"
     );
+    assert!(!refused.contains("rehearsal-"), "a copy that is gone is named: {refused}");
 }
 
 #[test]
