@@ -222,6 +222,9 @@ pub struct KmsRehearsal {
     pub held: Vec<String>,
     /// Seconds until the credential ends, if it is not renewed or replaced for ever.
     pub credential_seconds_left: Option<u64>,
+    /// Seconds for which a node can stay stopped: the life of a token that only a running one renews.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_seconds_left: Option<u64>,
     /// What ends first of all that a start needs and that ends.
     pub until: Option<Ending>,
     /// What else works today and will hurt later.

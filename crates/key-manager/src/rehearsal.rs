@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use kms_core::{CheckItem, CheckOutcome, Ending};
+use kms_core::{CheckItem, CheckOutcome, CredentialStatus, Ending};
 use serde::{Deserialize, Serialize};
 
 use crate::unlock::{KeyState, LockReason};
-use crate::{Error, FilesystemName, KeyManager};
+use crate::{AuthKind, Error, FilesystemName, KeyManager, KmsOverview};
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ pub struct Rehearsal {
     pub held: Vec<FilesystemName>,
     /// How long the credential lasts; `None`: it never ends, is renewed, or could not be asked.
     pub credential_left: Option<Duration>,
+    /// How long a node can stay stopped: the life of a credential that only a running one renews.
+    pub stopped_left: Option<Duration>,
     /// What ends first of all that a start needs and that ends: the credential, a certificate.
     pub until: Option<Ending>,
     /// What else works today and will hurt later.
@@ -53,10 +55,15 @@ impl KeyManager {
         let mut warnings: Vec<_> = out_of_reach.collect();
         self.forget_keys();
 
-        let live = self.kms_glance(0).await?.live.and_then(Result::ok);
+        let KmsOverview { live, credential, .. } = self.kms_glance(0).await?;
+        let live = live.and_then(Result::ok);
         let lasting = live.as_ref().map(|kms| kms.credential);
-        let credential_left =
-            lasting.filter(|c| !(c.renewable && c.periodic)).and_then(|c| c.time_left);
+        let is_renewed = |c: &CredentialStatus| c.renewable && c.periodic;
+        let credential_left = lasting.filter(|c| !is_renewed(c)).and_then(|c| c.time_left);
+        // A file has a newer one by then, and who logs in gets another.
+        let auth = credential.and_then(|credential| credential.auth);
+        let stopped = lasting.filter(|c| is_renewed(c) && auth == Some(AuthKind::Token));
+        let stopped_left = stopped.and_then(|c| c.time_left);
         let token = credential_left.map(|left| Ending { what: "the token".to_owned(), left });
         let ends = match (&live, self.targets().await?) {
             (Some(_), Some(targets)) => self.kms(targets.current.config.id).await?.ends(),
@@ -76,6 +83,6 @@ impl KeyManager {
             None => Vec::new(),
         };
         warnings.extend(checked.into_iter().filter(hurts).map(|item| item.found));
-        Ok(Rehearsal { open, shut, held, credential_left, until, warnings })
+        Ok(Rehearsal { open, shut, held, credential_left, stopped_left, until, warnings })
     }
 }

@@ -26,6 +26,13 @@ fn what_is_rehearsed_happens() {
         let left = good["credential_seconds_left"].as_u64().unwrap();
         assert!((7000..=7201).contains(&left), "{good}");
         assert!(good["warnings"].to_string().contains("not periodic"), "{good}");
+        assert_eq!(good["stopped_seconds_left"], Value::Null, "nobody renews it: {good}");
+        let token = kms.admin().token("coffer-test", &policy(KEY), &json!({ "period": "768h" }));
+        place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+        let renewed = place.json(&["fs", "kms", "rehearse"]);
+        assert_eq!(renewed["credential_seconds_left"], Value::Null, "{renewed}");
+        let stopped = renewed["stopped_seconds_left"].as_u64().unwrap();
+        assert!((768 * 3600 - 300..=768 * 3600).contains(&stopped), "{renewed}");
         assert_eq!(place.json(&["fs", "show", "b"])["state"], "locked", "nothing is changed");
 
         // What is open hides that a permission is gone.

@@ -226,7 +226,8 @@ fn rehearsal_outcome(rehearsal: KmsRehearsal) -> Result<Exit, Problem> {
 }
 
 fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
-    let KmsRehearsal { open, shut, held, until, warnings, logs_in, .. } = rehearsal;
+    let KmsRehearsal { open, shut, held, stopped_seconds_left, until, warnings, logs_in, .. } =
+        rehearsal;
     let mut text = String::new();
     for ShutFilesystem { name, why, cure } in shut {
         text.push_str(&format!("FAILED  {name} would stay locked: {}\n", under(why, 8)));
@@ -247,6 +248,12 @@ fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
     }
     if let Some(Ending { what, seconds_left }) = until {
         text.push_str(&format!("until {what} ends, in {}\n", span(*seconds_left)));
+    }
+    if let Some(left) = stopped_seconds_left {
+        text.push_str(&format!(
+            "a node that is stopped meanwhile has to be back within {}: then the token ends, which only a running one renews\n",
+            span(*left)
+        ));
     }
     for warning in warnings {
         text.push_str(&format!("warning: {}\n", under(warning, 9)));

@@ -217,6 +217,7 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
         shut: shut.collect(),
         held: found.held.iter().map(ToString::to_string).collect(),
         credential_seconds_left: found.credential_left.map(|left| left.as_secs()),
+        stopped_seconds_left: found.stopped_left.map(|left| left.as_secs()),
         until: found
             .until
             .map(|until| Ending { what: until.what, seconds_left: until.left.as_secs() }),
