@@ -3,7 +3,8 @@
 //! A job is a record in the key store from the moment it is accepted. One that was running when the node died is
 //! still recorded as running, and is taken up again as soon as its filesystem is open
 //! ([`Jobs::take_up`]); one that somebody stopped, or had asked to stop by then, waits for the same command. A copy goes on from its last
-//! checkpoint, a verification begins anew, a move of keys and a re-encryption look at what is left.
+//! checkpoint, a verification begins anew, a move of keys and a re-encryption look at what is left. One whose filesystem is gone
+//! fails, also if another one has the name.
 //!
 //! What can't be recorded, for want of room as a rule, is tried again until it can: the job waits meanwhile, and says why.
 //!
@@ -21,9 +22,10 @@ use std::time::{Duration, Instant};
 
 use admin_api::{BytePath, Exit, Job, Problem};
 use key_manager::{
-    FilesystemName, JobControl, JobId, JobKind, JobRecord, JobState, KeyManager, Progress,
+    Error, FilesystemName, FilesystemRecord, JobControl, JobId, JobKind, JobRecord, JobState,
+    KeyManager, Progress,
 };
-use kms_core::Clock;
+use kms_core::{Clock, UnixMillis};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -128,6 +130,22 @@ pub(crate) struct Spec {
     /// Whether a verification sets aside what it can't read.
     #[serde(default)]
     pub(crate) repair: bool,
+    /// When the filesystem was made that it is for: another one may have its name later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) made: Option<UnixMillis>,
+}
+
+impl Spec {
+    /// This one, for this filesystem.
+    fn of(self, fs: &FilesystemRecord) -> serde_json::Value {
+        // A plain struct of names and numbers serialises without fail.
+        serde_json::to_value(Self { made: Some(fs.created), ..self }).unwrap_or_default()
+    }
+
+    /// Whether it is for this filesystem.
+    fn is_of(&self, fs: &FilesystemRecord) -> bool {
+        self.made.is_none_or(|made| made == fs.created)
+    }
 }
 
 /// How a copy or a verification stands; the `checkpoint` of its record. What names files lies in its [`Notes`].
@@ -187,7 +205,7 @@ impl Jobs {
     ) -> Result<Job, Problem> {
         let title = format!("the {} of {name} can't start", word(kind));
         let of_keys = |e| problem::of_keys(&title, &e);
-        let spec = serde_json::to_value(&spec).unwrap_or_default();
+        let spec = spec.of(&self.manager.filesystem(name).await.map_err(of_keys)?);
         let same =
             |r: &JobRecord| r.kind == kind && r.filesystem == name.as_str() && r.spec == spec;
         let _starting = self.starting_after(same).await.map_err(of_keys)?;
@@ -250,7 +268,10 @@ impl Jobs {
             let can_go_on = match record.filesystem.parse::<FilesystemName>() {
                 // It takes no open filesystem: the KMS opens the key.
                 _ if record.kind == JobKind::Move => true,
-                Ok(name) => self.manager.key(&name).await.is_ok(),
+                // One whose filesystem is gone ends with that.
+                Ok(name) => {
+                    matches!(self.manager.key(&name).await, Ok(_) | Err(Error::Unknown { .. }))
+                }
                 Err(_) => false,
             };
             if !can_go_on || self.closing.load(Ordering::Acquire) {

@@ -92,6 +92,8 @@ pub(crate) async fn delete(
     let title = format!("the filesystem {name} can't be deleted");
     shared.jobs.clear(&name, false, &title).await?;
     let leaving = shared.filesystems.close_for_good(&name);
+    // One that began in between is stopped; what begins from here on keeps the data from being removed, or fails.
+    shared.jobs.clear(&name, true, &title).await?;
     let deleted = match forget {
         false => shared.manager.delete_filesystem(&name).await,
         true => shared.manager.forget_filesystem(&name).await,
@@ -141,7 +143,7 @@ pub(crate) async fn verify(
     Segment(fs): Segment<String>,
     Body(Verify { repair }): Body<Verify>,
 ) -> Answer<Job> {
-    start(&shared, JobKind::Verify, &fs, Spec { path: None, repair }).await
+    start(&shared, JobKind::Verify, &fs, Spec { repair, ..Spec::default() }).await
 }
 
 pub(crate) async fn rekey(
@@ -163,7 +165,7 @@ pub(crate) async fn import(
 ) -> Answer<Job> {
     let source = absolute(source)?;
     refuse_no_directory(source.clone()).await?;
-    let spec = Spec { path: Some(source), repair: false };
+    let spec = Spec { path: Some(source), ..Spec::default() };
     start(&shared, JobKind::Import, &fs, spec).await
 }
 
@@ -174,7 +176,7 @@ pub(crate) async fn export(
 ) -> Answer<Job> {
     let target = absolute(target)?;
     refuse_ciphertext(&shared, target.as_path()).await?;
-    let spec = Spec { path: Some(target), repair: false };
+    let spec = Spec { path: Some(target), ..Spec::default() };
     start(&shared, JobKind::Export, &fs, spec).await
 }
 

@@ -141,6 +141,11 @@ impl Jobs {
         let spec: Spec = serde_json::from_value(record.spec.clone())
             .map_err(|e| problem::internal(&title, e))?;
         let filesystem = self.filesystems.get(&name, &title).await?;
+        // What is open is no newer than what is recorded by now.
+        let of_now = self.manager.filesystem(&name).await;
+        if !spec.is_of(&of_now.map_err(|e| problem::of_keys(&title, &e))?) {
+            return Err(is_of_another(title, &name).into());
+        }
         let notes = self.notes.of(record.id, Arc::clone(&filesystem));
         let resume = notes.read_checkpoint();
         let report_file = notes
@@ -232,6 +237,12 @@ fn progress(from: &filesystem::Progress) -> Progress {
         bytes_done: from.bytes_done,
         bytes_total: from.bytes_total,
     }
+}
+
+fn is_of_another(title: String, name: &FilesystemName) -> Problem {
+    let why = "the filesystem that it was for is gone; what has its name now was made later";
+    Problem::new(Exit::State, "unknown", title, why)
+        .cure(format!("if it is meant for the new {name}, give the command again"))
 }
 
 /// What a run that came to its end has to answer for.

@@ -39,6 +39,7 @@ impl Jobs {
     ) -> Result<Job, Problem> {
         let title = format!("the {} of {name} can't start", word(JobKind::Rekey));
         let of_keys = |e| problem::of_keys(&title, &e);
+        let spec = Spec::default().of(&self.manager.filesystem(name).await.map_err(of_keys)?);
         let same = |r: &JobRecord| r.kind == JobKind::Rekey && r.filesystem == name.as_str();
         let _starting = self.starting_after(same).await.map_err(of_keys)?;
         let records = self.manager.jobs().await.map_err(of_keys)?;
@@ -51,11 +52,11 @@ impl Jobs {
             return Err(busy(title, running));
         }
         let left = newest.filter(|record| {
-            new.is_none() && matches!(record.state, JobState::Stopped | JobState::Failed)
+            new.is_none()
+                && record.spec == spec
+                && matches!(record.state, JobState::Stopped | JobState::Failed)
         });
         let record = left.cloned().unwrap_or_else(|| {
-            // A plain struct of names serialises without fail.
-            let spec = serde_json::to_value(Spec::default()).unwrap_or_default();
             JobRecord::new(JobKind::Rekey, name.as_str(), spec, self.clock.now())
         });
         let record = JobRecord { state: JobState::Running, ..record };

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use kms_core::KmsErrorKind;
+use kms_core::{Commit, KeyStore as _, KmsErrorKind};
 use serde_json::{Value, json};
 use testkit::tree;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -121,6 +121,55 @@ async fn the_next_node_takes_up_what_was_running() {
     let node = world.start().await;
     let ended = node.ended(&job).await;
     assert_eq!((&ended["state"], &ended["resumed"]), (&json!("done"), &json!(true)), "{ended}");
+    node.stop().await;
+}
+
+/// What a node leaves that died when an import had begun, beside which the filesystem was deleted; with `other` there is another
+/// one of its name.
+async fn outlived(world: &World, other: bool) -> Value {
+    let node = world.start().await;
+    let (job, begun) = held(world, &node, 1000).await;
+    node.post("/v1/filesystems", &json!({"name": "other", "allow_no_kms": true})).await;
+    tokio::join!(node.stop(), soon(begun));
+    let there = world.store().get("fs/other").await.unwrap().unwrap();
+    let text = String::from_utf8(there.value).unwrap();
+    let renamed = text.replacen("\"name\":\"other\"", "\"name\":\"home\"", 1);
+    assert_ne!(renamed, text);
+    let gone = match other {
+        true => Commit::new().delete("fs/other").put("fs/home", renamed.into_bytes()),
+        false => Commit::new().delete("fs/home"),
+    };
+    world.store().commit(gone).await.unwrap();
+    job
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_filesystem_is_gone_fails() {
+    let world = World::new();
+    let job = outlived(&world, false).await;
+    let node = world.start().await;
+    let ended = node.ended(&job).await;
+    assert_eq!((&ended["state"], &ended["problem"]["code"]), (&json!("failed"), &json!("unknown")));
+    assert_eq!(ended["problem"]["detail"], "there is no filesystem home", "{ended}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_does_nothing_to_another_filesystem_of_the_name() {
+    let world = World::new();
+    let job = outlived(&world, true).await;
+    let node = world.start().await;
+    let ended = node.ended(&job).await;
+    assert_eq!((&ended["state"], &ended["problem"]["code"]), (&json!("failed"), &json!("unknown")));
+    let why = ended["problem"]["detail"].as_str().unwrap();
+    assert!(why.contains("is gone"), "{ended}");
+    let listing = node.get("/v1/filesystems/home/ls").await;
+    assert_eq!(listing["entries"], json!([]), "{listing}");
+    // The same command is another job by now.
+    let again = json!({"source": world.path("source")});
+    let anew = node.post("/v1/filesystems/home/import", &again).await;
+    assert_ne!(anew["id"], job["id"]);
+    assert_eq!(node.ended(&anew).await["state"], "done");
     node.stop().await;
 }
 
