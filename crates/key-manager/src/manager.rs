@@ -198,19 +198,48 @@ impl KeyManager {
 
     /// The configuration that wraps new keys, with the record that names it.
     pub(crate) async fn current(&self) -> Result<Option<(Record, ConfigRecord)>, Error> {
-        let Some(pointer) = self.store().get(records::CURRENT).await? else { return Ok(None) };
-        let CurrentKms { config_id } = records::decode(&pointer)?;
-        Ok(Some((pointer, self.config(config_id).await?)))
-    }
-
-    pub(crate) async fn config(&self, id: KmsConfigId) -> Result<ConfigRecord, Error> {
-        let key = records::config_key(id);
-        match self.store().get(&key).await? {
-            Some(record) => records::decode(&record),
-            None => {
-                Err(Error::Record { key, why: "it is missing, and a wrapped key names it".into() })
+        loop {
+            let Some(pointer) = self.store().get(records::CURRENT).await? else { return Ok(None) };
+            let CurrentKms { config_id } = records::decode(&pointer)?;
+            // Another one has been set meanwhile, if it is gone.
+            if let Some(config) = self.config_if_kept(config_id).await? {
+                return Ok(Some((pointer, config)));
             }
         }
+    }
+
+    /// # Errors
+    /// [`Error::Changed`]: it was forgotten since its id was read.
+    pub(crate) async fn config(&self, id: KmsConfigId) -> Result<ConfigRecord, Error> {
+        let config = self.config_if_kept(id).await?;
+        config.ok_or_else(|| Error::Changed { what: "the KMS configuration".to_owned() })
+    }
+
+    /// `None`: it was forgotten since its id was read, and nothing names it any more.
+    pub(crate) async fn config_if_kept(
+        &self,
+        id: KmsConfigId,
+    ) -> Result<Option<ConfigRecord>, Error> {
+        let key = records::config_key(id);
+        match self.store().get(&key).await? {
+            Some(record) => Ok(Some(records::decode(&record)?)),
+            None if self.is_config_named(id).await? => {
+                Err(Error::Record { key, why: "it is missing, and a wrapped key names it".into() })
+            }
+            None => Ok(None),
+        }
+    }
+
+    async fn is_config_named(&self, id: KmsConfigId) -> Result<bool, Error> {
+        let mut pointers = records::all(self.store(), records::OWN).await?;
+        pointers.extend(self.store().get(records::CURRENT).await?);
+        for pointer in &pointers {
+            if records::decode::<CurrentKms>(pointer)?.config_id == id {
+                return Ok(true);
+            }
+        }
+        let (keys, unreadable) = self.key_entries().await?;
+        Ok(!unreadable.is_empty() || keys.iter().any(|key| key.wrapped.config_id == id))
     }
 
     pub(crate) async fn configs(&self) -> Result<Vec<ConfigRecord>, Error> {
@@ -243,12 +272,17 @@ impl KeyManager {
         .await
     }
 
+    /// # Errors
+    /// [`Error::Changed`]: the filesystem that had it is gone since, or has another key.
     pub(crate) async fn key_entry(&self, id: KeyId) -> Result<(Record, KeyEntry), Error> {
         let key = records::wrapped_key(id);
         match self.store().get(&key).await? {
             Some(record) => {
                 let entry = key_entry_of(&record)?;
                 Ok((record, entry))
+            }
+            None if !self.filesystems().await?.iter().any(|fs| fs.has_key(id)) => {
+                Err(Error::Changed { what: "the filesystem".to_owned() })
             }
             None => {
                 Err(Error::Record { key, why: "it is missing, and a filesystem names it".into() })

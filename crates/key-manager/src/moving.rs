@@ -223,8 +223,11 @@ impl KeyManager {
         for key in filesystem.keys() {
             // A record that can't be read keeps its filesystem locked and says so there.
             let Ok((_, entry)) = self.key_entry(key).await else { continue };
-            let config = Arc::new(self.config(entry.wrapped.config_id).await?);
-            let (_, renewed) = self.renew_copies(filesystem.site(), entry, config).await;
+            // Else it has been deleted meanwhile.
+            let Some(config) = self.config_if_kept(entry.wrapped.config_id).await? else {
+                continue;
+            };
+            let (_, renewed) = self.renew_copies(filesystem.site(), entry, Arc::new(config)).await;
             failed.extend(renewed.err().map(|error| format!("{}: {error}", filesystem.name)));
         }
         Ok(failed)

@@ -46,6 +46,19 @@ impl KeyManager {
     /// KMS does not wrap; [`Error::Holder`] while the backing directory is out of reach.
     pub async fn new_key(&self, name: &FilesystemName) -> Result<Option<NewKey>, Error> {
         let of = self.filesystem_record(name).await?;
+        let read = of.0.clone();
+        match self.new_key_of(name, of).await {
+            // What is being removed can fail at anything.
+            Err(error) => Err(self.refuse_changed(name, &read).await.err().unwrap_or(error)),
+            new => new,
+        }
+    }
+
+    async fn new_key_of(
+        &self,
+        name: &FilesystemName,
+        of: (Record, FilesystemRecord),
+    ) -> Result<Option<NewKey>, Error> {
         self.keys(name).await?;
         let own_master_key = self.key_entry(of.1.key_id).await?.1.own_master_key;
         let by = self.target_of(own_master_key.as_deref()).await?;
@@ -64,6 +77,15 @@ impl KeyManager {
         Ok(Some(NewKey { key, entry, of, by, renewed }))
     }
 
+    /// Refuses a filesystem that is another than it was when its record was `read`.
+    async fn refuse_changed(&self, name: &FilesystemName, read: &Record) -> Result<(), Error> {
+        let (now, _) = self.filesystem_record(name).await?;
+        match now.version == read.version {
+            true => Ok(()),
+            false => Err(Error::Changed { what: format!("the filesystem {name}") }),
+        }
+    }
+
     /// What wraps the keys that have this master key of their own, or none, with the records that say so.
     async fn target_of(&self, own: Option<&str>) -> Result<(Vec<Record>, ConfigRecord), Error> {
         let Some(targets) = self.targets().await? else { return Err(Error::NotConfigured) };
@@ -76,7 +98,8 @@ impl KeyManager {
     /// Gives a filesystem its new key, and records the job that re-encrypts it; `new` is what [`KeyManager::new_key`] answered.
     ///
     /// # Errors
-    /// [`Error::Busy`] while keys are being moved; [`Error::Changed`] when the filesystem or the KMS is another since;
+    /// [`Error::Busy`] while keys are being moved; [`Error::Changed`] when the filesystem or the KMS is another since, or
+    /// [`Error::Unknown`], [`Error::Deleting`] when it is gone or about to be;
     /// [`Error::Volume`] when the backing directory can't take the copy of the new key. Nothing is changed then.
     pub async fn begin_rekey(
         &self,
@@ -91,6 +114,7 @@ impl KeyManager {
         let _moves = moves.map_err(busy)?;
         let _work = self.begin_work(name).await?;
         if let Some(new) = &new {
+            self.refuse_changed(name, &new.of.0).await?;
             self.prepare_rekey(new).await?;
         }
         let _act = self.begin_act().await;

@@ -283,7 +283,8 @@ impl KeyManager {
         let credential = Some(self.credential(current.config.id).await?.kind());
         let mut own = Vec::new();
         for (_, id) in targets.own() {
-            own.push(OwnMasterKey { config: self.config(id).await?.config, live: None });
+            let known = self.config_if_kept(id).await?;
+            own.extend(known.map(|known| OwnMasterKey { config: known.config, live: None }));
         }
         let config = Some((current.config.clone(), current.set_at));
         Ok(KmsOverview { config, credential, live: None, own })
@@ -394,7 +395,7 @@ impl KeyManager {
             if away(&items) {
                 break;
             }
-            let record = self.config(id).await?;
+            let Some(record) = self.config_if_kept(id).await? else { continue };
             let of_own =
                 |item: CheckItem| CheckItem { what: format!("{name}: {}", item.what), ..item };
             let kms = match self.kms(id).await {
@@ -405,6 +406,7 @@ impl KeyManager {
                     items.push(of_own(CheckItem::failed("answers", what, &error)));
                     continue;
                 }
+                Err(Error::Changed { .. }) => continue,
                 Err(error) => return Err(error),
             };
             let sample = record.canary.as_ref().map(|canary| &canary.ciphertext);
@@ -478,11 +480,8 @@ impl KeyManager {
 
     /// As [`Self::ask`], for a master key beside the one that is set, which has shown the credential.
     async fn ask_own(&self, config: KmsConfig) -> Result<OwnMasterKey, Error> {
-        let record = match self.config(config.id).await {
-            Ok(record) => record,
-            // Forgotten meanwhile.
-            Err(Error::Record { .. }) => return Ok(OwnMasterKey { config, live: None }),
-            Err(error) => return Err(error),
+        let Some(record) = self.config_if_kept(config.id).await? else {
+            return Ok(OwnMasterKey { config, live: None });
         };
         let asked = async {
             let kms = self.kms(config.id).await?;

@@ -271,10 +271,20 @@ impl KeyManager {
 
     async fn compared(
         &self,
-        fs: FilesystemRecord,
+        mut fs: FilesystemRecord,
     ) -> (FilesystemRecord, Result<Vec<KeyEntry>, Error>) {
-        let entries = self.entries_for(&fs).await;
-        (fs, entries)
+        loop {
+            let error = match self.entries_for(&fs).await {
+                Err(error) => error,
+                entries => return (fs, entries),
+            };
+            match (error, self.filesystem(&fs.name).await) {
+                (_, Err(gone)) => return (fs, Err(gone)),
+                // Its re-encryption has come to its end since it was listed.
+                (Error::Changed { .. }, Ok(now)) => fs = now,
+                (error, Ok(_)) => return (fs, Err(error)),
+            }
+        }
     }
 
     async fn unlock_compared(
@@ -292,6 +302,7 @@ impl KeyManager {
                         config.push((fs.name.clone(), entry));
                     }
                 }
+                Err(Error::Unknown { .. } | Error::Deleting { .. }) => {}
                 Err(error) => drop(locked.insert(fs.name.clone(), Shut::new(fs.name, &error))),
             }
         }
@@ -384,7 +395,8 @@ impl KeyManager {
     ) -> Result<Items<FilesystemKey>, Error> {
         let unsure = |e: &KmsError| e.kind() == KmsErrorKind::NotAuthentic;
         if answers.iter().any(|a| a.as_ref().is_err_and(unsure)) {
-            let config = self.config(config_id).await?;
+            // One that is forgotten by now has no key left to explain.
+            let Some(config) = self.config_if_kept(config_id).await? else { return Ok(answers) };
             if let Err(Error::Kms(replaced)) = self.prove_identity(&config, kms).await {
                 let why = replaced.chain();
                 let cure = replaced.how_to_mend().unwrap_or_default().to_owned();

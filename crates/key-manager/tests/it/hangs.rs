@@ -1,9 +1,9 @@
-//! KMSs and disks that take their time, or hang: who waits for them, and who does not.
+//! KMSs and disks that take their time, or hang: who waits for them, and who does not; and what has changed by then.
 
 use std::time::Duration;
 
 use key_manager::{Error, KeyState};
-use kms_core::KmsErrorKind;
+use kms_core::{Commit, KeyStore as _, KmsErrorKind};
 use tokio::time::timeout;
 
 use crate::world::{Acts as _, World, name};
@@ -95,4 +95,65 @@ async fn a_disk_that_is_silent_keeps_no_other_filesystem_shut_and_no_act_waiting
         _ = waits => panic!("a silent disk has answered"),
         opened = timeout(Duration::from_secs(10), opened) => opened.unwrap(),
     }
+}
+
+/// As where a KMS is set, or the last filesystem of a master key goes, beside a look at the KMS.
+#[tokio::test]
+async fn a_configuration_that_is_forgotten_meanwhile_is_no_damage() {
+    let world = World::new();
+    for master_key in ["http://a", "http://a/own", "http://b"] {
+        world.kms.server(master_key);
+    }
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create_under("x", "own").await.unwrap();
+    let mut asked = world.kms.server("http://a").hold("unwrap");
+    let (checked, ()) = tokio::join!(node.check_kms(), async {
+        asked.reached().await;
+        node.delete_filesystem(&name("x")).await.unwrap();
+        drop(asked);
+    });
+    let checked = checked.unwrap();
+    assert!(checked.iter().all(|item| item.failure.is_none()), "{checked:?}");
+
+    node.create_under("x", "own").await.unwrap();
+    let set = node.kms_recorded().await.unwrap().config.unwrap().0;
+    let mut read = world.store.hold(&format!("kms/credential/{}", set.id));
+    let (recorded, ()) = tokio::join!(node.kms_recorded(), async {
+        read.reached().await;
+        node.delete_filesystem(&name("x")).await.unwrap();
+        drop(read);
+    });
+    assert_eq!(recorded.unwrap().own.len(), 0);
+
+    let mut read = world.store.hold("kms/current");
+    let (recorded, ()) = tokio::join!(node.kms_recorded(), async {
+        read.reached().await;
+        node.set("http://b").await.unwrap();
+        drop(read);
+    });
+    assert_eq!(recorded.unwrap().config.unwrap().0.address, "http://b");
+}
+
+/// What is not there and named all the same is.
+#[tokio::test]
+async fn a_configuration_or_a_key_that_is_missing_is_damage() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    let key = node.create("x").await.unwrap();
+    let set = node.kms_recorded().await.unwrap().config.unwrap().0;
+    drop(node);
+    let node = world.node().await;
+    for record in [format!("key/{key}"), format!("kms/config/{}", set.id)] {
+        let kept = world.store.get(&record).await.unwrap().unwrap();
+        world.store.commit(Commit::new().delete(&record)).await.unwrap();
+        let missing = node.unlock(&name("x")).await;
+        assert!(
+            matches!(&missing, Err(Error::Record { key, .. }) if *key == record),
+            "{missing:?}"
+        );
+        world.store.commit(Commit::new().put(&record, kept.value)).await.unwrap();
+    }
+    node.unlock(&name("x")).await.unwrap();
 }

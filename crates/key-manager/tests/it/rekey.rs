@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use key_manager::{Error, FoundCopy, JobState, KeyManager, KeyState, Loss};
-use kms_core::{Commit, KeyId, KeyStore as _, KeyVersion, KmsErrorKind, Outcome};
+use key_manager::{Error, FoundCopy, JobKind, JobRecord, JobState, KeyManager, KeyState, Loss};
+use kms_core::{Commit, KeyId, KeyStore as _, KeyVersion, KmsErrorKind, Outcome, UnixMillis};
 use testkit::clock::ManualClock;
 use testkit::fake_store::FakeStore;
 
@@ -435,4 +435,51 @@ async fn it_does_not_begin_while_keys_are_moved() {
     assert_eq!(moved.unwrap().moved, 1);
     assert_eq!(wrapped_keys(&world).await, 1);
     node.begin_rekey_of("x").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_has_changed_since_the_new_key_was_wrapped_is_no_damage() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("x").await.unwrap();
+    let record = JobRecord::new(JobKind::Rekey, "x", serde_json::Value::Null, UnixMillis(1));
+
+    let new = node.new_key(&name("x")).await.unwrap();
+    let job = node.begin_rekey_of("x").await.unwrap();
+    node.end_rekey_of("x", job).await.unwrap();
+    let changed = node.begin_rekey(&name("x"), new, &record).await;
+    assert!(matches!(changed, Err(Error::Changed { .. })), "{changed:?}");
+
+    let new = node.new_key(&name("x")).await.unwrap();
+    node.delete_filesystem(&name("x")).await.unwrap();
+    let gone = node.begin_rekey(&name("x"), new, &record).await;
+    assert!(matches!(gone, Err(Error::Unknown { .. })), "{gone:?}");
+
+    node.create("x").await.unwrap();
+    let mut read = world.store.hold("fs/x");
+    let (gone, ()) = tokio::join!(async { node.new_key(&name("x")).await }, async {
+        read.reached().await;
+        node.delete_filesystem(&name("x")).await.unwrap();
+        drop(read);
+    });
+    assert!(matches!(gone, Err(Error::Unknown { .. })), "{gone:?}");
+    assert_eq!(wrapped_keys(&world).await, 0);
+}
+
+#[tokio::test]
+async fn one_whose_old_key_is_let_go_while_it_is_unlocked_opens() {
+    let world = World::new();
+    let (node, job) = begun(&world).await;
+    let new = node.filesystem(&name("x")).await.unwrap().key_id;
+    drop(node);
+    let node = world.node().await;
+    let mut read = world.store.hold(&format!("key/{new}"));
+    let (locked, ()) = tokio::join!(node.unlock_all(), async {
+        read.reached().await;
+        node.end_rekey_of("x", job).await.unwrap();
+        drop(read);
+    });
+    assert_eq!(locked.unwrap(), []);
+    assert_eq!(node.state("x").await, KeyState::Unlocked);
 }
