@@ -46,6 +46,8 @@ pub struct KeyManager {
     memory: tokio::sync::Mutex<()>,
     /// Lets one move run at a time; other acts go on beside it.
     pub(crate) moves: tokio::sync::Mutex<()>,
+    /// Keeps keys that are wrapped anew from being recorded: a move waits to write it, rehearsals read it.
+    pub(crate) still: tokio::sync::RwLock<()>,
     /// Filesystems whose backing directories are being made or removed. That is done beside other acts: a disk may hang.
     at_work: std::sync::Mutex<HashSet<FilesystemName>>,
     work_done: tokio::sync::Notify,
@@ -85,6 +87,7 @@ impl KeyManager {
             acts: tokio::sync::Mutex::default(),
             memory: tokio::sync::Mutex::default(),
             moves: tokio::sync::Mutex::default(),
+            still: tokio::sync::RwLock::default(),
             at_work: std::sync::Mutex::default(),
             work_done: tokio::sync::Notify::new(),
             clients: RwLock::default(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kms_core::{CheckItem, CheckOutcome, CredentialStatus, Ending};
 use serde::{Deserialize, Serialize};
+use tokio::sync::RwLockReadGuard;
 
 use crate::unlock::{KeyState, LockReason};
 use crate::{AuthKind, Error, FilesystemName, KeyManager, KmsOverview};
@@ -28,6 +29,12 @@ pub struct Rehearsal {
 }
 
 impl KeyManager {
+    /// Has moves wait before they record anything, as long as the answer lives. With a copy of the store that is made meanwhile the
+    /// copies of wrapped keys agree then: none becomes newer, which would look as if an older store had been put back.
+    pub async fn hold_still(&self) -> RwLockReadGuard<'_, ()> {
+        self.still.read().await
+    }
+
     /// Opens every key that is recorded, also those of filesystems that an administrator locked, and forgets them.
     /// For a manager over a copy of the store: that they were locked is undone in it.
     ///

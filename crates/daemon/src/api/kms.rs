@@ -200,7 +200,9 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
     let of_keys = |e| problem::of_keys("the start can't be rehearsed", &e);
     let credential = shared.health.seen().await.map_err(of_keys)?.credential;
     let auth = credential.and_then(|credential| credential.auth);
+    let still = shared.manager.hold_still().await;
     let found = shared.rehearse.rehearse().await;
+    drop(still);
     // What a start would meet may have come about since the last look.
     if found.as_ref().map_or(true, |found| !found.shut.is_empty()) {
         shared.health.look_soon();

@@ -91,6 +91,31 @@ async fn a_rewrap_that_is_about_to_stop_goes_on_too() {
     node.stop().await;
 }
 
+/// Its copy of the store would be older than what a rewrap puts into the backing directories.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_key_is_wrapped_anew_while_a_start_is_rehearsed() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    let copy = world.path("state/filesystems/home/coffer.key");
+    let before = fs::read(&copy).unwrap();
+    world.kms().rotate();
+    let mut rehearsed = world.hold_rehearsal();
+    let (_, job) = tokio::join!(node.ask("POST", "/v1/kms/rehearse", ""), async {
+        rehearsed.reached().await;
+        let job = node.post("/v1/kms/rewrap", &Value::Null).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let waits = node.get(&format!("/v1/jobs/{}", job["id"].as_str().unwrap())).await;
+        assert_eq!(waits["state"], "running", "{waits}");
+        assert_eq!(fs::read(&copy).unwrap(), before);
+        drop(rehearsed);
+        job
+    });
+    assert_eq!(node.ended(&job).await["state"], "done");
+    assert_ne!(fs::read(&copy).unwrap(), before);
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_that_another_one_followed_begins_anew() {
     let world = World::new();

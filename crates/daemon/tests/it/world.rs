@@ -1,7 +1,7 @@
 //! What outlives a node (store, KMS, directory), and a node in it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use admin_api::{Exit, Problem};
@@ -13,7 +13,7 @@ use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Proof, SystemC
 use serde_json::{Value, json};
 use testkit::fake_kms::{FakeProvider, FakeServer};
 use testkit::fake_store::FakeStore;
-use testkit::late::Late;
+use testkit::late::{Gate, Late};
 use testkit::tree;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -31,6 +31,7 @@ pub(crate) struct World {
     directory: tempfile::TempDir,
     store: Arc<FakeStore>,
     provider: FakeProvider,
+    rehearsal: Arc<NoRehearsal>,
 }
 
 /// A node that runs.
@@ -54,6 +55,7 @@ impl World {
             directory: tempfile::tempdir().unwrap(),
             store: Arc::default(),
             provider: FakeProvider::default(),
+            rehearsal: Arc::default(),
         }
     }
 
@@ -63,6 +65,13 @@ impl World {
 
     pub(crate) fn store(&self) -> &FakeStore {
         &self.store
+    }
+
+    /// Holds the next rehearsal of a start back.
+    pub(crate) fn hold_rehearsal(&self) -> Late {
+        let (gate, late) = Late::new();
+        *self.rehearsal.0.lock().unwrap() = Some(gate);
+        late
     }
 
     pub(crate) fn kms(&self) -> FakeServer {
@@ -93,7 +102,7 @@ impl World {
             cipher: Backend::default(),
             locks,
             meters: Meters::install().unwrap(),
-            rehearse: Arc::new(NoRehearsal),
+            rehearse: Arc::clone(&self.rehearsal) as _,
             audit,
             clock: Arc::new(SystemClock),
             state_dir,
@@ -245,12 +254,16 @@ pub(crate) async fn soon(held: Late) {
 }
 
 /// Has no other process to try a start in.
-#[derive(Debug)]
-struct NoRehearsal;
+#[derive(Debug, Default)]
+struct NoRehearsal(Mutex<Option<Gate>>);
 
 #[async_trait]
 impl Rehearse for NoRehearsal {
     async fn rehearse(&self) -> Result<Rehearsal, Problem> {
+        let gate = self.0.lock().unwrap().take();
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
         Err(Problem::new(Exit::Failed, "no-rehearsal", "no start can be tried", "here is none"))
     }
 }

@@ -442,11 +442,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Commits the batch at once. A record that changed meanwhile (its filesystem was deleted) drops out.
+    /// Commits the batch at once, when no start is being rehearsed. A record that changed meanwhile (its filesystem was deleted)
+    /// drops out.
     async fn commit(
         &mut self,
         mut changes: Vec<(Record, KeyEntry)>,
     ) -> Result<Vec<KeyEntry>, Error> {
+        let _recorded = self.manager.still.write().await;
         while !changes.is_empty() {
             let commit = Commit::new().unchanged(&self.job);
             let commit = changes.iter().fold(commit, |commit, (record, entry)| {
