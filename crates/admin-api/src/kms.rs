@@ -119,6 +119,8 @@ pub struct KmsDetails {
     pub held_back_by: Vec<String>,
     /// Why the KMS does not answer now; `None` if it does.
     pub problem: Option<Problem>,
+    /// Whether it did all that is needed of it when it was last looked at or checked; if not, the problem or a warning says why.
+    pub does_all: bool,
     /// The master keys that filesystems have of their own there, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub own_keys: Vec<OwnKey>,
@@ -142,6 +144,8 @@ pub struct OwnKey {
     pub held_back_by: Vec<String>,
     /// Why the KMS does not answer for it as it should; `None` if it does, or was not asked yet.
     pub problem: Option<Problem>,
+    /// As [`KmsDetails::does_all`], of this master key; `None` before it was asked.
+    pub does_all: Option<bool>,
 }
 
 /// How long a credential lives.

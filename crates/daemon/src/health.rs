@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use admin_api::{Exit, Problem};
 use key_manager::{CredentialKind, Error, KeyManager, KmsOverview, LiveKey, LiveKms, OwnMasterKey};
-use kms_core::{AuditEvent, AuditSink as _, Clock, CredentialStatus, Finding, KmsConfig, Outcome};
+use kms_core::{
+    AuditEvent, AuditSink as _, CheckItem, Clock, CredentialStatus, Finding, KmsConfig, Outcome,
+};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
@@ -30,10 +32,12 @@ use crate::problem;
 const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// As [`LOOK_EVERY`], for five requests.
 const LOOK_EVERY_WITH_OWN: Duration = Duration::from_secs(600);
-/// Between two looks when the KMS does not answer. What waits for it asks by itself.
+/// Between two looks when the KMS does not answer as it should. What waits for it asks by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Between two looks at where the credential lies on this machine.
 const LOOK_HERE_EVERY: Duration = Duration::from_secs(5);
+/// What a check tries and no look does. That all else is well again a look shows.
+const CHECKED_ALONE: [&str; 3] = ["may-encrypt", "may-rewrap", "may-renew-self"];
 /// What stands in the place of an answer before the first look.
 pub(crate) const NOT_ASKED: &str = "kms-not-asked";
 
@@ -76,6 +80,14 @@ pub(crate) struct OwnSeen {
     pub(crate) config: KmsConfig,
     /// What the KMS answered when it was last asked; `None`: it was not yet.
     pub(crate) live: Option<Result<LiveKey, Problem>>,
+}
+
+impl OwnSeen {
+    /// Whether the KMS did all that is needed of it; `None`: it was not asked yet.
+    pub(crate) fn does_all(&self) -> Option<bool> {
+        let live = self.live.as_ref()?;
+        Some(live.as_ref().is_ok_and(|live| live.opens))
+    }
 }
 
 /// What a KMS answered.
@@ -127,6 +139,8 @@ pub(crate) struct Health {
     succeeded: Mutex<Option<Instant>>,
     /// Why the token could not be renewed.
     not_renewed: Mutex<Option<Problem>>,
+    /// What the last check found to fail that no look tries.
+    check_failed: Mutex<Option<Finding>>,
     /// What keeps the credential from being read on this machine.
     unread: Mutex<Vec<Finding>>,
     /// Which of the credentials that lay there was read last; `None`: nobody has looked since the configuration was set.
@@ -146,13 +160,15 @@ impl Health {
         audit: Arc<AuditLog>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let (seen, succeeded, not_renewed, unread, read, others, warned) = Default::default();
+        let (seen, succeeded, not_renewed, check_failed, unread, read, others, warned) =
+            Default::default();
         let wake = Notify::new();
         Self {
             manager,
             seen,
             succeeded,
             not_renewed,
+            check_failed,
             unread,
             read,
             others,
@@ -177,6 +193,35 @@ impl Health {
         lock(&self.succeeded).map(|at| at.elapsed())
     }
 
+    /// Whether the KMS did all that is needed of it when it was last looked at and checked.
+    pub(crate) fn does_all(&self, seen: &Seen) -> bool {
+        seen.answered().is_some_and(|answered| answered.kms.opens)
+            && lock(&self.check_failed).is_none()
+    }
+
+    /// Keeps what a check found to fail until the next one: the looks meanwhile do not try it.
+    pub(crate) fn checked(&self, items: &[CheckItem]) {
+        let fails = |item: &&CheckItem| {
+            CHECKED_ALONE.contains(&item.code.as_str())
+                && item.failure.is_some_and(|kind| !kind.is_transient())
+        };
+        let failed: Vec<_> = items.iter().filter(fails).collect();
+        let each = failed.iter().map(|item| format!("{}: {}", item.what, item.found));
+        let cure = failed.first().and_then(|item| item.cure.as_deref());
+        let cure = cure.unwrap_or("mend what failed");
+        *lock(&self.check_failed) = (!failed.is_empty()).then(|| {
+            Finding::new(
+                "check-failed",
+                format!(
+                    "the last check found this to fail: {}",
+                    each.collect::<Vec<_>>().join("; ")
+                ),
+                format!("{cure}; then give coffer fs kms check"),
+            )
+        });
+        self.tell_last();
+    }
+
     /// What works today and will hurt later, as it was seen, with the time that the token has left.
     pub(crate) fn warnings(&self, seen: &Seen) -> Vec<Finding> {
         let told = seen.told();
@@ -189,6 +234,7 @@ impl Health {
             let not_renewed = Finding::new("token-not-renewed", problem.to_string(), cure);
             found.push(Finding { ends_in, ..not_renewed });
         }
+        found.extend(lock(&self.check_failed).clone());
         let others = lock(&self.others);
         found.extend(others.iter().map(|(at, finding)| finding.clone().after(at.elapsed())));
         found
@@ -283,8 +329,8 @@ impl Health {
         };
         let before = last.as_ref().filter(same).and_then(|seen| seen.told().cloned());
         let seen = Seen { config, credential: overview.credential, live, before, own };
-        if let Some(Ok(Answered { at, .. })) = &seen.live {
-            *lock(&self.succeeded) = Some(*at);
+        if let Some(answered) = seen.answered().filter(|_| self.does_all(&seen)) {
+            *lock(&self.succeeded) = Some(answered.at);
         }
         *last = Some(seen.clone());
         drop(last);
@@ -305,6 +351,7 @@ impl Health {
         *lock(&self.seen) = None;
         *lock(&self.succeeded) = None;
         *lock(&self.not_renewed) = None;
+        *lock(&self.check_failed) = None;
         lock(&self.unread).clear();
         *lock(&self.read) = None;
         self.wake.notify_one();
@@ -366,7 +413,13 @@ impl Health {
             turn = turn.wrapping_add(1);
             let pause = match seen {
                 Ok(Seen { config: Some(config), live: Some(Ok(answered)), own, .. }) => {
-                    let every = if own.is_empty() { LOOK_EVERY } else { LOOK_EVERY_WITH_OWN };
+                    let fails =
+                        !answered.kms.opens || own.iter().any(|own| own.does_all() == Some(false));
+                    let every = match own.is_empty() {
+                        _ if fails => LOOK_AGAIN,
+                        true => LOOK_EVERY,
+                        false => LOOK_EVERY_WITH_OWN,
+                    };
                     let span = tracing::error_span!("kms", kms = %config.id, master_key = config.master_key);
                     let renewed = self.renew_in_time(answered.credential(), &mut granted, every);
                     renewed.instrument(span).await
@@ -538,6 +591,7 @@ mod tests {
                 backup_in_clear: false,
             },
             credential: credential(seconds(100)),
+            opens: true,
             findings: vec![
                 ends("the token's", seconds(100)),
                 ends("its own", seconds(500)),

@@ -145,6 +145,8 @@ pub struct LiveKms {
     pub master_key: MasterKey,
     /// Our credential.
     pub credential: CredentialStatus,
+    /// Whether it opens what hangs on its master key; if not, a finding says why.
+    pub opens: bool,
     /// What of it works today and will hurt later.
     pub findings: Vec<Finding>,
 }
@@ -176,6 +178,8 @@ pub struct OwnMasterKey {
 pub struct LiveKey {
     /// It.
     pub master_key: MasterKey,
+    /// As [`LiveKms::opens`].
+    pub opens: bool,
     /// What of it works today and will hurt later.
     pub findings: Vec<Finding>,
 }
@@ -473,9 +477,10 @@ impl KeyManager {
     async fn ask(&self, record: &ConfigRecord) -> Result<LiveKms, Error> {
         let kms = self.kms(record.config.id).await?;
         let (master_key, credential) = (kms.master_key().await?, kms.credential().await?);
-        let mut findings = kms.findings(&master_key, &credential);
-        findings.extend(self.ask_use(record, kms.as_ref(), &master_key).await?);
-        Ok(LiveKms { master_key, credential, findings })
+        let shut = self.ask_use(record, kms.as_ref(), &master_key).await?;
+        let (opens, mut findings) = (shut.is_empty(), kms.findings(&master_key, &credential));
+        findings.extend(shut);
+        Ok(LiveKms { master_key, credential, opens, findings })
     }
 
     /// As [`Self::ask`], for a master key beside the one that is set, which has shown the credential.
@@ -486,14 +491,16 @@ impl KeyManager {
         let asked = async {
             let kms = self.kms(config.id).await?;
             let master_key = kms.master_key().await?;
-            let mut findings = kms.key_findings(&master_key);
-            findings.extend(self.ask_use(&record, kms.as_ref(), &master_key).await?);
-            Ok(LiveKey { master_key, findings })
+            let shut = self.ask_use(&record, kms.as_ref(), &master_key).await?;
+            let (opens, mut findings) = (shut.is_empty(), kms.key_findings(&master_key));
+            findings.extend(shut);
+            Ok(LiveKey { master_key, opens, findings })
         };
         let live = Some(asked.await);
         Ok(OwnMasterKey { config, live })
     }
 
+    /// What keeps the KMS from opening what hangs on this master key.
     async fn ask_use(
         &self,
         record: &ConfigRecord,

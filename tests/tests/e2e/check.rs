@@ -59,11 +59,20 @@ fn a_check_names_what_is_missing_and_what_is_too_much() {
         );
         assert!(refused.stdout.contains("do:  add to a policy of the token"), "{refused:?}");
         assert!(!refused.stdout.contains(&token));
+        // No look tries it, so none says that it is well.
+        let shown = place.ok(&["fs", "kms"]);
+        let falls_short = "answers, but does not do all that Coffer needs";
+        assert!(shown.contains(falls_short) && shown.contains("transit/rewrap/"), "{shown}");
+        assert!(place.ok(&["status"]).contains(falls_short), "{kind:?}");
+        assert!(place.metrics().contains("\ncoffer_kms_up 0\n"), "{}", place.metrics());
         let told = place.fails(4, &["fs", "kms", "check", "--json"]);
         let told: Value = serde_json::from_str(&told).unwrap();
         assert!(told["detail"].to_string().contains("transit/rewrap/"), "{told}");
 
         with("");
+        place.ok(&["fs", "kms", "check"]);
+        assert!(place.ok(&["fs", "kms"]).contains("state:            answers\n"), "{kind:?}");
+        assert!(place.metrics().contains("\ncoffer_kms_up 1\n"), "{}", place.metrics());
         for _ in 0..2 {
             kms.rotate();
         }

@@ -12,7 +12,7 @@ use admin_api::{
 use url::form_urlencoded;
 
 use super::job::outcome;
-use super::{Context, findings_text};
+use super::{Context, FALLS_SHORT, findings_text};
 use crate::console::Output;
 use crate::files::read_text;
 use crate::grammar::{Impact, KmsCommand, SetVault};
@@ -361,6 +361,9 @@ fn own_key(key: &OwnKey) -> String {
     if !key.held_back_by.is_empty() {
         text.push_str(&format!(", held back by {}", held_back(&key.held_back_by)));
     }
+    if key.does_all == Some(false) {
+        text.push_str(", does not do all that Coffer needs (a warning says why)");
+    }
     text
 }
 
@@ -414,7 +417,8 @@ fn details(details: &KmsDetails) -> Vec<(&'static str, String)> {
     lines.push(("authentication", authentication(details)));
     lines.extend(details.own_keys.iter().map(|key| ("also in use", own_key(key))));
     match &details.problem {
-        None => lines.push(("state", "answers".to_owned())),
+        None if details.does_all => lines.push(("state", "answers".to_owned())),
+        None => lines.push(("state", format!("{FALLS_SHORT} (a warning says why)"))),
         Some(problem) => {
             lines.push(("state", format!("{}: {}", problem.title, problem.detail)));
             if let Some(cure) = &problem.cure {

@@ -2,7 +2,7 @@
 
 use admin_api::{Exit, Kms, Problem, Status, paths};
 
-use super::{Context, findings_text};
+use super::{Context, FALLS_SHORT, findings_text};
 use crate::show::{count, fields, moment, under};
 
 pub(super) async fn show(context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
@@ -53,7 +53,8 @@ fn kms_line(kms: &Kms) -> String {
         None => "not set".to_owned(),
         Some(details) => {
             let answers = match details.problem.as_ref().map(|problem| problem.code.as_str()) {
-                None => "answers",
+                None if details.does_all => "answers",
+                None => FALLS_SHORT,
                 Some("kms-not-asked") => "has not answered yet",
                 Some(_) => "does not answer",
             };

@@ -18,6 +18,7 @@ fn set() -> Value {
             "credential": {"seconds_left": 2_764_800, "renewable": true, "periodic": true, "told_seconds_ago": 0},
             "latest_version": 3, "min_decryption_version": 1, "lowest_needed": 2, "held_back_by": ["home", "the canary"],
             "problem": null,
+            "does_all": true,
         },
         "keys": [
             {"kind": "vault", "base_url": "https://vault:8200", "transit_path": "transit", "master_key": "coffer-key", "version": 3, "keys": 2, "canary": false},
@@ -440,9 +441,9 @@ fn with_own_keys() -> Value {
     let mut kms = set();
     kms["configured"]["own_keys"] = json!([
         {"master_key": "tenant-a", "filesystems": 2, "latest_version": 4,
-         "min_decryption_version": 1, "lowest_needed": 3, "held_back_by": ["t1"], "problem": null},
+         "min_decryption_version": 1, "lowest_needed": 3, "held_back_by": ["t1"], "problem": null, "does_all": true},
         {"master_key": "tenant-b", "filesystems": 1, "latest_version": null,
-         "min_decryption_version": null, "lowest_needed": null, "problem": problem(409, "kms-refused", None)},
+         "min_decryption_version": null, "lowest_needed": null, "problem": problem(409, "kms-refused", None), "does_all": false},
     ]);
     let keys = kms["keys"].as_array_mut().unwrap();
     keys.push(json!({"kind": "vault", "base_url": "https://vault:8200", "transit_path": "transit", "master_key": "tenant-a", "version": 4, "keys": 2, "canary": false}));
@@ -453,13 +454,23 @@ fn with_own_keys() -> Value {
 }
 
 #[test]
+fn one_that_answers_and_fails_at_something_is_not_said_to_be_well() {
+    let mut kms = set();
+    kms["configured"]["does_all"] = json!(false);
+    let ran = Node::answering([("GET /v1/kms", 200, kms)]).run(&["fs", "kms"]);
+    let state =
+        "state:            answers, but does not do all that Coffer needs (a warning says why)\n";
+    assert!(ran.stdout.contains(state), "{}", ran.stdout);
+}
+
+#[test]
 fn master_keys_of_filesystems_own_are_told_apart() {
     let node = Node::answering([("GET /v1/kms", 200, with_own_keys())]);
     let ran = node.run(&["fs", "kms"]);
     for line in [
         "master key:       coffer-key",
         "also in use:      tenant-a, of 2 filesystems, newest version 4, lowest version 1, lowest needed 3, held back by t1",
-        "also in use:      tenant-b, of 1 filesystem, newest version not known now, lowest version not known now, lowest needed not known now",
+        "also in use:      tenant-b, of 1 filesystem, newest version not known now, lowest version not known now, lowest needed not known now, does not do all that Coffer needs (a warning says why)",
         "filesystem keys:  5 keys: 2 on version 3 of coffer-key, 1 wrapped locally, 2 on version 4 of tenant-a",
         "canary:           on version 2 of coffer-key; a rewrap renews what shows that it is still the same key",
         "canary:           on version 3 of tenant-a; a rewrap renews what shows that it is still the same key",

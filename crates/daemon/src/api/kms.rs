@@ -176,6 +176,7 @@ pub(crate) async fn rewrap(
 pub(crate) async fn check(State(shared): State<Arc<Shared>>) -> Answer<KmsCheck> {
     let of_keys = |e| problem::of_keys("the KMS can't be checked", &shared.noted(e));
     let found = shared.manager.check_kms().await.map_err(of_keys)?;
+    shared.health.checked(&found);
     if found.iter().any(|item| item.failure.is_some()) {
         shared.health.look_soon();
     }
@@ -397,6 +398,7 @@ pub(crate) fn view(
         held_back_by: in_use
             .blockers(config.id, answered.map(|answered| answered.kms.master_key.latest_version)),
         problem: seen.live.as_ref().and_then(|live| live.as_ref().err().cloned()),
+        does_all: shared.health.does_all(seen),
         own_keys: own.iter().map(|own| own_key(own, statuses, in_use)).collect(),
     });
     let exposed: BTreeSet<_> =
@@ -463,6 +465,7 @@ fn own_key(own: &OwnSeen, statuses: &[FilesystemStatus], in_use: &InUse) -> OwnK
         lowest_needed: in_use.lowest_needed(config.id).map(|version| version.0),
         held_back_by: in_use.blockers(config.id, told.map(|told| told.latest_version)),
         problem: live.as_ref().and_then(|live| live.as_ref().err().cloned()),
+        does_all: own.does_all(),
     }
 }
 

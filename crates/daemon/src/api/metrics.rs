@@ -106,15 +106,15 @@ fn kms(status: &Status, last_success: Option<Duration>) {
     let Some(details) = configured else { return };
     let not_asked = details.problem.as_ref().is_some_and(|problem| problem.code == NOT_ASKED);
     if !not_asked {
-        gauge!("coffer_kms_up").set(truth(details.problem.is_none()));
+        gauge!("coffer_kms_up").set(truth(details.does_all));
     }
     if let Some(at) = last_success {
         gauge!("coffer_kms_last_success_timestamp_seconds").set(at.as_secs_f64());
     }
-    for OwnKey { master_key, latest_version, problem, .. } in &details.own_keys {
-        if latest_version.is_some() || problem.is_some() {
+    for OwnKey { master_key, does_all, .. } in &details.own_keys {
+        if let Some(does_all) = does_all {
             gauge!("coffer_own_master_key_up", "master_key" => master_key.clone())
-                .set(truth(problem.is_none()));
+                .set(truth(*does_all));
         }
     }
     if let Some(life) = details.credential {
@@ -259,6 +259,7 @@ mod tests {
             lowest_needed: None,
             held_back_by: Vec::new(),
             problem: None,
+            does_all: true,
             own_keys: Vec::new(),
         });
         let shown = state(&status, &[], None);

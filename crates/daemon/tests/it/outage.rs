@@ -98,6 +98,50 @@ async fn what_a_check_or_a_rehearsal_is_refused_is_told_from_then_on() {
     }
 }
 
+/// The value of a metric with these labels, as they stand there.
+async fn metric(node: &Running, metric: &str) -> Option<f64> {
+    let text = node.ask("GET", "/metrics", "").await.body;
+    let mut lines = text.as_str().unwrap().lines();
+    lines.find_map(|line| line.strip_prefix(metric)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[tokio::test]
+async fn a_kms_that_does_not_open_what_it_wrapped_is_not_up_and_is_looked_at_each_minute() {
+    const MINUTES: u64 = 60;
+    let world = World::new();
+    let own = world.kms_at(&format!("{KMS}/own"));
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    node.post("/v1/filesystems", &json!({"name": "mine", "kms_key": "own"})).await;
+    node.stop().await;
+    for (replaced, up, own_up) in [(&own, 1.0, 0.0), (&world.kms(), 0.0, 0.0)] {
+        replaced.recreate();
+        let node = world.start().await;
+        let kms = node.get("/v1/kms").await["configured"].clone();
+        assert_eq!(kms["problem"], Value::Null, "{kms}");
+        assert_eq!(
+            (&kms["does_all"], &kms["own_keys"][0]["does_all"]),
+            (&json!(up > 0.0), &json!(false)),
+            "{kms}"
+        );
+        assert_eq!(metric(&node, "coffer_kms_up").await, Some(up));
+        assert_eq!(
+            metric(&node, r#"coffer_own_master_key_up{master_key="own"}"#).await,
+            Some(own_up)
+        );
+        let succeeded = metric(&node, "coffer_kms_last_success_timestamp_seconds").await;
+        assert_eq!(succeeded.is_some(), up > 0.0, "{succeeded:?}");
+        tokio::time::pause();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let before = world.kms().asked("lookup");
+        tokio::time::sleep(Duration::from_secs(MINUTES * 60)).await;
+        let looks = world.kms().asked("lookup") - before;
+        tokio::time::resume();
+        assert!((MINUTES - 5..=MINUTES + 5).contains(&looks), "{looks}");
+        node.stop().await;
+    }
+}
+
 /// How often the KMS was asked, where it was asked for one key at most at once.
 fn requests(kms: &FakeServer) -> u64 {
     ["read", "lookup", "renew", "wrap", "unwrap", "rewrap"].map(|of| kms.asked(of)).iter().sum()
