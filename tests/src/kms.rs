@@ -111,7 +111,7 @@ pub struct VaultLog {
 }
 
 impl VaultLog {
-    /// The requests with [`KEY`] that were carried out so far: `encrypt`, `decrypt` and `rewrap`, in their order.
+    /// The requests with master keys that were carried out so far: `encrypt`, `decrypt` and `rewrap`, in their order.
     pub fn uses(&self) -> Vec<VaultUse> {
         let text = fs::read_to_string(&self.file).unwrap();
         // The last line may be half written.
@@ -142,7 +142,7 @@ pub struct VaultUse {
 impl VaultUse {
     fn of(request: &Value) -> Option<Self> {
         let path = request["path"].as_str()?.strip_prefix("transit/")?;
-        let operation = path.strip_suffix(&format!("/{KEY}"))?;
+        let (operation, _) = path.split_once('/')?;
         if !["encrypt", "decrypt", "rewrap"].contains(&operation) {
             return None;
         }

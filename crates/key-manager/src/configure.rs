@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use kms_core::{
-    AuditEvent, Commit, Credential, CredentialStatus, Finding, Kms, KmsConfig, KmsConfigId,
-    KmsErrorKind, KmsProvider, MasterKey, Outcome, Record, WrappedKey,
+    Commit, Credential, CredentialStatus, Finding, Kms, KmsConfig, KmsConfigId, KmsErrorKind,
+    KmsProvider, MasterKey, Outcome, Record, WrappedKey,
 };
 
 use crate::error::listed;
@@ -84,7 +84,7 @@ impl KeyManager {
             settings: new.settings,
         };
         let provider = Arc::clone(self.provider(&config.kind)?);
-        let mut proof = provider.prove(&config, &new.credential).await?;
+        let mut proof = self.prove_master_key(provider.as_ref(), &config, &new.credential).await?;
 
         let mut known =
             self.known_configs(&config, proof.kms.as_ref(), &keys, old.as_ref()).await?;
@@ -143,8 +143,7 @@ impl KeyManager {
         self.audit_superseded(superseded.as_ref());
         clients.iter().for_each(|kms| self.keep_client(kms));
         let what = format!("{} {} ({purpose:?})", config.address, config.master_key);
-        let event = self.event("kms.configure", &config.id.to_string(), Outcome::Done, &what);
-        self.record(&AuditEvent { requests: proof.requests, ..event });
+        self.audit("kms.configure", &config.id.to_string(), Outcome::Done, &what);
         for (own, _) in own.values().filter_map(|own| own.renewed.as_ref()) {
             let KmsConfig { id, address, master_key, .. } = &own.config;
             let detail = format!("{address} {master_key} (of filesystems' own)");

@@ -106,7 +106,7 @@ impl KeyManager {
             master_key: master_key.to_owned(),
             ..current.clone()
         };
-        let proof = provider.prove(&config, &given).await?;
+        let proof = self.prove_master_key(provider.as_ref(), &config, &given).await?;
         let mut kms = proof.kms;
         for known in self.configs().await? {
             if known.config.is_alike(&config)
@@ -197,7 +197,8 @@ impl KeyManager {
                 cure,
             )],
         };
-        let proof = match (given.provider.prove(&config, given.credential).await, stays) {
+        let proved = self.prove_master_key(given.provider, &config, given.credential).await;
+        let proof = match (proved, stays) {
             (Ok(proof), _) => proof,
             (Err(e), Some(id)) if is_gone(&e) => {
                 return Ok(stay(id, e.kind(), e.chain(), e.how_to_mend().unwrap_or_default()));

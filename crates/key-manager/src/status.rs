@@ -374,20 +374,27 @@ impl KeyManager {
     /// [`Error::NotConfigured`], [`Error::Store`].
     pub async fn check_kms(&self) -> Result<Vec<CheckItem>, Error> {
         let Some(targets) = self.targets().await? else { return Err(Error::NotConfigured) };
+        let mut items = Vec::new();
+        let looked = self.check_each(&targets, &mut items).await;
+        self.audit_check(&targets.current, &items);
+        looked.map(|()| items)
+    }
+
+    /// Adds each thing as it is found.
+    async fn check_each(&self, targets: &Targets, items: &mut Vec<CheckItem>) -> Result<(), Error> {
         let record = &targets.current;
         let kms = self.kms(record.config.id).await?;
         let sample = record.canary.as_ref().map(|canary| &canary.ciphertext);
-        let mut items = kms.check(sample).await;
-        self.audit_check(record, &items);
+        items.extend(kms.check(sample).await);
         if items.iter().any(|item| item.code == "answers" && item.failure.is_some()) {
-            return Ok(items);
+            return Ok(());
         }
         // Each further question would take as long as the deadline of a request.
         let away = |items: &[CheckItem]| {
             items.iter().any(|item| item.failure.is_some_and(KmsErrorKind::is_transient))
         };
-        if away(&items) {
-            return Ok(items);
+        if away(items) {
+            return Ok(());
         }
         items.extend(self.check_use(record, kms.as_ref()).await?);
         let own = targets.own().map(|(name, id)| (name.to_owned(), id));
@@ -396,7 +403,7 @@ impl KeyManager {
             (format!("{} at {}", config.master_key, config.address), config.id)
         });
         for (name, id) in own.chain(left_behind) {
-            if away(&items) {
+            if away(items) {
                 break;
             }
             let Some(record) = self.config_if_kept(id).await? else { continue };
@@ -415,12 +422,12 @@ impl KeyManager {
             };
             let sample = record.canary.as_ref().map(|canary| &canary.ciphertext);
             items.extend(kms.check_key(sample).await.into_iter().map(of_own));
-            if away(&items) {
+            if away(items) {
                 break;
             }
             items.extend(self.check_use(&record, kms.as_ref()).await?.into_iter().map(of_own));
         }
-        Ok(items)
+        Ok(())
     }
 
     /// Whether the master key is the right one, and opens what hangs on it.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | a key is opened and comes into use | `key.unwrap` | one for each key that opened |
 //! | a key is wrapped, by its KMS or anew in it | `key.wrap`, `key.rewrap` | one for each key that was wrapped |
+//! | a master key is tried with a probe, to be set or to become a filesystem's own | `kms.prove` | one |
 //! | keys are opened to see whether they open, and forgotten | `key.prove` | one for all that are opened at once: why, and how many opened |
 //!
 //! Proofs of many keys come with every rewrap and rehearsal; a line for each of them would push lines that tell more out of the
@@ -16,7 +17,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kms_core::{
-    AuditEvent, FilesystemKey, Items, KeyUse, Kms, KmsError, KmsExt, Outcome, WrappedKey,
+    AuditEvent, Credential, FilesystemKey, Items, KeyUse, Kms, KmsConfig, KmsError, KmsExt,
+    KmsProvider, Outcome, Proof, WrappedKey,
 };
 use tracing::{Instrument as _, Span, error_span};
 
@@ -61,6 +63,20 @@ impl KeyManager {
         let event = self.event("key.prove", &kms.config().id.to_string(), outcome, &detail);
         self.record(&AuditEvent { key, requests: answers.requests(), ..event });
         Ok(answers)
+    }
+
+    /// Tries a master key before anything relies on it. What comes of that is another line, if it is anything.
+    pub(crate) async fn prove_master_key(
+        &self,
+        provider: &dyn KmsProvider,
+        config: &KmsConfig,
+        credential: &Credential,
+    ) -> Result<Proof, KmsError> {
+        let proof = provider.prove(config, credential).await?;
+        let what = format!("{} {}", config.address, config.master_key);
+        let event = self.event("kms.prove", &config.id.to_string(), Outcome::Done, &what);
+        self.record(&AuditEvent { requests: proof.requests.clone(), ..event });
+        Ok(proof)
     }
 
     /// Wraps keys; `subjects` names each of them, and `detail` says where they come from.

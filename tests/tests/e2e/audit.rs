@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use coffer_tests::kms::{Kind, Kms};
+use coffer_tests::kms::{KEY, Kind, Kms, policy};
 use coffer_tests::node::{Answer, Place};
 use coffer_tests::tmpfs::Tmpfs;
 use serde_json::{Value, json};
@@ -62,23 +62,30 @@ fn each_line_is_found_in_the_log_of_vault() {
     for kind in [Kind::Oldest, Kind::Newest] {
         let (kms, place) = (Kms::start(kind), Place::new());
         let vault = kms.audit_to(&place.path("vault.log"));
+        kms.admin().write("transit/keys/own", &json!({}));
+        let set_vault = || {
+            let token = kms.token_for(&format!("{}{}", policy(KEY), policy("own")));
+            place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+        };
         let node = place.start();
-        place.set_vault(&kms);
-        for name in ["home", "projects"] {
-            place.ok(&["fs", "create", name]);
+        set_vault();
+        for (name, key) in [("home", KEY), ("projects", KEY), ("mine", "own")] {
+            place.ok(&["fs", "create", name, "--kms-key", key]);
         }
         kms.rotate();
         place.ok(&["fs", "kms", "rewrap"]);
         place.ok(&["fs", "lock", "home"]);
         place.ok(&["fs", "unlock", "home"]);
         place.ok(&["fs", "lock", "home"]);
-        place.ok(&["fs", "kms", "check"]);
+        let checked = place.json(&["fs", "kms", "check"]);
         place.ok(&["fs", "kms", "rehearse"]);
-        place.set_vault(&kms);
+        set_vault();
         place.ok(&["fs", "unlock", "home"]);
         node.stop();
         let node = place.start();
-        place.wait_for_state("home", "unlocked");
+        for name in ["home", "mine"] {
+            place.wait_for_state(name, "unlocked");
+        }
         let lines = lines(&place, &["--lines", "1000"]);
         node.stop();
 
@@ -102,7 +109,10 @@ fn each_line_is_found_in_the_log_of_vault() {
         for (id, operation) in &done {
             assert!(ours.contains(id), "{kind:?}: nothing tells why Vault did {operation} in {id}");
         }
-        for action in ["kms.configure", "kms.check", "key.rewrap"] {
+        let count = checked["items"].as_array().unwrap().len();
+        let check = lines.iter().find(|line| line["action"] == "kms.check").unwrap();
+        assert_eq!(check["detail"], format!("{count} looked at, 0 failed"), "{kind:?}");
+        for action in ["kms.prove", "kms.check", "key.rewrap"] {
             let of_action = lines.iter().find(|line| line["action"] == action).unwrap();
             assert!(of_action["requests"][0].is_string(), "{kind:?}: {of_action}");
         }
