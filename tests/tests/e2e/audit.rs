@@ -44,6 +44,13 @@ fn every_use_of_a_key_and_every_act_is_recorded_with_who_and_which() {
             used("key.unwrap", 2)
         ]
     );
+    // Who used it is asked by the filesystem's name, and by the key's id.
+    let asked = |about: &str| {
+        let of_key = lines(&place, &["--action", "key.", "--about", about]);
+        of_key.iter().map(|line| line["action"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(asked("home"), ["key.wrap", "key.rewrap", "key.unwrap"]);
+    assert_eq!(asked(key.as_str().unwrap()).len(), uses.len());
     let refused = lines(&place, &["--failed", "--about", "/v1/kms"]);
     let [refused] = &refused[..] else { panic!("{refused:?}") };
     assert_eq!(

@@ -19,7 +19,7 @@ pub(crate) struct Query {
     pub(crate) before: Option<u64>,
     /// Of actions that begin so.
     pub(crate) action: Option<String>,
-    /// Of subjects that have this in them, or done by the request that has this name.
+    /// Of subjects that have this in them, of the key that has this id, or done by the request that has this name.
     pub(crate) subject: Option<String>,
     /// Those alone that failed or were refused.
     pub(crate) failed: bool,
@@ -56,7 +56,9 @@ impl Query {
 }
 
 fn is_about(event: &AuditEvent, part: &str) -> bool {
-    event.subject.contains(part) || event.requests.iter().any(|id| id.as_str() == part)
+    event.subject.contains(part)
+        || event.key.is_some_and(|key| key.id.to_string() == part)
+        || event.requests.iter().any(|id| id.as_str() == part)
 }
 
 impl AuditLog {

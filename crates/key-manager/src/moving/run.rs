@@ -345,7 +345,7 @@ impl<'a> Run<'a> {
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             old.into_iter().partition(|w| w.config_id == self.config.config.id);
         let target = self.target.as_ref();
-        let answers = self.manager.rewrap_keys(target, &here, &subjects(&here)).await?;
+        let answers = self.manager.rewrap_keys(target, &here, &self.subjects(ids(&here))).await?;
         let mut from_memory = Vec::new();
         for (old, answer) in here.iter().zip(answers) {
             // What is too old for the KMS, or damaged, has its key in memory still while the filesystem is open.
@@ -412,8 +412,8 @@ impl<'a> Run<'a> {
         let mut keys: Vec<Arc<FilesystemKey>> = Vec::new();
         for (config_id, wrapped) in closed {
             let kms = self.manager.kms(config_id).await?;
-            let opened =
-                self.manager.unwrap_keys(kms.as_ref(), &wrapped, &subjects(&wrapped)).await?;
+            let subjects = self.subjects(ids(&wrapped));
+            let opened = self.manager.unwrap_keys(kms.as_ref(), &wrapped, &subjects).await?;
             for (wrapped, key) in wrapped.iter().zip(opened) {
                 match key {
                     Ok(key) => keys.push(Arc::new(key)),
@@ -429,9 +429,19 @@ impl<'a> Run<'a> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let subjects: Vec<_> = keys.iter().map(|key| key.id().to_string()).collect();
+        let subjects = self.subjects(keys.iter().map(|key| key.id()));
         let wrapped = self.manager.wrap_keys(self.target.as_ref(), keys, &subjects, detail).await?;
         Ok(keys.iter().map(|key| key.id()).zip(wrapped).collect())
+    }
+
+    /// What each key is called in the audit log: the filesystem that has it; one without keeps its id.
+    fn subjects(&self, keys: impl Iterator<Item = KeyId>) -> Vec<String> {
+        let subject = |id| {
+            let names = self.names.get(&id).into_iter().flatten().map(FilesystemName::as_str);
+            let names = names.collect::<Vec<_>>().join(", ");
+            if names.is_empty() { id.to_string() } else { names }
+        };
+        keys.map(subject).collect()
     }
 
     /// Compares with the key in use, where it is in memory; its id has been compared already.
@@ -515,6 +525,6 @@ fn with_cure(error: &Error) -> String {
 }
 
 /// What the audit log calls these keys.
-fn subjects(wrapped: &[WrappedKey]) -> Vec<String> {
-    wrapped.iter().map(|wrapped| wrapped.key_id.to_string()).collect()
+fn ids(wrapped: &[WrappedKey]) -> impl Iterator<Item = KeyId> {
+    wrapped.iter().map(|wrapped| wrapped.key_id)
 }
