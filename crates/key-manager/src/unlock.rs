@@ -1,10 +1,11 @@
 //! Unlocking: wrapped keys become keys in memory, in a few requests for any number.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures::{StreamExt as _, stream};
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use kms_core::{
     AuditEvent, Commit, FilesystemKey, HolderError, Items, KeyCopy, Kms, KmsConfigId, KmsError,
     KmsErrorKind, Outcome, Record, RequestId, StoreError,
@@ -19,7 +20,7 @@ use crate::{Error, FilesystemName, KeyManager, OpenKeys};
 /// How many backing directories are looked into at once. A few that don't answer hold the others up no longer.
 pub(crate) const DISKS_AT_ONCE: usize = 64;
 
-/// How many master keys are asked at once.
+/// How many master keys of one KMS are asked at once.
 pub(crate) const KEYS_AT_ONCE: usize = 8;
 
 /// A disk that answers takes less.
@@ -306,12 +307,17 @@ impl KeyManager {
                 Err(error) => drop(locked.insert(fs.name.clone(), Shut::new(fs.name, &error))),
             }
         }
-        let asked = by_config.into_iter().map(|(config_id, members)| async move {
-            let answers = self.unwrap_members(config_id, &members).await;
-            (members, answers)
-        });
-        // A master key that does not answer holds the others up no longer.
-        let mut asked = stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(KEYS_AT_ONCE);
+        // In no order, and in another one each time: a master key that alone is not answered for does not hold the same others up.
+        let mut by_place: HashMap<String, Vec<(KmsConfigId, Vec<Member>)>> = HashMap::new();
+        for (config_id, members) in by_config {
+            let place = match self.kms(config_id).await {
+                Ok(kms) => kms.config().address.clone(),
+                Err(_) => config_id.to_string(),
+            };
+            by_place.entry(place).or_default().push((config_id, members));
+        }
+        // A KMS that does not answer holds the others up no longer.
+        let mut asked = stream::select_all(by_place.into_values().map(|keys| self.ask_at(keys)));
         while let Some((members, answers)) = asked.next().await {
             match answers {
                 Ok(answers) => {
@@ -328,6 +334,32 @@ impl KeyManager {
             }
         }
         Ok(locked.into_values().collect())
+    }
+
+    /// Asks one KMS for what hangs on its master keys. Once it does not answer, the others are not asked for, and fail like the one
+    /// that was; one that did not answer the last time is asked for one of them first.
+    fn ask_at(&self, keys: Vec<(KmsConfigId, Vec<Member>)>) -> BoxStream<'_, Asked> {
+        let was_away = keys.iter().any(|(_, members)| self.was_away(members));
+        let away: Arc<OnceLock<Arc<Error>>> = Arc::default();
+        let asked = keys.into_iter().map(|(config_id, members)| {
+            let away = Arc::clone(&away);
+            async move {
+                if let Some(error) = away.get() {
+                    return (members, Err(Arc::clone(error)));
+                }
+                let answers = self.unwrap_members(config_id, &members).await.map_err(Arc::new);
+                if let Err(error) = &answers
+                    && error.is_transient()
+                {
+                    away.get_or_init(|| Arc::clone(error));
+                }
+                (members, answers)
+            }
+        });
+        let mut first: Vec<_> = asked.collect();
+        let others = first.split_off(usize::from(was_away));
+        let first = stream::iter(first).buffer_unordered(1);
+        first.chain(stream::iter(others).buffer_unordered(KEYS_AT_ONCE)).boxed()
     }
 
     /// Takes unwrapped keys into memory, but for those of filesystems that were locked or deleted while the KMS
@@ -456,6 +488,9 @@ impl KeyManager {
 
 /// A filesystem and a wrapped key of its.
 type Member = (FilesystemName, KeyEntry);
+
+/// What a KMS answered for the members that hang on one master key.
+type Asked = (Vec<Member>, Result<Items<FilesystemKey>, Arc<Error>>);
 
 /// A filesystem that stays locked.
 struct Shut {
