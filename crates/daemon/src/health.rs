@@ -68,6 +68,11 @@ impl Seen {
         self.live.as_ref()?.as_ref().ok()
     }
 
+    /// Whether the KMS did not answer as it should at the last look.
+    pub(crate) fn fails(&self) -> bool {
+        matches!(self.live, Some(Err(_)))
+    }
+
     /// What the KMS answered last.
     pub(crate) fn told(&self) -> Option<&Answered> {
         self.answered().or(self.before.as_ref())
@@ -149,6 +154,8 @@ pub(crate) struct Health {
     others: Mutex<Vec<(Instant, Finding)>>,
     /// The warnings that have begun and not ended: the configuration, and the code.
     warned: Mutex<BTreeSet<(String, String)>>,
+    /// When the first round had opened all filesystems.
+    opened: Mutex<Option<Instant>>,
     audit: Arc<AuditLog>,
     clock: Arc<dyn Clock>,
     wake: Notify,
@@ -160,7 +167,7 @@ impl Health {
         audit: Arc<AuditLog>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let (seen, succeeded, not_renewed, check_failed, unread, read, others, warned) =
+        let (seen, succeeded, not_renewed, check_failed, unread, read, others, warned, opened) =
             Default::default();
         let wake = Notify::new();
         Self {
@@ -173,6 +180,7 @@ impl Health {
             read,
             others,
             warned,
+            opened,
             audit,
             clock,
             wake,
@@ -357,6 +365,14 @@ impl Health {
         self.wake.notify_one();
     }
 
+    /// The first round has opened all filesystems: a look that failed at the same time was too early.
+    pub(crate) fn all_open(&self) {
+        *lock(&self.opened) = Some(Instant::now());
+        if lock(&self.seen).as_ref().is_some_and(Seen::fails) {
+            self.look_soon();
+        }
+    }
+
     /// Has a look taken beside whoever asks.
     pub(crate) fn look_soon(&self) {
         self.wake.notify_one();
@@ -409,6 +425,7 @@ impl Health {
         let mut granted: Option<Duration> = None;
         let (mut turn, mut woken) = (0, true);
         loop {
+            let begun = Instant::now();
             let seen = if woken { self.look().await } else { self.glance(turn).await };
             turn = turn.wrapping_add(1);
             let pause = match seen {
@@ -424,7 +441,10 @@ impl Health {
                     let renewed = self.renew_in_time(answered.credential(), &mut granted, every);
                     renewed.instrument(span).await
                 }
-                Ok(Seen { live: Some(Err(_)), .. }) => LOOK_AGAIN,
+                Ok(seen) if seen.fails() => {
+                    let too_early = lock(&self.opened).is_some_and(|at| at >= begun);
+                    if too_early { SHORTEST } else { LOOK_AGAIN }
+                }
                 Ok(_) => LOOK_EVERY,
                 Err(error) => {
                     tracing::error!(%error, "the KMS configuration can't be read");

@@ -57,6 +57,9 @@ impl Keeper {
         let mut moves = self.jobs.move_runs();
         let mut away: u32 = 0;
         let mut round = self.round().await;
+        if matches!(round, Round::AllOpen) {
+            health.all_open();
+        }
         let (mut settle_at, mut put_off) = (Instant::now(), false);
         loop {
             if settle_at <= Instant::now() {
