@@ -233,8 +233,11 @@ pub struct KmsRehearsal {
     pub until: Option<Ending>,
     /// What else works today and will hurt later.
     pub warnings: Vec<String>,
-    /// Whether the node shows the KMS who it is by a login: then the rehearsal logged in too, up to twice.
+    /// Whether the node shows the KMS who it is by a login: then the rehearsal logged in too.
     pub logs_in: bool,
+    /// How many starts the KMS still grants a login, after this rehearsal, as far as it tells that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts_left: Option<u64>,
     /// How a command line ends that shows this.
     pub exit: Exit,
 }

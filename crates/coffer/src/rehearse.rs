@@ -161,7 +161,9 @@ async fn rehearse_with(
     let (store, locks) = (Arc::new(store), BackingLocks::default());
     let deadline = Duration::from_secs(arguments.kms_deadline_seconds);
     let manager = parts::key_manager(&arguments.state_dir, store, &locks, uses, deadline);
-    manager.rehearse().await.map_err(of_keys)
+    let rehearsal = manager.rehearse().await;
+    manager.leave().await;
+    rehearsal.map_err(of_keys)
 }
 
 /// What was used of keys. They are opened to see whether they open, so one line tells of all of them.

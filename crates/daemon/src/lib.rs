@@ -307,6 +307,7 @@ impl Node {
         shared.jobs.close().await;
         shared.filesystems.close_all();
         shared.manager.forget_keys();
+        shared.manager.leave().await;
         shared.record("node.stop");
         if let Ok(problem) = failed.try_recv() {
             return Err(problem);

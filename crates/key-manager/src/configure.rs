@@ -11,7 +11,7 @@ use kms_core::{
 use crate::error::listed;
 use crate::filesystems::{LOCAL, new_local_config};
 use crate::jobs::put_job;
-use crate::manager::key_entry_of;
+use crate::manager::{key_entry_of, leave};
 use crate::moving::{BATCH, Purpose};
 use crate::own_key::{Own, Targets, record_own};
 use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
@@ -124,7 +124,7 @@ impl KeyManager {
         self.check_all_open(&moving, &unreadable, &clients, "the KMS can't be changed").await?;
 
         let record = self.proved(config.clone(), proof.kms.as_ref(), &proof.master_key).await?;
-        let _act = self.begin_act().await;
+        let act = self.begin_act().await;
         let credential = CredentialRecord::of(&new.credential);
         let mut commit = record_own(commit, &own, &credential, old.as_ref())
             .put(records::CURRENT, records::encode(&CurrentKms { config_id: config.id }))
@@ -141,7 +141,7 @@ impl KeyManager {
         }
         self.store().commit(commit).await.map_err(|e| changed(e, "the KMS or a filesystem"))?;
         self.audit_superseded(superseded.as_ref());
-        clients.iter().for_each(|kms| self.keep_client(kms));
+        let before: Vec<_> = clients.iter().filter_map(|kms| self.keep_client(kms)).collect();
         let what = format!("{} {} ({purpose:?})", config.address, config.master_key);
         self.audit("kms.configure", &config.id.to_string(), Outcome::Done, &what);
         for (own, _) in own.values().filter_map(|own| own.renewed.as_ref()) {
@@ -152,6 +152,8 @@ impl KeyManager {
         if job.is_none() {
             self.retire_or_warn().await;
         }
+        drop(act);
+        leave(before).await;
         let mut findings = proof.findings;
         for finding in own.into_values().flat_map(|own| own.findings) {
             if !findings.contains(&finding) {

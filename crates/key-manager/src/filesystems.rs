@@ -278,7 +278,7 @@ impl KeyManager {
         let intent = self.raise_epoch(intent).await?;
         self.store().commit(intent).await.map_err(|e| changed(e, "the KMS configuration"))?;
         if let Some(Sibling { record, kms, .. }) = &sibling {
-            self.keep_client(kms);
+            drop(self.keep_client(kms));
             let KmsConfig { id, address, master_key, .. } = &record.config;
             let detail = format!("{address} {master_key} (for {name})");
             self.audit("kms.configure", &id.to_string(), Outcome::Done, &detail);

@@ -313,8 +313,15 @@ impl KeyManager {
         }
     }
 
-    pub(crate) fn keep_client(&self, kms: &Arc<dyn Kms>) {
-        write(&self.clients).insert(kms.config().id, Arc::clone(kms));
+    /// Answers the one that was used before, to be left.
+    pub(crate) fn keep_client(&self, kms: &Arc<dyn Kms>) -> Option<Arc<dyn Kms>> {
+        write(&self.clients).insert(kms.config().id, Arc::clone(kms))
+    }
+
+    /// Ends what the KMSs gave to this manager, such as the tokens of logins. For the end of a node; what asks them later gets it anew.
+    pub async fn leave(&self) {
+        let clients: Vec<_> = write(&self.clients).drain().map(|(_, kms)| kms).collect();
+        leave(clients).await;
     }
 
     /// Forgets the configurations that wrap nothing any more, after erasing what they left on this machine. One that
@@ -365,7 +372,8 @@ impl KeyManager {
                     .delete(pointer.key.clone());
             }
             self.store().commit(forget).await?;
-            write(&self.clients).remove(&config.id);
+            let client = write(&self.clients).remove(&config.id);
+            leave(client).await;
             self.audit("kms.forget", &config.id.to_string(), Outcome::Done, &config.address);
         }
         Ok(())
@@ -489,6 +497,16 @@ impl Drop for Work<'_> {
         let at_work = &self.manager.at_work;
         at_work.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
         self.manager.work_done.notify_waiters();
+    }
+}
+
+/// Has these clients end what they got, but for those that somebody uses still. One that shares it with another is dropped before that one is
+/// asked.
+pub(crate) async fn leave(clients: impl IntoIterator<Item = Arc<dyn Kms>>) {
+    for kms in clients {
+        if Arc::strong_count(&kms) == 1 {
+            kms.leave().await;
+        }
     }
 }
 

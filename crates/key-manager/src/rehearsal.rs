@@ -22,6 +22,8 @@ pub struct Rehearsal {
     pub credential_left: Option<Duration>,
     /// How long a node can stay stopped: the life of a credential that only a running one renews.
     pub stopped_left: Option<Duration>,
+    /// How often yet a node that starts is let in, as far as the KMS told, after this rehearsal: see [`kms_core::Kms::starts_left`].
+    pub starts_left: Option<u64>,
     /// What ends first of all that a start needs and that ends: the credential, a certificate.
     pub until: Option<Ending>,
     /// What else works today and will hurt later.
@@ -50,6 +52,13 @@ impl KeyManager {
         for name in &held {
             self.release(name).await?;
         }
+        // Before the keys are opened, which can take long: what logs in does so once for all of this.
+        let KmsOverview { live, credential, .. } = self.kms_glance(0).await?;
+        let live = live.and_then(Result::ok);
+        let checked = match live {
+            Some(_) => self.check_kms().await?,
+            None => Vec::new(),
+        };
         let shut = self.unlock_all().await?;
         let statuses = self.filesystem_statuses().await?;
         let open = statuses.iter().filter(|status| status.key == KeyState::Unlocked).count() as u64;
@@ -62,8 +71,6 @@ impl KeyManager {
         let mut warnings: Vec<_> = out_of_reach.collect();
         self.forget_keys();
 
-        let KmsOverview { live, credential, .. } = self.kms_glance(0).await?;
-        let live = live.and_then(Result::ok);
         let lasting = live.as_ref().map(|kms| kms.credential);
         let is_renewed = |c: &CredentialStatus| c.renewable && c.periodic;
         let credential_left = lasting.filter(|c| !is_renewed(c)).and_then(|c| c.time_left);
@@ -72,9 +79,12 @@ impl KeyManager {
         let stopped = lasting.filter(|c| is_renewed(c) && auth == Some(AuthKind::Token));
         let stopped_left = stopped.and_then(|c| c.time_left);
         let token = credential_left.map(|left| Ending { what: "the token".to_owned(), left });
-        let ends = match (&live, self.targets().await?) {
-            (Some(_), Some(targets)) => self.kms(targets.current.config.id).await?.ends(),
-            _ => Vec::new(),
+        let (ends, starts_left) = match (&live, self.targets().await?) {
+            (Some(_), Some(targets)) => {
+                let kms = self.kms(targets.current.config.id).await?;
+                (kms.ends(), kms.starts_left())
+            }
+            _ => (Vec::new(), None),
         };
         // What is over and was not missed is not needed.
         let lasts = ends.into_iter().filter(|ending| !ending.left.is_zero());
@@ -85,11 +95,16 @@ impl KeyManager {
             CheckOutcome::Failed => shut.is_empty(),
             CheckOutcome::Passed | CheckOutcome::Unknown => false,
         };
-        let checked = match live {
-            Some(_) => self.check_kms().await?,
-            None => Vec::new(),
-        };
         warnings.extend(checked.into_iter().filter(hurts).map(|item| item.found));
-        Ok(Rehearsal { open, shut, held, credential_left, stopped_left, until, warnings })
+        Ok(Rehearsal {
+            open,
+            shut,
+            held,
+            credential_left,
+            stopped_left,
+            starts_left,
+            until,
+            warnings,
+        })
     }
 }

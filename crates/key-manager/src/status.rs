@@ -274,6 +274,17 @@ impl KeyManager {
         Ok(self.kms(id).await?.credential_here().await)
     }
 
+    /// How often yet a node that starts is let in, as far as the KMS that is set told: see [`kms_core::Kms::starts_left`]. Asks no KMS.
+    pub async fn starts_left(&self) -> Result<Option<u64>, Error> {
+        let Some((_, record)) = self.current().await? else { return Ok(None) };
+        match self.kms(record.config.id).await {
+            Ok(kms) => Ok(kms.starts_left()),
+            // As after a recovery: there is no credential.
+            Err(Error::Kms(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The KMS configuration as it is recorded. Asks no KMS.
     pub async fn kms_recorded(&self) -> Result<KmsOverview, Error> {
         self.recorded(self.targets().await?.as_ref()).await

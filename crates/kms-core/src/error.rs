@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::RequestId;
 
@@ -63,12 +64,13 @@ impl KmsErrorKind {
 /// A failure with its cause and its cure, in words for an administrator. Carries no secret.
 ///
 /// `Display` is what failed and why; [`KmsError::how_to_mend`] is what to do about it.
+#[derive(Clone)]
 pub struct KmsError {
     kind: KmsErrorKind,
     what: String,
     cure: Option<String>,
     request: Option<RequestId>,
-    source: Option<Box<dyn Error + Send + Sync>>,
+    source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 impl KmsError {
@@ -95,7 +97,7 @@ impl KmsError {
     /// Adds the error below this one. It must show no secret: no URL with a token, no body.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(Arc::from(source.into()));
         self
     }
 

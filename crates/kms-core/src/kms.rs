@@ -53,6 +53,16 @@ pub trait Kms: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// How often yet a node that starts is let in, as far as the KMS told: what it logs in with may be good for some logins only, or for
+    /// none any more. `None`: any number of times, or that is not known. Asks nobody.
+    fn starts_left(&self) -> Option<u64> {
+        None
+    }
+
+    /// Ends what the KMS gave to this client alone, such as the token of a login, and what is asked for later it gets anew. For the end
+    /// of its use: takes a few seconds at most, and what can't be ended ends by itself.
+    async fn leave(&self) {}
+
     /// Looks at where our credential lies on this machine (a token file), and uses what lies there from now on. Does not ask the
     /// KMS. Where nothing is read again the answer is always the same.
     async fn credential_here(&self) -> CredentialHere {

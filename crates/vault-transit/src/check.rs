@@ -15,7 +15,7 @@ use kms_core::{
 use crate::certificate;
 use crate::config::VaultConfig;
 use crate::findings::{self, finding};
-use crate::kms::{self, VaultKms};
+use crate::kms::{self, AT_ONCE, VaultKms};
 use crate::operation::Operation;
 use crate::wire::KeyData;
 
@@ -23,6 +23,10 @@ const IN_TIME: &str = "the token is renewed or replaced in time";
 
 const LOGGED_IN: &str =
     "the node logged in once for this: of a secret id with a limited number of uses that took one";
+
+const LAST_LOGIN: &str = "not tried: it would take the last login of the secret id, and the next start needs that";
+
+const HAS_LOGGED_IN: &str = "the node has just logged in";
 
 const EXPORTS: &str = "take the master key out of Vault, if it is exportable";
 
@@ -204,15 +208,21 @@ async fn renewal(vault: &VaultKms, token: &crate::wire::TokenData) -> CheckItem 
     let config = vault.target();
     let what = may(config, Operation::RenewSelf);
     if vault.logs_in() {
+        if vault.starts_left() == Some(1) {
+            return CheckItem::unknown("may-renew-self", IN_TIME, LAST_LOGIN);
+        }
         // A token that lives still hides that the next login will be refused.
-        return match vault.log_in_again().await {
-            Ok(()) => CheckItem::passed("may-renew-self", IN_TIME, LOGGED_IN),
+        return match vault.log_in_unless_within(AT_ONCE).await {
+            Ok(logged_in) => {
+                let how = if logged_in { LOGGED_IN } else { HAS_LOGGED_IN };
+                CheckItem::passed("may-renew-self", IN_TIME, how)
+            }
             Err(error) => CheckItem::failed("may-renew-self", IN_TIME, &error),
         };
     }
     if !token.renewable {
         let status = vault.status(token);
-        let found = findings::of_life(&status, vault.token_file());
+        let found = findings::of_life(&status, vault.seen().ends, vault.token_file());
         let worst = found.into_iter().find(|finding| finding.code == "token-not-renewable");
         return match worst {
             Some(finding) => CheckItem::warning(IN_TIME, finding),

@@ -1,9 +1,15 @@
 //! The HTTP client of one Vault: whom it trusts, what it shows, and where it may connect to.
 
+use std::sync::Arc;
+
 use kms_core::{ClientIdentity, ExposeSecret, KmsError, KmsErrorKind};
 use reqwest::header::{HeaderMap, HeaderValue};
-use reqwest::{Certificate, Client, ClientBuilder, Identity, redirect};
-use zeroize::Zeroizing;
+use reqwest::{Client, redirect};
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::Limits;
 use crate::address::Resolver;
@@ -19,20 +25,7 @@ pub(crate) fn client(
     identity: Option<&ClientIdentity>,
     limits: Limits,
 ) -> Result<Client, KmsError> {
-    let connector = connector(config, limits)?;
-    let Some(identity) = identity else {
-        return connector.build().map_err(|e| no_client(&e));
-    };
-    connector.identity(client_identity(identity)?).build().or_else(|error| {
-        // That it is the identity shows where one can be made without.
-        self::connector(config, limits)?.build().map_err(|e| no_client(&e))?;
-        Err(unfit_identity(&root_cause(&error)))
-    })
-}
-
-/// All of an HTTP client but what it shows Vault.
-fn connector(config: &VaultConfig, limits: Limits) -> Result<ClientBuilder, KmsError> {
-    let builder = Client::builder()
+    let client = Client::builder()
         .user_agent(concat!("coffer/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers(config)?)
         // Redirects are followed by `crate::http::Client`: reqwest would carry the token to other hosts.
@@ -42,12 +35,54 @@ fn connector(config: &VaultConfig, limits: Limits) -> Result<ClientBuilder, KmsE
         // A connection that is kept keeps in its buffers what went through it: keys that Vault opened. Requests are few.
         .pool_max_idle_per_host(0)
         .connect_timeout(limits.connect)
+        .tls_backend_preconfigured(tls(config, identity)?)
         .tls_info(true)
         .dns_resolver(Resolver { loopback_only: config.loopback_only() });
-    Ok(match config.ca_cert() {
-        Some(pem) => builder.tls_certs_only(certificates(pem)?),
-        None => builder,
-    })
+    client.build().map_err(|e| no_client(&root_cause(&e)))
+}
+
+/// Each connection begins anew: one that resumes another shows no certificate, so that the end of one would not be noticed, nor another
+/// in its place.
+fn tls(config: &VaultConfig, identity: Option<&ClientIdentity>) -> Result<ClientConfig, KmsError> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| no_client(&e.to_string()))?
+        .with_root_certificates(roots(config)?);
+    let mut tls = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let (chain, key) = client_identity(identity)?;
+            let tls = builder.with_client_auth_cert(chain, key);
+            tls.map_err(|e| unfit_identity(&e.to_string()))?
+        }
+    };
+    tls.resumption = Resumption::disabled();
+    Ok(tls)
+}
+
+/// Whom it trusts: the authorities that are configured and no other, or the system's.
+fn roots(config: &VaultConfig) -> Result<RootCertStore, KmsError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(pem) = config.ca_cert() {
+        for certificate in certificates(pem)? {
+            let unfit = |e: rustls::Error| {
+                KmsError::new(KmsErrorKind::Invalid, "the CA certificate can't be used")
+                    .because(e)
+                    .cure("give the certificate of the authority that signed Vault's, in PEM")
+            };
+            roots.add(certificate).map_err(unfit)?;
+        }
+        return Ok(roots);
+    }
+    let found = rustls_native_certs::load_native_certs();
+    // Some systems list what can't be used, beside the rest that can.
+    let (usable, _) = roots.add_parsable_certificates(found.certs);
+    // Plain http needs none.
+    if usable == 0 && config.url("").scheme() == "https" {
+        let why = found.errors.first().map_or("there is none".to_owned(), ToString::to_string);
+        return Err(no_client(&format!("the system's CA certificates can't be read: {why}")));
+    }
+    Ok(roots)
 }
 
 fn headers(config: &VaultConfig) -> Result<HeaderMap, KmsError> {
@@ -63,38 +98,38 @@ fn headers(config: &VaultConfig) -> Result<HeaderMap, KmsError> {
     Ok(headers)
 }
 
-fn certificates(pem: &str) -> Result<Vec<Certificate>, KmsError> {
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, KmsError> {
     let invalid = || {
         KmsError::new(KmsErrorKind::Invalid, "the CA certificate is not in PEM")
             .cure("give a file with one or more blocks of -----BEGIN CERTIFICATE-----")
     };
-    match Certificate::from_pem_bundle(pem.as_bytes()) {
+    match CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>() {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(invalid()),
-        Err(e) => Err(invalid().because(root_cause(&e))),
+        Err(e) => Err(invalid().because(e)),
     }
 }
 
-fn client_identity(identity: &ClientIdentity) -> Result<Identity, KmsError> {
-    let mut pem = Zeroizing::new(Vec::with_capacity(
-        identity.certificate.len() + identity.key.expose_secret().len() + 1,
-    ));
-    pem.extend_from_slice(identity.certificate.as_bytes());
-    pem.push(b'\n');
-    pem.extend_from_slice(identity.key.expose_secret().as_bytes());
-    // The reason is not told: it could quote the key.
-    Identity::from_pem(&pem).map_err(|_| {
-        KmsError::new(
+fn client_identity(
+    identity: &ClientIdentity,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), KmsError> {
+    let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes());
+    let chain: Result<Vec<_>, _> = chain.collect();
+    let key = PrivateKeyDer::from_pem_slice(identity.key.expose_secret().as_bytes());
+    match (chain, key) {
+        (Ok(chain), Ok(key)) if !chain.is_empty() => Ok((chain, key)),
+        // The reason is not told: it could quote the key.
+        _ => Err(KmsError::new(
             KmsErrorKind::Invalid,
             "the client certificate and its key are not what TLS can use",
         )
-        .cure("give the certificate (and those between it and its authority) and its unencrypted private key, both in PEM")
-    })
+        .cure("give the certificate (and those between it and its authority) and its unencrypted private key, both in PEM")),
+    }
 }
 
-fn no_client(error: &reqwest::Error) -> KmsError {
+fn no_client(why: &str) -> KmsError {
     KmsError::new(KmsErrorKind::Internal, "no HTTPS client can be made here")
-        .because(root_cause(error))
+        .because(why)
         .cure("install the system's CA certificates, or give Vault's with --ca-cert")
 }
 

@@ -72,16 +72,17 @@ pub(crate) fn later(vault: &VaultKms, key: &MasterKey, status: &CredentialStatus
 
 /// What ends the credential.
 fn of_credential(vault: &VaultKms, status: &CredentialStatus) -> Vec<Finding> {
-    // Nobody gets or writes another: this one has to last.
-    let has_to_last = !vault.logs_in() && vault.token_file().is_none();
-    let left = status.time_left.filter(|_| has_to_last);
-    let mut found = match left.filter(|_| vault.seen().may_not_renew) {
+    if vault.logs_in() {
+        return vault.login_findings(status);
+    }
+    // Nobody writes another: this one has to last.
+    let left = status.time_left.filter(|_| vault.token_file().is_none());
+    let seen = *vault.seen();
+    let mut found = match left.filter(|_| seen.may_not_renew) {
         Some(left) => vec![may_not_renew(vault.target(), left)],
-        None => of_life(status, vault.token_file()),
+        None => of_life(status, seen.ends, vault.token_file()),
     };
-    found.extend(vault.login_findings(status));
     let Some(left) = left else { return found };
-    let seen = vault.seen();
     if !seen.orphan {
         found.push(finding(
             "token-not-orphan",
@@ -132,7 +133,12 @@ fn token_is_root() -> Finding {
     )
 }
 
-pub(crate) fn of_life(status: &CredentialStatus, file: Option<(&Path, Duration)>) -> Vec<Finding> {
+/// `ends`: when it ends for good, since 1970, if that is known. `file`: where it comes from, and how long it was first given for.
+pub(crate) fn of_life(
+    status: &CredentialStatus,
+    ends: Option<Duration>,
+    file: Option<(&Path, Duration)>,
+) -> Vec<Finding> {
     let Some(left) = status.time_left else { return Vec::new() };
     if let Some((file, whole)) = file {
         let ends = ends_in(
@@ -152,10 +158,16 @@ pub(crate) fn of_life(status: &CredentialStatus, file: Option<(&Path, Duration)>
             PERIODIC,
         ));
     } else if !status.periodic {
+        let until = match ends {
+            Some(end) => format!("at {}", certificate::moment(end)),
+            None => "at its maximum life, which is Vault's".to_owned(),
+        };
         found.push(ends_in(
-            left,
+            ends.map_or(left, certificate::left),
             "token-not-periodic",
-            "the token is not periodic: renewals end at its maximum life, and without it no filesystem opens",
+            format!(
+                "the token is not periodic: renewals end {until}, and without it no filesystem opens"
+            ),
             PERIODIC,
         ));
     }
@@ -265,7 +277,7 @@ mod tests {
             let time_left = Some(Duration::from_secs(left));
             let status = CredentialStatus { time_left, renewable: false, periodic: false };
             let file = Some((Path::new("/run/token"), Duration::from_secs(1200)));
-            of_life(&status, file).into_iter().map(|finding| finding.code).collect::<Vec<_>>()
+            of_life(&status, None, file).into_iter().map(|finding| finding.code).collect::<Vec<_>>()
         };
         assert_eq!(codes(400), [""; 0]);
         assert_eq!(codes(199), ["token-not-replaced"]);

@@ -99,7 +99,7 @@ impl Client {
         let call = Call::of(operation, &self.config);
         let token = self.token().await?;
         let answer = self.exchange(&call, body.clone(), Some(&token)).await?;
-        if answer.status != StatusCode::FORBIDDEN {
+        if !answer.refuses_token() {
             return Ok(answer);
         }
         match self.other_token(&token).await? {
@@ -108,25 +108,22 @@ impl Client {
         }
     }
 
-    /// Gets another token by a login, whether or not the one of now still lives, and ends that one.
-    pub(crate) async fn log_in_again(&self) -> Result<(), KmsError> {
-        self.log_in_unless_within(Duration::ZERO).await
-    }
-
-    /// As [`Client::log_in_again`], if no login was granted within so long a time.
-    pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<(), KmsError> {
-        let change = self.session.change().await;
-        let Source::Login { mount, login } = self.session.source() else { return Ok(()) };
+    /// Gets another token by a login, whether or not the one of now still lives, and ends that one; unless one was granted within so
+    /// long a time. Answers whether it was.
+    pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<bool, KmsError> {
+        let Source::Login { mount, login } = self.session.source() else { return Ok(false) };
+        let change = self.session.change().await?;
         if self.session.has_logged_in_within(time) {
-            return Ok(());
+            return Ok(false);
         }
         let before = self.session.current();
-        self.log_in(mount, login).await?;
+        let logged_in = self.log_in(mount, login).await;
+        logged_in.inspect_err(|error| self.session.change_failed(error))?;
         drop(change);
         if let Some(before) = before {
             self.revoke(&before).await;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Ends what a login got if nobody else uses it, so that Vault does not keep it until its time is up.
@@ -158,25 +155,18 @@ impl Client {
         }
     }
 
-    /// What is left of the secret id, asked for once after each login: [`SecretId::Untold`] to who may not ask. `None`: there was
-    /// no login since.
+    /// What is left of the secret id: [`SecretId::Untold`] to who may not ask. `None`: it can't be asked for.
     ///
     /// # Errors
     /// Vault does not answer, and is to be asked again.
     pub(crate) async fn look_up_secret_id(&self) -> Result<Option<SecretId>, KmsError> {
         let Source::Login { mount, login } = self.session.source() else { return Ok(None) };
         let Some(token) = self.session.current() else { return Ok(None) };
-        let Some(role) = self.session.to_ask() else { return Ok(None) };
+        let Some(role) = self.session.role() else { return Ok(None) };
         let body = wire::secret_id_body(login.secret.expose_secret()).map_err(unencodable)?;
         let path = format!("auth/{mount}/role/{role}/secret-id/lookup");
         let call = Call { operation: "lookup-secret-id", path, is_read: false };
-        match self.exchange(&call, body, Some(&token)).await {
-            Ok(answer) => Ok(Some(SecretId::told(&answer))),
-            Err(error) => {
-                self.session.is_to_ask(role);
-                Err(error)
-            }
-        }
+        Ok(Some(SecretId::told(&self.exchange(&call, body, Some(&token)).await?)))
     }
 
     async fn token(&self) -> Result<Token, KmsError> {
@@ -186,11 +176,11 @@ impl Client {
         if let Some(token) = self.session.current() {
             return Ok(token);
         }
-        let _change = self.session.change().await;
-        match (self.session.current(), self.session.source()) {
-            (None, Source::Login { mount, login }) => self.log_in(mount, login).await,
-            (token, _) => token.ok_or_else(|| KmsError::new(KmsErrorKind::Internal, "no token")),
-        }
+        let token = match self.session.source() {
+            Source::Login { mount, login } => self.log_in_instead_of(None, mount, login).await?,
+            _ => None,
+        };
+        token.ok_or_else(|| KmsError::new(KmsErrorKind::Internal, "no token"))
     }
 
     /// A token to try instead of one that was refused, if that one may be the reason.
@@ -202,16 +192,31 @@ impl Client {
                 Ok(self.session.other_than(refused))
             }
             Source::Login { mount, login } => {
-                let _change = self.session.change().await;
-                if let Some(other) = self.session.other_than(refused) {
-                    return Ok(Some(other));
-                }
-                match self.is_alive(refused, None).await? {
-                    true => Ok(None),
-                    false => self.log_in(mount, login).await.map(Some),
-                }
+                self.log_in_instead_of(Some(refused), mount, login).await
             }
         }
+    }
+
+    /// The token that somebody else has got meanwhile, or one by a login; `None` if the one that was refused is alive.
+    async fn log_in_instead_of(
+        &self,
+        refused: Option<&Token>,
+        mount: &str,
+        login: &Login,
+    ) -> Result<Option<Token>, KmsError> {
+        let _change = self.session.change().await?;
+        let got = async {
+            let other = match refused {
+                Some(refused) => self.session.other_than(refused),
+                None => self.session.current(),
+            };
+            match (other, refused) {
+                (Some(other), _) => Ok(Some(other)),
+                (None, Some(refused)) if self.is_alive(refused, None).await? => Ok(None),
+                (None, _) => self.log_in(mount, login).await.map(Some),
+            }
+        };
+        got.await.inspect_err(|error| self.session.change_failed(error))
     }
 
     /// Tells a token that lacks a permission from one that Vault does not know: to both, Vault says "permission denied".
@@ -258,13 +263,9 @@ impl Client {
             return Err(self.foreign("not what Vault's API answers"));
         };
         tracing::info!(mount, "logged in to Vault");
-        self.session.login_granted();
-        let token = self.session.replace(&auth.client_token)?;
         let role = auth.metadata.and_then(|metadata| metadata.role_name);
-        if let Some(role) = role.filter(|role| valid_name(role)) {
-            self.session.is_to_ask(role);
-        }
-        Ok(token)
+        self.session.login_granted(role.filter(|role| valid_name(role)));
+        self.session.replace(&auth.client_token)
     }
 
     /// Sends a request until it is answered, refused for good, or out of time.
@@ -560,6 +561,14 @@ impl Answer {
     pub(crate) fn errors(&self) -> Vec<String> {
         let errors = self.parse::<Refusal>().map(|refusal| refusal.errors).unwrap_or_default();
         errors.iter().map(|e| printable(e)).collect()
+    }
+
+    /// Whether it may be for the token that this is a refusal: Vault says "permission denied" to one that it does not know, and
+    /// `sys/capabilities-self` "invalid token" with status 400.
+    pub(crate) fn refuses_token(&self) -> bool {
+        let names_it = || self.errors().iter().any(|error| error.contains("invalid token"));
+        self.status == StatusCode::FORBIDDEN
+            || (self.status == StatusCode::BAD_REQUEST && names_it())
     }
 
     /// Whether this has the form of Vault's refusals, `{"errors": […]}`.

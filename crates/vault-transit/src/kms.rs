@@ -24,6 +24,9 @@ use crate::session::Source;
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
 use crate::{certificate, check, findings, refusal};
 
+/// What asks for a login at the same time shares one.
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(10);
+
 const NO_API: &str = "not what Vault's API answers";
 
 pub(crate) struct VaultKms {
@@ -42,6 +45,8 @@ pub(crate) struct TokenSeen {
     pub(crate) may_not_renew: bool,
     /// How long it was first given for.
     creation_ttl: u64,
+    /// When it ends for good, however often it is renewed, since 1970, if Vault tells that.
+    pub(crate) ends: Option<Duration>,
     /// How often it may still be used; 0 for any number.
     pub(crate) num_uses: i64,
     /// Whether it lives on without the token that made it.
@@ -67,25 +72,17 @@ impl VaultKms {
         self.client.session().let_log_in();
     }
 
-    /// Ends what a login got for this alone.
-    pub(crate) async fn log_out(&self) {
-        self.client.log_out().await;
+    /// Proves by use that a login is granted, if none was within so long a time. Answers whether it took one.
+    pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<bool, KmsError> {
+        let logged_in = self.client.log_in_unless_within(time).await?;
+        if logged_in {
+            self.look_up_secret_id().await;
+        }
+        Ok(logged_in)
     }
 
-    /// Proves by use that a login is granted, if none was within so long a time.
-    pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<(), KmsError> {
-        self.client.log_in_unless_within(time).await
-    }
-
-    /// Proves by use that a login is granted.
-    pub(crate) async fn log_in_again(&self) -> Result<(), KmsError> {
-        self.client.log_in_again().await?;
-        self.look_up_secret_id().await;
-        Ok(())
-    }
-
-    /// Asks once after each login for what is left of the secret id. That it can't be told is no failure, and where Vault did not
-    /// answer what was told before stands until the next look.
+    /// Asks for what is left of the secret id. That it can't be told is no failure, and where Vault did not answer what was told
+    /// before stands until the next look.
     async fn look_up_secret_id(&self) {
         match self.client.look_up_secret_id().await {
             Ok(Some(told)) => self.client.session().secret_id_told(told),
@@ -142,12 +139,13 @@ impl VaultKms {
         if token.data.num_uses < 0 && !self.logs_in() {
             return Err(refusal::used_up());
         }
-        {
-            let mut seen = self.seen();
-            seen.creation_ttl = token.data.creation_ttl;
-            (seen.num_uses, seen.orphan) = (token.data.num_uses, token.data.orphan);
-        }
-        self.look_up_secret_id().await;
+        let TokenData { creation_ttl, creation_time, explicit_max_ttl, num_uses, orphan, .. } =
+            token.data;
+        let ends = (explicit_max_ttl > 0 && creation_time > 0)
+            .then(|| Duration::from_secs(creation_time.saturating_add(explicit_max_ttl)));
+        let mut seen = self.seen();
+        *seen = TokenSeen { creation_ttl, ends, num_uses, orphan, ..*seen };
+        drop(seen);
         Ok(token.data)
     }
 
@@ -184,10 +182,11 @@ impl VaultKms {
         let ends = token.expire_time.is_some() || token.ttl > 0;
         let TokenSeen { periodic, may_not_renew, .. } = *self.seen();
         let periodic = periodic.unwrap_or(token.period > 0 && token.explicit_max_ttl == 0);
+        let is_replaced = self.client.session().can_log_in();
         CredentialStatus {
             time_left: ends.then(|| Duration::from_secs(token.ttl.max(0).unsigned_abs())),
-            renewable: (token.renewable && !may_not_renew) || self.logs_in(),
-            periodic: periodic || self.logs_in(),
+            renewable: (token.renewable && !may_not_renew) || is_replaced,
+            periodic: periodic || is_replaced,
         }
     }
 
@@ -253,7 +252,7 @@ impl VaultKms {
             return self.client.foreign(format!("status {status} without Vault's words"));
         }
         let errors = answer.errors();
-        if answer.status != StatusCode::FORBIDDEN {
+        if !answer.refuses_token() {
             return refusal::refused(self.target(), operation, status, &errors);
         }
         // OpenBao and 1.1.5 don't say that much.
@@ -357,6 +356,7 @@ impl Kms for VaultKms {
     /// [`VaultKms::renew_token`]. Where that is refused each further call tries it again, for the permission may come.
     async fn credential(&self) -> Result<CredentialStatus, KmsError> {
         let token = self.look_up_token().await?;
+        self.look_up_secret_id().await;
         let TokenSeen { periodic, may_not_renew, .. } = *self.seen();
         let known = periodic.is_some() && !may_not_renew;
         if known || !token.renewable || self.logs_in() {
@@ -369,8 +369,8 @@ impl Kms for VaultKms {
         }
     }
 
-    /// One that can't be renewed stays as it is; the answer says so. Where tokens are got by a login, one that can't be renewed
-    /// for its whole life again is replaced by another.
+    /// One that can't be renewed stays as it is; the answer says so. Where tokens are got by a login, one that has most of its life
+    /// before it stays, too, and one that can't be renewed for its whole life again is replaced by another.
     async fn renew(&self) -> Result<CredentialStatus, KmsError> {
         let token = self.look_up_token().await?;
         if !self.logs_in() {
@@ -378,14 +378,18 @@ impl Kms for VaultKms {
                 if token.renewable { self.renew_token(&token).await? } else { self.status(&token) };
             return Ok(renewed);
         }
-        let whole = Duration::from_secs(token.creation_ttl);
+        let (whole, left) = (token.creation_ttl, token.ttl.max(0).unsigned_abs());
+        if left > whole / 3 * 2 {
+            return Ok(self.status(&token));
+        }
+        let is_replaced = self.client.session().can_log_in();
         if token.renewable
             && let Ok(renewed) = self.renew_token(&token).await
-            && renewed.time_left >= Some(whole)
+            && (renewed.time_left >= Some(Duration::from_secs(whole)) || !is_replaced)
         {
-            return Ok(CredentialStatus { periodic: true, ..renewed });
+            return Ok(CredentialStatus { periodic: renewed.periodic || is_replaced, ..renewed });
         }
-        self.log_in_again().await?;
+        self.log_in_unless_within(AT_ONCE).await?;
         Ok(self.status(&self.look_up_token().await?))
     }
 
@@ -405,6 +409,14 @@ impl Kms for VaultKms {
         let secret_id = self.client.session().secret_id().time_left();
         let login = secret_id.map(|left| Ending { what: "the secret id".to_owned(), left });
         ours.into_iter().chain(vaults).chain(login).collect()
+    }
+
+    fn starts_left(&self) -> Option<u64> {
+        self.client.session().secret_id().logins_left()
+    }
+
+    async fn leave(&self) {
+        self.client.log_out().await;
     }
 
     async fn credential_here(&self) -> CredentialHere {

@@ -93,7 +93,7 @@ impl KmsProvider for VaultProvider {
         let vault = Arc::new(self.connect(config, credential)?);
         let proof = prove(&vault).await;
         if proof.is_err() {
-            vault.log_out().await;
+            vault.leave().await;
         }
         proof
     }

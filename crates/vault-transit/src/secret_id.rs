@@ -49,6 +49,16 @@ impl SecretId {
         Some(until.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
+    /// For how many logins it is good; `None` for any number, or if that is not known.
+    pub(crate) fn logins_left(&self) -> Option<u64> {
+        match self {
+            Self::Untold => None,
+            Self::Gone => Some(0),
+            Self::Good { .. } if self.time_left() == Some(Duration::ZERO) => Some(0),
+            Self::Good { logins, .. } => *logins,
+        }
+    }
+
     /// What keeps a later login from being granted. `mount` is where the logins go.
     pub(crate) fn findings(&self, mount: &str, token: &CredentialStatus) -> Vec<Finding> {
         let cure = format!(
@@ -61,8 +71,8 @@ impl SecretId {
             Self::Gone => {
                 let gone = finding(
                     "secret-id-gone",
-                    "Vault knows the secret id no more: it is used up or was destroyed, the next login is refused, and without a \
-                     token no filesystem opens",
+                    "Vault knows the secret id no more: it is used up or was destroyed, the next login is refused, and after the \
+                     token, which is renewed as long as that goes, no filesystem opens",
                     &cure,
                 );
                 found.push(Finding { ends_in: token.time_left, ..gone });

@@ -75,8 +75,8 @@ pub(crate) struct Session {
     config: VaultConfig,
     identity: Option<ClientIdentity>,
     current: Mutex<Option<Token>>,
-    /// The role of a login after which nobody has asked for what is left of its secret id.
-    unasked: Mutex<Option<String>>,
+    /// The role of the last login, for asking what is left of its secret id; `None`: the token may not ask.
+    role: Mutex<Option<String>>,
     /// What was told last of what is left of it.
     secret_id: Mutex<SecretId>,
     refusals: Mutex<Refusals>,
@@ -84,6 +84,8 @@ pub(crate) struct Session {
     logged_in: Mutex<Option<Instant>>,
     /// Held by who gets another one, so that many requests that were refused at once make one login.
     changing: tokio::sync::Mutex<()>,
+    /// When the last of those who held it had failed, and how.
+    failed: Mutex<Option<(Instant, KmsError)>>,
 }
 
 /// The logins that Vault has refused since it granted one.
@@ -154,7 +156,7 @@ impl Session {
                 return Err(no_token(config));
             }
         };
-        let (unasked, secret_id, refusals, logged_in, changing) = Default::default();
+        let (role, secret_id, refusals, logged_in, changing, failed) = Default::default();
         let (config, identity) = (config.clone(), credential.identity.clone());
         let current = Mutex::new(current);
         Ok(Self {
@@ -162,11 +164,12 @@ impl Session {
             config,
             identity,
             current,
-            unasked,
+            role,
             secret_id,
             refusals,
             logged_in,
             changing,
+            failed,
         })
     }
 
@@ -227,18 +230,17 @@ impl Session {
         lock(&self.secret_id).clone()
     }
 
+    /// Nobody asks again with a token that may not, or a Vault that does not tell it.
     pub(crate) fn secret_id_told(&self, told: SecretId) {
+        if told == SecretId::Untold {
+            *lock(&self.role) = None;
+        }
         *lock(&self.secret_id) = told;
     }
 
-    /// There was a login, or there is still to be asked after it: under this role.
-    pub(crate) fn is_to_ask(&self, role: String) {
-        *lock(&self.unasked) = Some(role);
-    }
-
-    /// Whether to ask for what is left of the secret id, and under which role: once after each login.
-    pub(crate) fn to_ask(&self) -> Option<String> {
-        lock(&self.unasked).take()
+    /// The role under which what is left of the secret id can be asked for.
+    pub(crate) fn role(&self) -> Option<String> {
+        lock(&self.role).clone()
     }
 
     /// Whether a login may be sent now.
@@ -278,9 +280,16 @@ impl Session {
         });
     }
 
-    pub(crate) fn login_granted(&self) {
+    /// Vault has granted a login, under this role if it said so.
+    pub(crate) fn login_granted(&self, role: Option<String>) {
         *lock(&self.refusals) = Refusals::default();
         *lock(&self.logged_in) = Some(Instant::now());
+        *lock(&self.role) = role;
+    }
+
+    /// Whether another login would be granted, as far as was told.
+    pub(crate) fn can_log_in(&self) -> bool {
+        matches!(self.source, Source::Login { .. }) && lock(&self.secret_id).logins_left() != Some(0)
     }
 
     /// Whether a login was granted within so long a time.
@@ -289,8 +298,21 @@ impl Session {
     }
 
     /// The right to get another token, once who is at it has done.
-    pub(crate) async fn change(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.changing.lock().await
+    ///
+    /// # Errors
+    /// Those of whom this has waited for: it would meet the same, and all who wait would meet it one after the other.
+    pub(crate) async fn change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, KmsError> {
+        let asked = Instant::now();
+        let change = self.changing.lock().await;
+        match &*lock(&self.failed) {
+            Some((at, error)) if *at >= asked => Err(error.clone()),
+            _ => Ok(change),
+        }
+    }
+
+    /// Who has the right to get another token got none.
+    pub(crate) fn change_failed(&self, error: &KmsError) {
+        *lock(&self.failed) = Some((Instant::now(), error.clone()));
     }
 
     pub(crate) fn current(&self) -> Option<Token> {

@@ -168,7 +168,10 @@ pub(crate) struct TokenData {
     /// Seconds that it was first given.
     #[serde(default)]
     pub(crate) creation_ttl: u64,
-    /// Seconds; no renewal goes past them.
+    /// When it was made, in seconds since 1970.
+    #[serde(default)]
+    pub(crate) creation_time: u64,
+    /// Seconds since then; no renewal goes past them. 0: it has no such end of its own.
     #[serde(default)]
     pub(crate) explicit_max_ttl: u64,
     #[serde(default)]

@@ -212,6 +212,15 @@ fn check_outcome(check: KmsCheck) -> Result<Exit, Problem> {
 
 fn rehearsal_outcome(rehearsal: KmsRehearsal) -> Result<Exit, Problem> {
     let shut = rehearsal.shut.len() as u64;
+    if shut == 0 && rehearsal.starts_left == Some(0) {
+        return Err(Problem::new(
+            rehearsal.exit,
+            "start-would-fail",
+            "a start now would be refused",
+            "the secret id is good for no login any more; the rehearsal may have taken the last",
+        )
+        .cure("make a new secret id, without secret_id_num_uses, and give it with coffer fs kms set-vault; what is open goes on"));
+    }
     match rehearsal.shut.into_iter().next() {
         Some(ShutFilesystem { name, why, cure }) if rehearsal.exit != Exit::Done => {
             let title = "a start now would not open everything";
@@ -226,8 +235,7 @@ fn rehearsal_outcome(rehearsal: KmsRehearsal) -> Result<Exit, Problem> {
 }
 
 fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
-    let KmsRehearsal { open, shut, held, stopped_seconds_left, until, warnings, logs_in, .. } =
-        rehearsal;
+    let KmsRehearsal { open, shut, held, stopped_seconds_left, until, warnings, .. } = rehearsal;
     let mut text = String::new();
     for ShutFilesystem { name, why, cure } in shut {
         text.push_str(&format!("FAILED  {name} would stay locked: {}\n", under(why, 8)));
@@ -237,6 +245,9 @@ fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
     }
     let opens = count(*open, "filesystem");
     text.push_str(&match shut.len() {
+        0 if rehearsal.starts_left == Some(0) => {
+            format!("{opens} can be opened, but a start now would be refused its login\n")
+        }
         0 => format!("a start now would succeed: {opens} can be opened\n"),
         n => format!("a start now would fail for {n}; {opens} can be opened\n"),
     });
@@ -258,8 +269,14 @@ fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
     for warning in warnings {
         text.push_str(&format!("warning: {}\n", under(warning, 9)));
     }
-    if *logs_in {
-        text.push_str("this logged in up to twice: of a secret id with a limited number of uses that took as many\n");
+    match rehearsal.starts_left {
+        Some(left) if left > 0 => text.push_str(&format!(
+            "this took a login, and the secret id is good for {left} more: each start takes one\n"
+        )),
+        None if rehearsal.logs_in => text.push_str(
+            "this took a login: of a secret id with a limited number of uses that took one\n",
+        ),
+        _ => {}
     }
     text
 }
@@ -318,8 +335,9 @@ fn change_text(change: &KmsChange) -> String {
 }
 
 /// The store's files keep what was deleted until the space is used again, and a store that `recover` set aside keeps it for good.
-const REVOKE: &str = "the token is not used any more, and may still lie on this node's disk; revoke it in Vault: \
-                      vault token revoke <the token>, or vault token revoke -accessor <its accessor>\n";
+const REVOKE: &str = "the token or secret id is not used any more, and may still lie on this node's disk; end it in Vault: \
+                      vault token revoke -accessor <its accessor>, or vault write auth/approle/role/<role>/secret-id-accessor/destroy \
+                      secret_id_accessor=<its accessor>\n";
 
 fn text(kms: &Kms) -> String {
     let mut lines = kms.configured.as_ref().map(details).unwrap_or_default();
@@ -448,7 +466,8 @@ fn authentication(details: &KmsDetails) -> String {
         }
         text.push_str(match (seconds_left, renewable, periodic) {
             (None, ..) => "",
-            _ if details.role_id.is_some() => ", then it logs in again",
+            (.., true) if details.role_id.is_some() => ", then it logs in again",
+            _ if details.role_id.is_some() => ", then no login is granted",
             (_, true, true) => ", periodic: renewed for ever",
             (_, true, false) => ", renewable up to its maximum",
             (_, false, _) => ", not renewable",

@@ -216,6 +216,11 @@ fn how_the_node_shows_who_it_is_is_told() {
             "team/approle, role id r-1, set, 32 days left, then it logs in again",
         ),
         (
+            json!({"auth_method": "approle", "role_id": "r-1",
+                   "credential": {"seconds_left": 3600, "renewable": true, "periodic": false, "told_seconds_ago": 0}}),
+            "approle, role id r-1, set, 60 minutes left, then no login is granted",
+        ),
+        (
             json!({"problem": problem(503, "kms-unreachable", None),
                    "credential": {"seconds_left": 3600, "renewable": true, "periodic": false, "told_seconds_ago": 300}}),
             "token, set, 60 minutes left, renewable up to its maximum (as it told 5 minutes ago, counted down since)",
@@ -268,8 +273,9 @@ fn a_downgrade_is_confirmed_and_then_watched() {
     let ran = node.run(&["fs", "kms", "unset", "--allow-downgrade", "--yes"]);
     assert_eq!(
         ran.stdout,
-        "every key moves under local wrapping\nthe token is not used any more, and may still lie on this node's disk; revoke it in Vault: \
-         vault token revoke <the token>, or vault token revoke -accessor <its accessor>\n\
+        "every key moves under local wrapping\nthe token or secret id is not used any more, and may still lie on this node's disk; end it in \
+         Vault: vault token revoke -accessor <its accessor>, or vault write auth/approle/role/<role>/secret-id-accessor/destroy \
+         secret_id_accessor=<its accessor>\n\
          warning: coffer-key can be deleted\n  do:  forbid it\n\
          put the keys under local wrapping: 2 keys\n"
     );
@@ -340,7 +346,7 @@ fn what_a_check_or_a_rehearsal_finds_is_a_problem_too() {
         let node = Node::answering([(request.as_str(), 200, answer.clone())]);
         let ran = node.run(&["fs", "kms", command]);
         assert_eq!((ran.code, ran.stderr.as_str()), (4, text));
-        let logged_in = ran.stdout.contains("this logged in up to twice");
+        let logged_in = ran.stdout.contains("this took a login: of a secret id");
         assert_eq!(logged_in, command == "rehearse", "what it cost is told: {ran:?}");
         let ran = node.run(&["fs", "kms", command, "--json"]);
         assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap(), answer);
@@ -350,6 +356,32 @@ fn what_a_check_or_a_rehearsal_finds_is_a_problem_too() {
             (4, &json!("kms-refused"), &json!("grant it"))
         );
     }
+}
+
+/// All opens, and the login that showed it was the last.
+#[test]
+fn a_rehearsal_that_took_the_last_login_is_no_success() {
+    let told = |starts_left: u64, exit: &str| {
+        json!({
+            "open": 2, "shut": [], "held": [], "credential_seconds_left": null, "until": null, "warnings": [],
+            "logs_in": true, "starts_left": starts_left, "exit": exit,
+        })
+    };
+    let node = Node::answering([("POST /v1/kms/rehearse", 200, told(0, "kms-refused"))]);
+    let ran = node.run(&["fs", "kms", "rehearse"]);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert!(ran.stdout.starts_with("2 filesystems can be opened, but a start now would"), "{ran:?}");
+    assert!(ran.stderr.contains("the secret id is good for no login any more"), "{ran:?}");
+    let node = Node::answering([("POST /v1/kms/rehearse", 200, told(3, "done"))]);
+    let ran = node.run(&["fs", "kms", "rehearse"]);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str()),
+        (
+            0,
+            "a start now would succeed: 2 filesystems can be opened\n\
+             this took a login, and the secret id is good for 3 more: each start takes one\n"
+        )
+    );
 }
 
 #[test]

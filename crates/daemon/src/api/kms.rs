@@ -201,15 +201,20 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
     let of_keys = |e| problem::of_keys("the start can't be rehearsed", &e);
     let credential = shared.health.seen().await.map_err(of_keys)?.credential;
     let auth = credential.and_then(|credential| credential.auth);
+    let logs_in = matches!(auth, Some(AuthKind::Login { .. }));
+    if logs_in && shared.manager.starts_left().await.map_err(of_keys)? == Some(1) {
+        return Err(takes_the_last_login().into());
+    }
     let still = shared.manager.hold_still().await;
     let found = shared.rehearse.rehearse().await;
     drop(still);
-    // What a start would meet may have come about since the last look.
-    if found.as_ref().map_or(true, |found| !found.shut.is_empty()) {
+    // What a start would meet may have come about since the last look, and a login that it took is one less.
+    if logs_in || found.as_ref().map_or(true, |found| !found.shut.is_empty()) {
         shared.health.look_soon();
     }
     let found = found?;
-    let exit = found.shut.first().map(|(_, reason)| problem::exit_of_lock(reason));
+    let shut_out = (found.starts_left == Some(0)).then_some(Exit::KmsRefused);
+    let exit = found.shut.first().map(|(_, reason)| problem::exit_of_lock(reason)).or(shut_out);
     let shut = found.shut.into_iter().map(|(name, reason)| ShutFilesystem {
         name: name.to_string(),
         why: reason.why,
@@ -225,9 +230,21 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
             .until
             .map(|until| Ending { what: until.what, seconds_left: until.left.as_secs() }),
         warnings: found.warnings,
-        logs_in: matches!(auth, Some(AuthKind::Login { .. })),
+        logs_in,
+        starts_left: found.starts_left,
         exit: exit.unwrap_or(Exit::Done),
     }))
+}
+
+/// A start is let in once more only, and a rehearsal would be that.
+fn takes_the_last_login() -> Problem {
+    Problem::new(
+        Exit::State,
+        "last-login",
+        "the start is not rehearsed",
+        "the secret id is good for one more login, which the rehearsal would take, so that the next start would be refused",
+    )
+    .cure("make a new secret id, without secret_id_num_uses, and give it with coffer fs kms set-vault; coffer fs kms check looks at all else")
 }
 
 #[derive(Debug, Deserialize)]
