@@ -108,12 +108,15 @@ impl Client {
         }
     }
 
-    /// Gets another token by a login, whether or not the one of now still lives, and ends that one; unless one was granted within so
-    /// long a time. Answers whether it was.
-    pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<bool, KmsError> {
+    /// Gets another token by a login, whether or not the one of now still lives, and ends that one; unless that is not needed any more.
+    /// Answers whether it was.
+    pub(crate) async fn log_in_unless(
+        &self,
+        needless: impl FnOnce(&Session) -> bool,
+    ) -> Result<bool, KmsError> {
         let Source::Login { mount, login } = self.session.source() else { return Ok(false) };
         let change = self.session.change().await?;
-        if self.session.has_logged_in_within(time) {
+        if needless(&self.session) {
             return Ok(false);
         }
         let before = self.session.current();

@@ -20,11 +20,11 @@ use crate::Limits;
 use crate::config::VaultConfig;
 use crate::http::{Answer, Client, printable};
 use crate::operation::Operation;
-use crate::session::Source;
+use crate::session::{Session, Source};
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
 use crate::{certificate, check, findings, refusal};
 
-/// What asks for a login at the same time shares one.
+/// Proofs of a login at about the same time share one.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(10);
 
 const NO_API: &str = "not what Vault's API answers";
@@ -74,7 +74,14 @@ impl VaultKms {
 
     /// Proves by use that a login is granted, if none was within so long a time. Answers whether it took one.
     pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<bool, KmsError> {
-        let logged_in = self.client.log_in_unless_within(time).await?;
+        self.log_in_unless(|session| session.has_logged_in_within(time)).await
+    }
+
+    async fn log_in_unless(
+        &self,
+        needless: impl FnOnce(&Session) -> bool,
+    ) -> Result<bool, KmsError> {
+        let logged_in = self.client.log_in_unless(needless).await?;
         if logged_in {
             self.look_up_secret_id().await;
         }
@@ -372,6 +379,7 @@ impl Kms for VaultKms {
     /// One that can't be renewed stays as it is; the answer says so. Where tokens are got by a login, one that has most of its life
     /// before it stays, too, and one that can't be renewed for its whole life again is replaced by another.
     async fn renew(&self) -> Result<CredentialStatus, KmsError> {
+        let before = self.client.session().current();
         let token = self.look_up_token().await?;
         if !self.logs_in() {
             let renewed =
@@ -382,14 +390,17 @@ impl Kms for VaultKms {
         if left > whole / 3 * 2 {
             return Ok(self.status(&token));
         }
-        let is_replaced = self.client.session().can_log_in();
+        let can_log_in = self.client.session().can_log_in();
         if token.renewable
             && let Ok(renewed) = self.renew_token(&token).await
-            && (renewed.time_left >= Some(Duration::from_secs(whole)) || !is_replaced)
+            && (renewed.time_left >= Some(Duration::from_secs(whole)) || !can_log_in)
         {
-            return Ok(CredentialStatus { periodic: renewed.periodic || is_replaced, ..renewed });
+            return Ok(CredentialStatus { periodic: renewed.periodic || can_log_in, ..renewed });
         }
-        self.log_in_unless_within(AT_ONCE).await?;
+        let is_replaced = |session: &Session| {
+            before.as_ref().is_some_and(|before| session.other_than(before).is_some())
+        };
+        self.log_in_unless(is_replaced).await?;
         Ok(self.status(&self.look_up_token().await?))
     }
 

@@ -1,7 +1,7 @@
 //! Vault's certificate and the one that it is shown: both end, and that is told before, and named when it has happened.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use dev_vault::DevVault;
 use kms_core::{
@@ -10,8 +10,10 @@ use kms_core::{
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
 use time::{Duration, OffsetDateTime};
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, version};
 
 use crate::shared::{config, provider};
 use crate::tls::tls_before;
@@ -113,6 +115,51 @@ async fn their_ends_are_told_before() {
         let days = |life: Duration| u64::try_from(life.whole_days()).unwrap();
         let expected = [("the client certificate", ours), ("Vault's certificate", vaults)];
         assert_eq!(ends, expected.map(|(what, life)| (what.to_owned(), days(life))));
+    }
+}
+
+/// A connection that resumed the last one would not see it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_certificate_is_seen_by_the_next_request() {
+    let vault = DevVault::builder().transit_key("k").start().await.unwrap();
+    let ends_in = |days| {
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.not_after = OffsetDateTime::now_utc() + Duration::days(days);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let secret = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = aws_lc_rs::default_provider();
+        let shown = CertifiedKey::from_der(vec![certificate.der().clone()], secret, &provider);
+        (certificate.pem(), Arc::new(shown.unwrap()))
+    };
+    let (first, second, stranger) = (ends_in(100), ends_in(200), ends_in(300));
+    for versions in [&[&version::TLS13], &[&version::TLS12]] {
+        let shown = Arc::new(Shown(Mutex::new(Arc::clone(&first.1))));
+        let tls = ServerConfig::builder_with_protocol_versions(versions).with_no_client_auth();
+        let tls = tls.with_cert_resolver(Arc::clone(&shown) as Arc<dyn ResolvesServerCert>);
+        let port = tls_before(vault.address(), tls).await;
+        let mut config = config(&format!("https://127.0.0.1:{port}"), "k");
+        config.settings.insert("ca_cert".into(), format!("{}{}", first.0, second.0));
+        let credential = Credential::token(vault.root_token());
+        let kms = provider().open(&config, &credential).unwrap();
+        for (certificate, days) in [(&first.1, 100), (&second.1, 200)] {
+            shown.0.lock().unwrap().clone_from(certificate);
+            kms.master_key().await.unwrap();
+            let left = kms.ends()[0].left.as_secs().div_ceil(24 * 60 * 60);
+            assert_eq!(left, days);
+        }
+        shown.0.lock().unwrap().clone_from(&stranger.1);
+        assert_eq!(kms.master_key().await.unwrap_err().kind(), KmsErrorKind::Unreachable);
+    }
+}
+
+/// What a server shows from now on.
+#[derive(Debug)]
+struct Shown(Mutex<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.lock().unwrap()))
     }
 }
 

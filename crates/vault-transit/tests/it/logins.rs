@@ -1,6 +1,6 @@
 //! How often a secret id is sent: it may be good for a few uses only, and Vault locks out who fails often.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dev_vault::{DevVault, Event, Fault};
 use kms_core::{
@@ -8,7 +8,9 @@ use kms_core::{
 };
 use serde_json::{Value, json};
 
-use crate::shared::{config, policy, provider, record};
+use vault_transit::{Limits, VaultProvider};
+
+use crate::shared::{LIMITS, config, pass, policy, provider, record};
 
 const ROLE: &str = "auth/approle/role/node";
 
@@ -53,13 +55,6 @@ fn wrong(vault: &DevVault) -> Credential {
 
 fn logins(vault: &DevVault) -> u64 {
     vault.requests().count("auth/approle/login").requests
-}
-
-/// Lets so much time pass by the clock that refused logins wait by.
-async fn pass(time: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
 }
 
 async fn refused(kms: &dyn Kms) -> KmsError {
@@ -211,11 +206,89 @@ async fn a_token_that_nobody_uses_any_more_is_ended() {
     // Not the one that others use.
     provider.prove(&missing, &credential).await.unwrap_err();
     assert_eq!((logins(&vault), revoked()), (2, 1));
-    assert!(kms.check(None).await.iter().all(|item| item.failure.is_none()));
+    let check = async || {
+        pass(Duration::from_secs(11)).await;
+        assert!(kms.check(None).await.iter().all(|item| item.failure.is_none()));
+    };
+    check().await;
     assert_eq!((logins(&vault), revoked()), (3, 2));
     // That it can't be ended is no failure.
     vault.faults().inject(Fault::Drop.on("auth/token/revoke-self"));
-    assert!(kms.check(None).await.iter().all(|item| item.failure.is_none()));
+    check().await;
     kms.wrap(&[record()]).await.unwrap().only().unwrap();
     assert_eq!((logins(&vault), revoked()), (4, 3));
+    vault.faults().clear();
+    // Not while another client has it too.
+    let other = provider.open(&here, &credential).unwrap();
+    kms.leave().await;
+    assert_eq!(revoked(), 3);
+    drop(other);
+    kms.leave().await;
+    assert_eq!(revoked(), 4);
+    kms.wrap(&[record()]).await.unwrap().only().unwrap();
+    assert_eq!(logins(&vault), 5);
+}
+
+/// As Vault's roles are by default: no renewal goes past the life that a token was made with.
+#[tokio::test]
+async fn a_token_that_has_most_of_its_life_before_it_is_not_replaced() {
+    let vault = vault(&["k"]).await;
+    let ends = json!({ "token_policies": "node", "token_period": 0, "token_ttl": "1h", "token_max_ttl": "1h" });
+    write(&vault, ROLE, ends);
+    let kms = provider().open(&config(&vault.url(), "k"), &login(&vault)).unwrap();
+    for _ in 0..3 {
+        kms.renew().await.unwrap();
+    }
+    assert_eq!(logins(&vault), 1);
+    for sent in 2..4 {
+        vault.advance(HOUR * 2 / 3);
+        let renewed = kms.renew().await.unwrap();
+        assert!(renewed.time_left > Some(HOUR * 9 / 10), "{renewed:?}");
+        assert_eq!(logins(&vault), sent);
+    }
+}
+
+/// Two administrators, and a token that one of them has ended.
+#[tokio::test]
+async fn checks_at_the_same_time_fail_each_other_not() {
+    let vault = vault(&["k"]).await;
+    let kms = provider().open(&config(&vault.url(), "k"), &login(&vault)).unwrap();
+    let check = async || {
+        let items = kms.check(None).await;
+        let well = items.iter().all(|item| item.outcome == CheckOutcome::Passed);
+        assert!(well, "{items:?}");
+    };
+    kms.master_key().await.unwrap();
+    pass(Duration::from_secs(11)).await;
+    futures::future::join_all((0..4).map(|_| check())).await;
+    assert_eq!(logins(&vault), 2);
+    // One that mends what it finds takes a login for that.
+    write(&vault, &format!("{ROLE}/secret-id"), json!({}));
+    vault.advance(HOUR);
+    pass(Duration::from_secs(11)).await;
+    check().await;
+    assert_eq!(logins(&vault), 3);
+}
+
+/// While Vault hangs: not one deadline after the other.
+#[tokio::test]
+async fn who_waits_for_a_login_that_fails_is_told_so_with_it() {
+    let vault = vault(&["k"]).await;
+    let limits = Limits {
+        attempt: Duration::from_millis(500),
+        deadline: Duration::from_secs(1),
+        ..LIMITS
+    };
+    let kms = VaultProvider::with_limits(limits);
+    let kms = kms.open(&config(&vault.url(), "k"), &login(&vault)).unwrap();
+    vault.faults().inject(Fault::Delay { milliseconds: 60_000 }.on("auth/approle/login"));
+    let begun = Instant::now();
+    let all = futures::future::join_all((0..8).map(|_| kms.master_key())).await;
+    for error in all.into_iter().map(Result::unwrap_err) {
+        assert_eq!(error.kind(), KmsErrorKind::Unreachable, "{error:?}");
+        assert!(error.how_to_mend().is_some());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    vault.faults().clear();
+    kms.master_key().await.unwrap();
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kms_core::{
-    Auth, Credential, ExposeSecret as _, Finding, Kms, KmsConfig, KmsErrorKind, KmsProvider as _,
+    Auth, CheckOutcome, Credential, ExposeSecret as _, Finding, Kms, KmsConfig, KmsErrorKind, KmsProvider as _,
     Login,
 };
 use serde_json::json;
@@ -101,7 +101,7 @@ pub(crate) async fn a_login_outlives_its_tokens(vault: &Vault) {
     }
 }
 
-/// Vault tells what is left of a secret id to a token that may ask; of one that may not nothing is said.
+/// Vault tells what is left of a secret id to a token that may ask, whoever used it up or destroyed it; of one that may not nothing is said.
 pub(crate) async fn the_end_of_a_secret_id_is_told_before_a_login_is_refused(vault: &Vault) {
     let config = vault.make_key(&json!({}));
     let limited =
@@ -130,6 +130,11 @@ pub(crate) async fn the_end_of_a_secret_id_is_told_before_a_login_is_refused(vau
         vault.admin.write(&format!("sys/policies/acl/{MAY_ASK}"), &json!({ "policy": may_ask }));
         let login = app_role(vault, mount, &config, &limited);
         let secret_id = login.secret.expose_secret().to_owned();
+        let role_id = login.id.clone();
+        let used_elsewhere = || {
+            let login = json!({ "role_id": role_id, "secret_id": secret_id });
+            vault.admin.write(&format!("auth/{mount}/login"), &login);
+        };
         let proof = provider().prove(&config, &Auth::Login(login).into()).await;
         assert_shows_no(&secret_id, &proof);
         let proof = proof.unwrap();
@@ -141,17 +146,33 @@ pub(crate) async fn the_end_of_a_secret_id_is_told_before_a_login_is_refused(vau
             "{told:?}"
         );
         assert!(proof.findings[0].cure.contains(&format!("auth/{mount}/role/")));
-        // A check logs in.
+        assert_eq!(kms.starts_left(), Some(3));
+        used_elsewhere();
+        used_elsewhere();
+        let told = shown(&found(kms.as_ref()).await);
+        assert!(told[0].contains(&format!("{uses} 1 more login ")), "{told:?}");
+        // A check does not take the last one.
         let checked: Vec<_> = kms.check(None).await;
-        let checked = checked.iter().find(|item| item.code == "secret-id-uses-limited").unwrap();
-        assert!(checked.found.contains(&format!("{uses} 2 more logins")), "{checked:?}");
-        for _ in 0..2 {
-            kms.check(None).await;
-        }
+        let login = checked.iter().find(|item| item.code == "may-renew-self").unwrap();
+        assert_eq!(login.outcome, CheckOutcome::Unknown, "{login:?}");
+        assert_eq!(kms.starts_left(), Some(1));
+        used_elsewhere();
         let gone = found(kms.as_ref()).await;
         assert_eq!(gone.len(), 1, "{gone:?}");
         assert_eq!(gone[0].code, "secret-id-gone");
         assert!(gone[0].ends_in > Some(Duration::from_secs(1100)), "{gone:?}");
+        let status = kms.credential().await.unwrap();
+        assert!(status.renewable && !status.periodic, "{status:?}");
+        assert_eq!(kms.starts_left(), Some(0));
+
+        let login = app_role(vault, mount, &config, &json!({}));
+        let secret_id = json!({ "secret_id": login.secret.expose_secret() });
+        let kms = provider().open(&config, &Auth::Login(login).into()).unwrap();
+        assert_eq!(found(kms.as_ref()).await, []);
+        let made_last = vault.made.load(Ordering::Relaxed) - 1;
+        let destroy = format!("auth/{mount}/role/role-{made_last}/secret-id/destroy");
+        vault.admin.write(&destroy, &secret_id);
+        assert_eq!(found(kms.as_ref()).await[0].code, "secret-id-gone");
         let endless = Auth::Login(app_role(vault, mount, &config, &json!({}))).into();
         assert_eq!(codes(&provider().prove(&config, &endless).await.unwrap()), [""; 0]);
     }
