@@ -1,6 +1,6 @@
 //! The KMS as it was last seen, and the life of our token, which is renewed in time.
 //!
-//! A look takes three requests, so it is taken every fifth minute: with the renewals of a token that lives for a quarter of an hour
+//! A look takes three requests, and one more where a secret id can be asked for, so it is taken every fifth minute: with the renewals of a token that lives for a quarter of an hour
 //! or longer, a node at rest asks its KMS no more than once a minute. What changes the configuration asks for a look at once. Of the
 //! master keys that filesystems have of their own each look at rest asks for one, in turn, by two requests more, and the next look is so
 //! much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
@@ -523,10 +523,10 @@ impl Health {
                     answered.renewed(renewed);
                 }
                 self.tell_last();
-                tracing::info!(
-                    seconds_left = renewed.time_left.map(|t| t.as_secs()),
-                    "the token was renewed"
-                );
+                if renewed.time_left > Some(left) {
+                    let seconds_left = renewed.time_left.map(|t| t.as_secs());
+                    tracing::info!(seconds_left, "the token was renewed");
+                }
                 let left = renewed.time_left.unwrap_or(every);
                 until_renewal(left, *granted).unwrap_or(SHORTEST).min(every)
             }

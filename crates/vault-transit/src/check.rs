@@ -24,7 +24,8 @@ const IN_TIME: &str = "the token is renewed or replaced in time";
 const LOGGED_IN: &str =
     "the node logged in once for this: of a secret id with a limited number of uses that took one";
 
-const LAST_LOGIN: &str = "not tried: it would take the last login of the secret id, and the next start needs that";
+const LAST_LOGIN: &str =
+    "not tried: it would take the last login of the secret id, and the next start needs that";
 
 const HAS_LOGGED_IN: &str = "the node has just logged in";
 

@@ -567,7 +567,7 @@ impl Answer {
     }
 
     /// Whether it may be for the token that this is a refusal: Vault says "permission denied" to one that it does not know, and
-    /// `sys/capabilities-self` "invalid token" with status 400.
+    /// `sys/capabilities-self` "invalid token" with status 400 where it was ended in that very moment.
     pub(crate) fn refuses_token(&self) -> bool {
         let names_it = || self.errors().iter().any(|error| error.contains("invalid token"));
         self.status == StatusCode::FORBIDDEN
@@ -684,6 +684,18 @@ mod tests {
         );
         assert_eq!(printable("\u{1b}[31mred\r\n"), "[31mred");
         assert_eq!(printable(&"ä".repeat(1000)).chars().count(), 301);
+    }
+
+    #[test]
+    fn a_refusal_of_the_token_is_told_from_others() {
+        let refuses = |status, error: &str| {
+            let body = serde_json::json!({ "errors": [error] }).to_string().into_bytes().into();
+            Answer { status, at: SystemTime::now(), body }.refuses_token()
+        };
+        assert!(refuses(StatusCode::FORBIDDEN, "permission denied"));
+        assert!(refuses(StatusCode::BAD_REQUEST, "invalid token"));
+        assert!(!refuses(StatusCode::BAD_REQUEST, "no such key"));
+        assert!(!refuses(StatusCode::NOT_FOUND, "invalid token"));
     }
 
     #[test]

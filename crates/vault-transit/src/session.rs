@@ -289,7 +289,8 @@ impl Session {
 
     /// Whether another login would be granted, as far as was told.
     pub(crate) fn can_log_in(&self) -> bool {
-        matches!(self.source, Source::Login { .. }) && lock(&self.secret_id).logins_left() != Some(0)
+        matches!(self.source, Source::Login { .. })
+            && lock(&self.secret_id).logins_left() != Some(0)
     }
 
     /// Whether a login was granted within so long a time.

@@ -370,7 +370,10 @@ fn a_rehearsal_that_took_the_last_login_is_no_success() {
     let node = Node::answering([("POST /v1/kms/rehearse", 200, told(0, "kms-refused"))]);
     let ran = node.run(&["fs", "kms", "rehearse"]);
     assert_eq!(ran.code, 4, "{ran:?}");
-    assert!(ran.stdout.starts_with("2 filesystems can be opened, but a start now would"), "{ran:?}");
+    assert!(
+        ran.stdout.starts_with("2 filesystems can be opened, but a start now would"),
+        "{ran:?}"
+    );
     assert!(ran.stderr.contains("the secret id is good for no login any more"), "{ran:?}");
     let node = Node::answering([("POST /v1/kms/rehearse", 200, told(3, "done"))]);
     let ran = node.run(&["fs", "kms", "rehearse"]);

@@ -262,8 +262,7 @@ async fn checks_at_the_same_time_fail_each_other_not() {
     pass(Duration::from_secs(11)).await;
     futures::future::join_all((0..4).map(|_| check())).await;
     assert_eq!(logins(&vault), 2);
-    // One that mends what it finds takes a login for that.
-    write(&vault, &format!("{ROLE}/secret-id"), json!({}));
+    // One that finds the token gone takes a login, and that is the proof of it.
     vault.advance(HOUR);
     pass(Duration::from_secs(11)).await;
     check().await;
@@ -274,11 +273,8 @@ async fn checks_at_the_same_time_fail_each_other_not() {
 #[tokio::test]
 async fn who_waits_for_a_login_that_fails_is_told_so_with_it() {
     let vault = vault(&["k"]).await;
-    let limits = Limits {
-        attempt: Duration::from_millis(500),
-        deadline: Duration::from_secs(1),
-        ..LIMITS
-    };
+    let limits =
+        Limits { attempt: Duration::from_millis(500), deadline: Duration::from_secs(1), ..LIMITS };
     let kms = VaultProvider::with_limits(limits);
     let kms = kms.open(&config(&vault.url(), "k"), &login(&vault)).unwrap();
     vault.faults().inject(Fault::Delay { milliseconds: 60_000 }.on("auth/approle/login"));

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kms_core::{
-    Auth, CheckOutcome, Credential, ExposeSecret as _, Finding, Kms, KmsConfig, KmsErrorKind, KmsProvider as _,
-    Login,
+    Auth, CheckOutcome, Credential, ExposeSecret as _, Finding, Kms, KmsConfig, KmsErrorKind,
+    KmsProvider as _, Login,
 };
 use serde_json::json;
 
