@@ -462,7 +462,8 @@ impl Health {
         }
     }
 
-    /// Keeps the way open to keys that hang on a KMS which is not set any more, and answers how long to wait until that is due again.
+    /// Keeps the way open to keys that hang on a KMS which is not set any more, and answers how long to wait at most until that is due
+    /// again.
     async fn renew_others(&self) -> Duration {
         let renewed = match self.manager.renew_others().await {
             Ok(renewed) => renewed,
@@ -471,11 +472,11 @@ impl Health {
                 return LOOK_AGAIN;
             }
         };
-        let (mut found, mut pause) = (Vec::new(), LOOK_EVERY);
+        let (mut found, mut pause) = (Vec::new(), Duration::MAX);
         for (config, answer) in renewed {
             match answer {
                 Ok(CredentialStatus { time_left, renewable, .. }) => {
-                    pause = pause.min(time_left.map_or(LOOK_EVERY, |left| left / 3));
+                    pause = pause.min(time_left.map_or(Duration::MAX, |left| left / 3));
                     if time_left.is_some() && !renewable {
                         let ends = other_ends(&config, "its token can't be renewed");
                         found.push(Finding { ends_in: time_left, ..ends });

@@ -8,40 +8,30 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use kms_core::{Credential, ExposeSecret, KmsError, KmsErrorKind, Login, full_jitter};
+use kms_core::{ClientIdentity, KmsError, KmsErrorKind, full_jitter};
 use reqwest::header::{DATE, HeaderMap, LOCATION};
 use reqwest::tls::TlsInfo;
 use reqwest::{Method, Response, StatusCode, Url};
-use serde::Deserialize;
 use tracing::instrument;
 use zeroize::Zeroizing;
 
 use crate::Limits;
 use crate::address::RefusedAddress;
-use crate::config::{VaultConfig, valid_name};
+use crate::answer::Answer;
+use crate::config::VaultConfig;
 use crate::operation::Operation;
 use crate::pauses::{self, Pauses};
-use crate::secret_id::SecretId;
-use crate::session::{Session, Sessions, Source, Token};
-use crate::{certificate, connector, measure, refusal, wire};
+use crate::session::Token;
+use crate::{certificate, connector, measure};
 
-/// How long the end of a token may take that is not needed any more.
-const TO_REVOKE: Duration = Duration::from_secs(2);
-
-/// The way to one Vault, with a session that others may share.
-///
-/// The token lies in this client and in the headers of the requests under way, and what Vault decrypts passes through
-/// the buffers of the HTTP and TLS libraries: none of these can be locked or wiped from here. Each connection ends with its request
-/// and gives them back, and the program's allocator wipes what is given back.
-pub(crate) struct Client {
+/// How one Vault is reached.
+pub(crate) struct Http {
     http: reqwest::Client,
     config: VaultConfig,
-    session: Arc<Session>,
     /// When Vault's certificate ends, in seconds since 1970; 0 while that is not known.
     certificate_ends: AtomicU64,
     /// When the certificate that Vault is shown ends, since 1970.
@@ -50,31 +40,28 @@ pub(crate) struct Client {
     pauses: Pauses,
 }
 
-impl Client {
+impl Http {
     pub(crate) fn new(
         config: VaultConfig,
-        credential: &Credential,
+        identity: Option<&ClientIdentity>,
         limits: Limits,
         pauses: Pauses,
-        sessions: &Sessions,
     ) -> Result<Self, KmsError> {
-        let session = sessions.of(credential, &config)?;
-        let http = connector::client(&config, credential.identity.as_ref(), limits)?;
+        let http = connector::client(&config, identity, limits)?;
         // Plain http shows none.
-        let identity = credential.identity.as_ref().filter(|_| config.url("").scheme() == "https");
+        let identity = identity.filter(|_| config.url("").scheme() == "https");
         let identity_ends =
             identity.and_then(|identity| certificate::first_end(&identity.certificate));
         let certificate_ends = AtomicU64::new(0);
-        Ok(Self { http, config, session, certificate_ends, identity_ends, limits, pauses })
+        Ok(Self { http, config, certificate_ends, identity_ends, limits, pauses })
     }
 
     pub(crate) const fn config(&self) -> &VaultConfig {
         &self.config
     }
 
-    /// Where the tokens come from.
-    pub(crate) fn session(&self) -> &Session {
-        &self.session
+    pub(crate) const fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// When the certificate of the last connection ends, since 1970.
@@ -88,192 +75,9 @@ impl Client {
         self.identity_ends
     }
 
-    /// Sends a request with the token of this moment, and once more with another one if Vault does not know that one any
-    /// more and there is another.
-    ///
-    /// # Errors
-    /// [`KmsErrorKind::Unreachable`] and [`KmsErrorKind::Sealed`], [`KmsErrorKind::Invalid`] for an address that is
-    /// refused, [`KmsErrorKind::Denied`] for a login. What Vault answers to this request in particular, 4xx included, is an
-    /// [`Answer`].
-    pub(crate) async fn send(&self, operation: Operation, body: Bytes) -> Result<Answer, KmsError> {
-        let call = Call::of(operation, &self.config);
-        let token = self.token().await?;
-        let answer = self.exchange(&call, body.clone(), Some(&token)).await?;
-        if !answer.refuses_token() {
-            return Ok(answer);
-        }
-        match self.other_token(&token).await? {
-            Some(other) => self.exchange(&call, body, Some(&other)).await,
-            None => Ok(answer),
-        }
-    }
-
-    /// Gets another token by a login, whether or not the one of now still lives, and ends that one; unless that is not needed any more.
-    /// Answers whether it was.
-    pub(crate) async fn log_in_unless(
-        &self,
-        needless: impl FnOnce(&Session) -> bool,
-    ) -> Result<bool, KmsError> {
-        let Source::Login { mount, login } = self.session.source() else { return Ok(false) };
-        let change = self.session.change().await?;
-        if needless(&self.session) {
-            return Ok(false);
-        }
-        let before = self.session.current();
-        let logged_in = self.log_in(mount, login).await;
-        logged_in.inspect_err(|error| self.session.change_failed(error))?;
-        drop(change);
-        if let Some(before) = before {
-            self.revoke(&before).await;
-        }
-        Ok(true)
-    }
-
-    /// Ends what a login got if nobody else uses it, so that Vault does not keep it until its time is up.
-    pub(crate) async fn log_out(&self) {
-        if let (1, Source::Login { .. }, Some(token)) =
-            (Arc::strong_count(&self.session), self.session.source(), self.session.current())
-        {
-            self.revoke(&token).await;
-        }
-    }
-
-    /// Tries once to end a token of ours. One that outlives this ends by itself.
-    async fn revoke(&self, token: &Token) {
-        let path = "auth/token/revoke-self".to_owned();
-        let call = Call { operation: "revoke-self", path, is_read: false };
-        let deadline = Instant::now() + self.limits.attempt.min(TO_REVOKE);
-        if let Err(Failure { error, .. }) =
-            self.attempt(&call, Bytes::new(), Some(token), deadline).await
-        {
-            tracing::debug!(%error, "a token that is not needed any more can't be revoked");
-        }
-    }
-
-    /// Looks at the file that tokens are read from, if there is one: what came of it is the session's [`Session::unread`].
-    pub(crate) async fn read_token_file(&self) {
-        if let Source::File(file) = self.session.source() {
-            // Without a token of before it is an error too, which says the same.
-            let _ = self.session.read(file, self.limits.connect).await;
-        }
-    }
-
-    /// What is left of the secret id: [`SecretId::Untold`] to who may not ask. `None`: it can't be asked for.
-    ///
-    /// # Errors
-    /// Vault does not answer, and is to be asked again.
-    pub(crate) async fn look_up_secret_id(&self) -> Result<Option<SecretId>, KmsError> {
-        let Source::Login { mount, login } = self.session.source() else { return Ok(None) };
-        let Some(token) = self.session.current() else { return Ok(None) };
-        let Some(role) = self.session.role() else { return Ok(None) };
-        let body = wire::secret_id_body(login.secret.expose_secret()).map_err(unencodable)?;
-        let path = format!("auth/{mount}/role/{role}/secret-id/lookup");
-        let call = Call { operation: "lookup-secret-id", path, is_read: false };
-        Ok(Some(SecretId::told(&self.exchange(&call, body, Some(&token)).await?)))
-    }
-
-    async fn token(&self) -> Result<Token, KmsError> {
-        if let Source::File(file) = self.session.source() {
-            return self.session.read(file, self.limits.connect).await;
-        }
-        if let Some(token) = self.session.current() {
-            return Ok(token);
-        }
-        let token = match self.session.source() {
-            Source::Login { mount, login } => self.log_in_instead_of(None, mount, login).await?,
-            _ => None,
-        };
-        token.ok_or_else(|| KmsError::new(KmsErrorKind::Internal, "no token"))
-    }
-
-    /// A token to try instead of one that was refused, if that one may be the reason.
-    async fn other_token(&self, refused: &Token) -> Result<Option<Token>, KmsError> {
-        match self.session.source() {
-            Source::Given => Ok(None),
-            Source::File(file) => {
-                self.session.read(file, self.limits.connect).await?;
-                Ok(self.session.other_than(refused))
-            }
-            Source::Login { mount, login } => {
-                self.log_in_instead_of(Some(refused), mount, login).await
-            }
-        }
-    }
-
-    /// The token that somebody else has got meanwhile, or one by a login; `None` if the one that was refused is alive.
-    async fn log_in_instead_of(
-        &self,
-        refused: Option<&Token>,
-        mount: &str,
-        login: &Login,
-    ) -> Result<Option<Token>, KmsError> {
-        let _change = self.session.change().await?;
-        let got = async {
-            let other = match refused {
-                Some(refused) => self.session.other_than(refused),
-                None => self.session.current(),
-            };
-            match (other, refused) {
-                (Some(other), _) => Ok(Some(other)),
-                (None, Some(refused)) if self.is_alive(refused, None).await? => Ok(None),
-                (None, _) => self.log_in(mount, login).await.map(Some),
-            }
-        };
-        got.await.inspect_err(|error| self.session.change_failed(error))
-    }
-
-    /// Tells a token that lacks a permission from one that Vault does not know: to both, Vault says "permission denied".
-    /// Whatever else than this the token may do shows that it is alive.
-    pub(crate) async fn may_more_than(&self, denied: Operation) -> Result<bool, KmsError> {
-        let token = self.token().await?;
-        self.is_alive(&token, Some(denied)).await
-    }
-
-    async fn is_alive(&self, token: &Token, denied: Option<Operation>) -> Result<bool, KmsError> {
-        for other in [Operation::LookupSelf, Operation::ReadKey] {
-            if denied == Some(other) {
-                continue;
-            }
-            let call = Call::of(other, &self.config);
-            let answer = self.exchange(&call, Bytes::new(), Some(token)).await?;
-            // A web page with status 200 says nothing of the token.
-            if !answer.is_vaults() && !answer.is_refusal() {
-                return Err(self.foreign("not what Vault's API answers"));
-            }
-            let status = answer.status;
-            if status.is_success() || status == StatusCode::NOT_FOUND {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// The caller has the right to change the token. One that was refused is not sent again for a while: see [`Session::may_log_in`].
-    async fn log_in(&self, mount: &str, login: &Login) -> Result<Token, KmsError> {
-        self.session.may_log_in()?;
-        let body =
-            wire::login_body(&login.id, login.secret.expose_secret()).map_err(unencodable)?;
-        let call = Call { operation: "login", path: format!("auth/{mount}/login"), is_read: false };
-        let answer = self.exchange(&call, body, None).await?;
-        if !answer.status.is_success() {
-            let refused = refusal::login(mount, answer.status.as_u16(), &answer.errors());
-            if [StatusCode::BAD_REQUEST, StatusCode::FORBIDDEN].contains(&answer.status) {
-                self.session.login_refused(&refused);
-            }
-            return Err(refused);
-        }
-        let Some(wire::LoggedIn { auth }) = answer.parse() else {
-            return Err(self.foreign("not what Vault's API answers"));
-        };
-        tracing::info!(mount, "logged in to Vault");
-        let role = auth.metadata.and_then(|metadata| metadata.role_name);
-        self.session.login_granted(role.filter(|role| valid_name(role)));
-        self.session.replace(&auth.client_token)
-    }
-
     /// Sends a request until it is answered, refused for good, or out of time.
     #[instrument(name = "vault", level = "error", skip_all, fields(vault = self.config.origin(), operation = call.operation))]
-    async fn exchange(
+    pub(crate) async fn exchange(
         &self,
         call: &Call,
         body: Bytes,
@@ -310,7 +114,7 @@ impl Client {
     }
 
     /// One try, with at most one redirect.
-    async fn attempt(
+    pub(crate) async fn attempt(
         &self,
         call: &Call,
         body: Bytes,
@@ -532,79 +336,18 @@ impl Client {
 }
 
 /// What is asked of Vault: a path of its API, read or written to.
-struct Call {
+pub(crate) struct Call {
     /// Its name in metrics.
-    operation: &'static str,
-    path: String,
-    is_read: bool,
+    pub(crate) operation: &'static str,
+    pub(crate) path: String,
+    pub(crate) is_read: bool,
 }
 
 impl Call {
-    fn of(operation: Operation, config: &VaultConfig) -> Self {
+    pub(crate) fn of(operation: Operation, config: &VaultConfig) -> Self {
         let (path, is_read) = (operation.path(config), operation.is_read());
         Self { operation: operation.name(), path, is_read }
     }
-}
-
-/// What Vault said about this very request.
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
-    /// When it was given, by the clock of who gave it; by ours if it does not say.
-    pub(crate) at: SystemTime,
-    body: Zeroizing<Vec<u8>>,
-}
-
-impl Answer {
-    /// The body as `T`, which may borrow from it; `None` if it is anything else.
-    pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
-        serde_json::from_slice(&self.body).ok()
-    }
-
-    /// Vault's `errors`; empty if there are none.
-    pub(crate) fn errors(&self) -> Vec<String> {
-        let errors = self.parse::<Refusal>().map(|refusal| refusal.errors).unwrap_or_default();
-        errors.iter().map(|e| printable(e)).collect()
-    }
-
-    /// Whether it may be for the token that this is a refusal: Vault says "permission denied" to one that it does not know, and
-    /// `sys/capabilities-self` "invalid token" with status 400 where it was ended in that very moment.
-    pub(crate) fn refuses_token(&self) -> bool {
-        let names_it = || self.errors().iter().any(|error| error.contains("invalid token"));
-        self.status == StatusCode::FORBIDDEN
-            || (self.status == StatusCode::BAD_REQUEST && names_it())
-    }
-
-    /// Whether this has the form of Vault's refusals, `{"errors": […]}`.
-    pub(crate) fn is_refusal(&self) -> bool {
-        self.parse::<Refusal>().is_some()
-    }
-
-    /// Whether this has the form of what an engine of Vault's answers, whatever is in it.
-    pub(crate) fn is_vaults(&self) -> bool {
-        self.parse::<Reply>().is_some_and(|reply| !reply.request_id.is_empty())
-    }
-}
-
-#[derive(Deserialize)]
-struct Reply {
-    request_id: String,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    errors: Vec<String>,
-}
-
-/// Words from outside on one short line, fit for a terminal and a log.
-pub(crate) fn printable(text: &str) -> String {
-    const LONGEST: usize = 300;
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty());
-    let mut line = words.collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
-        line.truncate(end);
-        line.push('…');
-    }
-    line
 }
 
 /// A try that came to nothing.
@@ -624,10 +367,6 @@ fn answered_at(headers: &HeaderMap) -> SystemTime {
     let told =
         headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
     told.unwrap_or_else(SystemTime::now)
-}
-
-fn unencodable(error: serde_json::Error) -> KmsError {
-    KmsError::new(KmsErrorKind::Internal, "no login can be made").because(error)
 }
 
 /// When the certificate of this connection ends, since 1970.
@@ -674,28 +413,6 @@ mod tests {
         let first = Duration::from_millis(100);
         let pauses = [1, 2, 3, 7, u32::MAX].map(|tries| longest_pause(first, tries).as_millis());
         assert_eq!(pauses, [100, 200, 400, 5000, 5000]);
-    }
-
-    #[test]
-    fn words_from_outside_are_tamed() {
-        assert_eq!(
-            printable("2 errors occurred:\n\t* permission denied\n\n"),
-            "2 errors occurred: * permission denied"
-        );
-        assert_eq!(printable("\u{1b}[31mred\r\n"), "[31mred");
-        assert_eq!(printable(&"ä".repeat(1000)).chars().count(), 301);
-    }
-
-    #[test]
-    fn a_refusal_of_the_token_is_told_from_others() {
-        let refuses = |status, error: &str| {
-            let body = serde_json::json!({ "errors": [error] }).to_string().into_bytes().into();
-            Answer { status, at: SystemTime::now(), body }.refuses_token()
-        };
-        assert!(refuses(StatusCode::FORBIDDEN, "permission denied"));
-        assert!(refuses(StatusCode::BAD_REQUEST, "invalid token"));
-        assert!(!refuses(StatusCode::BAD_REQUEST, "no such key"));
-        assert!(!refuses(StatusCode::NOT_FOUND, "invalid token"));
     }
 
     #[test]

@@ -17,8 +17,9 @@ use kms_core::{
 use reqwest::StatusCode;
 
 use crate::Limits;
+use crate::answer::{Answer, printable};
+use crate::client::Client;
 use crate::config::VaultConfig;
-use crate::http::{Answer, Client, printable};
 use crate::operation::Operation;
 use crate::session::{Session, Source};
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
@@ -59,7 +60,7 @@ impl VaultKms {
     }
 
     pub(crate) const fn target(&self) -> &VaultConfig {
-        self.client.config()
+        self.client.http().config()
     }
 
     /// Whether tokens are got by a login, so that none has to last.
@@ -132,7 +133,7 @@ impl VaultKms {
             return Err(if answer.is_vaults() {
                 refusal::other_engine(self.target())
             } else {
-                self.client.foreign(NO_API)
+                self.client.http().foreign(NO_API)
             });
         };
         check_fitness(self.target(), &key.data)?;
@@ -211,12 +212,12 @@ impl VaultKms {
 
     /// When the certificate of the last connection ends, since 1970.
     pub(crate) fn certificate_ends(&self) -> Option<Duration> {
-        self.client.certificate_ends()
+        self.client.http().certificate_ends()
     }
 
     /// When the certificate that Vault is shown ends, since 1970.
     pub(crate) const fn identity_ends(&self) -> Option<Duration> {
-        self.client.identity_ends()
+        self.client.http().identity_ends()
     }
 
     /// Encrypts, without a look at the key first. Vault makes no key by it: see the crate's documentation.
@@ -245,7 +246,7 @@ impl VaultKms {
     }
 
     fn understand<'a, T: serde::Deserialize<'a>>(&self, answer: &'a Answer) -> Result<T, KmsError> {
-        answer.parse().ok_or_else(|| self.client.foreign(NO_API))
+        answer.parse().ok_or_else(|| self.client.http().foreign(NO_API))
     }
 
     async fn refused(&self, operation: Operation, answer: &Answer) -> KmsError {
@@ -256,7 +257,7 @@ impl VaultKms {
             return refusal::other_engine(self.target());
         }
         if !answer.is_refusal() {
-            return self.client.foreign(format!("status {status} without Vault's words"));
+            return self.client.http().foreign(format!("status {status} without Vault's words"));
         }
         let errors = answer.errors();
         if !answer.refuses_token() {
@@ -309,7 +310,7 @@ impl VaultKms {
     ) -> Result<(Option<RequestId>, Vec<BatchItem<'a>>), KmsError> {
         let Some(Envelope { request_id, data: Batch { batch_results } }) = answer.parse() else {
             return Err(if answer.status.is_success() {
-                self.client.foreign(NO_API)
+                self.client.http().foreign(NO_API)
             } else {
                 self.refused(operation, answer).await
             });
@@ -318,7 +319,7 @@ impl VaultKms {
             return Ok((RequestId::parse(&request_id), batch_results));
         }
         let count = format!("{} items where {asked} were asked", batch_results.len());
-        Err(self.client.foreign(count))
+        Err(self.client.http().foreign(count))
     }
 
     fn decode_ciphertext(
@@ -330,7 +331,7 @@ impl VaultKms {
             return Err(refusal::item(self.target(), asked, &printable(&answer.error)));
         }
         wire::parse_ciphertext(&answer.ciphertext)
-            .ok_or_else(|| self.client.foreign("a ciphertext that is not Vault's"))
+            .ok_or_else(|| self.client.http().foreign("a ciphertext that is not Vault's"))
     }
 
     fn decode_record(

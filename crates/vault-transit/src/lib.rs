@@ -54,8 +54,10 @@
 //! ```
 
 mod address;
+mod answer;
 mod certificate;
 mod check;
+mod client;
 mod config;
 mod connector;
 mod findings;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::http::{Answer, Failure};
+use crate::answer::Answer;
+use crate::http::Failure;
 
 const REQUESTS: &str = "coffer_vault_requests_total";
 const SECONDS: &str = "coffer_vault_request_duration_seconds";

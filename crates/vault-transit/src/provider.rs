@@ -10,9 +10,9 @@ use kms_core::{
 };
 
 use crate::Limits;
+use crate::client::Client;
 use crate::config::{KIND, VaultConfig};
 use crate::findings;
-use crate::http::Client;
 use crate::kms::{self, VaultKms};
 use crate::operation::Operation;
 use crate::pauses::Pauses;

@@ -8,8 +8,8 @@ use reqwest::StatusCode;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::answer::Answer;
 use crate::findings::finding;
-use crate::http::Answer;
 use crate::wire::{Envelope, SecretIdData};
 
 /// What a look-up told.
