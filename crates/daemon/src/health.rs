@@ -1,7 +1,7 @@
 //! The KMS as it was last seen, and the life of our token, which is renewed in time.
 //!
-//! A look takes three requests, and one more where a secret id can be asked for, so it is taken every fifth minute: with the renewals of a token that lives for a quarter of an hour
-//! or longer, a node at rest asks its KMS no more than once a minute. What changes the configuration asks for a look at once. Of the
+//! A look takes three requests, and one more where a secret id can be asked for, so it is taken every fifth minute: with the
+//! renewals of a token that lives for a quarter of an hour or longer, a node at rest asks its KMS no more than once a minute. What changes the configuration asks for a look at once. Of the
 //! master keys that filesystems have of their own each look at rest asks for one, in turn, by two requests more, and the next look is so
 //! much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
 //! seen, because how much of its life had passed before is not known.
@@ -9,16 +9,13 @@
 //! Where the credential lies on this machine (a token file) is looked at every few seconds, which asks no KMS. One that somebody put
 //! there is used at once: by a look, and for what is locked.
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
-use key_manager::{CredentialKind, Error, KeyManager, KmsOverview, LiveKey, LiveKms, OwnMasterKey};
-use kms_core::{
-    AuditEvent, AuditSink as _, CheckItem, Clock, CredentialStatus, Finding, KmsConfig, Outcome,
-};
+use key_manager::{Error, KeyManager, KmsOverview, OwnMasterKey};
+use kms_core::{CheckItem, Clock, CredentialStatus, Finding, KmsConfig};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
@@ -27,6 +24,8 @@ use crate::audit::AuditLog;
 use crate::keeper::Keeper;
 use crate::mutex::lock;
 use crate::problem;
+use crate::seen::{Answered, OwnSeen, Seen, not_asked_yet};
+use crate::warnings::Warnings;
 
 /// Between two looks while all is well.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
@@ -38,103 +37,11 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const LOOK_HERE_EVERY: Duration = Duration::from_secs(5);
 /// What a check tries and no look does. That all else is well again a look shows.
 const CHECKED_ALONE: [&str; 3] = ["may-encrypt", "may-rewrap", "may-renew-self"];
-/// What stands in the place of an answer before the first look.
-pub(crate) const NOT_ASKED: &str = "kms-not-asked";
-
 /// Shortest pause between two looks at a token that nothing renews and that ends.
 const ENDING: Duration = Duration::from_secs(1);
 
 /// Shortest pause, for tokens that live for seconds.
 const SHORTEST: Duration = Duration::from_millis(250);
-
-/// What is known of the KMS.
-#[derive(Debug, Clone)]
-pub(crate) struct Seen {
-    /// The configuration; `None`: none is set.
-    pub(crate) config: Option<KmsConfig>,
-    /// What shows it who we are, as it is stored.
-    pub(crate) credential: Option<CredentialKind>,
-    /// What the KMS answered; `None` while none is set.
-    pub(crate) live: Option<Result<Answered, Problem>>,
-    /// What it answered before, while it can't be reached.
-    pub(crate) before: Option<Answered>,
-    /// The master keys that filesystems have of their own.
-    pub(crate) own: Vec<OwnSeen>,
-}
-
-impl Seen {
-    /// What the KMS answered, if it did at the last look.
-    pub(crate) fn answered(&self) -> Option<&Answered> {
-        self.live.as_ref()?.as_ref().ok()
-    }
-
-    /// Whether the KMS did not answer as it should at the last look.
-    pub(crate) fn fails(&self) -> bool {
-        matches!(self.live, Some(Err(_)))
-    }
-
-    /// What the KMS answered last.
-    pub(crate) fn told(&self) -> Option<&Answered> {
-        self.answered().or(self.before.as_ref())
-    }
-}
-
-/// A master key that filesystems have of their own.
-#[derive(Debug, Clone)]
-pub(crate) struct OwnSeen {
-    pub(crate) config: KmsConfig,
-    /// What the KMS answered when it was last asked; `None`: it was not yet.
-    pub(crate) live: Option<Result<LiveKey, Problem>>,
-}
-
-impl OwnSeen {
-    /// Whether the KMS did all that is needed of it; `None`: it was not asked yet.
-    pub(crate) fn does_all(&self) -> Option<bool> {
-        let live = self.live.as_ref()?;
-        Some(live.as_ref().is_ok_and(|live| live.opens))
-    }
-}
-
-/// What a KMS answered.
-#[derive(Debug, Clone)]
-pub(crate) struct Answered {
-    pub(crate) kms: LiveKms,
-    at: Instant,
-}
-
-impl Answered {
-    /// The credential with the time that it has left now.
-    pub(crate) fn credential(&self) -> CredentialStatus {
-        let passed = self.age();
-        let credential = self.kms.credential;
-        let time_left = credential.time_left.map(|left| left.saturating_sub(passed));
-        CredentialStatus { time_left, ..credential }
-    }
-
-    /// The credential was renewed, and lives so long from now. What has an end of its own (a secret id) keeps that.
-    fn renewed(&mut self, credential: CredentialStatus) {
-        let (before, passed) = (self.kms.credential.time_left, self.age());
-        (self.kms.credential, self.at) = (credential, Instant::now());
-        for finding in &mut self.kms.findings {
-            let Some(left) = finding.ends_in else { continue };
-            let ends_with_it = before == Some(left);
-            finding.ends_in = Some(match ends_with_it {
-                true => credential.time_left.unwrap_or(Duration::MAX),
-                false => left.saturating_sub(passed),
-            });
-        }
-    }
-
-    /// How long ago it was told.
-    pub(crate) fn age(&self) -> Duration {
-        self.at.elapsed()
-    }
-
-    /// What works today and will hurt later, with the time that is left now.
-    fn findings(&self) -> impl Iterator<Item = Finding> {
-        self.kms.findings.iter().cloned().map(|finding| finding.after(self.age()))
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Health {
@@ -152,12 +59,9 @@ pub(crate) struct Health {
     read: Mutex<Option<u64>>,
     /// What ends the way back to keys that hang on a KMS which is not set any more.
     others: Mutex<Vec<(Instant, Finding)>>,
-    /// The warnings that have begun and not ended: the configuration, and the code.
-    warned: Mutex<BTreeSet<(String, String)>>,
+    warnings: Warnings,
     /// When the first round had opened all filesystems.
     opened: Mutex<Option<Instant>>,
-    audit: Arc<AuditLog>,
-    clock: Arc<dyn Clock>,
     wake: Notify,
 }
 
@@ -167,9 +71,9 @@ impl Health {
         audit: Arc<AuditLog>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let (seen, succeeded, not_renewed, check_failed, unread, read, others, warned, opened) =
+        let (seen, succeeded, not_renewed, check_failed, unread, read, others, opened) =
             Default::default();
-        let wake = Notify::new();
+        let (warnings, wake) = (Warnings::new(audit, clock), Notify::new());
         Self {
             manager,
             seen,
@@ -179,10 +83,8 @@ impl Health {
             unread,
             read,
             others,
-            warned,
+            warnings,
             opened,
-            audit,
-            clock,
             wake,
         }
     }
@@ -261,45 +163,15 @@ impl Health {
             let all = findings.chain(failure(&own.live));
             found.extend(all.map(|found| (id(&own.config), found)));
         }
-        let mut warned = lock(&self.warned);
-        for (subject, finding) in &found {
-            let Finding { code, cure, .. } = finding;
-            if warned.insert((subject.clone(), code.clone())) {
-                let what = finding.told();
-                tracing::warn!(kms = subject, code, cure, "{what}");
-                self.record(subject, Outcome::Begun, format!("{code}: {what}"));
-            }
-        }
-        let fails = matches!(seen.live, Some(Err(_)));
-        warned.retain(|(subject, code)| {
-            let untold = fails && !over.iter().any(|over| over.code == *code);
-            let goes_on =
-                untold || found.iter().any(|(of, found)| of == subject && found.code == *code);
-            if !goes_on {
-                tracing::info!(kms = subject, code, "what was warned of is so no more");
-                self.record(subject, Outcome::Done, format!("{code}: it is so no more"));
-            }
-            goes_on
-        });
+        let fails = seen.fails();
+        let untold = |code: &str| fails && !over.iter().any(|over| over.code == code);
+        self.warnings.tell(&found, untold);
     }
 
     /// As it was last seen, after something else has changed.
     fn tell_last(&self) {
         let seen = lock(&self.seen).clone();
         seen.iter().for_each(|seen| self.tell(seen, &[]));
-    }
-
-    fn record(&self, subject: &str, outcome: Outcome, detail: String) {
-        self.audit.record(&AuditEvent {
-            at: self.clock.now(),
-            action: "kms.warning".to_owned(),
-            subject: subject.to_owned(),
-            outcome,
-            who: None,
-            key: None,
-            requests: Vec::new(),
-            detail,
-        });
     }
 
     /// Looks now. Takes as long as the KMS's deadline while it is away.
@@ -568,20 +440,6 @@ fn failure<T>(live: &Option<Result<T, Problem>>) -> Option<Finding> {
     Some(Finding::new(problem.code.as_str(), problem.to_string(), cure))
 }
 
-fn not_asked_yet(recorded: KmsOverview) -> Seen {
-    let config = recorded.config.map(|(config, _)| config);
-    let waits = Problem::new(
-        Exit::KmsUnreachable,
-        NOT_ASKED,
-        "the KMS has not answered yet",
-        "the node has just started, or its KMS was just changed",
-    )
-    .cure("look again in a moment; coffer fs kms waits for its answer");
-    let live = config.is_some().then_some(Err(waits));
-    let own = recorded.own.into_iter().map(|own| OwnSeen { config: own.config, live: None });
-    Seen { config, credential: recorded.credential, live, before: None, own: own.collect() }
-}
-
 /// How long until a renewal is due; `None` if it is. At two thirds of what was granted, and at first sight.
 fn until_renewal(left: Duration, granted: Option<Duration>) -> Option<Duration> {
     left.checked_sub(granted? / 3).filter(|pause| !pause.is_zero())
@@ -594,40 +452,6 @@ mod tests {
     use kms_core::{KeyVersion, MasterKey};
 
     use super::*;
-
-    #[test]
-    fn a_renewal_lengthens_what_ends_with_the_credential() {
-        let seconds = |n| Some(Duration::from_secs(n));
-        let credential =
-            |left| CredentialStatus { time_left: left, renewable: true, periodic: false };
-        let ends = |code: &str, ends_in| Finding { ends_in, ..Finding::new(code, "", "") };
-        let kms = LiveKms {
-            master_key: MasterKey {
-                name: "k".to_owned(),
-                latest_version: KeyVersion(1),
-                min_decryption_version: KeyVersion(1),
-                created: BTreeMap::new(),
-                deletion_allowed: false,
-                exportable: false,
-                backup_in_clear: false,
-            },
-            credential: credential(seconds(100)),
-            opens: true,
-            findings: vec![
-                ends("the token's", seconds(100)),
-                ends("its own", seconds(500)),
-                ends("none", None),
-            ],
-        };
-        let mut answered = Answered { kms, at: Instant::now() };
-        answered.renewed(credential(seconds(1000)));
-        let left: Vec<_> = answered.kms.findings.iter().map(|finding| finding.ends_in).collect();
-        assert!(
-            left[0] == seconds(1000) && left[1] <= seconds(500) && left[2].is_none(),
-            "{left:?}"
-        );
-        assert!(left[1] > seconds(400), "{left:?}");
-    }
 
     #[test]
     fn a_token_is_renewed_at_two_thirds_of_its_life() {

@@ -51,9 +51,11 @@ mod mutex;
 mod open;
 mod patience;
 mod problem;
+mod seen;
 mod socket;
 mod strangers;
 mod volumes;
+mod warnings;
 
 use std::convert::Infallible;
 use std::fmt;

@@ -23,7 +23,7 @@ use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
 
 use super::{Answer, Body, name};
-use crate::health::{Answered, OwnSeen, Seen};
+use crate::seen::{Answered, OwnSeen, Seen};
 use crate::{Shared, problem};
 
 /// How long a new configuration's answer waits for the filesystems that it opens.

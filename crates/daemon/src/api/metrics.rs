@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::{Refusal, status};
 use crate::Shared;
-use crate::health::NOT_ASKED;
+use crate::seen::NOT_ASKED;
 
 /// Prometheus' text exposition format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
