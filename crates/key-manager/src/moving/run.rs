@@ -476,23 +476,31 @@ impl<'a> Run<'a> {
         Ok(changes.into_iter().map(|(_, entry)| entry).collect())
     }
 
+    /// A filesystem that is created at the same moment can renew it too: then once more.
     async fn renew_canary(&self) -> Result<(), Error> {
         let key = records::config_key(self.config.config.id);
-        let Some(record) = self.manager.store().get(&key).await? else { return Ok(()) };
-        let config: ConfigRecord = records::decode(&record)?;
-        if config.canary.is_none() {
-            return Ok(());
+        loop {
+            let Some(record) = self.manager.store().get(&key).await? else { return Ok(()) };
+            let config: ConfigRecord = records::decode(&record)?;
+            if config.canary.is_none() {
+                return Ok(());
+            }
+            let renewed = self.manager.with_new_canary(&config, self.target.as_ref()).await?;
+            // After the new one is made: the old one still opens, so it is the same master key that made it.
+            self.manager.prove_identity(&config, self.target.as_ref()).await?;
+            let _act = self.manager.begin_act().await;
+            let put = Commit::new()
+                .unchanged(&self.job)
+                .unchanged(&record)
+                .put(key.clone(), records::encode(&renewed));
+            match self.manager.store().commit(put).await {
+                Err(StoreError::Conflict { key: lost }) if lost == key => {}
+                put => {
+                    put.map_err(|e| changed(e, "the KMS configuration"))?;
+                    return Ok(());
+                }
+            }
         }
-        let renewed = self.manager.with_new_canary(&config, self.target.as_ref()).await?;
-        // After the new one is made: the old one still opens, so it is the same master key that made it.
-        self.manager.prove_identity(&config, self.target.as_ref()).await?;
-        let _act = self.manager.begin_act().await;
-        let put = Commit::new()
-            .unchanged(&self.job)
-            .unchanged(&record)
-            .put(key, records::encode(&renewed));
-        self.manager.store().commit(put).await.map_err(|e| changed(e, "the KMS configuration"))?;
-        Ok(())
     }
 
     /// These keys are told by the names of their filesystems. One that was deleted meanwhile is passed over.

@@ -38,6 +38,31 @@ async fn rewrap_moves_store_and_copies_and_keeps_the_keys() {
     node.create("d").await.unwrap();
 }
 
+/// The first key under a new version takes the canary along, and so does the end of a rewrap.
+#[tokio::test]
+async fn a_rewrap_ends_well_beside_a_create() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    node.create("a").await.unwrap();
+    let server = world.kms.server("http://a");
+    server.rotate();
+    let job = node.start_rewrap(None).await.unwrap();
+    let mut canary = server.hold("wrap");
+    let (ended, ()) = tokio::join!(node.run_move(job, &NoControl), async {
+        canary.reached().await;
+        node.create("b").await.unwrap();
+        drop(canary);
+    });
+    assert_eq!(ended.unwrap().moved, 1);
+    assert_eq!(node.job(job).await.unwrap().state, JobState::Done);
+    server.set_minimum(2);
+    drop(node);
+    let node = world.node().await;
+    assert!(node.unlock_all().await.unwrap().is_empty());
+    node.create("c").await.unwrap();
+}
+
 /// The KMS is at work on a batch while the copies of the one before are written.
 #[tokio::test]
 async fn a_rewrap_in_several_batches_loses_no_copy_when_its_kms_goes_away_in_between() {
