@@ -6,6 +6,7 @@ use kms_core::{CheckItem, CheckOutcome, CredentialStatus, Ending};
 use serde::{Deserialize, Serialize};
 use tokio::sync::RwLockReadGuard;
 
+use crate::status::FilesystemStatus;
 use crate::unlock::{KeyState, LockReason};
 use crate::{AuthKind, Error, FilesystemName, KeyManager, KmsOverview};
 
@@ -26,6 +27,8 @@ pub struct Rehearsal {
     pub starts_left: Option<u64>,
     /// What ends first of all that a start needs and that ends: the credential, a certificate.
     pub until: Option<Ending>,
+    /// Filesystems whose backing directory is out of reach or changed, and how. They may open all the same.
+    pub out_of_reach: Vec<(FilesystemName, String)>,
     /// What else works today and will hurt later.
     pub warnings: Vec<String>,
 }
@@ -63,12 +66,11 @@ impl KeyManager {
         let statuses = self.filesystem_statuses().await?;
         let open = statuses.iter().filter(|status| status.key == KeyState::Unlocked).count() as u64;
         // It opens, and what it is for can't be had.
-        let out_of_reach = statuses.iter().filter_map(|status| {
-            let why = status.copies_behind.as_ref()?;
-            let name = &status.filesystem.name;
-            Some(format!("the backing directory of {name} is out of reach or changed: {why}"))
+        let out_of_reach = statuses.into_iter().filter_map(|status| {
+            let FilesystemStatus { filesystem, copies_behind, .. } = status;
+            Some((filesystem.name, copies_behind?))
         });
-        let mut warnings: Vec<_> = out_of_reach.collect();
+        let out_of_reach = out_of_reach.collect();
         self.forget_keys();
 
         let lasting = live.as_ref().map(|kms| kms.credential);
@@ -95,7 +97,7 @@ impl KeyManager {
             CheckOutcome::Failed => shut.is_empty(),
             CheckOutcome::Passed | CheckOutcome::Unknown => false,
         };
-        warnings.extend(checked.into_iter().filter(hurts).map(|item| item.found));
+        let warnings = checked.into_iter().filter(hurts).map(|item| item.found).collect();
         Ok(Rehearsal {
             open,
             shut,
@@ -104,6 +106,7 @@ impl KeyManager {
             stopped_left,
             starts_left,
             until,
+            out_of_reach,
             warnings,
         })
     }

@@ -12,7 +12,8 @@ use admin_api::{
 use axum::Json;
 use axum::extract::{Query, State};
 use key_manager::{
-    AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms, listed,
+    AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms,
+    Rehearsal, listed,
 };
 use kms_core::{
     Auth, ClientIdentity, Credential, CredentialStatus, KeyVersion, KmsConfig, KmsErrorKind, Login,
@@ -212,13 +213,17 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
     if logs_in || found.as_ref().map_or(true, |found| !found.shut.is_empty()) {
         shared.health.look_soon();
     }
-    let found = found?;
+    let mut found = found?;
+    leave_out_deleted(&shared, &mut found).await.map_err(of_keys)?;
     let shut_out = (found.starts_left == Some(0)).then_some(Exit::KmsRefused);
     let exit = found.shut.first().map(|(_, reason)| problem::exit_of_lock(reason)).or(shut_out);
     let shut = found.shut.into_iter().map(|(name, reason)| ShutFilesystem {
         name: name.to_string(),
         why: reason.why,
         cure: reason.cure,
+    });
+    let unreachable = found.out_of_reach.into_iter().map(|(name, why)| {
+        format!("the backing directory of {name} is out of reach or changed: {why}")
     });
     Ok(Json(KmsRehearsal {
         open: found.open,
@@ -229,11 +234,35 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
         until: found
             .until
             .map(|until| Ending { what: until.what, seconds_left: until.left.as_secs() }),
-        warnings: found.warnings,
+        warnings: unreachable.chain(found.warnings).collect(),
         logs_in,
         starts_left: found.starts_left,
         exit: exit.unwrap_or(Exit::Done),
     }))
+}
+
+/// What was deleted beside the rehearsal no start will miss.
+async fn leave_out_deleted(
+    shared: &Shared,
+    found: &mut Rehearsal,
+) -> Result<(), key_manager::Error> {
+    use key_manager::Error::{Deleting, Unknown};
+    let mut deleted = BTreeSet::new();
+    let named = found.shut.iter().map(|(name, _)| name);
+    let named = named.chain(&found.held).chain(found.out_of_reach.iter().map(|(name, _)| name));
+    for name in named {
+        match shared.manager.filesystem(name).await {
+            Ok(_) => {}
+            Err(Deleting { .. } | Unknown { .. }) => {
+                deleted.insert(name.clone());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    found.shut.retain(|(name, _)| !deleted.contains(name));
+    found.held.retain(|name| !deleted.contains(name));
+    found.out_of_reach.retain(|(name, _)| !deleted.contains(name));
+    Ok(())
 }
 
 /// A start is let in once more only, and a rehearsal would be that.

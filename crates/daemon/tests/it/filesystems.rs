@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use key_manager::{FilesystemName, LockReason, Rehearsal};
 use serde_json::{Value, json};
 use testkit::tree;
 
@@ -436,5 +437,45 @@ async fn a_locked_one_stays_locked_over_a_restart() {
     let rest = node.get("/v1/filesystems?after=b").await;
     assert_eq!(rest["filesystems"].as_array().unwrap().len(), 1, "{rest}");
     assert_eq!(rest["next"], Value::Null);
+    node.stop().await;
+}
+
+/// The process that rehearses has a copy of the store, and finds the directory gone.
+#[tokio::test]
+async fn a_rehearsal_does_not_tell_of_what_was_deleted_beside_it() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for name in ["home", "work"] {
+        node.post("/v1/filesystems", &json!({ "name": name })).await;
+    }
+    let why = "its backing directory is gone".to_owned();
+    let reason =
+        LockReason { code: "copy-missing".into(), why: why.clone(), cure: None, transient: false };
+    let each = ["home", "work"].map(|name| name.parse::<FilesystemName>().unwrap());
+    world.rehearsals_find(Rehearsal {
+        open: 0,
+        shut: each.clone().map(|name| (name, reason.clone())).into(),
+        held: each.clone().into(),
+        credential_left: None,
+        stopped_left: None,
+        starts_left: None,
+        until: None,
+        out_of_reach: each.map(|name| (name, why.clone())).into(),
+        warnings: Vec::new(),
+    });
+    let mut held = world.hold_rehearsal();
+    let (rehearsed, ()) = tokio::join!(node.post("/v1/kms/rehearse", &Value::Null), async {
+        held.reached().await;
+        node.ok("DELETE", "/v1/filesystems/home", &Value::Null).await;
+        drop(held);
+    });
+    let shut: Vec<_> = rehearsed["shut"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
+    assert_eq!(shut, ["work"], "{rehearsed}");
+    assert_eq!(rehearsed["held"], json!(["work"]), "{rehearsed}");
+    let warned = "the backing directory of work is out of reach or changed: ".to_owned() + &why;
+    assert_eq!(rehearsed["warnings"], json!([warned]), "{rehearsed}");
+    node.ok("DELETE", "/v1/filesystems/work", &Value::Null).await;
+    let rehearsed = node.post("/v1/kms/rehearse", &Value::Null).await;
+    assert_eq!((&rehearsed["shut"], &rehearsed["exit"]), (&json!([]), &json!("done")));
     node.stop().await;
 }

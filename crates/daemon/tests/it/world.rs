@@ -31,7 +31,7 @@ pub(crate) struct World {
     directory: tempfile::TempDir,
     store: Arc<FakeStore>,
     provider: FakeProvider,
-    rehearsal: Arc<NoRehearsal>,
+    rehearsal: Arc<FakeRehearsal>,
 }
 
 /// A node that runs.
@@ -70,8 +70,13 @@ impl World {
     /// Holds the next rehearsal of a start back.
     pub(crate) fn hold_rehearsal(&self) -> Late {
         let (gate, late) = Late::new();
-        *self.rehearsal.0.lock().unwrap() = Some(gate);
+        *self.rehearsal.held.lock().unwrap() = Some(gate);
         late
+    }
+
+    /// What rehearsals of a start find from now on.
+    pub(crate) fn rehearsals_find(&self, found: Rehearsal) {
+        *self.rehearsal.finds.lock().unwrap() = Some(found);
     }
 
     pub(crate) fn kms(&self) -> FakeServer {
@@ -253,18 +258,23 @@ pub(crate) async fn soon(held: Late) {
     drop(held);
 }
 
-/// Has no other process to try a start in.
+/// Has no other process to try a start in, and finds what it is told to, if anything.
 #[derive(Debug, Default)]
-struct NoRehearsal(Mutex<Option<Gate>>);
+struct FakeRehearsal {
+    held: Mutex<Option<Gate>>,
+    finds: Mutex<Option<Rehearsal>>,
+}
 
 #[async_trait]
-impl Rehearse for NoRehearsal {
+impl Rehearse for FakeRehearsal {
     async fn rehearse(&self) -> Result<Rehearsal, Problem> {
-        let gate = self.0.lock().unwrap().take();
+        let gate = self.held.lock().unwrap().take();
         if let Some(gate) = gate {
             gate.pass().await;
         }
-        Err(Problem::new(Exit::Failed, "no-rehearsal", "no start can be tried", "here is none"))
+        self.finds.lock().unwrap().clone().ok_or_else(|| {
+            Problem::new(Exit::Failed, "no-rehearsal", "no start can be tried", "here is none")
+        })
     }
 }
 
