@@ -3,8 +3,8 @@
 //! A job is a record in the key store from the moment it is accepted. One that was running when the node died is
 //! still recorded as running, and is taken up again as soon as its filesystem is open
 //! ([`Jobs::take_up`]); one that somebody stopped, or had asked to stop by then, waits for the same command. A copy goes on from its last
-//! checkpoint, a verification begins anew, a move of keys and a re-encryption look at what is left. One whose filesystem is gone
-//! fails, also if another one has the name.
+//! checkpoint, a verification begins anew, a move of keys and a re-encryption look at what is left; until then each tells how far it
+//! was when that was last recorded. One whose filesystem is gone fails, also if another one has the name.
 //!
 //! What can't be recorded, for want of room as a rule, is tried again until it can: the job waits meanwhile, and says why.
 //!
@@ -82,11 +82,11 @@ struct Live {
 
 impl Live {
     fn begin(record: &JobRecord) -> Self {
-        // A move looks at every key anew, and counts those that are there already.
-        let moves_keys = record.kind == JobKind::Move;
-        let from = if moves_keys { Progress::default() } else { record.progress };
+        // The others look at everything anew, and count what is there already.
+        let goes_on = goes_on_from_a_checkpoint(record.kind);
+        let from = if goes_on { record.progress } else { Progress::default() };
         Self {
-            moves_keys,
+            moves_keys: record.kind == JobKind::Move,
             stop: AtomicBool::new(false),
             node_ends: AtomicBool::new(false),
             went_on: AtomicBool::new(false),
@@ -646,6 +646,11 @@ fn busy(title: impl Into<String>, running: &JobRecord) -> Problem {
     let why = format!("the {} that job {} does is under way", word(running.kind), running.id);
     Problem::new(Exit::State, "busy", title, why)
         .cure(format!("wait for it, or stop it with coffer job stop {}", running.id))
+}
+
+/// Whether a job of this kind begins where its last checkpoint was.
+const fn goes_on_from_a_checkpoint(kind: JobKind) -> bool {
+    matches!(kind, JobKind::Import | JobKind::Export)
 }
 
 pub(crate) const fn word(kind: JobKind) -> &'static str {

@@ -5,10 +5,13 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use coffer_tests::kms::{Kind, Kms};
 use coffer_tests::node::Place;
 use coffer_tests::tmpfs::Tmpfs;
+use dev_vault::Fault;
 use serde_json::{Value, json};
 use testkit::tree;
 
@@ -133,6 +136,54 @@ fn it_goes_on_after_a_kill() {
     assert_has_one_key(&place);
     assert_export_is(&place, &source, "target");
     node.stop();
+}
+
+/// A job without checkpoints, until it goes on.
+#[test]
+fn one_that_waits_after_a_kill_tells_how_far_it_was() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let node = place.start();
+    let source = exposed(&place, &kms, 300 << 20);
+    let job = || place.json(&["job", "list"])["jobs"][0].clone();
+    let bytes = |job: &Value| job["progress"]["bytes"].as_u64().unwrap();
+    // Until it takes so long that it is recorded how far it is.
+    for more in 1..10 {
+        let mut rekey = place.command_line(&["fs", "rekey", "home"]);
+        let mut rekey = rekey.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let is_over = || rekey.try_wait().unwrap().is_some();
+        if within(Duration::from_secs(2), is_over) {
+            fs::write(Path::new(&source).join(more.to_string()), tree::noise(more, 300 << 20))
+                .unwrap();
+            place.ok(&["fs", "import", "home", &source]);
+            continue;
+        }
+        node.kill();
+        rekey.wait().unwrap();
+        break;
+    }
+    kms.embedded().faults().inject(Fault::Drop);
+    let node = place.start();
+    place.wait_for_problem("home", "kms-unreachable");
+    let waits = job();
+    assert_eq!((&waits["kind"], &waits["state"]), (&json!("rekey"), &json!("waiting")));
+    let total = waits["progress"]["total_bytes"].as_u64().unwrap();
+    assert!(bytes(&waits) > 0 && bytes(&waits) <= total, "{waits}");
+    assert!(waits["progress"]["total_items"].as_u64().unwrap() > 300, "{waits}");
+    kms.embedded().faults().clear();
+    place.until("it goes on to its end", || job()["state"] == "done");
+    assert_has_one_key(&place);
+    node.stop();
+}
+
+fn within(time: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + time;
+    while Instant::now() < deadline {
+        if holds() {
+            return true;
+        }
+        sleep(Duration::from_millis(10));
+    }
+    false
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use admin_api::{Exit, Problem};
 use filesystem::{Checkpoint, Outcome, ProblemKind, Report};
@@ -17,11 +18,14 @@ use tokio::time::timeout;
 
 use super::notes::JobNotes;
 use super::rekey::NotEnded;
-use super::{Jobs, Live, RECORD_EVERY, Spec, Standing, lock, word};
+use super::{Jobs, Live, RECORD_EVERY, Spec, Standing, goes_on_from_a_checkpoint, lock, word};
 use crate::problem;
 
 /// What stands in the record in the place of a reason that can name files.
 const SEALED: &str = "the reason can name files; it is shown while the filesystem is unlocked";
+
+/// How often it is recorded how far a job is that has no checkpoints, so that the next node can tell it before it goes on.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a run ended early.
 struct Failure {
@@ -158,6 +162,7 @@ impl Jobs {
             record: record.clone(),
             notes: notes.clone(),
             report_file,
+            recorded: Mutex::new(Instant::now()),
         };
         let path = spec.path.as_ref().map_or_else(PathBuf::new, |path| path.as_path().to_owned());
         let run = move || {
@@ -189,6 +194,8 @@ struct CopyControl {
     record: JobRecord,
     notes: JobNotes,
     report_file: File,
+    /// When how far it is was recorded last.
+    recorded: Mutex<Instant>,
 }
 
 impl CopyControl {
@@ -196,6 +203,14 @@ impl CopyControl {
     fn keep(&self, checkpoint: &Checkpoint) {
         if let Err(error) = self.notes.save_checkpoint(checkpoint) {
             tracing::warn!(%error, "a checkpoint can't be kept");
+        }
+    }
+
+    /// Records how far it is.
+    fn record_progress(&self) {
+        let record = JobRecord { progress: *lock(&self.live.progress), ..self.record.clone() };
+        if let Err(error) = self.runtime.block_on(self.manager.save_job(&record)) {
+            tracing::warn!(%error, "the progress can't be recorded");
         }
     }
 }
@@ -207,6 +222,15 @@ impl filesystem::Control for CopyControl {
 
     fn progress(&self, now: &filesystem::Progress) {
         *lock(&self.live.progress) = progress(now);
+        // A copy does it with its checkpoints; the others have none.
+        if goes_on_from_a_checkpoint(self.record.kind) {
+            return;
+        }
+        let mut recorded = lock(&self.recorded);
+        if recorded.elapsed() >= PROGRESS_EVERY {
+            self.record_progress();
+            *recorded = Instant::now();
+        }
     }
 
     fn checkpoint(&self, checkpoint: &Checkpoint) {
@@ -216,10 +240,7 @@ impl filesystem::Control for CopyControl {
         {
             tracing::warn!(%error, "the report of an earlier run can't be emptied");
         }
-        let record = JobRecord { progress: *lock(&self.live.progress), ..self.record.clone() };
-        if let Err(error) = self.runtime.block_on(self.manager.save_job(&record)) {
-            tracing::warn!(%error, "the progress can't be recorded");
-        }
+        self.record_progress();
     }
 
     fn problem(&self, problem: &filesystem::Problem) {
