@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod document;
+pub mod fleet;
 pub mod kill;
 pub mod kms;
 pub mod node;

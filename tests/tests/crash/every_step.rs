@@ -56,6 +56,17 @@ pub(crate) fn at_every_step_of(
     act: Option<&dyn Fn(&Place) -> bool>,
     check: impl Fn(&Place, bool),
 ) {
+    at_steps_of(name, (1, least), place, act, check);
+}
+
+/// The same, at each so-manieth step of each kind, which are to be at least so many.
+pub(crate) fn at_steps_of(
+    name: &str,
+    (apart, least): (usize, usize),
+    place: &Place,
+    act: Option<&dyn Fn(&Place) -> bool>,
+    check: impl Fn(&Place, bool),
+) {
     let recorded = requests_done(place);
     let prepared = place.copy();
     // Killed at the so many-th step of a kind, or never.
@@ -95,22 +106,22 @@ pub(crate) fn at_every_step_of(
     checked(act.is_some());
     let mut left_out = steps::left_out(&runs[0], &runs[1]);
     let (mut covered, mut missed) = (0, Vec::new());
-    for (kind, times) in &kinds {
-        for nth in 1..=*times {
-            let is_covered = (0..TRIES).any(|_| {
-                let (killed, done, _) = run(Some((kind.clone(), nth)));
-                checked(done);
-                killed
-            });
-            covered += usize::from(is_covered);
-            if !is_covered && steps::comes_by_time(kind) {
-                left_out += 1;
-            } else if !is_covered {
-                missed.push(format!("{kind} ({nth})"));
-            }
+    let each = kinds.iter().flat_map(|(kind, times)| (1..=*times).map(move |nth| (kind, nth)));
+    let each: Vec<_> = each.step_by(apart).collect();
+    for (kind, nth) in &each {
+        let is_covered = (0..TRIES).any(|_| {
+            let (killed, done, _) = run(Some(((*kind).clone(), *nth)));
+            checked(done);
+            killed
+        });
+        covered += usize::from(is_covered);
+        if !is_covered && steps::comes_by_time(kind) {
+            left_out += 1;
+        } else if !is_covered {
+            missed.push(format!("{kind} ({nth})"));
         }
     }
-    let all: usize = kinds.values().sum();
+    let all = each.len();
     tell(&format!(
         "{name}: killed at {covered} of {all} steps; missed {missed:?}; left out {left_out} that come by time, and do not in each run"
     ));

@@ -5,6 +5,7 @@
 
 mod acts;
 mod audit_log;
+mod batches;
 mod checkpoints;
 mod child;
 mod every_step;
@@ -14,6 +15,7 @@ mod rekey;
 mod source;
 mod starts;
 mod steps;
+mod two_acts;
 
 use std::collections::BTreeMap;
 use std::fs;

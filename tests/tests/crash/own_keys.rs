@@ -8,7 +8,7 @@ use crate::every_step::at_every_step;
 use crate::{assert_opens, names, set_vault, wait_until_settled, words};
 
 /// The master key that a filesystem has of its own.
-const OWN: &str = "tenant-a";
+pub(crate) const OWN: &str = "tenant-a";
 
 #[test]
 fn create_under_its_own_key() {
