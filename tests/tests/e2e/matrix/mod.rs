@@ -65,6 +65,7 @@ states! {
     may_not_encrypt: "May not encrypt",
     may_not_rewrap: "May not rewrap",
     key_deleted: "Master key deleted",
+    own_key_deleted: "Own master key deleted",
     key_made_anew: "Master key made anew",
     versions_cut_off: "Versions cut off",
     unmounted: "Transit unmounted",

@@ -6,7 +6,8 @@ use coffer_tests::kms::KEY;
 use serde_json::Value;
 use testkit::tree;
 
-use super::scene::Scene;
+use super::scene::{Scene, eventually};
+use super::vault::OWN;
 
 pub(crate) struct Operation {
     /// What the tables of `docs/faults.md` call it.
@@ -41,7 +42,7 @@ const fn gentle(name: &'static str, command: fn(&Scene) -> Vec<String>) -> Opera
     Operation { gentle: true, ..act(name, |_| {}, command, |_| true) }
 }
 
-pub(crate) static OPERATIONS: [Operation; 25] = [
+pub(crate) static OPERATIONS: [Operation; 32] = [
     Operation {
         at_a_start: true,
         again: |_| words("fs unlock one"),
@@ -55,15 +56,44 @@ pub(crate) static OPERATIONS: [Operation; 25] = [
     Operation {
         at_a_start: true,
         again: |_| words("fs kms rewrap"),
-        ..act("start with a job", Scene::begin_a_rewrap, Scene::show_the_job, |scene| {
-            scene.versions() == [2, 2]
-        })
+        ..act(
+            "start with a job",
+            Scene::begin_a_rewrap,
+            |scene| scene.to_the_job("show"),
+            |scene| scene.versions() == [2, 2],
+        )
+    },
+    Operation {
+        at_a_start: true,
+        again: |_| words("fs unlock own"),
+        ..act(
+            "start, own key",
+            create_own,
+            |_| words("fs show own"),
+            |scene| scene.state_of("own") == "unlocked",
+        )
+    },
+    Operation {
+        at_a_start: true,
+        ..act(
+            "job stop",
+            Scene::begin_a_rewrap,
+            |scene| scene.to_the_job("stop"),
+            // The request that it waits for has its deadline.
+            |scene| eventually(|| scene.job()["state"] == "stopped"),
+        )
     },
     act(
         "fs create",
         |_| {},
         |_| words("fs create new"),
         |scene| scene.state_of("new") == "unlocked" && scene.answers("fs verify new"),
+    ),
+    act(
+        "fs create --kms-key",
+        |_| {},
+        |_| words(&format!("fs create new --kms-key {OWN}")),
+        |scene| scene.is_under_own("new") && scene.answers("fs verify new"),
     ),
     act(
         "fs rekey",
@@ -77,6 +107,15 @@ pub(crate) static OPERATIONS: [Operation; 25] = [
         lock_two,
         |_| words("fs unlock two"),
         |scene| scene.state_of("two") == "unlocked",
+    ),
+    act(
+        "fs unlock, own key",
+        |scene| {
+            create_own(scene);
+            scene.place.ok(&["fs", "lock", "own"]);
+        },
+        |_| words("fs unlock own"),
+        |scene| scene.is_under_own("own"),
     ),
     act("fs lock", |_| {}, |_| words("fs lock two"), |scene| scene.state_of("two") == "locked"),
     act(
@@ -104,7 +143,20 @@ pub(crate) static OPERATIONS: [Operation; 25] = [
     gentle("fs kms check", |_| words("fs kms check")),
     gentle("fs kms rehearse", |_| words("fs kms rehearse")),
     gentle("fs kms impact", |_| words("fs kms impact --delete-key")),
+    gentle("impact --revoke-token", |_| words("fs kms impact --revoke-token")),
+    gentle("impact --min-version", |_| words("fs kms impact --min-version 2")),
     gentle("fs kms unset", |_| words("fs kms unset")),
+    Operation {
+        mends: true,
+        ..act(
+            "first set-vault",
+            |scene| {
+                scene.place.ok(&downgrade(scene));
+            },
+            set_vault,
+            |scene| scene.kms_url() == scene.vault.url() && scene.versions() == [2, 2],
+        )
+    },
     Operation {
         mends: true,
         ..act(
@@ -146,6 +198,10 @@ fn set_vault(scene: &Scene) -> Vec<String> {
         line.push_str(&format!(" --ca-cert {ca}"));
     }
     words(&line)
+}
+
+fn create_own(scene: &Scene) {
+    scene.place.ok(&["fs", "create", "own", "--kms-key", OWN]);
 }
 
 fn lock_two(scene: &Scene) {

@@ -12,7 +12,7 @@ use testkit::tree;
 use super::operations::{Operation, words};
 use super::states::State;
 use super::table::{Kept, Row, Table};
-use super::vault::{Vault, Way};
+use super::vault::{OWN, Vault, Way};
 
 /// How long a command may take, and what goes on by itself.
 const LONGEST: Duration = Duration::from_secs(40);
@@ -229,6 +229,13 @@ impl Scene {
         found.map_or("none", |fs| fs["state"].as_str().unwrap()).to_owned()
     }
 
+    /// Whether it is unlocked and hangs on the master key that it has of its own.
+    pub(crate) fn is_under_own(&self, name: &str) -> bool {
+        let all = self.filesystems();
+        let found = all.iter().find(|fs| fs["name"] == name);
+        found.is_some_and(|fs| fs["state"] == "unlocked" && fs["wrapped_by"]["master_key"] == OWN)
+    }
+
     pub(crate) fn versions(&self) -> Vec<u64> {
         let all = self.filesystems();
         all.iter().map(|fs| fs["wrapped_by"]["version"].as_u64().unwrap()).collect()
@@ -273,10 +280,14 @@ impl Scene {
         command.wait().unwrap();
     }
 
-    pub(crate) fn show_the_job(&self) -> Vec<String> {
-        let jobs = self.place.json(&["job", "list"]);
-        let id = jobs["jobs"][0]["id"].as_str().unwrap();
-        words(&format!("job show {id}"))
+    /// The one that was begun last.
+    pub(crate) fn job(&self) -> Value {
+        self.place.json(&["job", "list"])["jobs"][0].clone()
+    }
+
+    /// A command to this job.
+    pub(crate) fn to_the_job(&self, command: &str) -> Vec<String> {
+        words(&format!("job {command} {}", self.job()["id"].as_str().unwrap()))
     }
 
     fn wait_until_open(&self) {
@@ -287,11 +298,8 @@ impl Scene {
 
     /// Waits until a node that has just started has tried what it can.
     fn wait_until_settled(&self) {
-        let tried = |name: &str| {
-            let shown = self.place.json(&["fs", "show", name]);
-            shown["state"] == "unlocked" || shown["problem"]["code"] != "not-tried"
-        };
-        assert!(eventually(|| tried("one") && tried("two")));
+        let tried = |fs: &Value| fs["state"] == "unlocked" || fs["problem"]["code"] != "not-tried";
+        assert!(eventually(|| self.filesystems().iter().all(tried)));
         assert!(eventually(|| {
             let jobs = self.place.json(&["job", "list"])["jobs"].as_array().unwrap().clone();
             jobs.iter().all(|job| job["state"] != "running")

@@ -9,7 +9,7 @@ use dev_vault::Fault;
 use serde_json::json;
 
 use super::tls::Shows;
-use super::vault::{Vault, Way};
+use super::vault::{OWN, Vault, Way};
 
 pub(crate) struct State {
     /// The heading of its section in `docs/faults.md`.
@@ -50,7 +50,7 @@ impl State {
     }
 }
 
-pub(crate) static STATES: [State; 32] = [
+pub(crate) static STATES: [State; 33] = [
     State::quick("Well", |_| {}).on_real(Real::Each),
     State::waiting("Away", Vault::stop),
     State::waiting("Silent", |vault| vault.hang()).on_real(Real::Each),
@@ -110,9 +110,10 @@ pub(crate) static STATES: [State; 32] = [
     State::quick("May not decrypt", |vault| vault.deny("decrypt")).on_real(Real::Each),
     State::quick("May not encrypt", |vault| vault.deny("encrypt")).on_real(Real::Each),
     State::quick("May not rewrap", |vault| vault.deny("rewrap")).on_real(Real::Each),
-    State::quick("Master key deleted", delete_key).on_real(Real::Each),
+    State::quick("Master key deleted", |vault| delete_key(vault, KEY)).on_real(Real::Each),
+    State::quick("Own master key deleted", |vault| delete_key(vault, OWN)).on_real(Real::Each),
     State::quick("Master key made anew", |vault| {
-        delete_key(vault);
+        delete_key(vault, KEY);
         // When it was made is told to the second.
         thread::sleep(Duration::from_millis(1100));
         // As many versions as there were.
@@ -147,7 +148,7 @@ fn show(vault: &mut Vault, shows: Shows) {
     vault.door.as_ref().unwrap().show(shows);
 }
 
-fn delete_key(vault: &mut Vault) {
-    vault.ask("POST", &format!("transit/keys/{KEY}/config"), json!({ "deletion_allowed": true }));
-    vault.ask("DELETE", &format!("transit/keys/{KEY}"), json!({}));
+fn delete_key(vault: &mut Vault, key: &str) {
+    vault.ask("POST", &format!("transit/keys/{key}/config"), json!({ "deletion_allowed": true }));
+    vault.ask("DELETE", &format!("transit/keys/{key}"), json!({}));
 }

@@ -17,6 +17,9 @@ use testkit::vault_server::{NEWEST, VaultServer};
 use super::scene::{eventually, within};
 use super::tls::{Door, Shows};
 
+/// A master key that a filesystem has of its own.
+pub(crate) const OWN: &str = "tenant-a";
+
 /// The policy of the node's token.
 const POLICY: &str = "coffer-test";
 
@@ -72,8 +75,8 @@ enum Server {
         process: VaultServer,
         /// Whether it can be unsealed.
         is_newest: bool,
-        /// The master key as it was saved.
-        backup: Value,
+        /// The master keys as they were saved.
+        backups: [Value; 2],
     },
 }
 
@@ -91,18 +94,20 @@ impl Vault {
     pub(crate) fn real(variable: &str, way: Way) -> Self {
         let process = VaultServer::start(&VaultServer::program(variable));
         process.admin().mount_transit();
-        // What may be backed up may be put back.
-        let key = json!({ "exportable": true, "allow_plaintext_backup": true });
-        process.admin().write(&format!("transit/keys/{KEY}"), &key);
         let is_newest = variable == NEWEST;
-        Self::with(Server::Real { process, is_newest, backup: Value::Null }, way, None)
+        Self::with(Server::Real { process, is_newest, backups: Default::default() }, way, None)
     }
 
     fn with(server: Server, way: Way, door: Option<Door>) -> Self {
         let ((token, spare), files) = (Default::default(), tempfile::tempdir().unwrap());
         let mut vault = Self { server, way, files, door, token, spare };
-        vault.grant(&policy(KEY));
-        vault.ask("POST", "sys/policies/acl/spare", json!({ "policy": policy(KEY) }));
+        for key in [KEY, OWN] {
+            // What may be backed up may be put back.
+            let settings = json!({ "exportable": true, "allow_plaintext_backup": true });
+            vault.ask("POST", &format!("transit/keys/{key}"), settings);
+        }
+        vault.grant(&policies());
+        vault.ask("POST", "sys/policies/acl/spare", json!({ "policy": policies() }));
         vault.token = vault.token_of_the_node();
         let spare = json!({ "policies": ["spare"], "period": "24h" });
         vault.spare = token_in(&vault.ask("POST", "auth/token/create", spare));
@@ -206,7 +211,7 @@ impl Vault {
 
     /// Takes a permission from the node's token.
     pub(crate) fn deny(&self, verb: &str) {
-        let all = policy(KEY);
+        let all = policies();
         let rest: Vec<&str> = all.lines().filter(|line| !line.contains(verb)).collect();
         self.grant(&rest.join("\n"));
     }
@@ -305,9 +310,11 @@ impl Vault {
             Server::Embedded { folder, .. } => {
                 fs::copy(folder.path().join("state"), folder.path().join("saved")).unwrap();
             }
-            Server::Real { process, backup, .. } => {
-                let saved = process.admin().read(&format!("transit/backup/{KEY}"));
-                *backup = saved["data"]["backup"].clone();
+            Server::Real { process, backups, .. } => {
+                *backups = [KEY, OWN].map(|key| {
+                    let saved = process.admin().read(&format!("transit/backup/{key}"));
+                    saved["data"]["backup"].clone()
+                });
             }
         }
     }
@@ -320,7 +327,7 @@ impl Vault {
                 fs::copy(folder.path().join("saved"), folder.path().join("state")).unwrap();
                 *running = Some(serve(folder.path(), *address));
             }
-            Server::Real { process, is_newest, backup } => {
+            Server::Real { process, is_newest, backups } => {
                 process.thaw();
                 let admin = process.admin();
                 let is_newest = *is_newest;
@@ -332,10 +339,12 @@ impl Vault {
                     admin.delete(QUOTA);
                 }
                 admin.mount_transit();
-                let restored = json!({ "backup": backup, "force": true });
-                admin.write(&format!("transit/restore/{KEY}"), &restored);
+                for (key, backup) in [KEY, OWN].iter().zip(backups) {
+                    let restored = json!({ "backup": backup, "force": true });
+                    admin.write(&format!("transit/restore/{key}"), &restored);
+                }
                 let lives = admin.ask("POST", "auth/token/lookup", &json!({ "token": TOKEN })).0;
-                self.grant(&policy(KEY));
+                self.grant(&policies());
                 if lives != 200 {
                     self.token_of_the_node();
                 }
@@ -357,6 +366,11 @@ impl Vault {
         }
         self.door.iter().for_each(|door| door.show(Shows::Own));
     }
+}
+
+/// All that the node needs with both master keys.
+fn policies() -> String {
+    policy(KEY) + &policy(OWN)
 }
 
 fn token_in(answer: &Value) -> String {
