@@ -447,10 +447,6 @@ fn until_renewal(left: Duration, granted: Option<Duration>) -> Option<Duration> 
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use kms_core::{KeyVersion, MasterKey};
-
     use super::*;
 
     #[test]
