@@ -167,6 +167,25 @@ async fn all_that_log_in_to_the_same_vault_as_the_same_share_a_login() {
     assert_eq!(logins(&vault), 3);
 }
 
+/// A master key more is proved with the token that there is.
+#[tokio::test]
+async fn a_proof_takes_no_last_login() {
+    let vault = vault(&["k", "a"]).await;
+    let may_ask =
+        "path \"auth/approle/role/node/secret-id/lookup\" { capabilities = [\"update\"] }";
+    write(&vault, "sys/policies/acl/may-ask", json!({ "policy": may_ask }));
+    let few = json!({ "token_policies": ["node", "may-ask"], "secret_id_num_uses": 2 });
+    write(&vault, ROLE, few);
+    let (provider, credential) = (provider(), login(&vault));
+    let kms = provider.prove(&config(&vault.url(), "k"), &credential).await.unwrap().kms;
+    assert_eq!(kms.starts_left(), Some(1));
+    for key in ["a", "k"] {
+        pass(Duration::from_secs(61)).await;
+        provider.prove(&config(&vault.url(), key), &credential).await.unwrap();
+        assert_eq!((kms.starts_left(), logins(&vault)), (Some(1), 1));
+    }
+}
+
 /// Neither what another secret id got, nor what came from another place.
 #[tokio::test]
 async fn others_share_no_login() {
