@@ -147,6 +147,8 @@ pub(crate) struct Shared {
     pub(crate) audit: Arc<AuditLog>,
     pub(crate) meters: Meters,
     pub(crate) rehearse: Arc<dyn Rehearse>,
+    /// Held while a start is rehearsed: one at a time.
+    pub(crate) rehearsing: tokio::sync::Mutex<()>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) state_dir: PathBuf,
     pub(crate) started_at: UnixMillis,
@@ -251,6 +253,7 @@ impl Node {
             audit,
             meters,
             rehearse,
+            rehearsing: tokio::sync::Mutex::default(),
             clock,
             state_dir,
             strangers,

@@ -274,11 +274,11 @@ impl KeyManager {
         Ok(self.kms(id).await?.credential_here().await)
     }
 
-    /// How often yet a node that starts is let in, as far as the KMS that is set told: see [`kms_core::Kms::starts_left`]. Asks no KMS.
+    /// How often yet a node that starts is let in by the KMS that is set, which is asked: see [`kms_core::Kms::starts_left`].
     pub async fn starts_left(&self) -> Result<Option<u64>, Error> {
         let Some((_, record)) = self.current().await? else { return Ok(None) };
         match self.kms(record.config.id).await {
-            Ok(kms) => Ok(kms.starts_left()),
+            Ok(kms) => Ok(kms.starts_left().await),
             // As after a recovery: there is no credential.
             Err(Error::Kms(_)) => Ok(None),
             Err(error) => Err(error),

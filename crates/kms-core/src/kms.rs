@@ -53,9 +53,9 @@ pub trait Kms: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
-    /// How often yet a node that starts is let in, as far as the KMS told: what it logs in with may be good for some logins only, or for
-    /// none any more. `None`: any number of times, or that is not known. Asks nobody.
-    fn starts_left(&self) -> Option<u64> {
+    /// How often yet a node that starts is let in: what it logs in with may be good for some logins only, or for none any more. Asks the
+    /// KMS; while that does not answer it is as it told last. `None`: any number of times, or that is not known.
+    async fn starts_left(&self) -> Option<u64> {
         None
     }
 

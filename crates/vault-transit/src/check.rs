@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use kms_core::{
     CheckItem, Ciphertext, FilesystemKey, Finding, Items, KeyRecord, Kms as _, KmsError,
     KmsErrorKind, MasterKey, RequestId,
@@ -15,9 +17,9 @@ use kms_core::{
 use crate::certificate;
 use crate::config::VaultConfig;
 use crate::findings::{self, finding};
-use crate::kms::{self, AT_ONCE, VaultKms};
+use crate::kms::{self, VaultKms};
 use crate::operation::Operation;
-use crate::wire::KeyData;
+use crate::wire::{KeyData, TokenData};
 
 const IN_TIME: &str = "the token is renewed or replaced in time";
 
@@ -56,12 +58,63 @@ const EXCESS: [(&str, &[&str], &str); 13] = [
     ("{mount}/encrypt/{key}", &["create"], "have Vault make the master key where it is missing"),
 ];
 
-/// Everything, in the order in which a failure makes the rest pointless.
+/// What is known of the next login.
+enum NextLogin {
+    /// A token that was given, or is read from a file, needs none.
+    Needless,
+    /// It was tried, and all is looked at with what it got; or it has been granted just now.
+    Granted(&'static str),
+    /// It is left to the next start.
+    Last,
+    Refused(KmsError),
+}
+
+/// Everything, in the order in which a failure makes the rest pointless. Who logs in is looked at as the next start would be: with a login of
+/// its own, which takes the place of the last one if it may do as much.
 pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<CheckItem> {
+    vault.session().let_log_in();
+    let begun = Instant::now();
+    // Where Vault does not answer, one deadline is enough.
+    let token = vault.look_up_token().await;
+    let away = token.as_ref().is_err_and(|error| error.kind().is_transient());
+    if away || !vault.logs_in() {
+        return look(vault, sample, token, NextLogin::Needless).await;
+    }
+    let is_new = vault.session().is_new() || vault.session().has_logged_in_since(begun);
+    let next = match vault.starts_left().await {
+        Some(1) => NextLogin::Last,
+        left if is_new && left != Some(0) => NextLogin::Granted(HAS_LOGGED_IN),
+        _ => match vault.log_in_apart().await {
+            Ok(None) => NextLogin::Needless,
+            Err(error) => NextLogin::Refused(error),
+            Ok(Some(apart)) => return look_apart(vault, &apart, sample).await,
+        },
+    };
+    look(vault, sample, token, next).await
+}
+
+async fn look_apart(
+    vault: &VaultKms,
+    apart: &VaultKms,
+    sample: Option<&Ciphertext>,
+) -> Vec<CheckItem> {
+    let token = apart.look_up_token().await;
+    let items = look(apart, sample, token, NextLogin::Granted(LOGGED_IN)).await;
+    match items.iter().any(|item| item.failure == Some(KmsErrorKind::Denied)) {
+        true => apart.leave().await,
+        false => vault.adopt(apart).await,
+    }
+    items
+}
+
+async fn look(
+    vault: &VaultKms,
+    sample: Option<&Ciphertext>,
+    token: Result<TokenData, KmsError>,
+    next: NextLogin,
+) -> Vec<CheckItem> {
     let config = vault.target();
     let reach = format!("Vault answers at {}", config.origin());
-    vault.let_log_in();
-    let token = vault.look_up_token().await;
     if let Err(error) = &token
         && error.kind() == KmsErrorKind::NoCredential
     {
@@ -81,7 +134,7 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
     if let Ok(token) = &token {
         let renewal = match untold("may-renew-self", IN_TIME, &items) {
             Some(untold) => untold,
-            None => renewal(vault, token).await,
+            None => renewal(vault, token, next).await,
         };
         items.push(renewal);
     }
@@ -205,21 +258,16 @@ async fn probe(vault: &VaultKms) -> Result<Items<Ciphertext>, KmsError> {
     vault.encrypt(&[KeyRecord::of(&FilesystemKey::generate()?)]).await
 }
 
-async fn renewal(vault: &VaultKms, token: &crate::wire::TokenData) -> CheckItem {
+async fn renewal(vault: &VaultKms, token: &TokenData, next: NextLogin) -> CheckItem {
     let config = vault.target();
     let what = may(config, Operation::RenewSelf);
-    if vault.logs_in() {
-        if vault.starts_left() == Some(1) {
-            return CheckItem::unknown("may-renew-self", IN_TIME, LAST_LOGIN);
-        }
-        // A token that lives still hides that the next login will be refused.
-        return match vault.log_in_unless_within(AT_ONCE).await {
-            Ok(logged_in) => {
-                let how = if logged_in { LOGGED_IN } else { HAS_LOGGED_IN };
-                CheckItem::passed("may-renew-self", IN_TIME, how)
-            }
-            Err(error) => CheckItem::failed("may-renew-self", IN_TIME, &error),
-        };
+    let code = "may-renew-self";
+    // A token that lives still hides that the next login will be refused.
+    match next {
+        NextLogin::Needless => {}
+        NextLogin::Granted(how) => return CheckItem::passed(code, IN_TIME, how),
+        NextLogin::Last => return CheckItem::unknown(code, IN_TIME, LAST_LOGIN),
+        NextLogin::Refused(error) => return CheckItem::failed(code, IN_TIME, &error),
     }
     if !token.renewable {
         let status = vault.status(token);
@@ -279,7 +327,7 @@ async fn excess(vault: &VaultKms, before: &[CheckItem]) -> Vec<CheckItem> {
                 format!(
                     "give it the policy that coffer fs kms policy {} prints (name every other master key behind it that the token is \
                      for), and no other that names this path",
-                    config.master_key()
+                    config.policy_arguments()
                 ),
             )));
         }

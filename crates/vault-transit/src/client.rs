@@ -26,7 +26,7 @@ const TO_REVOKE: Duration = Duration::from_secs(2);
 /// the buffers of the HTTP and TLS libraries: none of these can be locked or wiped from here. Each connection ends with its request
 /// and gives them back, and the program's allocator wipes what is given back.
 pub(crate) struct Client {
-    http: Http,
+    http: Arc<Http>,
     session: Arc<Session>,
 }
 
@@ -40,11 +40,24 @@ impl Client {
     ) -> Result<Self, KmsError> {
         let session = sessions.of(credential, &config)?;
         let http = Http::new(config, credential.identity.as_ref(), limits, pauses)?;
-        Ok(Self { http, session })
+        Ok(Self { http: Arc::new(http), session })
+    }
+
+    /// One with a session of its own, for what another login gets: see [`Session::apart`].
+    pub(crate) fn apart(&self) -> Option<Self> {
+        let session = Arc::new(self.session.apart()?);
+        Some(Self { http: Arc::clone(&self.http), session })
+    }
+
+    /// Uses from now on what a login of the other got, and ends the token of before.
+    pub(crate) async fn adopt(&self, other: &Self) {
+        if let Some(before) = self.session.take(&other.session) {
+            self.revoke(&before).await;
+        }
     }
 
     /// How Vault is reached.
-    pub(crate) const fn http(&self) -> &Http {
+    pub(crate) fn http(&self) -> &Http {
         &self.http
     }
 
@@ -69,7 +82,55 @@ impl Client {
         }
         match self.other_token(&token).await? {
             Some(other) => self.http.exchange(&call, body, Some(&other)).await,
-            None => Ok(answer),
+            None => self.send_anew(&call, body, answer).await,
+        }
+    }
+
+    /// A live token may not do this. It is sent once more with the token of another login if it is time for that, and if it is allowed
+    /// with that one, that takes the place of the old one.
+    async fn send_anew(
+        &self,
+        call: &Call,
+        body: Bytes,
+        refused: Answer,
+    ) -> Result<Answer, KmsError> {
+        let (Source::Login { mount, login }, Some(other)) = (self.session.source(), self.apart())
+        else {
+            return Ok(refused);
+        };
+        if !self.session.may_try_anew() {
+            return Ok(refused);
+        }
+        let token = match other.log_in(mount, login).await {
+            Ok(token) => token,
+            Err(error) => {
+                self.session.note_refusal(&error);
+                return Ok(refused);
+            }
+        };
+        match self.http.exchange(call, body, Some(&token)).await {
+            Ok(answer) if !answer.refuses_token() => {
+                self.adopt(&other).await;
+                Ok(answer)
+            }
+            _ => {
+                self.revoke(&token).await;
+                Ok(refused)
+            }
+        }
+    }
+
+    /// Proves that a login is granted, without touching the token that there is. `None`: this does not log in.
+    pub(crate) async fn log_in_apart(&self) -> Result<Option<Self>, KmsError> {
+        let Source::Login { mount, login } = self.session.source() else { return Ok(None) };
+        let Some(other) = self.apart() else { return Ok(None) };
+        self.session.may_log_in()?;
+        match other.log_in(mount, login).await {
+            Ok(_) => Ok(Some(other)),
+            Err(error) => {
+                self.session.note_refusal(&error);
+                Err(error)
+            }
         }
     }
 
@@ -223,7 +284,7 @@ impl Client {
         if !answer.status.is_success() {
             let refused = refusal::login(mount, answer.status.as_u16(), &answer.errors());
             if [StatusCode::BAD_REQUEST, StatusCode::FORBIDDEN].contains(&answer.status) {
-                self.session.login_refused(&refused);
+                self.session.note_refusal(&refused);
             }
             return Err(refused);
         }

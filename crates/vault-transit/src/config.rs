@@ -8,6 +8,9 @@ use url::{Host, Url};
 use crate::address;
 use crate::operation::Operation;
 
+/// Where transit is mounted when nothing else is said.
+const TRANSIT: &str = "transit";
+
 /// The [`KmsConfig::kind`] that this crate serves.
 pub const KIND: &str = "vault";
 
@@ -46,7 +49,7 @@ impl VaultConfig {
                 "use the kind vault",
             ));
         }
-        let mut transit_path = "transit".to_owned();
+        let mut transit_path = TRANSIT.to_owned();
         let (mut namespace, mut ca_cert, mut allow_http) = (None, None, false);
         for (key, value) in &config.settings {
             match key.as_str() {
@@ -113,6 +116,14 @@ impl VaultConfig {
     /// Where transit is mounted, without slashes at its ends.
     pub fn transit_path(&self) -> &str {
         &self.transit_path
+    }
+
+    /// What `coffer fs kms policy` is given to print the policy for this.
+    pub(crate) fn policy_arguments(&self) -> String {
+        match self.transit_path.as_str() {
+            TRANSIT => self.master_key.clone(),
+            path => format!("{} --transit-path {path}", self.master_key),
+        }
     }
 
     pub(crate) fn namespace(&self) -> Option<&str> {

@@ -25,9 +25,6 @@ use crate::session::{Session, Source};
 use crate::wire::{self, Batch, BatchItem, Envelope, KeyData, Renewal, TokenData};
 use crate::{certificate, check, findings, refusal};
 
-/// Proofs of a login at about the same time share one.
-pub(crate) const AT_ONCE: Duration = Duration::from_secs(10);
-
 const NO_API: &str = "not what Vault's API answers";
 
 pub(crate) struct VaultKms {
@@ -59,7 +56,7 @@ impl VaultKms {
         Self { config, client, limits, token: Mutex::default() }
     }
 
-    pub(crate) const fn target(&self) -> &VaultConfig {
+    pub(crate) fn target(&self) -> &VaultConfig {
         self.client.http().config()
     }
 
@@ -68,32 +65,32 @@ impl VaultKms {
         matches!(self.client.session().source(), Source::Login { .. })
     }
 
-    /// An administrator asks: a login that was refused is sent once more without a pause.
-    pub(crate) fn let_log_in(&self) {
-        self.client.session().let_log_in();
+    /// As the next start will be: with a login of its own, beside the token that there is, which stays as it is.
+    ///
+    /// # Errors
+    /// The login is refused, or Vault does not answer.
+    pub(crate) async fn log_in_apart(&self) -> Result<Option<Self>, KmsError> {
+        let Some(client) = self.client.log_in_apart().await? else { return Ok(None) };
+        let (config, limits, token) = (self.config.clone(), self.limits, Mutex::default());
+        let apart = Self { config, client, limits, token };
+        apart.look_up_secret_id().await;
+        self.client.session().secret_id_told(apart.client.session().secret_id());
+        Ok(Some(apart))
     }
 
-    /// Proves by use that a login is granted, if none was within so long a time; but the last one is left to who starts. Answers whether
-    /// it took one.
-    pub(crate) async fn log_in_unless_within(&self, time: Duration) -> Result<bool, KmsError> {
-        let is_last = self.starts_left() == Some(1);
-        self.log_in_unless(|session| is_last || session.has_logged_in_within(time)).await
+    /// Uses from now on what the login of `apart` got.
+    pub(crate) async fn adopt(&self, apart: &Self) {
+        self.client.adopt(&apart.client).await;
     }
 
-    async fn log_in_unless(
-        &self,
-        needless: impl FnOnce(&Session) -> bool,
-    ) -> Result<bool, KmsError> {
-        let logged_in = self.client.log_in_unless(needless).await?;
-        if logged_in {
-            self.look_up_secret_id().await;
-        }
-        Ok(logged_in)
+    /// Where the tokens come from.
+    pub(crate) fn session(&self) -> &Session {
+        self.client.session()
     }
 
     /// Asks for what is left of the secret id. That it can't be told is no failure, and where Vault did not answer what was told
     /// before stands until the next look.
-    async fn look_up_secret_id(&self) {
+    pub(crate) async fn look_up_secret_id(&self) {
         match self.client.look_up_secret_id().await {
             Ok(Some(told)) => self.client.session().secret_id_told(told),
             Ok(None) => {}
@@ -218,7 +215,7 @@ impl VaultKms {
     }
 
     /// When the certificate that Vault is shown ends, since 1970.
-    pub(crate) const fn identity_ends(&self) -> Option<Duration> {
+    pub(crate) fn identity_ends(&self) -> Option<Duration> {
         self.client.http().identity_ends()
     }
 
@@ -268,10 +265,22 @@ impl VaultKms {
         // OpenBao and 1.1.5 don't say that much.
         let known = !errors.iter().any(|e| e.contains("invalid token"));
         match if known { self.client.may_more_than(operation).await } else { Ok(false) } {
-            Ok(true) => refusal::not_permitted(self.target(), operation),
+            Ok(true) => self.not_permitted(operation),
             Ok(false) => refusal::bad_token(self.target(), operation),
             Err(e) => e,
         }
+    }
+
+    fn not_permitted(&self, operation: Operation) -> KmsError {
+        let refused = refusal::not_permitted(self.target(), operation);
+        if !self.logs_in() {
+            return refused;
+        }
+        let grant = refused.how_to_mend().unwrap_or_default();
+        let cure = format!(
+            "{grant}; a policy that the role did not have needs another login, as coffer fs kms check takes it at once"
+        );
+        refused.cure(cure)
     }
 
     /// Sends `items` in batches, several at once, and puts the answers together in order.
@@ -390,7 +399,7 @@ impl Kms for VaultKms {
             return Ok(renewed);
         }
         let (whole, left) = (token.creation_ttl, token.ttl.max(0).unsigned_abs());
-        if left > whole / 3 * 2 {
+        if left.saturating_mul(3) > whole.saturating_mul(2) {
             return Ok(self.status(&token));
         }
         let can_log_in = self.client.session().can_log_in();
@@ -403,7 +412,9 @@ impl Kms for VaultKms {
         let is_replaced = |session: &Session| {
             before.as_ref().is_some_and(|before| session.other_than(before).is_some())
         };
-        self.log_in_unless(is_replaced).await?;
+        if self.client.log_in_unless(is_replaced).await? {
+            self.look_up_secret_id().await;
+        }
         Ok(self.status(&self.look_up_token().await?))
     }
 
@@ -425,7 +436,8 @@ impl Kms for VaultKms {
         ours.into_iter().chain(vaults).chain(login).collect()
     }
 
-    fn starts_left(&self) -> Option<u64> {
+    async fn starts_left(&self) -> Option<u64> {
+        self.look_up_secret_id().await;
         self.client.session().secret_id().logins_left()
     }
 

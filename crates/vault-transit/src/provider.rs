@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kms_core::{
-    Ciphertext, Credential, CredentialStatus, FilesystemKey, KeyRecord, Kms, KmsConfig, KmsError,
-    KmsErrorKind, KmsProvider, Proof, RequestId,
+    Ciphertext, Credential, CredentialStatus, FilesystemKey, Finding, KeyRecord, Kms, KmsConfig,
+    KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, RequestId,
 };
+
+use tokio::time::Instant;
 
 use crate::Limits;
 use crate::client::Client;
@@ -90,27 +92,72 @@ impl KmsProvider for VaultProvider {
     /// key, and encrypts, decrypts and rewraps a random key that is then thrown away. Then it renews the token.
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
         size::check(config, credential)?;
-        let vault = Arc::new(self.connect(config, credential)?);
-        let proof = prove(&vault).await;
-        if proof.is_err() {
-            vault.leave().await;
+        let vault = self.connect(config, credential)?;
+        let begun = Instant::now();
+        vault.session().let_log_in();
+        let recent = vault.session().has_logged_in_within(OF_ONE_ACT);
+        let proof = match vault.session().current() {
+            // Who gives the login again wants to know whether it is granted still.
+            Some(_) if !recent && vault.logs_in() => prove_apart(&vault).await,
+            _ => prove(&vault).await,
+        };
+        let proof = match proof {
+            // What it got some moments ago may be less than it would get now.
+            Err(error)
+                if error.kind() == KmsErrorKind::Denied
+                    && recent
+                    && !vault.session().has_logged_in_since(begun) =>
+            {
+                prove_apart(&vault).await
+            }
+            proof => proof,
+        };
+        match proof {
+            Ok(Proved { master_key, credential, findings, requests }) => {
+                let kms = Arc::new(vault);
+                Ok(Proof { kms, master_key, credential, findings, requests })
+            }
+            Err(error) => {
+                vault.leave().await;
+                Err(error)
+            }
         }
-        proof
     }
 }
 
-async fn prove(vault: &Arc<VaultKms>) -> Result<Proof, KmsError> {
-    vault.let_log_in();
-    vault.log_in_unless_within(OF_ONE_ACT).await?;
+/// All of a [`Proof`] but the KMS itself.
+struct Proved {
+    master_key: MasterKey,
+    credential: CredentialStatus,
+    findings: Vec<Finding>,
+    requests: Vec<RequestId>,
+}
+
+/// As [`prove`], with another login, which takes the place of the last one if that is well. The last that the secret id is good for is
+/// left to the next start.
+async fn prove_apart(vault: &VaultKms) -> Result<Proved, KmsError> {
+    if vault.starts_left().await == Some(1) {
+        return prove(vault).await;
+    }
+    let Some(apart) = vault.log_in_apart().await? else { return prove(vault).await };
+    let proved = prove(&apart).await;
+    match proved {
+        Ok(_) => vault.adopt(&apart).await,
+        Err(_) => apart.leave().await,
+    }
+    proved
+}
+
+async fn prove(vault: &VaultKms) -> Result<Proved, KmsError> {
     let token = vault.look_up_token().await?;
+    vault.look_up_secret_id().await;
     let key = vault.read_key().await?;
     let requests = prove_by_use(vault).await?;
 
     let credential = prove_renewal(vault, &token).await?;
     let master_key = kms::describe(key);
     let findings = findings::at_proof(vault, &token, &credential, &master_key);
-    let kms = Arc::clone(vault) as Arc<dyn Kms>;
-    Ok(Proof { kms, master_key, credential, findings, requests })
+    Ok(Proved { master_key, credential, findings, requests })
 }
 
 /// Wraps a random key, opens it, rewraps it and opens that. Answers the requests.

@@ -17,7 +17,7 @@ pub(crate) fn not_permitted(config: &VaultConfig, operation: Operation) -> KmsEr
         "add to a policy of the token, and take nothing out of it: {} (coffer fs kms policy {}, with every other master key \
          that the token is for named behind it, prints all that it needs)",
         operation.grant(config),
-        config.master_key()
+        config.policy_arguments()
     ))
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn login(mount: &str, status: u16, errors: &[String]) -> KmsError {
         403 => (
             ", or Vault has locked the role out after logins that failed",
             format!(
-                "{new}; if it is right, wait a quarter of an hour, or let the role log in again: vault list sys/locked-users shows it, \
+                "{new}; if it is right, wait a quarter of an hour, or let the role log in again: vault read sys/locked-users shows it, \
                  vault write -f sys/locked-users/<accessor of the mount>/unlock/<role id>"
             ),
         ),
@@ -75,7 +75,7 @@ pub(crate) fn login(mount: &str, status: u16, errors: &[String]) -> KmsError {
         KmsErrorKind::Denied,
         format!(
             "Vault refuses the login at auth/{mount}/ ({status}: {said}): the role id or the secret id is wrong, or the \
-             secret id is expired, used up, or bound to other client addresses{or}"
+             secret id is expired, used up, or bound to other client addresses, or no AppRole is mounted there{or}"
         ),
     )
     .cure(cure)

@@ -31,6 +31,18 @@ const APP_ROLE: &str = "approle";
 const PAUSE_AFTER_REFUSAL: [Duration; 2] =
     [Duration::from_secs(5 * 60), Duration::from_secs(16 * 60)];
 
+/// So many refusals are counted together, each within that time of the one before, that Vault would lock the role out at the next: an
+/// administrator does not get that one either.
+const LAST_BUT_ONE: usize = 4;
+const COUNTED_FOR: Duration = Duration::from_secs(15 * 60);
+
+/// How old the first login of a process may be that shows what another one would.
+const JUST_NOW: Duration = Duration::from_secs(10);
+
+/// How long what a live token may not do is not tried with another login, and how long at most, when that has not helped again and again.
+const ANEW_AFTER: Duration = Duration::from_secs(5 * 60);
+const ANEW_AT_MOST: Duration = Duration::from_secs(6 * 60 * 60);
+
 /// A token in the form in which it is sent. Another one is told by its number.
 #[derive(Clone)]
 pub(crate) struct Token {
@@ -82,6 +94,8 @@ pub(crate) struct Session {
     refusals: Mutex<Refusals>,
     /// When the last login was granted.
     logged_in: Mutex<Option<Instant>>,
+    /// When another login may be tried for what a live token may not do, and the pause after that.
+    anew: Mutex<Option<(Instant, Duration)>>,
     /// Held by who gets another one, so that many requests that were refused at once make one login.
     changing: tokio::sync::Mutex<()>,
     /// When the last of those who held it had failed, and how.
@@ -92,6 +106,8 @@ pub(crate) struct Session {
 #[derive(Default)]
 struct Refusals {
     count: usize,
+    /// How many of them Vault counts together, with the time of the last.
+    in_a_row: Option<(usize, Instant)>,
     last: Option<Refused>,
 }
 
@@ -131,6 +147,13 @@ pub(crate) struct Stamp {
     len: u64,
 }
 
+impl Refusals {
+    /// How many Vault counts together now.
+    fn in_a_row(&self) -> Option<usize> {
+        self.in_a_row.filter(|(_, at)| at.elapsed() < COUNTED_FOR).map(|(count, _)| count)
+    }
+}
+
 impl Session {
     /// One for this credential. Asks nobody and reads no file.
     ///
@@ -156,10 +179,19 @@ impl Session {
                 return Err(no_token(config));
             }
         };
-        let (role, secret_id, refusals, logged_in, changing, failed) = Default::default();
-        let (config, identity) = (config.clone(), credential.identity.clone());
+        Ok(Self::with(source, config, credential.identity.as_ref(), current))
+    }
+
+    fn with(
+        source: Source,
+        config: &VaultConfig,
+        identity: Option<&ClientIdentity>,
+        current: Option<Token>,
+    ) -> Self {
+        let (role, secret_id, refusals, logged_in, anew, changing, failed) = Default::default();
+        let (config, identity) = (config.clone(), identity.cloned());
         let current = Mutex::new(current);
-        Ok(Self {
+        Self {
             source,
             config,
             identity,
@@ -168,9 +200,31 @@ impl Session {
             secret_id,
             refusals,
             logged_in,
+            anew,
             changing,
             failed,
-        })
+        }
+    }
+
+    /// One that logs in as this does and shares nothing with it, so that what another login gets is seen before it takes the place of
+    /// what there is. `None`: this does not log in.
+    pub(crate) fn apart(&self) -> Option<Self> {
+        let Source::Login { mount, login } = &self.source else { return None };
+        let source = Source::Login { mount: mount.clone(), login: login.clone() };
+        Some(Self::with(source, &self.config, self.identity.as_ref(), None))
+    }
+
+    /// Uses from now on what a login of the other got. Answers the token of before.
+    pub(crate) fn take(&self, other: &Self) -> Option<Token> {
+        let new = other.current()?;
+        let mut current = lock(&self.current);
+        let number = current.as_ref().map_or(0, |before| before.number + 1);
+        let before = current.replace(Token { header: new.header, number });
+        drop(current);
+        self.login_granted(lock(&other.role).clone());
+        *lock(&self.secret_id) = other.secret_id();
+        *lock(&self.anew) = None;
+        before
     }
 
     /// Whether both log in to the same Vault, reached in the same way, as the same.
@@ -256,27 +310,58 @@ impl Session {
         }
     }
 
-    /// An administrator wants to know whether a login is granted: the next may be sent at once.
+    /// An administrator wants to know whether a login is granted: the next may be sent at once, unless Vault would lock the role out if
+    /// it refused that too.
     pub(crate) fn let_log_in(&self) {
-        lock(&self.refusals).last = None;
+        let mut refusals = lock(&self.refusals);
+        if refusals.in_a_row().is_none_or(|count| count < LAST_BUT_ONE) {
+            refusals.last = None;
+        }
     }
 
-    /// Vault has refused a login. It is not sent again for a while.
-    pub(crate) fn login_refused(&self, error: &KmsError) {
+    /// Whether to try with another login what a live token may not do: it gets no policy that its role was given since. Each leave is
+    /// for one, and the next is later and later. Where the secret id is good for some logins only, none is spent on that.
+    pub(crate) fn may_try_anew(&self) -> bool {
+        let now = Instant::now();
+        let is_limited = lock(&self.secret_id).logins_left().is_some();
+        if is_limited || self.has_logged_in_within(ANEW_AFTER) || self.may_log_in().is_err() {
+            return false;
+        }
+        let mut anew = lock(&self.anew);
+        let pause = match *anew {
+            Some((at, _)) if now < at => return false,
+            Some((_, pause)) => pause,
+            None => ANEW_AFTER,
+        };
+        *anew = Some((now + pause, (pause * 2).min(ANEW_AT_MOST)));
+        true
+    }
+
+    /// If Vault has refused a login it is not sent again for a while.
+    pub(crate) fn note_refusal(&self, error: &KmsError) {
+        if error.kind() != KmsErrorKind::Denied {
+            return;
+        }
         let mut refusals = lock(&self.refusals);
         let pause = PAUSE_AFTER_REFUSAL[refusals.count.min(PAUSE_AFTER_REFUSAL.len() - 1)];
         let again = OffsetDateTime::from(SystemTime::now() + pause);
         let (hour, minute) = (again.hour(), again.minute());
         refusals.count += 1;
+        let in_a_row = refusals.in_a_row().unwrap_or_default() + 1;
+        refusals.in_a_row = Some((in_a_row, Instant::now()));
+        let cure = error.how_to_mend().unwrap_or_default();
+        let cure = match in_a_row {
+            LAST_BUT_ONE.. => format!(
+                "{cure}, where that is another; a check does not try this one before either"
+            ),
+            _ => format!("{cure}; coffer fs kms check tries it at once"),
+        };
         refusals.last = Some(Refused {
             until: Instant::now() + pause,
             what: format!(
                 "{error}; so that Vault does not lock the role out, the node tries that again after {hour:02}:{minute:02} UTC only"
             ),
-            cure: format!(
-                "{}; coffer fs kms check tries it at once",
-                error.how_to_mend().unwrap_or_default()
-            ),
+            cure,
         });
     }
 
@@ -291,6 +376,16 @@ impl Session {
     pub(crate) fn can_log_in(&self) -> bool {
         matches!(self.source, Source::Login { .. })
             && lock(&self.secret_id).logins_left() != Some(0)
+    }
+
+    /// Whether it is a moment old: there was one login, just now.
+    pub(crate) fn is_new(&self) -> bool {
+        self.current().is_some_and(|token| token.number == 0) && self.has_logged_in_within(JUST_NOW)
+    }
+
+    /// Whether a login was granted since then.
+    pub(crate) fn has_logged_in_since(&self, then: Instant) -> bool {
+        lock(&self.logged_in).is_some_and(|at| at >= then)
     }
 
     /// Whether a login was granted within so long a time.

@@ -274,7 +274,8 @@ fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
             "this took a login, and the secret id is good for {left} more: each start takes one\n"
         )),
         None if rehearsal.logs_in => text.push_str(
-            "this took a login: of a secret id with a limited number of uses that took one\n",
+            "this took a login: of a secret id with a limited number of uses that took one, perhaps the last, which Vault tells only to a \
+             token that may ask\n",
         ),
         _ => {}
     }

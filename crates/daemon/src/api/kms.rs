@@ -203,8 +203,10 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
     let credential = shared.health.seen().await.map_err(of_keys)?.credential;
     let auth = credential.and_then(|credential| credential.auth);
     let logs_in = matches!(auth, Some(AuthKind::Login { .. }));
-    if logs_in && shared.manager.starts_left().await.map_err(of_keys)? == Some(1) {
-        return Err(takes_the_last_login().into());
+    // What is left is not asked for by two before both take one.
+    let _alone = shared.rehearsing.lock().await;
+    if logs_in && let Some(left @ ..=1) = shared.manager.starts_left().await.map_err(of_keys)? {
+        return Err(needs_a_login(left).into());
     }
     let still = shared.manager.hold_still().await;
     let found = shared.rehearse.rehearse().await;
@@ -265,15 +267,23 @@ async fn leave_out_deleted(
     Ok(())
 }
 
-/// A start is let in once more only, and a rehearsal would be that.
-fn takes_the_last_login() -> Problem {
-    Problem::new(
-        Exit::State,
-        "last-login",
-        "the start is not rehearsed",
-        "the secret id is good for one more login, which the rehearsal would take, so that the next start would be refused",
-    )
-    .cure("make a new secret id, without secret_id_num_uses, and give it with coffer fs kms set-vault; coffer fs kms check looks at all else")
+/// A start is let in no more, or once more, and a rehearsal would be that.
+fn needs_a_login(left: u64) -> Problem {
+    let problem = match left {
+        0 => Problem::new(
+            Exit::KmsRefused,
+            "start-would-fail",
+            "a start now would be refused",
+            "Vault knows the secret id no more: it is used up or was destroyed; what is open goes on",
+        ),
+        _ => Problem::new(
+            Exit::State,
+            "last-login",
+            "the start is not rehearsed",
+            "the secret id is good for one more login, which the rehearsal would take, so that the next start would be refused",
+        ),
+    };
+    problem.cure("make a new secret id, without secret_id_num_uses, and give it with coffer fs kms set-vault; coffer fs kms check looks at all else")
 }
 
 #[derive(Debug, Deserialize)]

@@ -92,7 +92,7 @@ async fn a_check_sends_a_refused_login_once_and_finds_one_that_is_granted_again(
     let vault = vault(&["k"]).await;
     let kms = provider().open(&config(&vault.url(), "k"), &wrong(&vault)).unwrap();
     refused(kms.as_ref()).await;
-    for sent in 2..5 {
+    for sent in 2..4 {
         assert!(
             kms.check(None).await.iter().any(|item| item.failure == Some(KmsErrorKind::Denied))
         );
@@ -104,6 +104,68 @@ async fn a_check_sends_a_refused_login_once_and_finds_one_that_is_granted_again(
     refused(kms.as_ref()).await;
     assert!(kms.check(None).await.iter().all(|item| item.failure.is_none()));
     kms.wrap(&[record()]).await.unwrap().only().unwrap();
+}
+
+/// Vault would lock the role out at the fifth.
+#[tokio::test]
+async fn of_logins_that_are_refused_one_after_the_other_a_check_sends_the_fourth_and_no_more() {
+    let vault = vault(&["k"]).await;
+    let kms = provider().open(&config(&vault.url(), "k"), &wrong(&vault)).unwrap();
+    for _ in 0..6 {
+        let items = kms.check(None).await;
+        assert!(items.iter().any(|item| item.failure == Some(KmsErrorKind::Denied)), "{items:?}");
+    }
+    assert_eq!(logins(&vault), 4);
+    pass(Duration::from_secs(15 * 60)).await;
+    kms.check(None).await;
+    assert_eq!(logins(&vault), 5);
+}
+
+/// Policies that a role was given come with the next login, and those that it lost go with that.
+#[tokio::test]
+async fn what_another_login_gets_is_seen_before_it_takes_the_place_of_what_there_is() {
+    let vault = vault(&["k", "a"]).await;
+    let (provider, credential) = (provider(), login(&vault));
+    let here = config(&vault.url(), "k");
+    let kms = provider.open(&here, &credential).unwrap();
+    let works = async || kms.wrap(&[record()]).await.and_then(kms_core::Items::only).is_ok();
+    let role = |policies: &str| write(&vault, ROLE, json!({ "token_policies": policies }));
+    assert!(works().await);
+    // It is told of a check and of a proof, and the node goes on with what it has.
+    role("none");
+    pass(Duration::from_secs(61)).await;
+    let failed = async || kms.check(None).await.into_iter().filter(|item| item.failure.is_some());
+    let codes: Vec<_> = failed().await.map(|item| item.code).collect();
+    assert!(codes.iter().any(|code| code == "may-encrypt"), "{codes:?}");
+    assert_eq!(provider.prove(&here, &credential).await.unwrap_err().kind(), KmsErrorKind::Denied);
+    assert!(works().await);
+    let alive = logins(&vault) - vault.requests().count("auth/token/revoke-self").requests;
+    assert_eq!(alive, 1, "what was got for them is ended");
+
+    // A node that has got too little: it tries again by itself, later and later, and at once when it is checked.
+    let kms = crate::shared::provider().open(&here, &credential).unwrap();
+    let works = async || kms.wrap(&[record()]).await.and_then(kms_core::Items::only).is_ok();
+    let refused = kms.wrap(&[record()]).await.unwrap_err();
+    assert!(
+        refused.how_to_mend().unwrap().contains("fs kms check takes it at once"),
+        "{refused:?}"
+    );
+    role("node");
+    assert!(!works().await, "not within minutes");
+    pass(Duration::from_secs(5 * 60 + 1)).await;
+    assert!(works().await);
+    role("none");
+    vault.advance(HOUR);
+    assert!(!works().await);
+    let before = logins(&vault);
+    for _ in 0..60 {
+        pass(Duration::from_secs(60)).await;
+        assert!(!works().await);
+    }
+    assert!((3..=4).contains(&(logins(&vault) - before)), "after 5, 10 and 20 minutes");
+    role("node");
+    assert!(kms.check(None).await.iter().all(|item| item.failure.is_none()));
+    assert!(works().await);
 }
 
 /// Another credential, and the same once more, are proved when they are given.
@@ -178,11 +240,11 @@ async fn a_proof_takes_no_last_login() {
     write(&vault, ROLE, few);
     let (provider, credential) = (provider(), login(&vault));
     let kms = provider.prove(&config(&vault.url(), "k"), &credential).await.unwrap().kms;
-    assert_eq!(kms.starts_left(), Some(1));
+    assert_eq!(kms.starts_left().await, Some(1));
     for key in ["a", "k"] {
         pass(Duration::from_secs(61)).await;
         provider.prove(&config(&vault.url(), key), &credential).await.unwrap();
-        assert_eq!((kms.starts_left(), logins(&vault)), (Some(1), 1));
+        assert_eq!((kms.starts_left().await, logins(&vault)), (Some(1), 1));
     }
 }
 
@@ -224,28 +286,29 @@ async fn a_token_that_nobody_uses_any_more_is_ended() {
     assert_eq!((logins(&vault), revoked()), (2, 1));
     // Not the one that others use.
     provider.prove(&missing, &credential).await.unwrap_err();
-    assert_eq!((logins(&vault), revoked()), (2, 1));
+    // Another login is tried for what may not be done, and ended.
+    assert_eq!((logins(&vault), revoked()), (3, 2));
     let check = async || {
         pass(Duration::from_secs(11)).await;
         assert!(kms.check(None).await.iter().all(|item| item.failure.is_none()));
     };
     check().await;
-    assert_eq!((logins(&vault), revoked()), (3, 2));
+    assert_eq!((logins(&vault), revoked()), (4, 3));
     // That it can't be ended is no failure.
     vault.faults().inject(Fault::Drop.on("auth/token/revoke-self"));
     check().await;
     kms.wrap(&[record()]).await.unwrap().only().unwrap();
-    assert_eq!((logins(&vault), revoked()), (4, 3));
+    assert_eq!((logins(&vault), revoked()), (5, 4));
     vault.faults().clear();
     // Not while another client has it too.
     let other = provider.open(&here, &credential).unwrap();
     kms.leave().await;
-    assert_eq!(revoked(), 3);
+    assert_eq!(revoked(), 4);
     drop(other);
     kms.leave().await;
-    assert_eq!(revoked(), 4);
+    assert_eq!(revoked(), 5);
     kms.wrap(&[record()]).await.unwrap().only().unwrap();
-    assert_eq!(logins(&vault), 5);
+    assert_eq!(logins(&vault), 6);
 }
 
 /// As Vault's roles are by default: no renewal goes past the life that a token was made with.
@@ -280,12 +343,12 @@ async fn checks_at_the_same_time_fail_each_other_not() {
     kms.master_key().await.unwrap();
     pass(Duration::from_secs(11)).await;
     futures::future::join_all((0..4).map(|_| check())).await;
-    assert_eq!(logins(&vault), 2);
+    assert_eq!(logins(&vault), 5, "each looks at what it gets itself");
+    assert_eq!(vault.requests().count("auth/token/revoke-self").requests, 4);
     // One that finds the token gone takes a login, and that is the proof of it.
     vault.advance(HOUR);
-    pass(Duration::from_secs(11)).await;
     check().await;
-    assert_eq!(logins(&vault), 3);
+    assert_eq!(logins(&vault), 6);
 }
 
 /// While Vault hangs: not one deadline after the other.
