@@ -72,6 +72,24 @@ fn what_is_rehearsed_happens() {
     }
 }
 
+/// A rehearsal would bring the end that it tells of.
+#[test]
+fn a_token_with_a_number_of_uses_is_spared() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let few = json!({ "period": "1h", "num_uses": 60 });
+    let token = kms.admin().token("coffer-test", &policy(KEY), &few);
+    let _node = place.start();
+    place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+    place.ok(&["fs", "create", "home"]);
+    place.until("the limit is seen", || {
+        place.ok(&["status"]).contains("uses left and ends with the last")
+    });
+    let before = kms.embedded().requests().count("").requests;
+    let refused = place.fails(5, &["fs", "kms", "rehearse"]);
+    assert!(refused.contains("good for a number of uses only"), "{refused}");
+    assert_eq!(kms.embedded().requests().count("").requests, before);
+}
+
 #[test]
 fn what_keeps_a_node_from_its_store_is_told() {
     let (kms, place) = (Kms::start(Kind::Embedded), Place::new());

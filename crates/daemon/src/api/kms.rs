@@ -200,8 +200,11 @@ fn looked_at(item: kms_core::CheckItem) -> CheckItem {
 /// Tries a start in another process.
 pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsRehearsal> {
     let of_keys = |e| problem::of_keys("the start can't be rehearsed", &e);
-    let credential = shared.health.seen().await.map_err(of_keys)?.credential;
-    let auth = credential.and_then(|credential| credential.auth);
+    let seen = shared.health.seen().await.map_err(of_keys)?;
+    if seen.told().is_some_and(|told| told.kms.findings.iter().any(|f| f.code == USES_LIMITED)) {
+        return Err(takes_uses().into());
+    }
+    let auth = seen.credential.and_then(|credential| credential.auth);
     let logs_in = matches!(auth, Some(AuthKind::Login { .. }));
     // What is left is not asked for by two before both take one.
     let _alone = shared.rehearsing.lock().await;
@@ -265,6 +268,19 @@ async fn leave_out_deleted(
     found.held.retain(|name| !deleted.contains(name));
     found.out_of_reach.retain(|(name, _)| !deleted.contains(name));
     Ok(())
+}
+
+/// The warning of a token that ends with its last use.
+const USES_LIMITED: &str = "token-uses-limited";
+
+fn takes_uses() -> Problem {
+    Problem::new(
+        Exit::State,
+        "last-login",
+        "the start is not rehearsed",
+        "the token is good for a number of uses only, of which the rehearsal would take some, and with the last it ends",
+    )
+    .cure("make a token without a limit of uses (vault token create -role=<role>), and give it with coffer fs kms set-vault")
 }
 
 /// A start is let in no more, or once more, and a rehearsal would be that.
