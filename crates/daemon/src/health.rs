@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use admin_api::{Exit, Problem};
 use key_manager::{Error, KeyManager, KmsOverview, OwnMasterKey};
-use kms_core::{CheckItem, Clock, CredentialStatus, Finding, KmsConfig};
+use kms_core::{
+    CheckItem, CheckOutcome, Clock, CredentialStatus, Finding, KmsConfig, KmsErrorKind,
+};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
@@ -36,7 +38,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Between two looks at where the credential lies on this machine.
 const LOOK_HERE_EVERY: Duration = Duration::from_secs(5);
 /// What a check tries and no look does. That all else is well again a look shows.
-const CHECKED_ALONE: [&str; 3] = ["may-encrypt", "may-rewrap", "may-renew-self"];
+const CHECKED_ALONE: [&str; 3] = ["may-encrypt", "may-rewrap", RENEWAL];
+const RENEWAL: &str = "may-renew-self";
 /// Shortest pause between two looks at a token that nothing renews and that ends.
 const ENDING: Duration = Duration::from_secs(1);
 
@@ -51,8 +54,8 @@ pub(crate) struct Health {
     succeeded: Mutex<Option<Instant>>,
     /// Why the token could not be renewed.
     not_renewed: Mutex<Option<Problem>>,
-    /// What the last check found to fail that no look tries.
-    check_failed: Mutex<Option<Finding>>,
+    /// What checks found to fail that no look tries, and none has found to hold since.
+    check_failed: Mutex<Vec<CheckItem>>,
     /// What keeps the credential from being read on this machine.
     unread: Mutex<Vec<Finding>>,
     /// Which of the credentials that lay there was read last; `None`: nobody has looked since the configuration was set.
@@ -106,29 +109,27 @@ impl Health {
     /// Whether the KMS did all that is needed of it when it was last looked at and checked.
     pub(crate) fn does_all(&self, seen: &Seen) -> bool {
         seen.answered().is_some_and(|answered| answered.kms.opens)
-            && lock(&self.check_failed).is_none()
+            && lock(&self.check_failed).is_empty()
     }
 
-    /// Keeps what a check found to fail until the next one: the looks meanwhile do not try it.
+    /// Keeps what a check found to fail until one finds it to hold: the looks meanwhile do not try it.
     pub(crate) fn checked(&self, items: &[CheckItem]) {
+        if is_refused_whole(items) {
+            return;
+        }
+        let mut kept = lock(&self.check_failed);
+        kept.retain(|before| {
+            let again = items.iter().find(|item| is_same(item, before));
+            again.map_or(!is_whole(items), |again| {
+                again.outcome == CheckOutcome::Unknown || is_transient(again)
+            })
+        });
         let fails = |item: &&CheckItem| {
             CHECKED_ALONE.contains(&item.code.as_str())
                 && item.failure.is_some_and(|kind| !kind.is_transient())
         };
-        let failed: Vec<_> = items.iter().filter(fails).collect();
-        let each = failed.iter().map(|item| format!("{}: {}", item.what, item.found));
-        let cure = failed.first().and_then(|item| item.cure.as_deref());
-        let cure = cure.unwrap_or("mend what failed");
-        *lock(&self.check_failed) = (!failed.is_empty()).then(|| {
-            Finding::new(
-                "check-failed",
-                format!(
-                    "the last check found this to fail: {}",
-                    each.collect::<Vec<_>>().join("; ")
-                ),
-                format!("{cure}; then give coffer fs kms check"),
-            )
-        });
+        kept.extend(items.iter().filter(fails).cloned());
+        drop(kept);
         self.tell_last();
     }
 
@@ -144,7 +145,7 @@ impl Health {
             let not_renewed = Finding::new("token-not-renewed", problem.to_string(), cure);
             found.push(Finding { ends_in, ..not_renewed });
         }
-        found.extend(lock(&self.check_failed).clone());
+        found.extend(check_failed(&lock(&self.check_failed)));
         let others = lock(&self.others);
         found.extend(others.iter().map(|(at, finding)| finding.clone().after(at.elapsed())));
         found
@@ -231,7 +232,7 @@ impl Health {
         *lock(&self.seen) = None;
         *lock(&self.succeeded) = None;
         *lock(&self.not_renewed) = None;
-        *lock(&self.check_failed) = None;
+        lock(&self.check_failed).clear();
         lock(&self.unread).clear();
         *lock(&self.read) = None;
         self.wake.notify_one();
@@ -420,6 +421,41 @@ impl Health {
             }
         }
     }
+}
+
+/// Whether both tell of the same thing. How a renewal is tried depends on what there is to renew.
+fn is_same(one: &CheckItem, other: &CheckItem) -> bool {
+    one.code == other.code && (one.what == other.what || one.code == RENEWAL)
+}
+
+fn is_transient(item: &CheckItem) -> bool {
+    item.failure.is_some_and(KmsErrorKind::is_transient)
+}
+
+/// Whether the check came to its end. In one that did not, what is missing was not tried.
+fn is_whole(items: &[CheckItem]) -> bool {
+    !items
+        .iter()
+        .any(|item| is_transient(item) || (item.code == "answers" && item.failure.is_some()))
+}
+
+/// Whether it was the credential that was refused, and no permission: the looks see that, and that it is over.
+fn is_refused_whole(items: &[CheckItem]) -> bool {
+    items.iter().any(|item| item.code == "may-lookup-self" && item.failure.is_some())
+        && !items
+            .iter()
+            .any(|item| item.code.starts_with("may-") && item.outcome == CheckOutcome::Passed)
+}
+
+/// What checks found to fail, as a warning.
+fn check_failed(failed: &[CheckItem]) -> Option<Finding> {
+    let each = failed.iter().map(|item| format!("{}: {}", item.what, item.found));
+    let what = format!(
+        "a check found this to fail, and none has found it to hold since: {}",
+        each.collect::<Vec<_>>().join("; ")
+    );
+    let cure = failed.first()?.cure.as_deref().unwrap_or("mend what failed");
+    Some(Finding::new("check-failed", what, format!("{cure}; then give coffer fs kms check")))
 }
 
 fn other_ends(config: &KmsConfig, why: &str) -> Finding {

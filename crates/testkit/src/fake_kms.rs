@@ -13,8 +13,8 @@ use std::time::Duration;
 use crate::late::{Gate, Late};
 use async_trait::async_trait;
 use kms_core::{
-    Auth, Ciphertext, Clock as _, Credential, CredentialHere, CredentialStatus, Finding, Items,
-    KeyRecord, KeyVersion, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider,
+    Auth, CheckItem, Ciphertext, Clock as _, Credential, CredentialHere, CredentialStatus, Finding,
+    Items, KeyRecord, KeyVersion, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider,
     MasterKey, Proof, SystemClock, UnixMillis,
 };
 use tokio::time::Instant;
@@ -56,6 +56,8 @@ struct State {
     renewed: Instant,
     /// Items asked for, by operation.
     asked: BTreeMap<&'static str, u64>,
+    /// What a check finds.
+    found: Vec<CheckItem>,
     /// The operation whose next answer is late.
     late: Option<(&'static str, Gate)>,
 }
@@ -145,6 +147,7 @@ impl FakeServer {
             credentials: 1,
             renewed: Instant::now(),
             asked: BTreeMap::new(),
+            found: Vec::new(),
             late: None,
         })))
     }
@@ -220,6 +223,11 @@ impl FakeServer {
     pub fn replace_credential(&self) {
         let mut state = self.state();
         (state.credentials, state.down) = (state.credentials + 1, None);
+    }
+
+    /// What a check finds from now on, while the KMS answers.
+    pub fn checks_find(&self, found: Vec<CheckItem>) {
+        self.state().found = found;
     }
 
     /// Items that this operation (`wrap`, `unwrap`, `rewrap`) was asked for since the server was made; how often it was asked for
@@ -392,6 +400,16 @@ impl Kms for FakeKms {
         let state = server.state();
         let findings = state.unread.iter().map(unread).collect();
         CredentialHere { findings, number: state.credentials }
+    }
+
+    async fn check(&self, _: Option<&Ciphertext>) -> Vec<CheckItem> {
+        match self.ask("check", 1) {
+            Err(away) if away.kind().is_transient() => {
+                vec![CheckItem::failed("answers", "the KMS answers", &away)]
+            }
+            Err(_) => Vec::new(),
+            Ok(server) => server.state().found.clone(),
+        }
     }
 
     async fn wrap(&self, records: &[KeyRecord]) -> Result<Items<Ciphertext>, KmsError> {

@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod checks;
 mod credentials;
 mod filesystems;
 mod jobs;
