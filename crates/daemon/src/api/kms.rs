@@ -178,8 +178,10 @@ pub(crate) async fn check(State(shared): State<Arc<Shared>>) -> Answer<KmsCheck>
     let of_keys = |e| problem::of_keys("the KMS can't be checked", &shared.noted(e));
     let found = shared.manager.check_kms().await.map_err(of_keys)?;
     shared.health.checked(&found);
-    if found.iter().any(|item| item.failure.is_some()) {
-        shared.health.look_soon();
+    // What the KMS did not do before it may do now, and the other way round.
+    shared.health.look_soon();
+    if !found.iter().any(|item| item.failure.is_some()) {
+        shared.keeper.wake();
     }
     // The first failure is the cause of others, as a rule.
     let exit = found.iter().find_map(|item| item.failure).map_or(Exit::Done, problem::exit_of_kms);

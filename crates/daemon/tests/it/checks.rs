@@ -1,7 +1,10 @@
 //! What a check has found, and how long that is told.
 
+use std::time::Duration;
+
 use kms_core::{CheckItem, KmsError, KmsErrorKind};
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::world::{Running, World};
 
@@ -139,4 +142,28 @@ async fn a_check_with_a_token_that_is_refused_says_nothing_of_its_permissions() 
     check(&node).await;
     assert!(is_told(&node).await);
     node.stop().await;
+}
+
+/// What was refused is tried again now and then only, and looked at as seldom.
+#[tokio::test]
+async fn what_a_check_finds_to_be_over_is_seen_and_used_at_once() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "home"})).await;
+    node.stop().await;
+    // The pause has a random part, which may be short once.
+    for _ in 0..3 {
+        world.kms().set_down(Some(KmsErrorKind::Denied));
+        let node = world.start().await;
+        let problem = |status: &Value| status["kms"]["configured"]["problem"].clone();
+        node.until("/v1/status", |status| problem(status)["code"] == "kms-denied").await;
+        node.until("/v1/filesystems/home", |fs| fs["problem"]["code"] == "kms-denied").await;
+        world.kms().set_down(None);
+        let begun = Instant::now();
+        assert_eq!(check(&node).await, "done");
+        node.until("/v1/status", |status| problem(status).is_null()).await;
+        node.until("/v1/filesystems/home", |fs| fs["state"] == "unlocked").await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        node.stop().await;
+    }
 }
