@@ -186,6 +186,8 @@ impl Health {
     }
 
     fn keep(&self, overview: KmsOverview) -> Result<Seen, Error> {
+        // The others were not asked then.
+        let own_away = matches!(&overview.live, Some(Err(error)) if error.is_transient());
         let live = overview.live.map(|live| match live {
             Ok(kms) => Ok(Answered { kms, at: Instant::now() }),
             Err(error) => Err(problem::of_keys("the KMS does not answer as it should", &error)),
@@ -200,7 +202,7 @@ impl Health {
             let title =
                 format!("the master key {} does not answer as it should", config.master_key);
             let live = live.map(|live| live.map_err(|error| problem::of_keys(title, &error)));
-            OwnSeen { live: live.or_else(|| before(config.id)), config }
+            OwnSeen { live: live.or_else(|| before(config.id)), config, away: own_away }
         });
         let own = own.collect();
         let away = matches!(&live, Some(Err(problem)) if problem.exit == Exit::KmsUnreachable);

@@ -48,13 +48,15 @@ pub(crate) struct OwnSeen {
     pub(crate) config: KmsConfig,
     /// What the KMS answered when it was last asked; `None`: it was not yet.
     pub(crate) live: Option<Result<LiveKey, Problem>>,
+    /// The KMS was away at the last look, so that it could not be asked.
+    pub(crate) away: bool,
 }
 
 impl OwnSeen {
     /// Whether the KMS did all that is needed of it; `None`: it was not asked yet.
     pub(crate) fn does_all(&self) -> Option<bool> {
         let live = self.live.as_ref()?;
-        Some(live.as_ref().is_ok_and(|live| live.opens))
+        Some(!self.away && live.as_ref().is_ok_and(|live| live.opens))
     }
 }
 
@@ -110,7 +112,8 @@ pub(crate) fn not_asked_yet(recorded: KmsOverview) -> Seen {
     )
     .cure("look again in a moment; coffer fs kms waits for its answer");
     let live = config.is_some().then_some(Err(waits));
-    let own = recorded.own.into_iter().map(|own| OwnSeen { config: own.config, live: None });
+    let own = recorded.own.into_iter();
+    let own = own.map(|own| OwnSeen { config: own.config, live: None, away: false });
     Seen { config, credential: recorded.credential, live, before: None, own: own.collect() }
 }
 

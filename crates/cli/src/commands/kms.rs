@@ -381,7 +381,7 @@ fn own_key(key: &OwnKey) -> String {
         text.push_str(&format!(", held back by {}", held_back(&key.held_back_by)));
     }
     if key.does_all == Some(false) {
-        text.push_str(", does not do all that Coffer needs (a warning says why)");
+        text.push_str(", does not do all that Coffer needs (the state or a warning says why)");
     }
     text
 }

@@ -505,7 +505,7 @@ fn master_keys_of_filesystems_own_are_told_apart() {
     for line in [
         "master key:       coffer-key",
         "also in use:      tenant-a, of 2 filesystems, newest version 4, lowest version 1, lowest needed 3, held back by t1",
-        "also in use:      tenant-b, of 1 filesystem, newest version not known now, lowest version not known now, lowest needed not known now, does not do all that Coffer needs (a warning says why)",
+        "also in use:      tenant-b, of 1 filesystem, newest version not known now, lowest version not known now, lowest needed not known now, does not do all that Coffer needs (the state or a warning says why)",
         "filesystem keys:  5 keys: 2 on version 3 of coffer-key, 1 wrapped locally, 2 on version 4 of tenant-a",
         "canary:           on version 2 of coffer-key; a rewrap renews what shows that it is still the same key",
         "canary:           on version 3 of tenant-a; a rewrap renews what shows that it is still the same key",

@@ -525,7 +525,7 @@ fn is_in_use(own: &OwnSeen, in_use: &InUse) -> bool {
 }
 
 fn own_key(own: &OwnSeen, statuses: &[FilesystemStatus], in_use: &InUse) -> OwnKey {
-    let OwnSeen { config, live } = own;
+    let OwnSeen { config, live, .. } = own;
     let told = live.as_ref().and_then(|live| live.as_ref().ok()).map(|live| &live.master_key);
     let hangs = |by: &Option<KmsConfig>| by.as_ref().is_some_and(|by| by.id == config.id);
     let has = |fs: &&FilesystemStatus| {

@@ -61,7 +61,7 @@ fn describe() {
     );
     describe_gauge!(
         "coffer_own_master_key_up",
-        "Whether the KMS answered as it should for a master key that filesystems have of their own; absent before it was asked"
+        "Whether the KMS answered as it should for a master key that filesystems have of their own; 0 too while it does not answer at all, absent before it was asked"
     );
     describe_gauge!(
         "coffer_token_seconds_left",

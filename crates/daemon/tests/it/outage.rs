@@ -143,6 +143,32 @@ async fn a_kms_that_does_not_open_what_it_wrapped_is_not_up_and_is_looked_at_eac
     }
 }
 
+#[tokio::test]
+async fn while_the_kms_is_away_no_master_key_of_a_filesystem_is_up() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    node.post("/v1/filesystems", &json!({"name": "mine", "kms_key": "own"})).await;
+    for (down, up) in [
+        (None, 1.0),
+        (Some(KmsErrorKind::Unreachable), 0.0),
+        (None, 1.0),
+        (Some(KmsErrorKind::Sealed), 0.0),
+    ] {
+        world.kms().set_down(down);
+        let kms = node.get("/v1/kms").await["configured"].clone();
+        let own = &kms["own_keys"][0];
+        assert_eq!(
+            (&own["does_all"], &own["latest_version"]),
+            (&json!(up > 0.0), &json!(1)),
+            "{kms}"
+        );
+        for name in ["coffer_kms_up", r#"coffer_own_master_key_up{master_key="own"}"#] {
+            assert_eq!(metric(&node, name).await, Some(up), "{name}");
+        }
+    }
+    node.stop().await;
+}
+
 /// How often the KMS was asked, where it was asked for one key at most at once.
 fn requests(kms: &FakeServer) -> u64 {
     ["read", "lookup", "renew", "wrap", "unwrap", "rewrap"].map(|of| kms.asked(of)).iter().sum()
