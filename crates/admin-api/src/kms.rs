@@ -144,7 +144,7 @@ pub struct OwnKey {
     pub held_back_by: Vec<String>,
     /// Why the KMS does not answer for it as it should; `None` if it does, or was not asked yet.
     pub problem: Option<Problem>,
-    /// As [`KmsDetails::does_all`], of this master key; `None` before it was asked.
+    /// As [`KmsDetails::does_all`], of this master key: not while the KMS does not answer at all; `None` before it was asked.
     pub does_all: Option<bool>,
 }
 
