@@ -255,6 +255,9 @@ impl KeyManager {
         {
             return Err(Error::Changed { what: "the KMS configuration".to_owned() });
         }
+        if let (Some(sibling), Some(then), Some(now)) = (&sibling, &targets, &now) {
+            self.check_lies_beside(sibling, &then.current.config, &now.current.config).await?;
+        }
         let pointer = now.as_ref().map(|now| &now.pointer);
         intent = as_read(intent, records::CURRENT, pointer);
         match (&sibling, own, pointer) {

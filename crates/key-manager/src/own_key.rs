@@ -122,6 +122,20 @@ impl KeyManager {
         Ok(Sibling { record, credential, kms })
     }
 
+    /// Refuses what was made beside `then`, when what is set now is reached in another way: at a new place, or with a new credential,
+    /// that configuration keeps its id.
+    pub(crate) async fn check_lies_beside(
+        &self,
+        sibling: &Sibling,
+        then: &KmsConfig,
+        now: &KmsConfig,
+    ) -> Result<(), Error> {
+        match now == then && self.credential(now.id).await? == sibling.credential {
+            true => Ok(()),
+            false => Err(Error::Changed { what: "the KMS configuration".to_owned() }),
+        }
+    }
+
     /// The record of a configuration that has just been proved.
     pub(crate) async fn proved(
         &self,

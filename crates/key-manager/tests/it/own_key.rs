@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use key_manager::{Error, FoundCopy, JobState, KeyManager, KeyState, Loss, NewKms, rebuild};
-use kms_core::{Commit, KeyStore as _, KeyVersion, KmsConfigId, KmsErrorKind, Record};
+use kms_core::{Commit, Credential, KeyStore as _, KeyVersion, KmsConfigId, KmsErrorKind, Record};
 use testkit::clock::ManualClock;
 use testkit::fake_kms::FakeServer;
 use testkit::fake_store::FakeStore;
@@ -612,6 +612,36 @@ async fn a_creation_that_races_another_kms_or_none_ends_well() {
         } else {
             created.unwrap();
             assert_eq!(world.headers.at("/backing/x").kms.address, "http://b");
+        }
+    }
+}
+
+/// The configuration that is set keeps its id then.
+#[tokio::test]
+async fn a_creation_that_races_a_new_address_or_a_new_token_takes_it_along() {
+    for (address, token) in [("http://new", "the-token"), ("http://a", "a-new-token")] {
+        let world = World::new();
+        let server = own(&world, "http://a");
+        for key in ["", "/own"] {
+            let server = world.kms.server(&format!("http://a{key}"));
+            world.kms.alias(&format!("http://new{key}"), &server);
+        }
+        let node = world.node().await;
+        node.set("http://a").await.unwrap();
+        let mut late = server.hold("wrap");
+        let (created, ()) = tokio::join!(node.create_under("x", "own"), async {
+            late.reached().await;
+            let credential = Credential::token(token);
+            node.set_kms(NewKms { credential, ..vault(address) }).await.unwrap();
+            drop(late);
+        });
+        created.unwrap();
+        assert_eq!(world.headers.at("/backing/x").kms.address, address);
+        let credentials = records(&world, "kms/credential/").await;
+        assert_eq!(credentials.len(), 2);
+        for credential in credentials {
+            let text = String::from_utf8(credential.value).unwrap();
+            assert!(text.contains(&format!("{token:?}")), "{text}");
         }
     }
 }
