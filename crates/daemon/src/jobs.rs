@@ -4,7 +4,7 @@
 //! still recorded as running, and is taken up again as soon as its filesystem is open
 //! ([`Jobs::take_up`]); one that somebody stopped, or had asked to stop by then, waits for the same command. A copy goes on from its last
 //! checkpoint, a verification begins anew, a move of keys and a re-encryption look at what is left; until then each tells how far it
-//! was when that was last recorded. One whose filesystem is gone fails, also if another one has the name.
+//! was when that was last recorded. One whose filesystem is gone fails, stopped or not, and also if another one has the name.
 //!
 //! What can't be recorded, for want of room as a rule, is tried again until it can: the job waits meanwhile, and says why.
 //!
@@ -261,7 +261,9 @@ impl Jobs {
     pub(crate) async fn take_up(self: &Arc<Self>) -> Result<bool, key_manager::Error> {
         let _starting = self.starting.lock().await;
         let mut waits = false;
-        for record in self.settled().await? {
+        let records = self.settled().await?;
+        self.fail_stopped(&records).await?;
+        for record in records {
             if record.state != JobState::Running || self.find_live(record.id).is_some() {
                 continue;
             }
@@ -288,6 +290,41 @@ impl Jobs {
             }
         }
         Ok(waits)
+    }
+
+    /// Fails what was stopped and is of a filesystem that is gone: nothing takes it up.
+    pub(crate) async fn fail_orphans(&self) -> Result<(), key_manager::Error> {
+        let _starting = self.starting.lock().await;
+        self.fail_stopped(&self.settled().await?).await
+    }
+
+    /// As [`Self::fail_orphans`], of all jobs.
+    async fn fail_stopped(&self, records: &[JobRecord]) -> Result<(), key_manager::Error> {
+        let stopped = |record: &&JobRecord| {
+            record.state == JobState::Stopped
+                && record.kind != JobKind::Move
+                && self.find_live(record.id).is_none()
+        };
+        for record in records.iter().filter(stopped) {
+            let Ok(name) = record.filesystem.parse::<FilesystemName>() else { continue };
+            let title = failed_title(record);
+            let why = match self.manager.filesystem(&name).await {
+                Ok(fs) => match serde_json::from_value::<Spec>(record.spec.clone()) {
+                    Ok(spec) if !spec.is_of(&fs) => copy::is_of_another(title, &name),
+                    _ => continue,
+                },
+                Err(error @ Error::Unknown { .. }) => problem::of_keys(&title, &error),
+                Err(Error::Deleting { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let ended = Some(self.clock.now());
+            let mut failed = JobRecord { state: JobState::Failed, ended, ..record.clone() };
+            let standing = Standing { problem: Some(why), detail: None, ..Standing::of(record) };
+            standing.put(&mut failed);
+            self.manager.save_job(&failed).await?;
+            tracing::info!(job = %record.id, "the job was stopped, and its filesystem is gone");
+        }
+        Ok(())
     }
 
     /// Tells each time how a run of a move of keys ended.
@@ -646,6 +683,10 @@ fn busy(title: impl Into<String>, running: &JobRecord) -> Problem {
     let why = format!("the {} that job {} does is under way", word(running.kind), running.id);
     Problem::new(Exit::State, "busy", title, why)
         .cure(format!("wait for it, or stop it with coffer job stop {}", running.id))
+}
+
+fn failed_title(record: &JobRecord) -> String {
+    format!("the {} of {} failed", word(record.kind), record.filesystem)
 }
 
 /// Whether a job of this kind begins where its last checkpoint was.

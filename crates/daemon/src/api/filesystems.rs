@@ -99,6 +99,11 @@ pub(crate) async fn delete(
         true => shared.manager.forget_filesystem(&name).await,
     };
     drop(leaving);
+    if deleted.is_ok()
+        && let Err(error) = shared.jobs.fail_orphans().await
+    {
+        tracing::warn!(%error, "the stopped jobs of a deleted filesystem can't be ended yet");
+    }
     // A copy that is out of reach keeps other things waiting, until it is gone; one that is damaged is mended.
     shared.keeper.wake();
     let deleted = deleted.map_err(|e| problem::of_keys(&title, &e))?;

@@ -18,7 +18,9 @@ use tokio::time::timeout;
 
 use super::notes::JobNotes;
 use super::rekey::NotEnded;
-use super::{Jobs, Live, RECORD_EVERY, Spec, Standing, goes_on_from_a_checkpoint, lock, word};
+use super::{
+    Jobs, Live, RECORD_EVERY, Spec, Standing, failed_title, goes_on_from_a_checkpoint, lock, word,
+};
 use crate::problem;
 
 /// What stands in the record in the place of a reason that can name files.
@@ -139,7 +141,7 @@ impl Jobs {
 
     async fn run_copy(&self, record: &JobRecord, live: &Arc<Live>) -> Result<Report, Failure> {
         let kind = record.kind;
-        let title = format!("the {} of {} failed", word(kind), record.filesystem);
+        let title = failed_title(record);
         let name: FilesystemName =
             record.filesystem.parse().map_err(|e| problem::of_keys(&title, &e))?;
         let spec: Spec = serde_json::from_value(record.spec.clone())
@@ -260,7 +262,7 @@ fn progress(from: &filesystem::Progress) -> Progress {
     }
 }
 
-fn is_of_another(title: String, name: &FilesystemName) -> Problem {
+pub(super) fn is_of_another(title: String, name: &FilesystemName) -> Problem {
     let why = "the filesystem that it was for is gone; what has its name now was made later";
     Problem::new(Exit::State, "unknown", title, why)
         .cure(format!("if it is meant for the new {name}, give the command again"))

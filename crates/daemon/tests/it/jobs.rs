@@ -179,6 +179,56 @@ async fn a_job_whose_filesystem_is_gone_fails() {
     node.stop().await;
 }
 
+/// An import that somebody stopped when it had begun.
+async fn stopped(world: &World, node: &Running) -> Value {
+    let (job, begun) = held(world, node, 1000).await;
+    node.post(&format!("/v1/jobs/{}/stop", job["id"].as_str().unwrap()), &Value::Null).await;
+    drop(begun);
+    let ended = node.ended(&job).await;
+    assert_eq!(ended["state"], "stopped", "{ended}");
+    job
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_job_fails_when_its_filesystem_is_deleted() {
+    for forget in ["", "?forget=true"] {
+        let world = World::new();
+        let node = world.start().await;
+        let job = stopped(&world, &node).await;
+        let home = format!("/v1/filesystems/home{forget}");
+        node.ok("DELETE", &home, &Value::Null).await;
+        let ended = node.get(&format!("/v1/jobs/{}", job["id"].as_str().unwrap())).await;
+        let how = (&ended["state"], &ended["problem"]["code"]);
+        assert_eq!(how, (&json!("failed"), &json!("unknown")));
+        assert!(ended["ended_at"].is_u64(), "{ended}");
+        node.stop().await;
+    }
+}
+
+/// As it was left by a node that died when the filesystem was deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_job_whose_filesystem_is_gone_or_another_fails_at_the_next_start() {
+    for other in [true, false] {
+        let world = World::new();
+        let node = world.start().await;
+        let job = stopped(&world, &node).await;
+        node.stop().await;
+        let fs = world.store().get("fs/home").await.unwrap().unwrap();
+        let mut made_later: Value = serde_json::from_slice(&fs.value).unwrap();
+        made_later["created"] = json!(made_later["created"].as_u64().unwrap() + 1);
+        let gone = match other {
+            true => Commit::new().put("fs/home", made_later.to_string().into_bytes()),
+            false => Commit::new().delete("fs/home"),
+        };
+        world.store().commit(gone).await.unwrap();
+        let node = world.start().await;
+        let shown = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+        let ended = node.until(&shown, |job| job["state"] == "failed").await;
+        assert_eq!(ended["problem"]["code"], "unknown", "{ended}");
+        node.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_does_nothing_to_another_filesystem_of_the_name() {
     let world = World::new();
