@@ -12,7 +12,7 @@ use admin_api::{
 use axum::Json;
 use axum::extract::{Query, State};
 use key_manager::{
-    AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms,
+    AuthKind, FilesystemName, FilesystemRecord, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms,
     Rehearsal, listed,
 };
 use kms_core::{
@@ -214,6 +214,7 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
         return Err(needs_a_login(left).into());
     }
     let still = shared.manager.hold_still().await;
+    let before = shared.manager.filesystems().await.map_err(of_keys)?;
     let found = shared.rehearse.rehearse().await;
     drop(still);
     // What a start would meet may have come about since the last look, and a login that it took is one less.
@@ -221,7 +222,7 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
         shared.health.look_soon();
     }
     let mut found = found?;
-    leave_out_deleted(&shared, &mut found).await.map_err(of_keys)?;
+    leave_out_changed(&shared, &before, &mut found).await.map_err(of_keys)?;
     let shut_out = (found.starts_left == Some(0)).then_some(Exit::KmsRefused);
     let exit = found.shut.first().map(|(_, reason)| problem::exit_of_lock(reason)).or(shut_out);
     let shut = found.shut.into_iter().map(|(name, reason)| ShutFilesystem {
@@ -248,18 +249,26 @@ pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsReh
     }))
 }
 
-/// What was deleted beside the rehearsal no start will miss.
-async fn leave_out_deleted(
+/// What was deleted beside the rehearsal no start will miss. What got its new key beside it, or let the old one go, lies there as its
+/// record says now, and not as the copy of the store did.
+async fn leave_out_changed(
     shared: &Shared,
+    before: &[FilesystemRecord],
     found: &mut Rehearsal,
 ) -> Result<(), key_manager::Error> {
     use key_manager::Error::{Deleting, Unknown};
-    let mut deleted = BTreeSet::new();
+    let (mut deleted, mut rekeyed) = (BTreeSet::new(), BTreeSet::new());
     let named = found.shut.iter().map(|(name, _)| name);
     let named = named.chain(&found.held).chain(found.out_of_reach.iter().map(|(name, _)| name));
     for name in named {
         match shared.manager.filesystem(name).await {
-            Ok(_) => {}
+            Ok(now) => {
+                let keys = |fs: &FilesystemRecord| (fs.key_id, fs.previous_key);
+                let then = before.iter().find(|then| then.name == *name);
+                if then.is_some_and(|then| keys(then) != keys(&now)) {
+                    rekeyed.insert(name.clone());
+                }
+            }
             Err(Deleting { .. } | Unknown { .. }) => {
                 deleted.insert(name.clone());
             }
@@ -268,7 +277,7 @@ async fn leave_out_deleted(
     }
     found.shut.retain(|(name, _)| !deleted.contains(name));
     found.held.retain(|name| !deleted.contains(name));
-    found.out_of_reach.retain(|(name, _)| !deleted.contains(name));
+    found.out_of_reach.retain(|(name, _)| !deleted.contains(name) && !rekeyed.contains(name));
     Ok(())
 }
 

@@ -440,6 +440,39 @@ async fn a_locked_one_stays_locked_over_a_restart() {
     node.stop().await;
 }
 
+/// The process that rehearses has a copy of the store, in which the old key is that of the filesystem.
+#[tokio::test]
+async fn a_rehearsal_does_not_warn_of_a_key_that_changed_beside_it() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    for name in ["home", "work"] {
+        node.post("/v1/filesystems", &json!({ "name": name })).await;
+    }
+    let why = "it is that of another filesystem's key".to_owned();
+    let each = ["home", "work"].map(|name| name.parse::<FilesystemName>().unwrap());
+    world.rehearsals_find(Rehearsal {
+        open: 2,
+        shut: Vec::new(),
+        held: Vec::new(),
+        credential_left: None,
+        stopped_left: None,
+        starts_left: None,
+        until: None,
+        out_of_reach: each.map(|name| (name, why.clone())).into(),
+        warnings: Vec::new(),
+    });
+    let mut held = world.hold_rehearsal();
+    let (rehearsed, ()) = tokio::join!(node.post("/v1/kms/rehearse", &Value::Null), async {
+        held.reached().await;
+        let job = node.post("/v1/filesystems/home/rekey", &Value::Null).await;
+        assert_eq!(node.ended(&job).await["state"], "done", "nothing waits for the rehearsal");
+        drop(held);
+    });
+    let warned = "the backing directory of work is out of reach or changed: ".to_owned() + &why;
+    assert_eq!(rehearsed["warnings"], json!([warned]), "{rehearsed}");
+    node.stop().await;
+}
+
 /// The process that rehearses has a copy of the store, and finds the directory gone.
 #[tokio::test]
 async fn a_rehearsal_does_not_tell_of_what_was_deleted_beside_it() {
