@@ -12,8 +12,8 @@ use admin_api::{
 use axum::Json;
 use axum::extract::{Query, State};
 use key_manager::{
-    AuthKind, FilesystemName, FilesystemRecord, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms,
-    Rehearsal, listed,
+    AuthKind, FilesystemName, FilesystemRecord, FilesystemStatus, InUse, JobRecord, LeftBehind,
+    Loss, NewKms, Rehearsal, listed,
 };
 use kms_core::{
     Auth, ClientIdentity, Credential, CredentialStatus, KeyVersion, KmsConfig, KmsErrorKind, Login,
