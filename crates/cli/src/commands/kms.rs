@@ -273,7 +273,7 @@ fn rehearsal_text(rehearsal: &KmsRehearsal) -> String {
         Some(left) if left > 0 => text.push_str(&format!(
             "this took a login, and the secret id is good for {left} more: each start takes one\n"
         )),
-        None if rehearsal.logs_in => text.push_str(
+        None if rehearsal.logs_in && rehearsal.open > 0 => text.push_str(
             "this took a login: of a secret id with a limited number of uses that took one, perhaps the last, which Vault tells only to a \
              token that may ask\n",
         ),
