@@ -245,7 +245,7 @@ pub(crate) struct AuditShow {
     /// Only those of actions that begin so: admin. fs. key. kms. node.
     #[arg(long, value_name = "ACTION")]
     pub(crate) action: Option<String>,
-    /// Only those whose subject has this in it (a filesystem, a path of the API), or of the key with this id, or that this request to the KMS did
+    /// Only those whose subject has this in it as whole words (a filesystem, a path of the API), or of the key with this id, or that this request to the KMS did
     #[arg(long, value_name = "TEXT")]
     pub(crate) about: Option<String>,
     /// Only what failed or was refused

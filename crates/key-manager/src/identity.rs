@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use kms_core::{Commit, FilesystemKey, Kms, KmsError, KmsErrorKind, WrappedKey};
+use kms_core::{Commit, FilesystemKey, Kms, KmsConfigId, KmsError, KmsErrorKind, WrappedKey};
 
 use crate::filesystems::no_answer;
 use crate::records::{self, ConfigRecord};
@@ -27,8 +27,9 @@ impl KeyManager {
         kms: &dyn Kms,
     ) -> Result<(), Error> {
         let Some(canary) = &config.canary else { return Ok(()) };
-        let error = match self.open_any(kms, std::slice::from_ref(canary), "the canary").await {
-            Ok(()) => return Ok(()),
+        let subject = canary_of(config.config.id);
+        let error = match self.prove_key(kms, canary, &subject, "the canary").await?.only() {
+            Ok(_) => return Ok(()),
             Err(error) => error,
         };
         match error.kind() {
@@ -136,7 +137,7 @@ impl KeyManager {
 
     /// A wrapped key of nothing: a ciphertext of ours that shows later whether the master key is still the same.
     pub(crate) async fn make_canary(&self, kms: &dyn Kms) -> Result<WrappedKey, KmsError> {
-        let subject = format!("canary of {}", kms.config().id);
+        let subject = canary_of(kms.config().id);
         self.wrap_and_open(kms, &Arc::new(FilesystemKey::generate()?), subject).await
     }
 
@@ -148,11 +149,17 @@ impl KeyManager {
         subject: String,
     ) -> Result<WrappedKey, KmsError> {
         let key = std::slice::from_ref(key);
-        let wrapped = self.wrap_keys(kms, key, &[subject], "").await?.only()?;
-        let opened = self.prove_keys(kms, std::slice::from_ref(&wrapped), "newly wrapped").await?;
-        opened.only()?;
+        let subject = [subject];
+        let wrapped = self.wrap_keys(kms, key, &subject, "").await?.only()?;
+        let [subject] = subject;
+        self.prove_key(kms, &wrapped, &subject, "newly wrapped").await?.only()?;
         Ok(wrapped)
     }
+}
+
+/// What the audit log calls it.
+fn canary_of(config: KmsConfigId) -> String {
+    format!("canary of {config}")
 }
 
 async fn replaced(

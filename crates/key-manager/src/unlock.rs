@@ -169,7 +169,8 @@ impl KeyManager {
             let config_id = entry.wrapped.config_id;
             let kms = self.kms(config_id).await?;
             let why = format!("{} is being unlocked", fs.name);
-            let answers = self.prove_keys(kms.as_ref(), &[entry.wrapped], &why).await?;
+            let name = fs.name.as_str();
+            let answers = self.prove_key(kms.as_ref(), &entry.wrapped, name, &why).await?;
             self.explained(answers, config_id, kms.as_ref()).await?.only()?;
         }
         Ok(())
@@ -407,11 +408,11 @@ impl KeyManager {
         let kms = self.kms(config_id).await?;
         let wrapped: Vec<_> = members.iter().map(|(_, entry)| entry.wrapped.clone()).collect();
         if self.was_away(members)
-            && let Some(first) = wrapped.first()
+            && let (Some((name, _)), Some(first)) = (members.first(), wrapped.first())
         {
             // One that comes back is not met by all of them at once, and again and again until it can answer.
             let why = "whether the KMS is back";
-            self.prove_keys(kms.as_ref(), std::slice::from_ref(first), why).await?;
+            self.prove_key(kms.as_ref(), first, name.as_str(), why).await?;
         }
         let subjects: Vec<_> = members.iter().map(|(name, _)| name.to_string()).collect();
         let answers = self.unwrap_keys(kms.as_ref(), &wrapped, &subjects).await?;

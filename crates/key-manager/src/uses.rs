@@ -5,7 +5,7 @@
 //! | a key is opened and comes into use | `key.unwrap` | one for each key that opened |
 //! | a key is wrapped, by its KMS or anew in it | `key.wrap`, `key.rewrap` | one for each key that was wrapped |
 //! | a master key is tried with a probe, to be set or to become a filesystem's own | `kms.prove` | one |
-//! | keys are opened to see whether they open, and forgotten | `key.prove` | one for all that are opened at once: why, and how many opened |
+//! | keys are opened to see whether they open, and forgotten | `key.prove` | one for all that are opened at once: why, and how many opened; of one key with its filesystem's name |
 //!
 //! Proofs of many keys come with every rewrap and rehearsal; a line for each of them would push lines that tell more out of the
 //! bounded log, and which keys they were stands in the KMS's own log under the same request. The rest of this crate asks a KMS
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kms_core::{
-    AuditEvent, Credential, FilesystemKey, Items, KeyUse, Kms, KmsConfig, KmsError, KmsExt,
+    AuditEvent, Credential, FilesystemKey, Items, KeyId, KeyUse, Kms, KmsConfig, KmsError, KmsExt,
     KmsProvider, Outcome, Proof, WrappedKey,
 };
 use tracing::{Instrument as _, Span, error_span};
@@ -42,11 +42,36 @@ impl KeyManager {
         Ok(answers)
     }
 
-    /// Opens keys to see whether they open; `why` says what for.
+    /// Opens keys to see whether they open; `why` says what for. One alone that some filesystem has is told by its name.
     pub(crate) async fn prove_keys(
         &self,
         kms: &dyn Kms,
         wrapped: &[WrappedKey],
+        why: &str,
+    ) -> Result<Items<FilesystemKey>, KmsError> {
+        let name = match wrapped {
+            [one] => self.names_of_key(one.key_id).await,
+            _ => None,
+        };
+        self.prove(kms, wrapped, name.as_deref(), why).await
+    }
+
+    /// Opens one key, which `subject` names, to see whether it opens; `why` says what for.
+    pub(crate) async fn prove_key(
+        &self,
+        kms: &dyn Kms,
+        wrapped: &WrappedKey,
+        subject: &str,
+        why: &str,
+    ) -> Result<Items<FilesystemKey>, KmsError> {
+        self.prove(kms, std::slice::from_ref(wrapped), Some(subject), why).await
+    }
+
+    async fn prove(
+        &self,
+        kms: &dyn Kms,
+        wrapped: &[WrappedKey],
+        subject: Option<&str>,
         why: &str,
     ) -> Result<Items<FilesystemKey>, KmsError> {
         let answers = kms.unwrap_keys(wrapped).instrument(span(kms)).await?;
@@ -60,9 +85,18 @@ impl KeyManager {
             [one] => Some(used(one)),
             _ => None,
         };
-        let event = self.event("key.prove", &kms.config().id.to_string(), outcome, &detail);
+        let of_all = kms.config().id.to_string();
+        let event = self.event("key.prove", subject.unwrap_or(&of_all), outcome, &detail);
         self.record(&AuditEvent { key, requests: answers.requests(), ..event });
         Ok(answers)
+    }
+
+    /// The filesystems that have this key, if there are any, and as far as they can be read.
+    async fn names_of_key(&self, id: KeyId) -> Option<String> {
+        let filesystems = self.filesystems().await.ok()?;
+        let names = filesystems.iter().filter(|fs| fs.has_key(id)).map(|fs| fs.name.as_str());
+        let names: Vec<_> = names.collect();
+        (!names.is_empty()).then(|| names.join(", "))
     }
 
     /// Tries a master key before anything relies on it. What comes of that is another line, if it is anything.

@@ -19,7 +19,7 @@ pub(crate) struct Query {
     pub(crate) before: Option<u64>,
     /// Of actions that begin so.
     pub(crate) action: Option<String>,
-    /// Of subjects that have this in them, of the key that has this id, or done by the request that has this name.
+    /// Of subjects that have this in them as whole words, of the key that has this id, or done by the request that has this name.
     pub(crate) subject: Option<String>,
     /// Those alone that failed or were refused.
     pub(crate) failed: bool,
@@ -56,9 +56,23 @@ impl Query {
 }
 
 fn is_about(event: &AuditEvent, part: &str) -> bool {
-    event.subject.contains(part)
+    has_words(&event.subject, part)
         || event.key.is_some_and(|key| key.id.to_string() == part)
         || event.requests.iter().any(|id| id.as_str() == part)
+}
+
+/// Whether `part` stands in `text` with no name going on before it or behind it: `home` is in `POST /v1/filesystems/home/rekey`, and not in
+/// `home-2`.
+fn has_words(text: &str, part: &str) -> bool {
+    let is_of_name = |c: char| c.is_alphanumeric() || "._-".contains(c);
+    let begins = part.chars().next().is_none_or(is_of_name);
+    let ends = part.chars().next_back().is_none_or(is_of_name);
+    text.char_indices().any(|(at, _)| {
+        let (before, from) = text.split_at(at);
+        from.strip_prefix(part).is_some_and(|behind| {
+            !(begins && before.ends_with(is_of_name)) && !(ends && behind.starts_with(is_of_name))
+        })
+    })
 }
 
 impl AuditLog {
@@ -140,5 +154,22 @@ impl AuditLog {
         }
         // By its path, not as it is open: what was put in its place is what an auditor would find.
         Ok((files, self.files.read_current(), state.end.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_not_found_in_a_longer_one() {
+        for found in ["proj", "POST /v1/filesystems/proj/import", "a, proj", "proj, proj-2"] {
+            assert!(has_words(found, "proj"), "{found}");
+        }
+        for other in ["projects", "my-proj", "proj.old", "/v1/filesystems/proj_2", "", "PROJ"] {
+            assert!(!has_words(other, "proj"), "{other}");
+        }
+        assert!(has_words("DELETE /v1/kms/own", "/v1/kms") && has_words("GET /v1/kms", "/v1/"));
+        assert!(!has_words("GET /v1/kms2", "/v1/kms"));
     }
 }

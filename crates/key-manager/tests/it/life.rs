@@ -419,3 +419,25 @@ async fn many_locked_filesystems_are_tried_with_one_key_and_opened_together() {
     assert!(node.unlock_all().await.unwrap().is_empty());
     assert_eq!(kms.asked("unwrap") - asked, 5 + 1 + MANY, "one more to see that it is back");
 }
+
+/// A proof of one key alone tells whose it is, as every other use does.
+#[tokio::test]
+async fn each_use_of_a_filesystems_key_has_its_name() {
+    let world = World::new();
+    let node = world.node().await;
+    node.set("http://a").await.unwrap();
+    let x = node.create("x").await.unwrap();
+    node.create_under("y", "own").await.unwrap();
+    node.lock(&name("x")).await.unwrap();
+    node.unlock(&name("x")).await.unwrap();
+    world.kms.server("http://a").rotate();
+    node.rewrap().await.unwrap();
+    let events = world.audit.events();
+    let of_x = events.iter().filter(|event| event.key.is_some_and(|key| key.id == x));
+    let of_x: Vec<_> = of_x.map(|it| (it.action.as_str(), it.subject.as_str())).collect();
+    let uses = ["key.wrap", "key.prove", "key.prove", "key.unwrap", "key.rewrap", "key.prove"];
+    assert_eq!(of_x, uses.map(|action| (action, "x")));
+    let config = node.kms_glance(0).await.unwrap().config.unwrap().0.id.to_string();
+    let canary = format!("canary of {config}");
+    assert!(events.iter().any(|it| it.action == "key.prove" && it.subject == canary));
+}
