@@ -320,7 +320,10 @@ impl KeyManager {
         let key_id = fs.key_id;
         self.remove_filesystem(fs, !begun).await?;
         let _act = self.begin_act().await;
-        let what = format!("{key_id}, left: {}", remaining.join(", "));
+        let what = match remaining.is_empty() {
+            true => key_id.to_string(),
+            false => format!("{key_id}, left: {}", remaining.join(", ")),
+        };
         self.audit("fs.delete", name.as_str(), Outcome::Done, &what);
         self.retire_or_warn().await;
         Ok(Deleted { key_id, removed, remaining })

@@ -177,7 +177,9 @@ async fn unset_is_refused_while_a_filesystem_exists() {
     node.create("x").await.unwrap();
     let error = node.unset_kms(false).await.unwrap_err();
     assert!(matches!(error, Error::Encrypted { count: 1, .. }), "{error}");
-    node.delete_filesystem(&name("x")).await.unwrap();
+    let key = node.delete_filesystem(&name("x")).await.unwrap().key_id;
+    let told = world.audit.events().into_iter().find(|it| it.action == "fs.delete").unwrap();
+    assert_eq!(told.detail, key.to_string(), "nothing is left, and nothing said of it");
     assert_eq!(node.unset_kms(false).await.unwrap(), None);
     let left = world.store.list("", None, 100).await.unwrap().records;
     let left: Vec<_> = left.into_iter().map(|r| r.key).filter(|k| !k.starts_with("job/")).collect();
