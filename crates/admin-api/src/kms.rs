@@ -207,7 +207,7 @@ pub struct KmsImpact {
     pub shut_at_start: Vec<String>,
     /// Filesystems that have nothing to do with it.
     pub untouched: Vec<String>,
-    /// Filesystems with a copy of their wrapped key that is out of reach or behind, so that what it needs is not known.
+    /// Filesystems that need nothing of it as far as is known, with a copy of their wrapped key that is out of reach or behind.
     pub unknown: Vec<String>,
     /// Whether new filesystems can't be made, and keys not be wrapped anew.
     pub stops_wrapping: bool,

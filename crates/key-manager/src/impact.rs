@@ -38,7 +38,7 @@ pub struct Impact {
     pub shut_at_start: Vec<FilesystemName>,
     /// Filesystems that have nothing to do with it.
     pub untouched: Vec<FilesystemName>,
-    /// Filesystems with a copy of their wrapped key that is out of reach or behind, so that what it needs is not known.
+    /// Filesystems that need nothing of it as far as is known, with a copy of their wrapped key that is out of reach or behind.
     pub unknown: Vec<FilesystemName>,
 }
 
@@ -93,11 +93,11 @@ impl KeyManager {
                 Loss::Credential | Loss::MasterKey => true,
                 Loss::VersionsBelow(lowest) => version < lowest,
             });
-            if status.copies_behind.is_some() {
-                impact.unknown.push(name.clone());
-            }
             if !needs {
-                impact.untouched.push(name);
+                match status.copies_behind {
+                    Some(_) => impact.unknown.push(name),
+                    None => impact.untouched.push(name),
+                }
                 continue;
             }
             match status.key {

@@ -474,6 +474,14 @@ async fn what_would_fail_is_told_of_each_master_key() {
         assert_eq!(names(&impact.shut_at_start), expected, "{loss:?} of {key:?}");
         assert_eq!(impact.for_all, for_all);
     }
+    // Each is told once, also one whose copy can't be seen.
+    for backing in ["/backing/all", "/backing/y"] {
+        world.headers.set_away(backing, true);
+    }
+    assert_eq!(node.settle_copies().await.unwrap().len(), 2);
+    let impact = node.impact(Loss::MasterKey, Some("own")).await.unwrap();
+    let told = [&impact.shut_at_start, &impact.unknown, &impact.untouched].map(|it| names(it));
+    assert_eq!(told, ["x y", "all", ""]);
     let unknown = node.impact(Loss::MasterKey, Some("nobody's")).await.unwrap_err();
     assert!(matches!(unknown, Error::Unknown { .. }), "{unknown}");
 }
