@@ -35,6 +35,9 @@ pub struct Job {
     /// Keys that a move took from the node's memory: the KMS that had wrapped them was not asked, or did not open them any more.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub keys_from_memory: u64,
+    /// Keys that a move which has ended found where they should be.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub keys_already: u64,
     /// Why it failed, or did only a part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,

@@ -150,10 +150,13 @@ pub struct JobRecord {
     pub blocked: Option<LockReason>,
 }
 
-/// What a move has to say of its earlier runs.
+/// What a move has to say of its runs.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct MoveCheckpoint {
     from_memory: u64,
+    /// Of the last run alone: what an earlier one moved counts there.
+    #[serde(default)]
+    already: u64,
 }
 
 impl JobRecord {
@@ -196,14 +199,31 @@ impl JobRecord {
 
     /// Of a move: how many keys were taken from this node's memory.
     pub fn from_memory(&self) -> u64 {
-        MoveCheckpoint::deserialize(&self.checkpoint).map_or(0, |checkpoint| checkpoint.from_memory)
+        self.move_checkpoint().from_memory
+    }
+
+    /// Of a move that has ended: how many keys its last run found where they should be.
+    pub fn already(&self) -> u64 {
+        self.move_checkpoint().already
     }
 
     pub(crate) fn add_from_memory(&mut self, keys: u64) {
         if keys > 0 {
-            let from_memory = self.from_memory().saturating_add(keys);
-            self.checkpoint = serde_json::json!(MoveCheckpoint { from_memory });
+            let before = self.move_checkpoint();
+            let from_memory = before.from_memory.saturating_add(keys);
+            self.checkpoint = serde_json::json!(MoveCheckpoint { from_memory, ..before });
         }
+    }
+
+    pub(crate) fn found_already(&mut self, already: u64) {
+        if already > 0 {
+            let before = self.move_checkpoint();
+            self.checkpoint = serde_json::json!(MoveCheckpoint { already, ..before });
+        }
+    }
+
+    fn move_checkpoint(&self) -> MoveCheckpoint {
+        MoveCheckpoint::deserialize(&self.checkpoint).unwrap_or_default()
     }
 }
 

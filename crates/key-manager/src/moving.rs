@@ -285,6 +285,7 @@ impl KeyManager {
     ) -> Result<(), Error> {
         job.progress = progress;
         job.add_from_memory(report.from_memory);
+        job.found_already(report.already);
         job.failures.clear();
         report.failed.iter().for_each(|failure| job.fail_item(failure));
         job.state = match (report.stopped, report.failed.is_empty()) {

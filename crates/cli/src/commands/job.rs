@@ -76,6 +76,9 @@ fn text(job: &Job) -> String {
     if let Some(keys) = from_memory(job) {
         lines.push(("from memory", keys));
     }
+    if let Some(keys) = current_already(job) {
+        lines.push(("current already", keys));
+    }
     if let Some(problem) = &job.problem {
         lines.push(("why", problem.detail.clone()));
         if let Some(cure) = &problem.cure {
@@ -132,7 +135,17 @@ pub(super) fn ended_text(job: &Job) -> String {
     let taken_up = taken_up(job).map(|text| format!("taken up: {text}\n")).unwrap_or_default();
     let from_memory =
         from_memory(job).map(|text| format!("from memory: {text}\n")).unwrap_or_default();
-    format!("{}{owners}{taken_up}{from_memory}{line}\n", damage_text(job))
+    let current = current_already(job).map(|text| format!("current already: {text}\n"));
+    let current = current.unwrap_or_default();
+    format!("{}{owners}{taken_up}{from_memory}{current}{line}\n", damage_text(job))
+}
+
+/// What a rewrap did not wrap anew.
+fn current_already(job: &Job) -> Option<String> {
+    (job.keys_already > 0 && job.kind == JobKind::Rewrap).then(|| {
+        let keys = count(job.keys_already, "key");
+        format!("{keys} under the newest version of the master key, not wrapped anew")
+    })
 }
 
 /// What was not asked of the KMS that had wrapped the keys.

@@ -398,6 +398,16 @@ fn rewrap_is_watched_to_its_end() {
     assert_eq!(ran.stdout, "rewrapped the keys of all filesystems: 2 keys\n");
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "nothing of the progress in a pipe");
     assert_eq!(node.asked().len(), 3);
+
+    let mut none_moved = rewrapped();
+    none_moved["keys_already"] = json!(2);
+    let node = Node::answering([("POST /v1/kms/rewrap", 200, none_moved)]);
+    let ran = node.run(&["fs", "kms", "rewrap"]);
+    assert_eq!(
+        ran.stdout,
+        "current already: 2 keys under the newest version of the master key, not wrapped anew\n\
+         rewrapped the keys of all filesystems: 2 keys\n"
+    );
 }
 
 #[test]

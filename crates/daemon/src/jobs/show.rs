@@ -110,6 +110,7 @@ impl Jobs {
             ended_at: record.ended.map(|at| at.0),
             owners_lost: standing.owners_lost,
             keys_from_memory: if is_move { record.from_memory() } else { 0 },
+            keys_already: if is_move { record.already() } else { 0 },
             problem: match unrecorded {
                 Some(problem) => Some(problem),
                 None if is_move => move_problem(record, state),

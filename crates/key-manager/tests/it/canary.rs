@@ -28,6 +28,7 @@ async fn it_follows_the_first_key_to_a_new_version() {
     server.set_minimum(2);
     node.create("y").await.unwrap();
     assert_eq!(node.rewrap().await.unwrap().already, 2);
+    assert_eq!(node.jobs().await.unwrap()[0].already(), 2);
     drop(node);
     let node = world.node().await;
     assert!(node.unlock_all().await.unwrap().is_empty());
