@@ -65,12 +65,13 @@ fn is_about(event: &AuditEvent, part: &str) -> bool {
 /// `home-2`.
 fn has_words(text: &str, part: &str) -> bool {
     let is_of_name = |c: char| c.is_alphanumeric() || "._-".contains(c);
-    let begins = part.chars().next().is_none_or(is_of_name);
-    let ends = part.chars().next_back().is_none_or(is_of_name);
+    let begins = part.chars().next().is_some_and(is_of_name);
+    let ends = part.chars().next_back().is_some_and(is_of_name);
     text.char_indices().any(|(at, _)| {
         let (before, from) = text.split_at(at);
         from.strip_prefix(part).is_some_and(|behind| {
-            !(begins && before.ends_with(is_of_name)) && !(ends && behind.starts_with(is_of_name))
+            let goes_on = behind.starts_with(is_of_name);
+            !(begins && before.ends_with(is_of_name) || ends && goes_on)
         })
     })
 }
