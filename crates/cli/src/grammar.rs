@@ -164,6 +164,9 @@ pub struct RehearseStore {
     /// How long one request to the KMS may take
     #[arg(long, value_name = "SECONDS")]
     pub kms_deadline_seconds: u64,
+    /// How long all of it may take
+    #[arg(long, value_name = "SECONDS")]
+    pub within_seconds: u64,
 }
 
 impl RehearseStore {

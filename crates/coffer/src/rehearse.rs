@@ -2,9 +2,11 @@
 //! nothing in memory and by the parts that a node starts with.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
@@ -12,7 +14,7 @@ use async_trait::async_trait;
 use cli::Console;
 use daemon::{AuditLog, Rehearse};
 use filesystem::BackingLocks;
-use key_manager::Rehearsal;
+use key_manager::{KeyManager, KmsOverview, Rehearsal};
 use kms_core::{AuditEvent, AuditSink, Clock as _, Outcome, SystemClock};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
@@ -23,13 +25,18 @@ use crate::parts;
 use crate::store::{self, NotedStore};
 
 const TITLE: &str = "the start can't be rehearsed";
+const TOO_SLOW: &str = "rehearsal-too-slow";
 
 /// What the audit log calls what is done to keys here, and to which.
 const PROVE: &str = "key.prove";
 const SUBJECT: &str = "rehearsal of a start";
 
-/// How long the other process may take: it meets the KMS's deadlines and disks that do not answer.
-const WITHIN: Duration = Duration::from_secs(120);
+/// How long the other process may take to look at all: it meets the KMS's deadlines and disks that do not answer.
+const WITHIN: Duration = Duration::from_secs(110);
+/// When it is given up. By then it has said what it came to.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(120);
+/// The longest time for one request to the KMS: one that is silent is to be told of before the time is over.
+const LONGEST_REQUEST: Duration = Duration::from_secs(30);
 
 /// What copies of the store begin with. One that a killed node left is removed at the next start.
 const COPY: &str = "rehearsal-";
@@ -46,15 +53,18 @@ pub(crate) struct Rehearsals {
 #[async_trait]
 impl Rehearse for Rehearsals {
     async fn rehearse(&self) -> Result<Rehearsal, Problem> {
-        let failed = |why: String| {
+        let failed = |why: String, cure: &str| {
             Problem::new(Exit::Failed, "rehearsal-failed", TITLE, why)
-                .cure("make room for a copy of the key store in the state directory, and try again; the node itself is not touched")
+                .cure(format!("{cure}, and try again; the node itself is not touched"))
         };
+        const ROOM: &str = "make room for a copy of the key store in the state directory";
+        const PROCESS: &str = "see to it that a process can be started and has memory";
         let copy = tempfile::Builder::new().prefix(COPY).tempdir_in(&self.state_dir);
-        let copy = copy.map_err(|e| failed(e.to_string()))?;
+        let copy = copy.map_err(|e| failed(e.to_string(), ROOM))?;
         let (store, to) = (Arc::clone(&self.store), copy.path().to_owned());
         let copied = spawn_blocking(move || store.copy_to(&to)).await;
-        copied.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+        let copied = copied.map_err(|e| failed(e.to_string(), ROOM))?;
+        copied.map_err(|e| failed(e.to_string(), ROOM))?;
         // The very program that runs, also when its file has been replaced.
         let process = Command::new("/proc/self/exe")
             .arg(cli::RehearseStore::NAME)
@@ -63,15 +73,28 @@ impl Rehearse for Rehearsals {
             .arg("--state-dir")
             .arg(&self.state_dir)
             .arg("--kms-deadline-seconds")
-            .arg(self.kms_deadline.as_secs().to_string())
-            .stdin(Stdio::null())
+            .arg(self.kms_deadline.min(LONGEST_REQUEST).as_secs().to_string())
+            .arg("--within-seconds")
+            .arg(WITHIN.as_secs().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
-            .output();
-        let ended = timeout(WITHIN, process).await.map_err(|_| {
+            .spawn();
+        let mut process = process.map_err(|e| failed(e.to_string(), PROCESS))?;
+        // It ends with the node, whichever way that ends: then nobody holds this.
+        let _alive = process.stdin.take();
+        let ended = timeout(GIVEN_UP_AFTER, process.wait_with_output()).await.map_err(|_| {
             self.record_untold();
-            failed("the process that rehearses does not come to its end".to_owned())
+            Problem::new(
+                Exit::Failed,
+                TOO_SLOW,
+                TITLE,
+                "the process that rehearses does not come to its end",
+            )
+            .cure("a disk may not answer: look at those of the state directory and of the backing directories (coffer status), and try again; the node itself is not touched")
         })?;
-        let ended = ended.map_err(|e| failed(e.to_string()))?;
+        let ended = ended.map_err(|e| failed(e.to_string(), PROCESS))?;
         match serde_json::from_slice::<Told>(&ended.stdout) {
             Ok(Told { rehearsal, uses }) => {
                 uses.iter().for_each(|event| self.audit.record(event));
@@ -81,7 +104,8 @@ impl Rehearse for Rehearsals {
                 self.record_untold();
                 let (said, status) = (String::from_utf8_lossy(&ended.stderr), ended.status);
                 let said = said.trim();
-                Err(failed(format!("the process that rehearses ended with {status}: {said}")))
+                let why = format!("the process that rehearses ended with {status}: {said}");
+                Err(failed(why, PROCESS))
             }
         }
     }
@@ -90,16 +114,20 @@ impl Rehearse for Rehearsals {
 impl Rehearsals {
     /// The process did not live to say what it used.
     fn record_untold(&self) {
-        self.audit.record(&AuditEvent {
-            at: SystemClock.now(),
-            action: PROVE.to_owned(),
-            subject: SUBJECT.to_owned(),
-            outcome: Outcome::Failed,
-            who: None,
-            key: None,
-            requests: Vec::new(),
-            detail: "the process that rehearsed did not come to its end: which keys it opened only the KMS's log tells".to_owned(),
-        });
+        self.audit.record(&untold("the process that rehearsed did not come to its end: which keys it opened only the KMS's log tells"));
+    }
+}
+
+fn untold(why: &str) -> AuditEvent {
+    AuditEvent {
+        at: SystemClock.now(),
+        action: PROVE.to_owned(),
+        subject: SUBJECT.to_owned(),
+        outcome: Outcome::Failed,
+        who: None,
+        key: None,
+        requests: Vec::new(),
+        detail: why.to_owned(),
     }
 }
 
@@ -132,10 +160,22 @@ pub(crate) fn run(
             .cure("try again; the node itself is not touched")
     };
     daemon::harden().map_err(|e| failed(&e))?;
-    let told = crate::runtime()?.block_on(rehearse(arguments));
+    end_with_the_node();
+    let runtime = crate::runtime()?;
+    let told = runtime.block_on(rehearse(arguments));
+    // A disk that does not answer holds its thread, and the answer would wait for it.
+    runtime.shutdown_background();
     let text = serde_json::to_string(&told).map_err(|e| failed(&e))?;
     console.show(&text);
     Ok(Exit::Done)
+}
+
+/// Ends this process once the node does not hold the other end of its stdin any more.
+fn end_with_the_node() {
+    thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        std::process::exit(i32::from(Exit::Failed.code()));
+    });
 }
 
 async fn rehearse(arguments: &cli::RehearseStore) -> Told {
@@ -160,10 +200,44 @@ async fn rehearse_with(
     })?;
     let (store, locks) = (Arc::new(store), BackingLocks::default());
     let deadline = Duration::from_secs(arguments.kms_deadline_seconds);
-    let manager = parts::key_manager(&arguments.state_dir, store, &locks, uses, deadline);
-    let rehearsal = manager.rehearse().await;
+    let recorded = Arc::clone(&uses) as _;
+    let manager = parts::key_manager(&arguments.state_dir, store, &locks, recorded, deadline);
+    let within = Duration::from_secs(arguments.within_seconds);
+    let rehearsal = match timeout(within, manager.rehearse()).await {
+        Ok(rehearsal) => rehearsal.map_err(of_keys),
+        Err(_) => {
+            uses.record(&untold(
+                "the time of the rehearsal was over: what it asked last only the KMS's log tells",
+            ));
+            Err(too_slow(&manager, within).await)
+        }
+    };
     manager.leave().await;
-    rehearsal.map_err(of_keys)
+    rehearsal
+}
+
+/// Not all could be looked at in this time.
+async fn too_slow(manager: &KeyManager, within: Duration) -> Problem {
+    let seconds = within.as_secs();
+    match manager.kms_recorded().await {
+        Ok(KmsOverview { config: Some((config, _)), .. }) => Problem::new(
+            Exit::KmsUnreachable,
+            TOO_SLOW,
+            TITLE,
+            format!(
+                "the KMS at {}, or the disk of a backing directory, is too slow: not all was looked at within {seconds} s",
+                config.address
+            ),
+        )
+        .cure("see whether the KMS answers in time (coffer fs kms check) and the backing directories are in reach (coffer status), and try again; the node itself is not touched"),
+        _ => Problem::new(
+            Exit::Failed,
+            TOO_SLOW,
+            TITLE,
+            format!("a disk is too slow: not all was looked at within {seconds} s"),
+        )
+        .cure("see whether the backing directories are in reach (coffer status), and try again; the node itself is not touched"),
+    }
 }
 
 /// What was used of keys. They are opened to see whether they open, so one line tells of all of them.

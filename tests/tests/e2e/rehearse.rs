@@ -1,9 +1,13 @@
 //! `fs kms rehearse`: whether a start would succeed is told while everything is open, and is what then happens.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use coffer_tests::kms::{KEY, Kind, Kms, policy};
 use coffer_tests::node::Place;
+use dev_vault::Fault;
 use serde_json::{Value, json};
 
 #[test]
@@ -134,4 +138,95 @@ fn a_backing_directory_that_is_not_there_is_warned_of() {
         let warned = warnings.iter().any(|warning| warning.to_string().contains(&says));
         assert_eq!(warned, name != "sound", "{name}: {told}");
     }
+}
+
+/// The process that a node has rehearse, on a copy of the state.
+fn rehearsing(place: &Place, copy: &Place, within: &str) -> Child {
+    let (copy, state) = (copy.state(), place.state());
+    let mut process = place.command_line(&[
+        "rehearse-store",
+        "--store",
+        copy.to_str().unwrap(),
+        "--state-dir",
+        state.to_str().unwrap(),
+        "--kms-deadline-seconds",
+        "60",
+        "--within-seconds",
+        within,
+    ]);
+    let process = process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    process.spawn().unwrap()
+}
+
+#[test]
+fn one_whose_time_is_over_names_the_kms_and_says_what_it_used() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "a"]);
+    node.stop();
+    let copy = place.copy();
+    // Each answer comes in time, and all together do not.
+    kms.embedded().faults().inject(Fault::Delay { milliseconds: 400 }.on(""));
+    let mut process = rehearsing(&place, &copy, "2");
+    let _held = process.stdin.take();
+    let answer = process.wait_with_output().unwrap();
+    let told: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    let problem = &told["rehearsal"]["Err"];
+    assert_eq!(
+        (&problem["exit"], &problem["code"]),
+        (&json!("kms-unreachable"), &json!("rehearsal-too-slow")),
+        "{told}"
+    );
+    let why = problem["detail"].as_str().unwrap();
+    assert!(why.contains(kms.url()) && why.contains("within 2 s"), "{told}");
+    assert!(problem["cure"].as_str().unwrap().contains("coffer fs kms check"), "{told}");
+    assert!(told["uses"].to_string().contains("only the KMS's log tells"), "{told}");
+}
+
+/// Though a request may take as long as half of the time that all of it has.
+#[test]
+fn a_kms_that_is_silent_is_told_of_before_the_time_is_over() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    fs::write(place.config(), "kms_deadline_seconds = 60\n").unwrap();
+    let _node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "a"]);
+    kms.embedded().faults().inject(Fault::Delay { milliseconds: 3_600_000 }.on(""));
+    let begun = Instant::now();
+    let told = place.coffer(&["fs", "kms", "rehearse"]).expect(3);
+    assert!(begun.elapsed() < Duration::from_secs(100), "{:?}", begun.elapsed());
+    assert!(told.stdout.contains("FAILED  a would stay locked"), "{told:?}");
+}
+
+/// Also while it waits for a KMS that is silent.
+#[test]
+fn it_ends_with_its_node_whichever_way_that_ends() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    fs::write(place.config(), "kms_deadline_seconds = 60\n").unwrap();
+    let node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "a"]);
+    kms.embedded().faults().inject(Fault::Delay { milliseconds: 3_600_000 }.on("transit/"));
+    let mut command = place.command_line(&["fs", "kms", "rehearse"]);
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = command.spawn().unwrap();
+    let tasks = format!("/proc/{}/task", node.pid());
+    let children = || -> Vec<PathBuf> {
+        let tasks = fs::read_dir(&tasks).unwrap().map(|task| task.unwrap().path());
+        let all = tasks.filter_map(|task| fs::read_to_string(task.join("children")).ok());
+        let all = all.collect::<String>();
+        all.split_whitespace().map(|pid| PathBuf::from("/proc").join(pid)).collect()
+    };
+    place.until("another process rehearses", || !children().is_empty());
+    let children = children();
+    std::thread::sleep(Duration::from_millis(500));
+    node.kill();
+    command.wait().unwrap();
+    // Who takes its exit status in now may be slow to do so.
+    let lives = |process: &PathBuf| {
+        let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+    };
+    place.until("it has ended", || !children.iter().any(lives));
 }
