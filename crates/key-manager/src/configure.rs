@@ -154,12 +154,8 @@ impl KeyManager {
         }
         drop(act);
         leave(before).await;
-        let mut findings = proof.findings;
-        for finding in own.into_values().flat_map(|own| own.findings) {
-            if !findings.contains(&finding) {
-                findings.push(finding);
-            }
-        }
+        let of_own = own.into_values().flat_map(|own| own.findings);
+        let findings = each_once(proof.findings.into_iter().chain(of_own));
         Ok(Configured {
             config,
             master_key: proof.master_key,
@@ -494,6 +490,18 @@ impl KeyManager {
     }
 }
 
+/// Proofs of several master keys find the same of one credential, each with the time that is left at its moment.
+fn each_once(found: impl Iterator<Item = Finding>) -> Vec<Finding> {
+    let mut all: Vec<Finding> = Vec::new();
+    for finding in found {
+        let is_same = |known: &Finding| known.code == finding.code && known.what == finding.what;
+        if !all.iter().any(is_same) {
+            all.push(finding);
+        }
+    }
+    all
+}
+
 /// A configuration that is given.
 pub(crate) struct Given<'a> {
     pub(crate) provider: &'a dyn KmsProvider,
@@ -520,5 +528,25 @@ fn described(config: &KmsConfig, with_given: bool) -> String {
     match config.address.as_str() {
         "" => "the local key".to_owned(),
         address => format!("{:?} at {address}, {how}", config.master_key),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_several_proofs_find_of_one_credential_is_told_once() {
+        let ends = |seconds| Finding {
+            ends_in: Some(Duration::from_secs(seconds)),
+            ..Finding::new("token-not-periodic", "the token ends", "give another")
+        };
+        let of_key = |name: &str| {
+            Finding::new("key-deletable", format!("{name} can be deleted"), "forbid it")
+        };
+        let found = [ends(100), of_key("a"), ends(99), of_key("b"), of_key("b"), ends(98)];
+        assert_eq!(each_once(found.into_iter()), [ends(100), of_key("a"), of_key("b")]);
     }
 }
