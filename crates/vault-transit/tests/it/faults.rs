@@ -16,7 +16,8 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use vault_transit::{Limits, VaultProvider};
 
-use crate::shared::{LIMITS, config, open, pass, policy, prove, provider, record};
+use crate::logins::pass;
+use crate::shared::{LIMITS, config, open, policy, prove, provider, record};
 use crate::tls::tls_before;
 
 async fn vault() -> DevVault {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use vault_transit::{Limits, VaultProvider};
 
-use crate::shared::{LIMITS, config, pass, policy, provider, record};
+use crate::shared::{LIMITS, config, policy, provider, record};
 
 const ROLE: &str = "auth/approle/role/node";
 
@@ -55,6 +55,13 @@ fn wrong(vault: &DevVault) -> Credential {
 
 fn logins(vault: &DevVault) -> u64 {
     vault.requests().count("auth/approle/login").requests
+}
+
+/// Lets so much time pass by the clock of this process.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 async fn refused(kms: &dyn Kms) -> KmsError {

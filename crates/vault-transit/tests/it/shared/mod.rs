@@ -116,13 +116,6 @@ pub(crate) fn policy(config: &KmsConfig) -> String {
     VaultConfig::parse(config).unwrap().policy()
 }
 
-/// Lets so much time pass by the clock of this process.
-pub(crate) async fn pass(time: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
-}
-
 fn codes(proof: &Proof) -> Vec<&str> {
     proof.findings.iter().map(|f| f.code.as_str()).collect()
 }
