@@ -84,7 +84,7 @@ impl KeyManager {
         let (ends, starts_left) = match (&live, self.targets().await?) {
             (Some(_), Some(targets)) => {
                 let kms = self.kms(targets.current.config.id).await?;
-                (kms.ends(), kms.starts_left().await)
+                (kms.ends(), kms.starts_left().await.unwrap_or(None))
             }
             _ => (Vec::new(), None),
         };

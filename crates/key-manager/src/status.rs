@@ -278,7 +278,7 @@ impl KeyManager {
     pub async fn starts_left(&self) -> Result<Option<u64>, Error> {
         let Some((_, record)) = self.current().await? else { return Ok(None) };
         match self.kms(record.config.id).await {
-            Ok(kms) => Ok(kms.starts_left().await),
+            Ok(kms) => Ok(kms.starts_left().await?),
             // As after a recovery: there is no credential.
             Err(Error::Kms(_)) => Ok(None),
             Err(error) => Err(error),

@@ -54,9 +54,12 @@ pub trait Kms: fmt::Debug + Send + Sync {
     }
 
     /// How often yet a node that starts is let in: what it logs in with may be good for some logins only, or for none any more. Asks the
-    /// KMS; while that does not answer it is as it told last. `None`: any number of times, or that is not known.
-    async fn starts_left(&self) -> Option<u64> {
-        None
+    /// KMS, and takes none of them. `None`: any number of times, or that is not known.
+    ///
+    /// # Errors
+    /// Only where there may be an end to them: the KMS does not answer.
+    async fn starts_left(&self) -> Result<Option<u64>, KmsError> {
+        Ok(None)
     }
 
     /// Ends what the KMS gave to this client alone, such as the token of a login, and what is asked for later it gets anew. For the end

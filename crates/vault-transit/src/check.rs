@@ -82,8 +82,9 @@ pub(crate) async fn run(vault: &VaultKms, sample: Option<&Ciphertext>) -> Vec<Ch
     }
     let is_new = vault.session().is_new() || vault.session().has_logged_in_since(begun);
     let next = match vault.starts_left().await {
-        Some(1) => NextLogin::Last,
-        left if is_new && left != Some(0) => NextLogin::Granted(HAS_LOGGED_IN),
+        Err(error) => NextLogin::Refused(error),
+        Ok(Some(1)) => NextLogin::Last,
+        Ok(left) if is_new && left != Some(0) => NextLogin::Granted(HAS_LOGGED_IN),
         _ => match vault.log_in_apart().await {
             Ok(None) => NextLogin::Needless,
             Err(error) => NextLogin::Refused(error),

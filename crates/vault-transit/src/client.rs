@@ -198,6 +198,19 @@ impl Client {
         Ok(Some(SecretId::told(&self.http.exchange(&call, body, Some(&token)).await?)))
     }
 
+    /// Sees that Vault answers, whatever it says, where that takes no login. A login that it carries out after we have given it up counts too.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) async fn meet(&self) -> Result<(), KmsError> {
+        let (Source::Login { .. }, Some(token)) = (self.session.source(), self.session.current())
+        else {
+            return Ok(());
+        };
+        let call = Call::of(Operation::LookupSelf, self.http.config());
+        self.http.exchange(&call, Bytes::new(), Some(&token)).await.map(drop)
+    }
+
     async fn token(&self) -> Result<Token, KmsError> {
         if let Source::File(file) = self.session.source() {
             return self.session.read(file, self.http.limits().connect).await;

@@ -436,9 +436,13 @@ impl Kms for VaultKms {
         ours.into_iter().chain(vaults).chain(login).collect()
     }
 
-    async fn starts_left(&self) -> Option<u64> {
-        self.look_up_secret_id().await;
-        self.client.session().secret_id().logins_left()
+    async fn starts_left(&self) -> Result<Option<u64>, KmsError> {
+        if let Some(told) = self.client.look_up_secret_id().await? {
+            self.client.session().secret_id_told(told);
+        } else {
+            self.client.meet().await?;
+        }
+        Ok(self.client.session().secret_id().logins_left())
     }
 
     async fn leave(&self) {

@@ -136,7 +136,7 @@ struct Proved {
 /// As [`prove`], with another login, which takes the place of the last one if that is well. The last that the secret id is good for is
 /// left to the next start.
 async fn prove_apart(vault: &VaultKms) -> Result<Proved, KmsError> {
-    if vault.starts_left().await == Some(1) {
+    if vault.starts_left().await? == Some(1) {
         return prove(vault).await;
     }
     let Some(apart) = vault.log_in_apart().await? else { return prove(vault).await };

@@ -247,12 +247,34 @@ async fn a_proof_takes_no_last_login() {
     write(&vault, ROLE, few);
     let (provider, credential) = (provider(), login(&vault));
     let kms = provider.prove(&config(&vault.url(), "k"), &credential).await.unwrap().kms;
-    assert_eq!(kms.starts_left().await, Some(1));
+    assert_eq!(kms.starts_left().await.unwrap(), Some(1));
     for key in ["a", "k"] {
         pass(Duration::from_secs(61)).await;
         provider.prove(&config(&vault.url(), key), &credential).await.unwrap();
-        assert_eq!((kms.starts_left().await, logins(&vault)), (Some(1), 1));
+        assert_eq!((kms.starts_left().await.unwrap(), logins(&vault)), (Some(1), 1));
     }
+}
+
+/// Vault carries out later what it was asked while it hung.
+#[tokio::test]
+async fn what_is_left_for_starts_is_not_told_from_memory() {
+    let vault = vault(&["k"]).await;
+    let kms = provider().open(&config(&vault.url(), "k"), &login(&vault)).unwrap();
+    assert_eq!(kms.starts_left().await.unwrap(), None, "no login is made for that");
+    assert_eq!(logins(&vault), 0);
+    // With a token that may not ask for it, and with one that may.
+    for may_ask in
+        ["", "path \"auth/approle/role/node/secret-id/lookup\" { capabilities = [\"update\"] }"]
+    {
+        vault.faults().clear();
+        let policy = policy(&config(&vault.url(), "k")) + may_ask;
+        write(&vault, "sys/policies/acl/node", json!({ "policy": policy }));
+        kms.credential().await.unwrap();
+        vault.faults().inject(Fault::Drop.on(""));
+        let away = kms.starts_left().await.unwrap_err();
+        assert_eq!(away.kind(), KmsErrorKind::Unreachable, "{away:?}");
+    }
+    assert_eq!(logins(&vault), 1);
 }
 
 /// Neither what another secret id got, nor what came from another place.

@@ -146,7 +146,7 @@ pub(crate) async fn the_end_of_a_secret_id_is_told_before_a_login_is_refused(vau
             "{told:?}"
         );
         assert!(proof.findings[0].cure.contains(&format!("auth/{mount}/role/")));
-        assert_eq!(kms.starts_left().await, Some(3));
+        assert_eq!(kms.starts_left().await.unwrap(), Some(3));
         used_elsewhere();
         used_elsewhere();
         let told = shown(&found(kms.as_ref()).await);
@@ -155,7 +155,7 @@ pub(crate) async fn the_end_of_a_secret_id_is_told_before_a_login_is_refused(vau
         let checked: Vec<_> = kms.check(None).await;
         let login = checked.iter().find(|item| item.code == "may-renew-self").unwrap();
         assert_eq!(login.outcome, CheckOutcome::Unknown, "{login:?}");
-        assert_eq!(kms.starts_left().await, Some(1));
+        assert_eq!(kms.starts_left().await.unwrap(), Some(1));
         used_elsewhere();
         let gone = found(kms.as_ref()).await;
         assert_eq!(gone.len(), 1, "{gone:?}");
@@ -163,7 +163,7 @@ pub(crate) async fn the_end_of_a_secret_id_is_told_before_a_login_is_refused(vau
         assert!(gone[0].ends_in > Some(Duration::from_secs(1100)), "{gone:?}");
         let status = kms.credential().await.unwrap();
         assert!(status.renewable && !status.periodic, "{status:?}");
-        assert_eq!(kms.starts_left().await, Some(0));
+        assert_eq!(kms.starts_left().await.unwrap(), Some(0));
 
         let login = app_role(vault, mount, &config, &json!({}));
         let secret_id = json!({ "secret_id": login.secret.expose_secret() });
