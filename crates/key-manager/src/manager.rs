@@ -321,7 +321,10 @@ impl KeyManager {
     /// Ends what the KMSs gave to this manager, such as the tokens of logins. For the end of a node; what asks them later gets it anew.
     pub async fn leave(&self) {
         let clients: Vec<_> = write(&self.clients).drain().map(|(_, kms)| kms).collect();
-        leave(clients).await;
+        // Also one that a look was using which has been broken off just now.
+        for kms in clients {
+            kms.leave().await;
+        }
     }
 
     /// Forgets the configurations that wrap nothing any more, after erasing what they left on this machine. One that
