@@ -1,10 +1,10 @@
 //! The KMS as it was last seen, and the life of our token, which is renewed in time.
 //!
 //! A look takes three requests, and one more where a secret id can be asked for, so it is taken every fifth minute: with the
-//! renewals of a token that lives for a quarter of an hour or longer, a node at rest asks its KMS no more than once a minute. What changes the configuration asks for a look at once. Of the
-//! master keys that filesystems have of their own each look at rest asks for one, in turn, by two requests more, and the next look is so
-//! much later. A token that can be renewed is renewed when a third of what was last granted is left, and when it is first
-//! seen, because how much of its life had passed before is not known.
+//! renewals of a token that lives for a quarter of an hour or longer, a node at rest asks its KMS no more than once a minute. What
+//! changes the configuration asks for a look at once. Of the master keys that filesystems have of their own each look at rest asks for
+//! one, in turn, by two requests more, and the next look is so much later. A token that can be renewed is renewed when a third of what
+//! was last granted is left, and when it is first seen, because how much of its life had passed before is not known.
 //!
 //! Where the credential lies on this machine (a token file) is looked at every few seconds, which asks no KMS. One that somebody put
 //! there is used at once: by a look, and for what is locked.

@@ -43,12 +43,6 @@ impl Client {
         Ok(Self { http: Arc::new(http), session })
     }
 
-    /// One with a session of its own, for what another login gets: see [`Session::apart`].
-    pub(crate) fn apart(&self) -> Option<Self> {
-        let session = Arc::new(self.session.apart()?);
-        Some(Self { http: Arc::clone(&self.http), session })
-    }
-
     /// Uses from now on what a login of the other got, and ends the token of before.
     pub(crate) async fn adopt(&self, other: &Self) {
         if let Some(before) = self.session.take(&other.session) {
@@ -94,37 +88,31 @@ impl Client {
         body: Bytes,
         refused: Answer,
     ) -> Result<Answer, KmsError> {
-        let (Source::Login { mount, login }, Some(other)) = (self.session.source(), self.apart())
-        else {
-            return Ok(refused);
-        };
         if !self.session.may_try_anew() {
             return Ok(refused);
         }
-        let token = match other.log_in(mount, login).await {
-            Ok(token) => token,
-            Err(error) => {
-                self.session.note_refusal(&error);
-                return Ok(refused);
-            }
-        };
-        match self.http.exchange(call, body, Some(&token)).await {
+        let Ok(Some(other)) = self.log_in_apart().await else { return Ok(refused) };
+        match self.http.exchange(call, body, other.session.current().as_ref()).await {
             Ok(answer) if !answer.refuses_token() => {
                 self.adopt(&other).await;
                 Ok(answer)
             }
             _ => {
-                self.revoke(&token).await;
+                other.log_out().await;
                 Ok(refused)
             }
         }
     }
 
-    /// Proves that a login is granted, without touching the token that there is. `None`: this does not log in.
+    /// One with a session of its own, for what another login gets: see [`Session::apart`]. `None`: this does not log in.
     pub(crate) async fn log_in_apart(&self) -> Result<Option<Self>, KmsError> {
-        let Source::Login { mount, login } = self.session.source() else { return Ok(None) };
-        let Some(other) = self.apart() else { return Ok(None) };
+        let (Source::Login { mount, login }, Some(apart)) =
+            (self.session.source(), self.session.apart())
+        else {
+            return Ok(None);
+        };
         self.session.may_log_in()?;
+        let other = Self { http: Arc::clone(&self.http), session: Arc::new(apart) };
         match other.log_in(mount, login).await {
             Ok(_) => Ok(Some(other)),
             Err(error) => {
@@ -134,15 +122,12 @@ impl Client {
         }
     }
 
-    /// Gets another token by a login, whether or not the one of now still lives, and ends that one; unless that is not needed any more.
-    /// Answers whether it was.
-    pub(crate) async fn log_in_unless(
-        &self,
-        needless: impl FnOnce(&Session) -> bool,
-    ) -> Result<bool, KmsError> {
+    /// Gets another token than this by a login, whether or not it still lives, and ends it; unless somebody else has meanwhile. Answers
+    /// whether it was.
+    pub(crate) async fn replace(&self, token: Option<&Token>) -> Result<bool, KmsError> {
         let Source::Login { mount, login } = self.session.source() else { return Ok(false) };
         let change = self.session.change().await?;
-        if needless(&self.session) {
+        if token.is_some_and(|token| self.session.other_than(token).is_some()) {
             return Ok(false);
         }
         let before = self.session.current();

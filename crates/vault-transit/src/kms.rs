@@ -409,10 +409,7 @@ impl Kms for VaultKms {
         {
             return Ok(CredentialStatus { periodic: renewed.periodic || can_log_in, ..renewed });
         }
-        let is_replaced = |session: &Session| {
-            before.as_ref().is_some_and(|before| session.other_than(before).is_some())
-        };
-        if self.client.log_in_unless(is_replaced).await? {
+        if self.client.replace(before.as_ref()).await? {
             self.look_up_secret_id().await;
         }
         Ok(self.status(&self.look_up_token().await?))

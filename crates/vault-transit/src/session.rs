@@ -322,6 +322,9 @@ impl Session {
     /// Whether to try with another login what a live token may not do: it gets no policy that its role was given since. Each leave is
     /// for one, and the next is later and later. Where the secret id is good for some logins only, none is spent on that.
     pub(crate) fn may_try_anew(&self) -> bool {
+        if !matches!(self.source, Source::Login { .. }) {
+            return false;
+        }
         let now = Instant::now();
         let is_limited = lock(&self.secret_id).logins_left().is_some();
         if is_limited || self.has_logged_in_within(ANEW_AFTER) || self.may_log_in().is_err() {
