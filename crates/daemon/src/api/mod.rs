@@ -5,6 +5,7 @@ mod filesystems;
 mod jobs;
 mod kms;
 mod metrics;
+mod rehearsal;
 mod status;
 
 use std::sync::Arc;
@@ -45,7 +46,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(paths::REWRAP, post(kms::rewrap))
         .route(paths::CHECK, post(kms::check))
         .route(paths::IMPACT, get(kms::impact))
-        .route(paths::REHEARSE, post(kms::rehearse))
+        .route(paths::REHEARSE, post(rehearsal::rehearse))
         .route(paths::FILESYSTEMS, get(filesystems::list).post(filesystems::create))
         .route(paths::FILESYSTEM, get(filesystems::show).delete(filesystems::delete))
         .route(paths::LOCK, post(filesystems::lock))

@@ -440,6 +440,21 @@ async fn a_locked_one_stays_locked_over_a_restart() {
     node.stop().await;
 }
 
+/// A rehearsal that found these, and nothing else.
+fn out_of_reach(names: [FilesystemName; 2], why: &str) -> Rehearsal {
+    Rehearsal {
+        open: 0,
+        shut: Vec::new(),
+        held: Vec::new(),
+        credential_left: None,
+        stopped_left: None,
+        starts_left: None,
+        until: None,
+        out_of_reach: names.map(|name| (name, why.to_owned())).into(),
+        warnings: Vec::new(),
+    }
+}
+
 /// The process that rehearses has a copy of the store, in which the old key is that of the filesystem.
 #[tokio::test]
 async fn a_rehearsal_does_not_warn_of_a_key_that_changed_beside_it() {
@@ -450,17 +465,7 @@ async fn a_rehearsal_does_not_warn_of_a_key_that_changed_beside_it() {
     }
     let why = "it is that of another filesystem's key".to_owned();
     let each = ["home", "work"].map(|name| name.parse::<FilesystemName>().unwrap());
-    world.rehearsals_find(Rehearsal {
-        open: 2,
-        shut: Vec::new(),
-        held: Vec::new(),
-        credential_left: None,
-        stopped_left: None,
-        starts_left: None,
-        until: None,
-        out_of_reach: each.map(|name| (name, why.clone())).into(),
-        warnings: Vec::new(),
-    });
+    world.rehearsals_find(Rehearsal { open: 2, ..out_of_reach(each, &why) });
     let mut held = world.hold_rehearsal();
     let (rehearsed, ()) = tokio::join!(node.post("/v1/kms/rehearse", &Value::Null), async {
         held.reached().await;
@@ -486,15 +491,9 @@ async fn a_rehearsal_does_not_tell_of_what_was_deleted_beside_it() {
         LockReason { code: "copy-missing".into(), why: why.clone(), cure: None, transient: false };
     let each = ["home", "work"].map(|name| name.parse::<FilesystemName>().unwrap());
     world.rehearsals_find(Rehearsal {
-        open: 0,
         shut: each.clone().map(|name| (name, reason.clone())).into(),
         held: each.clone().into(),
-        credential_left: None,
-        stopped_left: None,
-        starts_left: None,
-        until: None,
-        out_of_reach: each.map(|name| (name, why.clone())).into(),
-        warnings: Vec::new(),
+        ..out_of_reach(each, &why)
     });
     let mut held = world.hold_rehearsal();
     let (rehearsed, ()) = tokio::join!(node.post("/v1/kms/rehearse", &Value::Null), async {
