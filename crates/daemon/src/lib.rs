@@ -295,7 +295,7 @@ impl Node {
         let house = Arc::clone(&shared);
         loops.spawn(async move { house.keep_house().await });
         let service =
-            api::router(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
+            api::over_socket(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
         let jobs = Arc::clone(&shared.jobs);
         let (failing, mut failed) = oneshot::channel();
         let stop = async move {

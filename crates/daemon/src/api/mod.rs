@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use admin_api::{Exit, MEDIA_TYPE, Problem, paths};
 use axum::body::Bytes;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, FromRequest, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -38,8 +38,17 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(150);
 /// An answer, or the problem that stands in its place.
 type Answer<T> = Result<Json<T>, Refusal>;
 
-/// The routes of [`admin_api::paths`].
-pub(crate) fn router(shared: Arc<Shared>) -> Router {
+/// Who asks, in the words of the audit log. Whoever lets a request in says so.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller(pub(crate) String);
+
+/// The API for those who come by the unix socket.
+pub(crate) fn over_socket(shared: Arc<Shared>) -> Router {
+    routes(shared).layer(middleware::from_fn(admit))
+}
+
+/// The routes of [`admin_api::paths`], for requests that have been let in.
+pub(crate) fn routes(shared: Arc<Shared>) -> Router {
     Router::new()
         .route(paths::STATUS, get(status::show))
         .route(paths::KMS, get(kms::show).put(kms::set).delete(kms::unset))
@@ -65,7 +74,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .fallback(async || Refusal(no_such(404, "there is no such resource")))
         .method_not_allowed_fallback(async || Refusal(no_such(405, "it has no such method")))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(Arc::clone(&shared), admit))
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), perform))
         .with_state(shared)
 }
 
@@ -75,35 +84,33 @@ fn no_such(status: u16, why: &str) -> Problem {
         .with_status(status)
 }
 
-/// Lets in the node's owner and root, and records who asked for what if it can change something.
-async fn admit(
+/// Lets in the node's owner and root.
+async fn admit(ConnectInfo(peer): ConnectInfo<Peer>, mut request: Request, next: Next) -> Response {
+    if peer.is_allowed() {
+        request.extensions_mut().insert(Caller(peer.to_string()));
+        return next.run(request).await;
+    }
+    tracing::warn!(%peer, "refused a request from somebody else");
+    let (title, why) = ("the request is refused", "it comes from another user");
+    let problem = Problem::new(Exit::State, "not-allowed", title, why);
+    Refusal(problem.cure("be the user who runs the node, or root").with_status(403)).into_response()
+}
+
+/// Does what is asked, in time, and to its end.
+async fn perform(
     State(shared): State<Arc<Shared>>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(Caller(who)): Extension<Caller>,
     request: Request,
     next: Next,
 ) -> Response {
-    if !peer.is_allowed() {
-        tracing::warn!(%peer, "refused a request from somebody else");
-        return Refusal(
-            Problem::new(
-                Exit::State,
-                "not-allowed",
-                "the request is refused",
-                "it comes from another user",
-            )
-            .cure("be the user who runs the node, or root")
-            .with_status(403),
-        )
-        .into_response();
-    }
     let (method, path) = (request.method().as_str(), request.uri().path());
-    let span = tracing::error_span!("request", method, path, %peer);
+    let span = tracing::error_span!("request", method, path, peer = who);
     if request.method() == Method::GET {
-        return in_time(answer(&shared, &peer, request, next).instrument(span)).await;
+        return in_time(answer(&shared, &who, request, next).instrument(span)).await;
     }
     // A client that goes away takes its connection along, and with it would go an act that is half done. So it is with one
     // whose answer is not waited for any longer.
-    let act = async move { answer(&shared, &peer, request, next).await };
+    let act = async move { answer(&shared, &who, request, next).await };
     let act = tokio::spawn(act.instrument(span));
     let broke = |e| Refusal(problem::internal("the request failed", e)).into_response();
     in_time(async { act.await.unwrap_or_else(broke) }).await
@@ -124,7 +131,7 @@ async fn in_time(answer: impl Future<Output = Response>) -> Response {
 }
 
 /// What changes something is recorded when it begins, so that nothing is done without a record, and when it has ended.
-async fn answer(shared: &Shared, peer: &Peer, request: Request, next: Next) -> Response {
+async fn answer(shared: &Shared, who: &str, request: Request, next: Next) -> Response {
     let what = format!("{} {}", request.method(), request.uri().path());
     if request.method() == Method::GET {
         let response = next.run(request).await;
@@ -136,7 +143,7 @@ async fn answer(shared: &Shared, peer: &Peer, request: Request, next: Next) -> R
         action: "admin.request".to_owned(),
         subject: what.clone(),
         outcome,
-        who: Some(peer.to_string()),
+        who: Some(who.to_owned()),
         key: None,
         requests: Vec::new(),
         detail,
