@@ -20,8 +20,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("filesystem", &["kms-core", "data-path"]),
     ("snapshot", &["kms-core", "data-path", "filesystem"]),
     ("admin-api", &[]),
+    ("words", &["admin-api"]),
     ("daemon", &["kms-core", "key-manager", "filesystem", "snapshot", "admin-api"]),
-    ("cli", &["admin-api"]),
+    ("cli", &["admin-api", "words"]),
     ("dev-vault", &[]),
     (
         "coffer",
@@ -193,6 +194,7 @@ mod tests {
         let metadata = workspace(&[
             ("kms-core", &[("admin-api", "build"), ("admin-api", "dev")]),
             ("admin-api", &[]),
+            ("words", &["admin-api"]),
         ]);
         assert_eq!(
             breaches(&metadata),

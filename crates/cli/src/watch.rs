@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use admin_api::{Exit, Job, JobKind, JobState, Problem, paths};
+use admin_api::{Exit, Job, JobState, Problem, paths};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::client::Client;
@@ -23,7 +23,7 @@ pub(crate) async fn watch(
     tokio::select! {
         ended = until_ended(client, job.clone(), bar.as_ref(), patience, waits) => ended,
         _ = tokio::signal::ctrl_c() => {
-            let title = format!("the {} has not ended yet", noun(job.kind));
+            let title = format!("the {} has not ended yet", words::job_noun(job.kind));
             Err(Problem::new(Exit::Partly, "left", title, "the command was left, and it goes on in the node")
                 .cure(see_or_stop(&job.id)))
         }
@@ -51,7 +51,7 @@ async fn until_ended(
             }
             let cure = format!(
                 "start the node: it takes the {} up again; see it with coffer job show {id}",
-                noun(job.kind)
+                words::job_noun(job.kind)
             );
             problem.cure(cure)
         })?;
@@ -72,7 +72,11 @@ async fn until_ended(
             (None, Some(problem)) if job.state == JobState::Waiting && problem.detail != told => {
                 told.clone_from(&problem.detail);
                 let cure = problem.cure.iter().map(|cure| format!("\ndo:  {cure}"));
-                waits(&format!("the {} waits: {told}{}", noun(job.kind), cure.collect::<String>()));
+                waits(&format!(
+                    "the {} waits: {told}{}",
+                    words::job_noun(job.kind),
+                    cure.collect::<String>()
+                ));
             }
             _ => {}
         }
@@ -82,7 +86,7 @@ async fn until_ended(
 
 /// What keeps a move of keys from going on that no time mends. The job is left as it is.
 fn refusal(job: &Job) -> Option<Problem> {
-    let waits = job.state == JobState::Waiting && !is_of_files(job.kind);
+    let waits = job.state == JobState::Waiting && !words::counts_files(job.kind);
     let problem = job.problem.clone().filter(|p| waits && p.exit != Exit::KmsUnreachable)?;
     let seen = see_or_stop(&job.id);
     let cure = problem.cure.clone().map_or(seen.clone(), |cure| format!("{cure}; {seen}"));
@@ -92,7 +96,7 @@ fn refusal(job: &Job) -> Option<Problem> {
 /// What the command says that has waited long enough.
 fn stands_still(job: &Job, why: &Problem, patience: Duration) -> Problem {
     let Job { kind, id, .. } = job;
-    let title = format!("the {} has not ended yet", noun(*kind));
+    let title = format!("the {} has not ended yet", words::job_noun(*kind));
     let detail = format!("it has not gone on for {} s: {}", patience.as_secs(), why.detail);
     let cure = why.cure.iter().map(|cure| format!("{cure}; ")).collect::<String>();
     Problem::new(why.exit, &why.code, title, detail)
@@ -103,26 +107,6 @@ fn see_or_stop(id: &str) -> String {
     format!("see it with coffer job show {id}, stop it with coffer job stop {id}")
 }
 
-/// What a job is called.
-pub(crate) const fn noun(kind: JobKind) -> &'static str {
-    match kind {
-        JobKind::Import => "import",
-        JobKind::Export => "export",
-        JobKind::Verify => "verification",
-        JobKind::Rekey => "re-encryption",
-        JobKind::Rewrap => "rewrap",
-        JobKind::Move => "move of the keys",
-        JobKind::Renew => "renewal of the copies",
-        JobKind::Downgrade => "downgrade",
-    }
-}
-
-/// Whether it counts files and their bytes, and not keys.
-pub(crate) const fn is_of_files(kind: JobKind) -> bool {
-    use JobKind::{Export, Import, Rekey, Verify};
-    matches!(kind, Import | Export | Verify | Rekey)
-}
-
 /// Counts bytes where there are any, else items. Cleared when it is dropped.
 struct Bar {
     bar: ProgressBar,
@@ -131,7 +115,7 @@ struct Bar {
 
 impl Bar {
     fn new(job: &Job) -> Self {
-        let counts_bytes = is_of_files(job.kind);
+        let counts_bytes = words::counts_files(job.kind);
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let bar = Self { bar, counts_bytes };
         bar.show(job);
@@ -164,7 +148,7 @@ impl Bar {
         if let Some(total) = total {
             self.bar.set_length(total);
         }
-        let name = noun(job.kind);
+        let name = words::job_noun(job.kind);
         self.bar.set_message(match job.state {
             JobState::Waiting => match &job.problem {
                 Some(problem) => format!("{name} waits: {}", problem.detail),

@@ -5,7 +5,7 @@ use url::form_urlencoded;
 
 use super::Context;
 use crate::grammar::{AuditCommand, AuditShow};
-use crate::show::{count, moment, table};
+use crate::show::table;
 
 pub(super) async fn run(
     command: AuditCommand,
@@ -18,7 +18,7 @@ pub(super) async fn run(
         }
         AuditCommand::Verify => {
             let chain: AuditChain = context.client.get(paths::AUDIT_VERIFY).await?;
-            context.answer(&chain, chain_text);
+            context.answer(&chain, words::audit_chain);
             match (chain.trouble, chain.unrecorded) {
                 (None, None) => Ok(Exit::Done),
                 (Some(why), _) => {
@@ -82,34 +82,12 @@ fn lines_text(page: &AuditPage) -> String {
 }
 
 fn row(line: &AuditLine) -> [String; 6] {
-    let mut more = Vec::new();
-    if let (Some(id), Some(version)) = (&line.key_id, line.key_version) {
-        more.push(format!("key {id}, version {version} of the master key"));
-    }
-    if let [first, rest @ ..] = &line.requests[..] {
-        let others =
-            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-        more.push(format!("request {first}{others}"));
-    }
-    more.extend(line.who.as_ref().map(|who| format!("by {who}")));
-    more.extend(Some(line.detail.clone()).filter(|detail| !detail.is_empty()));
     [
         line.seq.to_string(),
-        moment(line.at),
+        words::moment(line.at),
         line.action.clone(),
         line.subject.clone(),
         line.outcome.clone(),
-        more.join("; ").replace('\n', " "),
+        words::audit_more(line).replace('\n', " "),
     ]
-}
-
-fn chain_text(chain: &AuditChain) -> String {
-    let Some(first) = chain.first else { return "the audit log has no lines\n".to_owned() };
-    let lines = count(chain.last.saturating_sub(first) + 1, "line");
-    let files = count(chain.files, "file");
-    let how = match chain.trouble {
-        None => "each follows from the one before",
-        Some(_) => "NOT WHOLE",
-    };
-    format!("{lines}, {first} to {}, in {files}: {how}\nlast hash: {}\n", chain.last, chain.hash)
 }

@@ -2,14 +2,14 @@
 
 use admin_api::{
     BytePath, CreateFilesystem, Damage, Deleted, Entry, EntryKind, Exit, Export, Filesystem,
-    FilesystemState, Filesystems, Import, Job, Listing, Lock, Problem, Verify, WrappedBy, paths,
+    FilesystemState, Filesystems, Import, Job, Listing, Lock, Problem, Verify, paths,
 };
 use url::form_urlencoded;
 
 use super::{Context, findings_text};
 use crate::files::absolute;
 use crate::grammar::{FsCommand, Name};
-use crate::show::{fields, moment, table, under};
+use crate::show::{fields, table, under};
 
 pub(super) async fn run(
     command: FsCommand,
@@ -178,7 +178,7 @@ fn created_text(fs: &Filesystem) -> String {
         "{} is made in {}; its key is wrapped by {}\n",
         fs.name,
         fs.backing,
-        wrapped(&fs.wrapped_by)
+        words::wrapped_by(&fs.wrapped_by)
     );
     if fs.exposed {
         text.push_str(
@@ -198,8 +198,8 @@ fn list_text(filesystems: &[Filesystem]) -> String {
         .map(|fs| {
             [
                 fs.name.clone(),
-                state(fs.state).to_owned(),
-                wrapped(&fs.wrapped_by),
+                words::filesystem_state(fs.state).to_owned(),
+                words::wrapped_by(&fs.wrapped_by),
                 if fs.exposed { "yes" } else { "no" }.to_owned(),
                 fs.backing.to_string(),
             ]
@@ -224,32 +224,7 @@ fn list_text(filesystems: &[Filesystem]) -> String {
 }
 
 fn text(fs: &Filesystem) -> String {
-    let exposed = if fs.exposed {
-        format!(
-            "yes; its key has lain under local wrapping and may be compromised\nwith a KMS set, coffer fs rekey {} gives it a new one",
-            fs.name
-        )
-    } else {
-        "no".to_owned()
-    };
-    let mut lines = vec![("filesystem", fs.name.clone()), ("state", state(fs.state).to_owned())];
-    if let Some(problem) = &fs.problem {
-        lines.push(("why", problem.detail.clone()));
-        if let Some(cure) = &problem.cure {
-            lines.push(("do", cure.clone()));
-        }
-    }
-    lines.extend([("backing", fs.backing.to_string()), ("key", fs.key_id.clone())]);
-    if let Some(previous) = &fs.previous_key_id {
-        let stands = format!(
-            "{previous}; the filesystem is being re-encrypted, and what is not done lies under this one"
-        );
-        lines.push(("old key", stands));
-    }
-    lines.extend([("wrapped by", wrapped(&fs.wrapped_by))]);
-    lines.extend(fs.own_master_key.clone().map(|key| ("own master key", key)));
-    lines.extend([("exposed", exposed), ("made", moment(fs.created_at))]);
-    fields(&lines) + &findings_text(&fs.findings)
+    fields(&words::filesystem(fs)) + &findings_text(&fs.findings)
 }
 
 fn deleted_text(deleted: &Deleted, done: &str) -> String {
@@ -273,7 +248,7 @@ fn listing_text(entries: &[Entry]) -> String {
     entries
         .iter()
         .map(|entry| {
-            let modified = moment(u64::try_from(entry.modified_at).unwrap_or_default());
+            let modified = words::moment(u64::try_from(entry.modified_at).unwrap_or_default());
             let target = entry.target.as_ref().map(|t| format!(" -> {t}")).unwrap_or_default();
             format!(
                 "{}  {:>width$}  {modified}  {}{target}\n",
@@ -299,20 +274,4 @@ fn permissions(entry: &Entry) -> String {
         .rev()
         .map(|bit| if entry.mode >> bit & 1 == 0 { '-' } else { ['x', 'w', 'r'][bit % 3] });
     std::iter::once(kind).chain(bits).collect()
-}
-
-fn wrapped(by: &WrappedBy) -> String {
-    match by.kind.as_str() {
-        "local" => "a local key".to_owned(),
-        _ => format!("{} v{}", by.master_key, by.version),
-    }
-}
-
-const fn state(state: FilesystemState) -> &'static str {
-    match state {
-        FilesystemState::Unlocked => "unlocked",
-        FilesystemState::Unlocking => "unlocking",
-        FilesystemState::Locked => "locked",
-        FilesystemState::Deleting => "deleting",
-    }
 }

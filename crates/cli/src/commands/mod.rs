@@ -32,9 +32,6 @@ struct Context<'a, 'c> {
 /// For commands that have no `--wait`.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Of a KMS that is there and fails at something, which a warning names.
-const FALLS_SHORT: &str = "answers, but does not do all that Coffer needs";
-
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: Arguments, console: &mut Console<'_>) -> Result<Outcome, Problem> {
     let Arguments { common, command } = arguments;

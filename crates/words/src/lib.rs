@@ -1,0 +1,29 @@
+//! How the node's answers read for people. The command line and the web console show the same words, and they stand here.
+//!
+//! What has several properties reads as [`Fields`]: a name and a value each. How those are laid out, as lines of a terminal or as
+//! a list of a page, is the business of whoever shows them. Nothing here is escaped for either.
+//!
+//! ```
+//! use admin_api::{JobKind, JobState};
+//!
+//! assert_eq!(words::span(768 * 3600), "32 days");
+//! assert_eq!(words::job_noun(JobKind::Verify), "verification");
+//! assert_eq!(words::job_state(JobState::Partly), "is partly done");
+//! ```
+
+mod audit;
+mod filesystem;
+mod job;
+mod kms;
+mod quantity;
+mod status;
+
+pub use audit::{audit_chain, audit_more};
+pub use filesystem::{filesystem, filesystem_state, wrapped_by};
+pub use job::{counts_files, ended_job, job, job_noun, job_progress, job_state};
+pub use kms::{authentication, change, check_outcome, check_sum, impact, kms, rehearsal, versions};
+pub use quantity::{bytes, count, moment, span};
+pub use status::{kms_line, status};
+
+/// Names and values, in the order in which they are shown.
+pub type Fields = Vec<(&'static str, String)>;
