@@ -21,7 +21,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("snapshot", &["kms-core", "data-path", "filesystem"]),
     ("admin-api", &[]),
     ("words", &["admin-api"]),
-    ("daemon", &["kms-core", "key-manager", "filesystem", "snapshot", "admin-api"]),
+    ("web-console", &["admin-api", "words"]),
+    ("daemon", &["kms-core", "key-manager", "filesystem", "snapshot", "admin-api", "web-console"]),
     ("cli", &["admin-api", "words"]),
     ("dev-vault", &[]),
     (
@@ -36,6 +37,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "filesystem",
             "snapshot",
             "admin-api",
+            "words",
+            "web-console",
             "daemon",
             "cli",
             "dev-vault",
@@ -195,6 +198,7 @@ mod tests {
             ("kms-core", &[("admin-api", "build"), ("admin-api", "dev")]),
             ("admin-api", &[]),
             ("words", &["admin-api"]),
+            ("web-console", &["admin-api", "words"]),
         ]);
         assert_eq!(
             breaches(&metadata),

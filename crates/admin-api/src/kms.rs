@@ -67,6 +67,10 @@ pub struct Kms {
     pub exposed_keys: u64,
     /// What works today and should be changed.
     pub findings: Vec<Finding>,
+    /// Names what is set, or that nothing is: another one after each change of it, and after nothing else. Opaque. Given back as
+    /// `If-Match: "…"` it keeps a change from undoing that of somebody else.
+    #[serde(default)]
+    pub version: String,
 }
 
 /// The configuration and what the KMS says of it.
@@ -85,9 +89,9 @@ pub struct KmsDetails {
     /// Vault's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// Whether certificates of its own are trusted, and no others.
-    #[serde(default)]
-    pub own_ca: bool,
+    /// The certificates (PEM) that are trusted, and no others, if not the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_cert: Option<String>,
     /// How the node shows who it is: `token`, `token-file`, `approle`.
     pub auth_method: String,
     /// The file that the token is read from.
@@ -192,6 +196,15 @@ pub struct Finding {
     pub what: String,
     /// What to do.
     pub cure: String,
+}
+
+/// What a token has to be allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsPolicy {
+    /// In the KMS's policy language.
+    pub policy: String,
+    /// What applies it and makes a token under it.
+    pub commands: Vec<String>,
 }
 
 /// What would fail if something were taken away in the KMS.

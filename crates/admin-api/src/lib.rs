@@ -13,7 +13,7 @@
 //! | `/v1/kms/check` | POST | → [`KmsCheck`] |
 //! | `/v1/kms/rehearse` | POST | → [`KmsRehearsal`] |
 //! | `/v1/kms/impact` | GET `?of=token`, `?of=key`, `?of=versions&below=` | → [`KmsImpact`] |
-//! | `/v1/filesystems` | GET `?after=&limit=`, POST | [`CreateFilesystem`] → [`Filesystems`], [`Filesystem`] |
+//! | `/v1/filesystems` | GET `?after=&limit=&search=&state=`, POST | [`CreateFilesystem`] → [`Filesystems`], [`Filesystem`] |
 //! | `/v1/filesystems/{name}` | GET, DELETE `?forget=` | → [`Filesystem`], [`Deleted`] |
 //! | `/v1/filesystems/{name}/lock`, `/unlock` | POST | [`Lock`] → [`Filesystem`] |
 //! | `/v1/filesystems/{name}/verify`, `/import`, `/export` | POST | [`Verify`], [`Import`], [`Export`] → [`Job`] |
@@ -24,6 +24,9 @@
 //! | `/v1/jobs/{id}/stop` | POST | → [`Job`] |
 //! | `/v1/audit` | GET `?limit=&before=&action=&subject=&failed=` | → [`AuditPage`], the newest lines that fit |
 //! | `/v1/audit/verify` | GET | → [`AuditChain`] |
+//! | `/v1/console/links` | POST | [`OpenConsole`] → [`ConsoleLink`] |
+//! | `/v1/console/sessions` | GET, DELETE | → [`ConsoleSessions`]; ends all |
+//! | `/v1/console/sessions/{id}` | DELETE | → [`ConsoleSessions`], those that are left |
 //! | `/metrics` | GET | → Prometheus' text format |
 //!
 //! Times are Unix milliseconds, sizes are bytes, paths are [`BytePath`]s. Unknown fields in a request are refused;
@@ -40,6 +43,7 @@
 
 mod audit;
 mod bytes;
+mod console;
 mod filesystem;
 mod job;
 mod kms;
@@ -50,6 +54,7 @@ mod token;
 
 pub use audit::{AuditChain, AuditLine, AuditPage};
 pub use bytes::{BytePath, BytePathError};
+pub use console::{ConsoleLink, ConsoleSession, ConsoleSessions, OpenConsole};
 pub use filesystem::{
     CreateFilesystem, Deleted, Entry, EntryKind, Export, Filesystem, FilesystemState, Filesystems,
     Import, Listing, Lock, Verify, WrappedBy,
@@ -57,7 +62,8 @@ pub use filesystem::{
 pub use job::{Damage, Job, JobKind, JobState, Jobs, Pace, Progress};
 pub use kms::{
     Change, CheckItem, CheckOutcome, CredentialLife, Ending, Finding, Kms, KmsChange, KmsCheck,
-    KmsDetails, KmsImpact, KmsRehearsal, OwnKey, Rewrap, SetVault, ShutFilesystem, VersionCount,
+    KmsDetails, KmsImpact, KmsPolicy, KmsRehearsal, OwnKey, Rewrap, SetVault, ShutFilesystem,
+    VersionCount,
 };
 pub use problem::{Exit, MEDIA_TYPE, Problem};
 pub use status::{FilesystemCounts, Status};

@@ -46,6 +46,15 @@ pub const AUDIT: &str = "/v1/audit";
 /// Follows its whole chain.
 pub const AUDIT_VERIFY: &str = "/v1/audit/verify";
 
+/// Makes a link that opens a session of the web console.
+pub const CONSOLE_LINKS: &str = "/v1/console/links";
+/// Sessions of the web console.
+pub const CONSOLE_SESSIONS: &str = "/v1/console/sessions";
+/// One of them.
+pub const CONSOLE_SESSION: &str = "/v1/console/sessions/{id}";
+/// What a token has to be allowed (`?master_key=`, `?transit_path=`).
+pub const POLICY: &str = "/v1/kms/policy";
+
 /// Longest time for which a request waits for the end of a job, in milliseconds.
 pub const WAIT_LIMIT_MS: u64 = 10_000;
 
@@ -60,9 +69,52 @@ pub fn filesystem(name: &str) -> String {
     fill(FILESYSTEM, "{name}", name)
 }
 
+/// A page of filesystems: those whose names contain `search` and that are in this state, if that is not empty, after this one.
+pub fn filesystems(search: &str, state: &str, after: Option<&str>, limit: Option<usize>) -> String {
+    let limit = limit.map(|limit| limit.to_string());
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let wanted = [
+        ("search", given(search)),
+        ("state", given(state)),
+        ("after", after.map(str::to_owned)),
+        ("limit", limit),
+    ];
+    query(FILESYSTEMS, wanted)
+}
+
+/// What would fail without the `token`, the `key`, or its `versions` below one, of the master key that is set or this one.
+pub fn impact(of: &str, below: Option<&str>, master_key: Option<&str>) -> String {
+    let wanted = [("of", Some(of)), ("below", below), ("master_key", master_key)];
+    query(IMPACT, wanted.map(|(name, value)| (name, value.map(str::to_owned))))
+}
+
+/// What a token has to be allowed for these master keys.
+pub fn policy(master_keys: &[String], transit_path: &str) -> String {
+    let keys = master_keys.iter().map(|key| ("master_key", Some(key.clone())));
+    query(POLICY, keys.chain([("transit_path", Some(transit_path.to_owned()))]))
+}
+
+/// Lines of the audit log that fit, before this one.
+pub fn audit(action: &str, subject: &str, failed: bool, before: Option<u64>, limit: u64) -> String {
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let wanted = [
+        ("limit", Some(limit.to_string())),
+        ("before", before.map(|before| before.to_string())),
+        ("action", given(action)),
+        ("subject", given(subject)),
+        ("failed", failed.then(|| "true".to_owned())),
+    ];
+    query(AUDIT, wanted)
+}
+
 /// Where something of the filesystem with this name is; `route` is one of the constants with `{name}`.
 pub fn of_filesystem(route: &str, name: &str) -> String {
     fill(route, "{name}", name)
+}
+
+/// Where the session of the console with this id is.
+pub fn console_session(id: &str) -> String {
+    fill(CONSOLE_SESSION, "{id}", id)
 }
 
 /// Where something of the job with this id is; `route` is [`JOB`] or [`STOP`].
@@ -82,6 +134,15 @@ pub fn job_damage(id: &str, after: u64) -> String {
 
 fn fill(route: &str, place: &str, value: &str) -> String {
     route.replacen(place, &segment(value), 1)
+}
+
+fn query<'a>(route: &str, pairs: impl IntoIterator<Item = (&'a str, Option<String>)>) -> String {
+    let mut out = route.to_owned();
+    let given = pairs.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    for (at, (name, value)) in given.enumerate() {
+        let _ = write!(out, "{}{name}={}", if at == 0 { '?' } else { '&' }, segment(&value));
+    }
+    out
 }
 
 /// One segment of a path: RFC 3986's unreserved characters as they are, the other bytes as `%XX`.
@@ -106,5 +167,14 @@ mod tests {
     fn names_stay_in_their_segment() {
         assert_eq!(of_filesystem(LOCK, "a/b?c d"), "/v1/filesystems/a%2Fb%3Fc%20d/lock");
         assert_eq!(of_job(STOP, "{name}"), "/v1/jobs/%7Bname%7D/stop");
+    }
+
+    #[test]
+    fn values_stay_in_their_place_in_a_query() {
+        assert_eq!(
+            audit("a&b=c", "", true, None, 7),
+            "/v1/audit?limit=7&action=a%26b%3Dc&failed=true"
+        );
+        assert_eq!(filesystems("", "", None, None), "/v1/filesystems");
     }
 }

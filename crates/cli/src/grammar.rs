@@ -86,6 +86,22 @@ pub(crate) enum Command {
     /// The record of every use of a key and every request that changes something
     #[command(subcommand, after_help = "Example:\n  coffer audit verify")]
     Audit(AuditCommand),
+    /// Open the web console: print a link that opens a session, once and within a minute
+    #[command(after_help = "\
+The node serves the console where --listen of coffer serve says. Without that it does so from now on, on
+loopback and a free port.
+
+Examples:
+  coffer console
+  coffer console --read-only
+  coffer console sessions --end 3f2a91c0")]
+    Console {
+        /// For a session that may look and change nothing
+        #[arg(long)]
+        read_only: bool,
+        #[command(subcommand)]
+        command: Option<ConsoleCommand>,
+    },
     /// Rebuild a lost or damaged key store from backing directories
     Recover(Recover),
     /// What helps development, and is not for production
@@ -108,8 +124,24 @@ pub(crate) enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConsoleCommand {
+    /// Show the sessions that are open, or end them
+    #[command(
+        after_help = "Examples:\n  coffer console sessions\n  coffer console sessions --end-all"
+    )]
+    Sessions {
+        /// End the session with this id
+        #[arg(long, value_name = "ID", conflicts_with = "end_all")]
+        end: Option<String>,
+        /// End all of them, and links that were not used
+        #[arg(long)]
+        end_all: bool,
+    },
+}
+
 /// Run the node
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(after_help = "\
 The node runs in the foreground, logs to stderr (RUST_LOG sets how much) and ends on SIGTERM or
 SIGINT. What is given here goes before the configuration file.
@@ -117,7 +149,7 @@ SIGINT. What is given here goes before the configuration file.
 Example:
   coffer serve --state-dir /var/lib/coffer")]
 pub struct Serve {
-    /// A configuration file (TOML: state_dir, socket, log_format)
+    /// A configuration file (TOML: state_dir, socket, log_format, kms_deadline_seconds, listen, tls_cert, tls_key, console_hosts)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where the key store, the audit log and backing directories lie
@@ -127,6 +159,19 @@ pub struct Serve {
     /// The admin socket: the common option --socket.
     #[arg(skip)]
     pub socket: Option<PathBuf>,
+    /// Serve the web console there from the start; beyond loopback it takes --tls-cert and --tls-key
+    /// [default: 127.0.0.1 and a free port, once coffer console asks for it]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The console's certificate (PEM), with those between it and its CA
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// A name by which browsers reach the console, beside its address; links have the first
+    #[arg(long = "console-host", value_name = "HOST")]
+    pub console_hosts: Vec<String>,
 }
 
 /// Rebuild a lost or damaged key store from backing directories
@@ -142,7 +187,7 @@ pub struct Recover {
     /// A backing directory, or a directory of backing directories
     #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
     pub from: Vec<PathBuf>,
-    /// A configuration file (TOML: state_dir, socket, log_format)
+    /// A configuration file (TOML: state_dir, socket, log_format, kms_deadline_seconds, listen, tls_cert, tls_key, console_hosts)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where the new key store goes [default: /var/lib/coffer as root, else ~/.local/state/coffer]

@@ -74,7 +74,7 @@ pub(crate) fn run(
     output: Output,
 ) -> Result<Exit, Problem> {
     let cli::Recover { from, config, state_dir } = arguments;
-    let settings = Settings::of(config.as_deref(), state_dir, None)?;
+    let settings = Settings::of(cli::Serve { config, state_dir, ..cli::Serve::default() })?;
     let state_dir = settings.state_dir;
     daemon::harden().map_err(|e| {
         Problem::new(Exit::Failed, "start", TITLE, format!("core dumps can't be turned off: {e}"))

@@ -19,8 +19,7 @@ const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Is the node, until it is asked to end.
 pub(crate) fn run(arguments: cli::Serve) -> Result<Exit, Problem> {
-    let cli::Serve { config, state_dir, socket } = arguments;
-    let settings = Settings::of(config.as_deref(), state_dir, socket)?;
+    let settings = Settings::of(arguments)?;
     daemon::harden().map_err(|e| cannot_start("core dumps can't be turned off", &e))?;
     log_to_stderr(settings.log_format);
     parts::make_state_dir(&settings.state_dir)?;
@@ -32,7 +31,7 @@ pub(crate) fn run(arguments: cli::Serve) -> Result<Exit, Problem> {
 }
 
 async fn serve(settings: Settings) -> Result<Exit, Problem> {
-    let Settings { state_dir, socket, log_format: _, kms_deadline } = settings;
+    let Settings { state_dir, socket, log_format: _, kms_deadline, console } = settings;
     let store = Arc::new(NotedStore::open(&state_dir)?);
 
     // Nothing is recorded in the store before there is a log.
@@ -54,8 +53,18 @@ async fn serve(settings: Settings) -> Result<Exit, Problem> {
         state_dir: state_dir.clone(),
         kms_deadline,
     });
-    let parts =
-        daemon::Parts { manager, cipher, locks, audit, meters, rehearse, clock, state_dir, socket };
+    let parts = daemon::Parts {
+        manager,
+        cipher,
+        locks,
+        audit,
+        meters,
+        rehearse,
+        clock,
+        state_dir,
+        socket,
+        console,
+    };
     // Before anybody can see that it is up: who then has it end is not to find a process that a signal kills.
     let asked = crate::asked_to_end();
     let stop = async move {

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `api` | routes and handlers: requests in, answers or problems out |
 //! | `socket` | who gets through to it |
+//! | `console` | the web console: sessions, pages, a listener of its own |
 //! | `keeper` | the loop that opens filesystems and lets jobs go on |
 //! | `health` | the KMS as last seen; the token, renewed in time |
 //! | `jobs` | long work, and what it could not do |
@@ -41,6 +42,7 @@
 
 mod api;
 mod audit;
+mod console;
 mod disks;
 mod hardening;
 mod health;
@@ -75,12 +77,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 pub use audit::{AuditLog, SYNC_WITHIN};
+pub use console::{Listen, Tls};
 pub use hardening::harden;
 pub use meters::Meters;
 pub use patience::Patience;
 pub use problem::of_keys;
 pub use volumes::BackingVolumes;
 
+use crate::console::{Access, Door, Found};
 use crate::health::Health;
 use crate::jobs::{Jobs, Notes};
 use crate::keeper::Keeper;
@@ -126,6 +130,8 @@ pub struct Parts {
     pub state_dir: PathBuf,
     /// Where the admin API is served.
     pub socket: PathBuf,
+    /// Where the web console is served; `None`: on loopback, once somebody asks for it.
+    pub console: Option<Listen>,
 }
 
 impl fmt::Debug for Parts {
@@ -152,6 +158,12 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) state_dir: PathBuf,
     pub(crate) started_at: UnixMillis,
+    /// Who may use the console.
+    pub(crate) access: Access,
+    /// Where it is served.
+    pub(crate) door: Door,
+    /// What it found last.
+    pub(crate) found: Found,
     /// Filesystems that lay here at the start and that the store did not know.
     pub(crate) strangers: Strangers,
     settling_failed: Mutex<Option<String>>,
@@ -221,8 +233,19 @@ impl Node {
     /// # Errors
     /// With [`Exit::State`]: the socket or the state directory can't be used.
     pub async fn start(parts: Parts) -> Result<Self, Problem> {
-        let Parts { manager, cipher, locks, audit, meters, rehearse, clock, state_dir, socket } =
-            parts;
+        let Parts {
+            manager,
+            cipher,
+            locks,
+            audit,
+            meters,
+            rehearse,
+            clock,
+            state_dir,
+            socket,
+            console,
+        } = parts;
+        let listens = console.is_some();
         for name in ["jobs", "filesystems"] {
             make_private(&state_dir.join(name))?;
         }
@@ -256,10 +279,16 @@ impl Node {
             rehearsing: tokio::sync::Mutex::default(),
             clock,
             state_dir,
+            access: Access::default(),
+            door: Door::new(console.unwrap_or_else(Listen::loopback)),
+            found: Found::default(),
             strangers,
             settling_failed: Mutex::default(),
         });
         let (listener, socket) = socket::listen(&socket)?;
+        if listens {
+            console::open(&shared).await?;
+        }
         let settling = tokio::spawn({
             let shared = Arc::clone(&shared);
             async move { shared.settle().await }
@@ -296,7 +325,7 @@ impl Node {
         loops.spawn(async move { house.keep_house().await });
         let service =
             api::over_socket(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
-        let jobs = Arc::clone(&shared.jobs);
+        let (jobs, closing) = (Arc::clone(&shared.jobs), Arc::clone(&shared));
         let (failing, mut failed) = oneshot::channel();
         let stop = async move {
             if let Err(problem) = until_stopped(stop, loops).await {
@@ -305,6 +334,7 @@ impl Node {
             }
             // Requests that wait for a job would hold the node.
             jobs.begin_close();
+            closing.door.close().await;
         };
         let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
 

@@ -212,7 +212,7 @@ fn details(details: &KmsDetails) -> Fields {
     if let Some(namespace) = &details.namespace {
         lines.push(("namespace", namespace.clone()));
     }
-    if details.own_ca {
+    if details.ca_cert.is_some() {
         lines.push(("certificates", "those given with --ca-cert, and no others".to_owned()));
     }
     if details.client_cert {

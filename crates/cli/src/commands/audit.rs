@@ -1,7 +1,6 @@
 //! `coffer audit show|verify`
 
 use admin_api::{AuditChain, AuditLine, AuditPage, Exit, Problem, paths};
-use url::form_urlencoded;
 
 use super::Context;
 use crate::grammar::{AuditCommand, AuditShow};
@@ -46,7 +45,10 @@ async fn newest(wanted: &AuditShow, context: &Context<'_, '_>) -> Result<AuditPa
         if missing == 0 {
             return Ok(page);
         }
-        let path = path(wanted, missing.min(paths::PAGE_LIMIT as u64), page.before);
+        let AuditShow { action, about, failed, .. } = wanted;
+        let [action, about] = [action, about].map(|it| it.as_deref().unwrap_or_default());
+        let limit = missing.min(paths::PAGE_LIMIT as u64);
+        let path = paths::audit(action, about, *failed, page.before, limit);
         let mut older: AuditPage = context.client.get(&path).await?;
         older.lines.append(&mut page.lines);
         page = older;
@@ -54,23 +56,6 @@ async fn newest(wanted: &AuditShow, context: &Context<'_, '_>) -> Result<AuditPa
             return Ok(page);
         }
     }
-}
-
-fn path(wanted: &AuditShow, limit: u64, before: Option<u64>) -> String {
-    let mut query = form_urlencoded::Serializer::new(String::new());
-    query.append_pair("limit", &limit.to_string());
-    if let Some(before) = before {
-        query.append_pair("before", &before.to_string());
-    }
-    for (name, value) in [("action", &wanted.action), ("subject", &wanted.about)] {
-        if let Some(value) = value {
-            query.append_pair(name, value);
-        }
-    }
-    if wanted.failed {
-        query.append_pair("failed", "true");
-    }
-    format!("{}?{}", paths::AUDIT, query.finish())
 }
 
 fn lines_text(page: &AuditPage) -> String {

@@ -69,8 +69,8 @@ pub(super) async fn run(
 async fn list(context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
     let mut all = Filesystems { filesystems: Vec::new(), next: None };
     loop {
-        let page: Filesystems =
-            context.client.get(&page_of(paths::FILESYSTEMS, &[], all.next.as_deref())).await?;
+        let path = paths::filesystems("", "", all.next.as_deref(), None);
+        let page: Filesystems = context.client.get(&path).await?;
         all.filesystems.extend(page.filesystems);
         all.next = page.next;
         if all.next.is_none() {

@@ -8,7 +8,6 @@ use admin_api::{
     CheckItem, CheckOutcome, Exit, Job, Kms, KmsChange, KmsCheck, KmsImpact, KmsRehearsal, Problem,
     Rewrap, ShutFilesystem, paths,
 };
-use url::form_urlencoded;
 
 use super::job::outcome;
 use super::{Context, findings_text};
@@ -58,11 +57,7 @@ pub(super) async fn run(
                 Impact { delete_key: true, .. } => "key",
                 Impact { .. } => "token",
             };
-            let mut query = form_urlencoded::Serializer::new(String::new());
-            query.append_pair("of", lost);
-            query.extend_pairs(below.map(|below| ("below", below)));
-            query.extend_pairs(kms_key.map(|key| ("master_key", key)));
-            let path = format!("{}?{}", paths::IMPACT, query.finish());
+            let path = paths::impact(lost, below.as_deref(), kms_key.as_deref());
             let impact: KmsImpact = context.client.get(&path).await?;
             Ok(context.answer(&impact, |impact| fields(&words::impact(impact))))
         }

@@ -1,6 +1,7 @@
 //! What each command asks and how its answer reads.
 
 mod audit;
+mod console;
 mod fs;
 mod job;
 mod kms;
@@ -76,6 +77,9 @@ fn ask_node(command: Command, mut context: Context<'_, '_>) -> Result<Exit, Prob
             Command::Status => status::show(&mut context).await,
             Command::Job(command) => job::run(command, &mut context).await,
             Command::Audit(command) => audit::run(command, &mut context).await,
+            Command::Console { read_only, command } => {
+                console::run(read_only, command, &mut context).await
+            }
             Command::Fs(FsCommand::Kms { command }) => kms::run(command, &mut context).await,
             Command::Fs(command) => fs::run(command, &mut context).await,
             // `run` has done these.

@@ -14,7 +14,7 @@ fn set() -> Value {
     json!({
         "configured": {
             "id": "c", "kind": "vault", "base_url": "https://vault:8200", "master_key": "coffer-key",
-            "transit_path": "transit", "own_ca": false, "auth_method": "token", "client_cert": false, "credential_set": true,
+            "transit_path": "transit", "auth_method": "token", "client_cert": false, "credential_set": true,
             "credential": {"seconds_left": 2_764_800, "renewable": true, "periodic": true, "told_seconds_ago": 0},
             "latest_version": 3, "min_decryption_version": 1, "lowest_needed": 2, "held_back_by": ["home", "the canary"],
             "problem": null,

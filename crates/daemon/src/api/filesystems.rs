@@ -23,9 +23,33 @@ use crate::{Shared, problem};
 pub(crate) struct Page {
     after: Option<String>,
     limit: Option<usize>,
+    /// What names contain.
+    #[serde(default)]
+    search: String,
+    state: Option<Standing>,
+}
+
+/// Which filesystems are wanted.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Standing {
+    Unlocked,
+    /// Those that are not, whatever the reason.
+    Locked,
+    Exposed,
 }
 
 impl Page {
+    fn wants(&self, fs: &FilesystemStatus) -> bool {
+        let stands = match self.state {
+            None => true,
+            Some(Standing::Unlocked) => fs.key == KeyState::Unlocked,
+            Some(Standing::Locked) => fs.key != KeyState::Unlocked,
+            Some(Standing::Exposed) => fs.exposed,
+        };
+        stands && fs.filesystem.name.as_str().contains(&self.search)
+    }
+
     fn limit(&self) -> usize {
         self.limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT)
     }
@@ -38,7 +62,8 @@ pub(crate) async fn list(
     let statuses = shared.manager.filesystem_statuses().await;
     let statuses = statuses.map_err(|e| problem::of_keys("filesystems can't be listed", &e))?;
     let after = page.after.as_deref().unwrap_or_default();
-    let mut rest = statuses.iter().filter(|fs| fs.filesystem.name.as_str() > after);
+    let mut rest =
+        statuses.iter().filter(|fs| fs.filesystem.name.as_str() > after && page.wants(fs));
     let filesystems: Vec<_> = rest.by_ref().take(page.limit()).map(view).collect();
     let more = rest.next().is_some();
     let next = filesystems.last().filter(|_| more).map(|fs| fs.name.clone());

@@ -346,7 +346,7 @@ pub(crate) fn view(
         master_key: config.master_key.clone(),
         transit_path: transit_path(config),
         namespace: setting(config, "namespace"),
-        own_ca: config.settings.contains_key("ca_cert"),
+        ca_cert: setting(config, "ca_cert"),
         auth_method: match auth {
             Some(AuthKind::TokenFile(_)) => "token-file",
             Some(AuthKind::Login { .. }) => "approle",
@@ -385,6 +385,7 @@ pub(crate) fn view(
         keys: counted(&in_use.versions),
         exposed_keys: exposed.len() as u64,
         findings: found,
+        version: String::new(),
     }
 }
 

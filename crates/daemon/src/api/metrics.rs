@@ -246,7 +246,7 @@ mod tests {
             master_key: "k".into(),
             transit_path: "transit".into(),
             namespace: None,
-            own_ca: false,
+            ca_cert: None,
             auth_method: "approle".into(),
             token_file: None,
             role_id: None,

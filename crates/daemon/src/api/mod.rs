@@ -1,6 +1,7 @@
 //! The admin API: routes, and what every request goes through.
 
 mod audit;
+mod console;
 mod filesystems;
 mod jobs;
 mod kms;
@@ -17,7 +18,7 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, FromRequest, Reque
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use key_manager::FilesystemName;
 use kms_core::{AuditEvent, AuditSink as _, Outcome};
@@ -71,6 +72,9 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route(paths::METRICS, get(metrics::show))
         .route(paths::AUDIT, get(audit::show))
         .route(paths::AUDIT_VERIFY, get(audit::verify))
+        .route(paths::CONSOLE_LINKS, post(console::link))
+        .route(paths::CONSOLE_SESSIONS, get(console::sessions).delete(console::end_all))
+        .route(paths::CONSOLE_SESSION, delete(console::end))
         .fallback(async || Refusal(no_such(404, "there is no such resource")))
         .method_not_allowed_fallback(async || Refusal(no_such(405, "it has no such method")))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))

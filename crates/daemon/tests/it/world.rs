@@ -112,6 +112,7 @@ impl World {
             clock: Arc::new(SystemClock),
             state_dir,
             socket: socket.clone(),
+            console: None,
         });
         let node = node.await.unwrap();
         let (stop, stopped) = oneshot::channel();

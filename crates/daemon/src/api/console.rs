@@ -1,0 +1,87 @@
+//! `/v1/console`
+
+use std::sync::Arc;
+
+use admin_api::{ConsoleLink, ConsoleSession, ConsoleSessions, Exit, OpenConsole, Problem};
+use axum::Json;
+use axum::extract::{Extension, Path, State};
+use kms_core::{AuditEvent, AuditSink as _, Outcome};
+
+use super::{Answer, Body, Caller};
+use crate::console::{CODE_LIVES, Role, SESSION_IDLES, SESSION_LIVES};
+use crate::{Shared, console, problem};
+
+/// Makes a link that opens a session, and serves the console if it is not served yet.
+pub(crate) async fn link(
+    State(shared): State<Arc<Shared>>,
+    Extension(Caller(by)): Extension<Caller>,
+    Body(request): Body<Option<OpenConsole>>,
+) -> Answer<ConsoleLink> {
+    let OpenConsole { read_only } = request.unwrap_or_default();
+    let origin = console::open(&shared).await?;
+    let role = if read_only { Role::Viewer } else { Role::Administrator };
+    let code = shared.access.invite(role, &by, shared.clock.now());
+    let code = code.map_err(|e| problem::internal("no link can be made", e))?;
+    let url = format!("{origin}/login#{code}");
+    Ok(Json(ConsoleLink { url, seconds_left: CODE_LIVES.as_secs() }))
+}
+
+/// The sessions that are open.
+pub(crate) async fn sessions(State(shared): State<Arc<Shared>>) -> Answer<ConsoleSessions> {
+    Ok(Json(listed(&shared)))
+}
+
+/// Ends all sessions, and the links that could open others.
+pub(crate) async fn end_all(State(shared): State<Arc<Shared>>) -> Answer<ConsoleSessions> {
+    for session in shared.access.sessions(shared.clock.now()) {
+        record(&shared, &session.id);
+    }
+    shared.access.end_all();
+    Ok(Json(listed(&shared)))
+}
+
+/// Ends one.
+pub(crate) async fn end(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+) -> Answer<ConsoleSessions> {
+    if !shared.access.end(&id) {
+        let (title, why) = ("the session can't be ended", "there is none with this id");
+        let problem = Problem::new(Exit::State, "unknown", title, why).with_status(404);
+        return Err(problem.cure("see which there are: coffer console sessions").into());
+    }
+    record(&shared, &id);
+    Ok(Json(listed(&shared)))
+}
+
+fn listed(shared: &Shared) -> ConsoleSessions {
+    let sessions = shared.access.sessions(shared.clock.now()).into_iter();
+    let sessions = sessions.map(|session| {
+        let after = |since: kms_core::UnixMillis, life: std::time::Duration| {
+            since.0 + u64::try_from(life.as_millis()).unwrap_or(u64::MAX)
+        };
+        let ends = after(session.used, SESSION_IDLES).min(after(session.opened, SESSION_LIVES));
+        ConsoleSession {
+            id: session.id,
+            read_only: session.role == Role::Viewer,
+            opened_by: session.by,
+            opened_at: session.opened.0,
+            used_at: session.used.0,
+            ends_at: ends,
+        }
+    });
+    ConsoleSessions { sessions: sessions.collect() }
+}
+
+fn record(shared: &Shared, id: &str) {
+    shared.audit.record(&AuditEvent {
+        at: shared.clock.now(),
+        action: "console.session".to_owned(),
+        subject: id.to_owned(),
+        outcome: Outcome::Done,
+        who: None,
+        key: None,
+        requests: Vec::new(),
+        detail: "ended over the unix socket".to_owned(),
+    });
+}

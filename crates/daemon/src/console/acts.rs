@@ -1,0 +1,393 @@
+//! What is sent by forms. What was done is told on the page that follows; what was refused is told in the form, which keeps what was typed.
+
+use std::collections::HashMap;
+
+use admin_api::{
+    BytePath, CreateFilesystem, Deleted, Exit, Export, Filesystem, Import, Job, KmsChange,
+    KmsCheck, KmsDetails, KmsRehearsal, Lock, Problem, Rewrap, SetVault, Status, Token, Verify,
+    paths,
+};
+use axum::Extension;
+use axum::Form as Urlencoded;
+use axum::extract::{Path, State};
+use axum::http::header::SET_COOKIE;
+use axum::response::{Html, IntoResponse, Redirect, Response};
+use kms_core::{AuditEvent, AuditSink as _, Outcome};
+use serde::Deserialize;
+use web_console::{At, Form, Forms, Page, Viewer};
+use zeroize::Zeroizing;
+
+use super::access::Session;
+use super::pages::{self, Besides, Wanted};
+use super::{Console, Role, Submitted, no_entry, status_of};
+use crate::mutex::lock;
+use crate::problem;
+
+#[derive(Deserialize)]
+pub(super) struct Code {
+    #[serde(default)]
+    code: String,
+}
+
+pub(super) async fn log_in(
+    State(console): State<Console>,
+    Urlencoded(Code { code }): Urlencoded<Code>,
+) -> Response {
+    let shared = &console.shared;
+    let entered = shared.access.log_in(code.trim(), shared.clock.now());
+    let entered = entered.map_err(|e| problem::internal("no session is opened", e));
+    let (problem, who) = match entered {
+        Ok(Ok((secret, session))) => {
+            console.record(Outcome::Done, Some(&session), "opened");
+            let cookie = [(SET_COOKIE, console.set_cookie(&secret))];
+            return (cookie, Redirect::to("/")).into_response();
+        }
+        Ok(Err(why)) => (no_entry(&why), "a wrong code"),
+        Err(problem) => (problem, "no random bytes"),
+    };
+    // A thousand guesses are not a thousand lines.
+    if problem.status != 429 {
+        console.record(Outcome::Refused, None, who);
+    }
+    let page = Page::outside("Log in").render(&web_console::login(Some(&problem)));
+    (status_of(&problem), Html(page)).into_response()
+}
+
+pub(super) async fn log_out(
+    State(console): State<Console>,
+    Submitted { session, .. }: Submitted,
+) -> Response {
+    console.shared.access.end(&session.id);
+    console.record(Outcome::Done, Some(&session), "ended by itself");
+    ([(SET_COOKIE, console.set_cookie(""))], Redirect::to("/login")).into_response()
+}
+
+/// Sets or changes the KMS.
+pub(super) async fn configure(
+    State(console): State<Console>,
+    Submitted { session, typed }: Submitted,
+) -> Response {
+    let api = console.api(&session);
+    let done = async {
+        let status: Status = api.get(paths::STATUS).await?;
+        let request = set_vault(&typed, status.kms.configured.as_ref())?;
+        let version = typed.get("version").map(String::as_str).unwrap_or_default();
+        api.put::<KmsChange>(paths::KMS, version, &request).await
+    };
+    match done.await {
+        Ok(change) => console.told(&session, "/kms", words::change(&change)),
+        Err(problem) => {
+            console.kms_refused(&session, "configure", typed, problem, field_of_kms).await
+        }
+    }
+}
+
+/// What the form says. What is left as it is of the way to show who we are is not sent, so that the node keeps it.
+fn set_vault(
+    typed: &HashMap<String, String>,
+    now: Option<&KmsDetails>,
+) -> Result<SetVault, Problem> {
+    let given = |name: &str| {
+        typed.get(name).map(|text| text.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    let secret = |name: &str| given(name).map(|text| Token::new(Zeroizing::new(text)));
+    let (token, secret_id) = (secret("token"), secret("secret_id"));
+    let token_file = given("token_file").map(|path| BytePath::new(path.as_str()));
+    let (role_id, auth_path) = (given("role_id"), given("auth_path"));
+    let as_it_is = now.is_some_and(|now| {
+        (&now.role_id, &now.auth_path, &now.token_file) == (&role_id, &auth_path, &token_file)
+    });
+    let keeps = as_it_is && token.is_none() && secret_id.is_none();
+    // A token takes the place of whatever was set before.
+    let replaces = as_it_is && token.is_some();
+    let other = !(keeps || replaces);
+    if now.is_none() && token.is_none() && token_file.is_none() && role_id.is_none() {
+        let why = "it takes an API token, or another way to show Vault who the node is";
+        return Err(Problem::new(Exit::Usage, "token-missing", "the KMS can't be set", why)
+            .cure("give the token, or an AppRole or a token file under More"));
+    }
+    Ok(SetVault {
+        base_url: given("base_url").unwrap_or_default(),
+        master_key: given("master_key").unwrap_or_default(),
+        token,
+        token_file: token_file.filter(|_| other),
+        role_id: role_id.filter(|_| other),
+        secret_id,
+        auth_path: auth_path.filter(|_| other),
+        client_cert: given("client_cert"),
+        client_key: secret("client_key"),
+        namespace: given("namespace"),
+        transit_path: given("transit_path"),
+        ca_cert: given("ca_cert"),
+        allow_http: typed.contains_key("allow_http"),
+    })
+}
+
+/// The input of the dialog that a refusal is about.
+fn field_of_kms(problem: &Problem) -> Option<&'static str> {
+    match problem.code.as_str() {
+        "kms-unreachable" | "kms-sealed" | "kms-address" | "kms-tls" | "kms-http" => {
+            Some("base_url")
+        }
+        "kms-key-missing" | "kms-key-unfit" | "kms-key-replaced" | "kms-key-name" => {
+            Some("master_key")
+        }
+        "kms-denied" | "kms-no-credential" | "token-missing" => Some("token"),
+        _ => None,
+    }
+}
+
+/// Removes the KMS; with the word typed, by a downgrade.
+pub(super) async fn reset(
+    State(console): State<Console>,
+    Submitted { session, typed }: Submitted,
+) -> Response {
+    let word = typed.get("word").map(|word| word.trim());
+    let refused = |why: &str| {
+        Problem::new(Exit::Usage, "not-confirmed", "nothing was done", why).cure("type downgrade")
+    };
+    let done = match word {
+        Some("downgrade") | None => {
+            let version = typed.get("version").map(String::as_str).unwrap_or_default();
+            let path = format!("{}?allow_downgrade={}", paths::KMS, word.is_some());
+            console.api(&session).delete::<KmsChange>(&path, version).await
+        }
+        Some(_) => Err(refused("another word was typed")),
+    };
+    match done {
+        Ok(change) => console.told(&session, "/kms", words::change(&change)),
+        Err(problem) => {
+            let field = |problem: &Problem| (problem.code == "not-confirmed").then_some("word");
+            console.kms_refused(&session, "reset", typed, problem, field).await
+        }
+    }
+}
+
+pub(super) async fn rewrap(
+    State(console): State<Console>,
+    Submitted { session, .. }: Submitted,
+) -> Response {
+    let begun = console.api(&session).post::<Job>(paths::REWRAP, &Rewrap::default()).await;
+    console.begun(&session, "/kms", begun)
+}
+
+pub(super) async fn check(
+    State(console): State<Console>,
+    Submitted { session, .. }: Submitted,
+) -> Response {
+    match console.api(&session).post::<KmsCheck>(paths::CHECK, &()).await {
+        Ok(it) => {
+            let told = words::check_sum(&it);
+            *lock(&console.shared.found.check) = Some(At { at: console.shared.clock.now().0, it });
+            console.told(&session, "/kms#check", told)
+        }
+        Err(problem) => console.failed(&session, "/kms", &problem),
+    }
+}
+
+pub(super) async fn rehearse(
+    State(console): State<Console>,
+    Submitted { session, .. }: Submitted,
+) -> Response {
+    match console.api(&session).post::<KmsRehearsal>(paths::REHEARSE, &()).await {
+        Ok(it) => {
+            let told = words::rehearsal(&it).into_iter().next().unwrap_or_default();
+            let at = console.shared.clock.now().0;
+            *lock(&console.shared.found.rehearsal) = Some(At { at, it });
+            console.told(&session, "/kms#rehearsal", told)
+        }
+        Err(problem) => console.failed(&session, "/kms", &problem),
+    }
+}
+
+pub(super) async fn create(
+    State(console): State<Console>,
+    Submitted { session, typed }: Submitted,
+) -> Response {
+    let given = |name: &str| {
+        typed.get(name).map(|text| text.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    let request = CreateFilesystem {
+        name: given("name").unwrap_or_default(),
+        backing: given("backing").map(|path| BytePath::new(path.as_str())),
+        allow_no_kms: typed.contains_key("allow_no_kms"),
+        kms_key: given("kms_key"),
+    };
+    let api = console.api(&session);
+    let problem = match api.post::<Filesystem>(paths::FILESYSTEMS, &request).await {
+        Ok(fs) => {
+            let wrapped = words::wrapped_by(&fs.wrapped_by);
+            let told = format!("{} is made; its key is wrapped by {wrapped}", fs.name);
+            return console.told(&session, &format!("/filesystems/{}", fs.name), told);
+        }
+        Err(problem) => problem,
+    };
+    let field = match problem.code.as_str() {
+        "exists" | "invalid-name" => Some("name"),
+        "invalid" if !problem.detail.contains("directory") => Some("name"),
+        _ if request.kms_key.is_some() && problem.code.starts_with("kms-key") => Some("kms_key"),
+        _ => None,
+    };
+    let wanted = Wanted::default();
+    match pages::filesystems_shown(&console, &session, &wanted).await {
+        Ok(shown) => {
+            let forms = Forms::open("create", Form::with(typed).refused(problem.clone(), field));
+            console.again(&session, &problem, |viewer| {
+                pages::filesystems_page(&shown, &wanted, &forms, viewer, None)
+            })
+        }
+        Err(_) => console.failed(&session, "/filesystems", &problem),
+    }
+}
+
+/// What is done with one filesystem.
+pub(super) async fn of_filesystem(
+    State(console): State<Console>,
+    Path((name, act)): Path<(String, String)>,
+    Submitted { session, typed }: Submitted,
+) -> Response {
+    let (api, at) = (console.api(&session), format!("/filesystems/{name}"));
+    let path = |route: &str| paths::of_filesystem(route, &name);
+    let directory =
+        |field: &str| BytePath::new(typed.get(field).map(|it| it.trim()).unwrap_or_default());
+    let begun = |begun: Result<Job, Problem>| begun.map(|job| (at.clone(), begun_text(&job)));
+    // The dialog that it was asked for in, the input that a refusal is about, and what came of it.
+    let (dialog, field, done) = match act.as_str() {
+        "lock" => {
+            let force = typed.contains_key("force");
+            let locked = api.post::<Filesystem>(&path(paths::LOCK), &Lock { force }).await;
+            ("lock", None, locked.map(|_| (at.clone(), format!("{name} is locked"))))
+        }
+        "unlock" => {
+            let unlocked = api.post::<Filesystem>(&path(paths::UNLOCK), &()).await;
+            ("", None, unlocked.map(|_| (at.clone(), format!("{name} is unlocked"))))
+        }
+        "verify" => ("", None, begun(api.post(&path(paths::VERIFY), &Verify::default()).await)),
+        "rekey" => ("rekey", None, begun(api.post(&path(paths::REKEY), &()).await)),
+        "import" => {
+            let request = Import { source: directory("source") };
+            ("import", Some("source"), begun(api.post(&path(paths::IMPORT), &request).await))
+        }
+        "export" => {
+            let request = Export { target: directory("target") };
+            ("export", Some("target"), begun(api.post(&path(paths::EXPORT), &request).await))
+        }
+        "delete" if typed.get("name").is_some_and(|typed| typed.trim() == name) => {
+            let deleted = api.delete::<Deleted>(&paths::filesystem(&name), "").await;
+            (
+                "delete",
+                None,
+                deleted.map(|_| ("/filesystems".to_owned(), format!("{name} is deleted"))),
+            )
+        }
+        "delete" => {
+            let (title, why) = ("nothing was deleted", "another name was typed");
+            let problem = Problem::new(Exit::Usage, "not-confirmed", title, why);
+            ("delete", Some("name"), Err(problem.cure(format!("type {name}"))))
+        }
+        _ => {
+            return pages::nowhere(
+                State(console),
+                Extension(session),
+                (&*at).try_into().unwrap_or_default(),
+            )
+            .await;
+        }
+    };
+    let problem = match done {
+        Ok((next, told)) => return console.told(&session, &next, told),
+        Err(problem) => problem,
+    };
+    let shown = match pages::filesystem_shown(&console, &session, &name).await {
+        Ok(shown) if !dialog.is_empty() => shown,
+        _ => return console.failed(&session, &at, &problem),
+    };
+    let field = field.filter(|_| problem.exit == Exit::Usage || problem.code == "invalid-target");
+    let forms = Forms::open(dialog, Form::with(typed).refused(problem.clone(), field));
+    console.again(&session, &problem, |viewer| pages::filesystem_page(&shown, &forms, viewer, None))
+}
+
+pub(super) async fn stop(
+    State(console): State<Console>,
+    Path(id): Path<String>,
+    Submitted { session, .. }: Submitted,
+) -> Response {
+    let stopped = console.api(&session).post::<Job>(&paths::of_job(paths::STOP, &id), &()).await;
+    match stopped {
+        Ok(job) => {
+            let told = format!("the {} {}", words::job_noun(job.kind), words::job_state(job.state));
+            console.told(&session, &paths::of_job("/jobs/{id}", &job.id), told)
+        }
+        Err(problem) => console.failed(&session, "/jobs", &problem),
+    }
+}
+
+fn begun_text(job: &Job) -> String {
+    let noun = words::job_noun(job.kind);
+    if job.resumed { format!("the {noun} goes on") } else { format!("the {noun} has begun") }
+}
+
+impl Console {
+    /// The next page, with the news of what was done.
+    fn told(&self, session: &Session, next: &str, told: String) -> Response {
+        self.shared.access.tell(&session.id, told);
+        Redirect::to(next).into_response()
+    }
+
+    fn begun(&self, session: &Session, next: &str, begun: Result<Job, Problem>) -> Response {
+        match begun {
+            Ok(job) => self.told(session, next, begun_text(&job)),
+            Err(problem) => self.failed(session, next, &problem),
+        }
+    }
+
+    /// A page of its own for what failed and has no form to stand in.
+    fn failed(&self, session: &Session, at: &str, problem: &Problem) -> Response {
+        self.again(session, problem, |viewer| {
+            Page::aside(&problem.title, viewer).at(at).render(&web_console::back(problem, at))
+        })
+    }
+
+    /// The page that a form was sent from, with what came of it.
+    fn again(
+        &self,
+        session: &Session,
+        problem: &Problem,
+        show: impl FnOnce(&Viewer<'_>) -> String,
+    ) -> Response {
+        (status_of(problem), self.page(session, show)).into_response()
+    }
+
+    async fn kms_refused(
+        &self,
+        session: &Session,
+        dialog: &'static str,
+        typed: HashMap<String, String>,
+        problem: Problem,
+        field: impl Fn(&Problem) -> Option<&'static str>,
+    ) -> Response {
+        let Ok(shown) = pages::kms_shown(self, session, &Besides::default()).await else {
+            return self.failed(session, "/kms", &problem);
+        };
+        let field = field(&problem);
+        let forms = Forms::open(dialog, Form::with(typed).refused(problem.clone(), field));
+        self.again(session, &problem, |viewer| pages::kms_page(self, &shown, &forms, viewer, None))
+    }
+
+    fn record(&self, outcome: Outcome, session: Option<&Session>, detail: &str) {
+        let role = |it: &Session| match it.role {
+            Role::Administrator => "administrator",
+            Role::Viewer => "viewer",
+        };
+        self.shared.audit.record(&AuditEvent {
+            at: self.shared.clock.now(),
+            action: "console.session".to_owned(),
+            subject: session.map(|it| it.id.clone()).unwrap_or_default(),
+            outcome,
+            who: session.map(|it| it.by.clone()),
+            key: None,
+            requests: Vec::new(),
+            detail: session.map_or(detail.to_owned(), |it| format!("{detail} ({})", role(it))),
+        });
+    }
+}

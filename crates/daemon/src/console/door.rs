@@ -1,0 +1,231 @@
+//! Where the console listens.
+//!
+//! A node that was told no address listens on no network until somebody asks for the console, and then on loopback, on a free port.
+//! Beyond loopback it takes a certificate.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use admin_api::{Exit, Problem};
+use axum::Router;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tls_listener::TlsListener;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+use super::guard::Origins;
+
+/// How long connections may take to end when the node does.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where the console is to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// The address; port 0 is a free one.
+    pub address: SocketAddr,
+    /// What encrypts the way to it.
+    pub tls: Option<Tls>,
+    /// Names of the host by which browsers reach it, beside the address itself, without a port.
+    pub hosts: Vec<String>,
+}
+
+/// Files in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate, and those between it and its CA.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl Listen {
+    /// On loopback, on a free port.
+    pub fn loopback() -> Self {
+        Self { address: ([127, 0, 0, 1], 0).into(), tls: None, hosts: Vec::new() }
+    }
+}
+
+/// The console's listener, opened once.
+pub(crate) struct Door {
+    listen: Listen,
+    opened: Mutex<Option<Opened>>,
+    closing: watch::Sender<bool>,
+}
+
+struct Opened {
+    origins: Origins,
+    served: JoinHandle<()>,
+}
+
+impl Door {
+    pub(crate) fn new(listen: Listen) -> Self {
+        Self { listen, opened: Mutex::default(), closing: watch::Sender::new(false) }
+    }
+
+    /// Listens, if it does not yet, and serves what `router` makes for where that is. Answers the origin of links.
+    pub(crate) async fn open(
+        &self,
+        router: impl FnOnce(Origins) -> Router,
+    ) -> Result<String, Problem> {
+        let mut opened = self.opened.lock().await;
+        if let Some(opened) = opened.as_ref().filter(|opened| !opened.served.is_finished()) {
+            return Ok(opened.origins.first());
+        }
+        let Listen { address, tls, hosts } = &self.listen;
+        if tls.is_none() && !address.ip().is_loopback() {
+            let why =
+                format!("{address} is not loopback, and what is sent there would not be encrypted");
+            return Err(Problem::new(Exit::Usage, "console-plain", NO_CONSOLE, why)
+                .cure("give a certificate with --tls-cert FILE and --tls-key FILE, or listen on 127.0.0.1"));
+        }
+        let acceptor = match tls {
+            Some(tls) => Some(acceptor(tls).await?),
+            None => None,
+        };
+        let unusable = |e: io::Error| {
+            Problem::new(Exit::State, "console-address", NO_CONSOLE, format!("{address}: {e}"))
+                .cure("give another address with --listen ADDR")
+        };
+        let listener = TcpListener::bind(address).await.map_err(unusable)?;
+        let bound = listener.local_addr().map_err(unusable)?;
+        let scheme = if acceptor.is_some() { "https" } else { "http" };
+        let origins = Origins::new(scheme, names(bound, hosts, scheme));
+        let service = router(origins.clone()).into_make_service();
+        let mut closing = self.closing.subscribe();
+        let closing = async move {
+            let _ = closing.wait_for(|closing| *closing).await;
+        };
+        let served = match acceptor {
+            Some(acceptor) => {
+                let served = axum::serve(TlsListener::new(acceptor, listener), service);
+                tokio::spawn(ended(served.with_graceful_shutdown(closing).into_future()))
+            }
+            None => tokio::spawn(ended(
+                axum::serve(listener, service).with_graceful_shutdown(closing).into_future(),
+            )),
+        };
+        let origin = origins.first();
+        tracing::info!(%origin, "the console is served");
+        *opened = Some(Opened { origins, served });
+        Ok(origin)
+    }
+
+    /// Serves nothing more.
+    pub(crate) async fn close(&self) {
+        self.closing.send_replace(true);
+        if let Some(Opened { mut served, .. }) = self.opened.lock().await.take()
+            && tokio::time::timeout(LEAVE_WITHIN, &mut served).await.is_err()
+        {
+            served.abort();
+        }
+    }
+}
+
+const NO_CONSOLE: &str = "the console can't be served";
+
+async fn ended(served: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the console is served no more");
+    }
+}
+
+/// How browsers can name the host, with the port unless it is the scheme's own.
+fn names(bound: SocketAddr, hosts: &[String], scheme: &str) -> Vec<String> {
+    let port = match (scheme, bound.port()) {
+        ("https", 443) | ("http", 80) => String::new(),
+        (_, port) => format!(":{port}"),
+    };
+    let mut names: Vec<String> = hosts.iter().map(|host| format!("{host}{port}")).collect();
+    if !bound.ip().is_unspecified() {
+        let ip = match bound {
+            SocketAddr::V4(address) => address.ip().to_string(),
+            SocketAddr::V6(address) => format!("[{}]", address.ip()),
+        };
+        names.push(format!("{ip}{port}"));
+    }
+    if bound.ip().is_loopback() || bound.ip().is_unspecified() {
+        names.push(format!("localhost{port}"));
+    }
+    names
+}
+
+async fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Problem> {
+    let Tls { certificate, key } = tls;
+    let unusable = |path: &Path, why: String| {
+        let why = format!("{}: {why}", path.display());
+        Problem::new(Exit::State, "console-certificate", NO_CONSOLE, why)
+            .cure("give a certificate and its private key in PEM, which the node's user can read")
+    };
+    let read =
+        async |path: &Path| tokio::fs::read(path).await.map_err(|e| unusable(path, e.to_string()));
+    let chain = CertificateDer::pem_slice_iter(&read(certificate).await?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| unusable(certificate, e.to_string()))?;
+    let private = PrivateKeyDer::from_pem_slice(&read(key).await?)
+        .map_err(|e| unusable(key, e.to_string()))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| unusable(certificate, e.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(|e| unusable(certificate, e.to_string()))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn opened(listen: Listen) -> Result<String, Problem> {
+        let door = Door::new(listen);
+        let origin = door.open(|_| Router::new()).await;
+        door.close().await;
+        origin
+    }
+
+    #[tokio::test]
+    async fn it_listens_on_loopback_and_says_where() {
+        let origin = opened(Listen::loopback()).await.unwrap();
+        assert!(origin.starts_with("http://127.0.0.1:") && !origin.ends_with(":0"), "{origin}");
+    }
+
+    #[tokio::test]
+    async fn plain_http_does_not_leave_the_machine() {
+        for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
+            let listen = Listen { address: address.parse().unwrap(), ..Listen::loopback() };
+            assert_eq!(opened(listen).await.unwrap_err().code, "console-plain", "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_none_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.pem");
+        std::fs::write(&file, "none").unwrap();
+        for certificate in [file.clone(), dir.path().join("missing")] {
+            let tls = Some(Tls { certificate, key: file.clone() });
+            let problem = opened(Listen { tls, ..Listen::loopback() }).await.unwrap_err();
+            assert_eq!(problem.code, "console-certificate", "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_host_has_the_names_that_browsers_give_it() {
+        let names = |bound: &str, hosts: &[&str], scheme| {
+            let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+            super::names(bound.parse().unwrap(), &hosts, scheme)
+        };
+        assert_eq!(names("127.0.0.1:8", &[], "http"), ["127.0.0.1:8", "localhost:8"]);
+        assert_eq!(names("0.0.0.0:443", &["node.example"], "https"), ["node.example", "localhost"]);
+        assert_eq!(names("[::1]:9", &[], "http"), ["[::1]:9", "localhost:9"]);
+        assert_eq!(names("192.0.2.1:443", &[], "https"), ["192.0.2.1"]);
+    }
+}

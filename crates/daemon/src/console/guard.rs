@@ -1,0 +1,199 @@
+//! What every request that comes over the network goes through, before anybody asks who it is from.
+//!
+//! A browser sends cookies with whatever any page has it ask for. So a request has to be addressed to a name that is ours (against DNS
+//! rebinding), and one that changes something has to come from a page of ours and to be of a kind that a foreign form can't send.
+
+use std::sync::Arc;
+
+use admin_api::{Exit, Problem};
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+
+use crate::api::Refusal;
+
+/// What browsers hold pages of the console to.
+const HEADERS: [(HeaderName, &str); 8] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (HeaderName::from_static("permissions-policy"), "camera=(), geolocation=(), microphone=()"),
+    (header::CACHE_CONTROL, "no-store"),
+];
+
+/// Where the console is, as a browser names it.
+#[derive(Debug, Clone)]
+pub(crate) struct Origins(Arc<[Origin]>);
+
+/// A scheme, and a host with its port.
+#[derive(Debug, Clone)]
+struct Origin {
+    scheme: &'static str,
+    host: String,
+}
+
+impl Origins {
+    /// The names under which one address is reached, the first of which links are made with.
+    pub(crate) fn new(scheme: &'static str, hosts: impl IntoIterator<Item = String>) -> Self {
+        Self(hosts.into_iter().map(|host| Origin { scheme, host: host.to_lowercase() }).collect())
+    }
+
+    /// That of a link.
+    pub(crate) fn first(&self) -> String {
+        self.0.first().map(|it| format!("{}://{}", it.scheme, it.host)).unwrap_or_default()
+    }
+
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.0.first().is_some_and(|it| it.scheme == "https")
+    }
+
+    fn has_host(&self, host: &str) -> bool {
+        self.0.iter().any(|it| it.host == host.to_lowercase())
+    }
+
+    /// Whether a page under `origin` is ours, when it asks `host`.
+    fn is_own(&self, origin: &str, host: &str) -> bool {
+        let own = |it: &&Origin| it.host == host.to_lowercase();
+        self.0.iter().filter(own).any(|it| origin == format!("{}://{}", it.scheme, it.host))
+    }
+}
+
+/// Lets in what a page of ours can have sent, and adds what browsers are to hold its answer to.
+pub(crate) async fn guard(
+    State(origins): State<Origins>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = match refused(&origins, &request) {
+        Some(problem) => {
+            tracing::warn!(method = %request.method(), path = request.uri().path(), code = problem.code, "refused a request to the console");
+            Refusal::from(problem).into_response()
+        }
+        None => next.run(request).await,
+    };
+    for (name, value) in HEADERS {
+        // An asset says for how long it may be kept.
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn refused(origins: &Origins, request: &Request) -> Option<Problem> {
+    let title = "the request is refused";
+    let text = |name: HeaderName| request.headers().get(name).and_then(|it| it.to_str().ok());
+    let host = text(header::HOST).unwrap_or_default();
+    if !origins.has_host(host) {
+        let why = "it is addressed to a host that is not the console's";
+        let cure = "open the link that coffer console prints, or name the host with --console-host when the node starts";
+        let problem = Problem::new(Exit::Usage, "foreign-host", title, why).cure(cure);
+        return Some(problem.with_status(421));
+    }
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return None;
+    }
+    let origin = text(header::ORIGIN).unwrap_or_default();
+    let site = text(HeaderName::from_static("sec-fetch-site"));
+    if !origins.is_own(origin, host) || site.is_some_and(|site| site != "same-origin") {
+        let why = "it does not come from a page of the console";
+        let problem = Problem::new(Exit::State, "foreign-origin", title, why);
+        return Some(problem.cure("use the console's own pages").with_status(403));
+    }
+    let wanted = match request.uri().path().starts_with("/v1/") {
+        true => "application/json",
+        false => "application/x-www-form-urlencoded",
+    };
+    if has_body(request.headers()) && !is_of_kind(text(header::CONTENT_TYPE), wanted) {
+        let why = format!("its content is not {wanted}");
+        let problem = Problem::new(Exit::Usage, "content-type", title, why);
+        return Some(problem.cure(format!("send content-type: {wanted}")).with_status(415));
+    }
+    None
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    let length = headers.get(header::CONTENT_LENGTH);
+    headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
+}
+
+fn is_of_kind(content_type: Option<&str>, wanted: &str) -> bool {
+    let kind = content_type.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn refusal(method: &str, path: &str, headers: &[(&str, &str)]) -> Option<String> {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let origins = Origins::new("http", ["127.0.0.1:80".to_owned(), "localhost:80".to_owned()]);
+        refused(&origins, &request.body(Body::empty()).unwrap()).map(|problem| problem.code)
+    }
+
+    #[test]
+    fn only_a_host_of_ours_is_served() {
+        assert_eq!(refusal("GET", "/", &[("host", "LocalHost:80")]), None);
+        for host in ["evil.example", "127.0.0.1", "127.0.0.1:81", "", "localhost:80.evil.example"] {
+            assert_eq!(refusal("GET", "/", &[("host", host)]).as_deref(), Some("foreign-host"));
+        }
+    }
+
+    #[test]
+    fn what_changes_something_comes_from_a_page_of_ours() {
+        let (host, own) = (("host", "localhost:80"), ("origin", "http://localhost:80"));
+        assert_eq!(refusal("POST", "/kms", &[host, own]), None);
+        for headers in [
+            &[host][..],
+            &[host, ("origin", "null")],
+            &[host, ("origin", "http://evil.example")],
+            &[host, ("origin", "https://localhost:80")],
+            // Another of our names is another site to a browser.
+            &[host, ("origin", "http://127.0.0.1:80")],
+            &[host, own, ("sec-fetch-site", "cross-site")],
+            &[host, own, ("sec-fetch-site", "same-site")],
+        ] {
+            for method in ["POST", "PUT", "DELETE", "PATCH"] {
+                let refused = refusal(method, "/kms", headers);
+                assert_eq!(refused.as_deref(), Some("foreign-origin"), "{headers:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_is_of_the_kind_that_its_place_takes() {
+        let sent = |path, kind| {
+            let headers = [
+                ("host", "localhost:80"),
+                ("origin", "http://localhost:80"),
+                ("content-length", "5"),
+                ("content-type", kind),
+            ];
+            refusal("POST", path, &headers)
+        };
+        assert_eq!(sent("/kms", "application/x-www-form-urlencoded"), None);
+        assert_eq!(sent("/v1/kms/check", "application/json; charset=utf-8"), None);
+        for (path, kind) in [
+            ("/kms", "text/plain"),
+            ("/kms", "multipart/form-data; boundary=x"),
+            ("/kms", "application/json"),
+            ("/kms", ""),
+            ("/v1/kms/check", "text/plain"),
+            ("/v1/kms/check", "application/x-www-form-urlencoded"),
+        ] {
+            assert_eq!(sent(path, kind).as_deref(), Some("content-type"), "{path} {kind}");
+        }
+    }
+}

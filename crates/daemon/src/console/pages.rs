@@ -1,0 +1,321 @@
+//! What is looked at.
+
+use admin_api::{
+    AuditChain, AuditPage, Filesystem, Filesystems, Job, JobKind, Jobs, Kms, KmsImpact, KmsPolicy,
+    Problem, Status, paths,
+};
+use axum::Extension;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{Html, IntoResponse, Response};
+use serde::Deserialize;
+use web_console::{AuditQuery, FilesystemsView, Forms, KmsView, Page, Section, Viewer};
+
+use super::access::Session;
+use super::{Console, LIVE, status_of};
+use crate::mutex::lock;
+
+/// Filesystems on a page.
+const ROWS: usize = 100;
+
+/// Lines of the audit log on a page.
+const LINES: u64 = 100;
+
+pub(super) async fn login() -> Html<String> {
+    Html(Page::outside("Log in").render(&web_console::login(None)))
+}
+
+pub(super) async fn overview(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    headers: HeaderMap,
+) -> Response {
+    let shown = async {
+        let api = console.api(&session);
+        let status: Status = api.get(paths::STATUS).await?;
+        Ok((status, api.get::<Jobs>(paths::JOBS).await?))
+    };
+    let show = |(status, jobs): (Status, Jobs), viewer: &Viewer<'_>, notice: Option<&str>| {
+        let body = web_console::overview(&status, &jobs, viewer);
+        Page::new(Section::Overview, "Overview", viewer).notice(notice).render(&body)
+    };
+    console.shows(&session, &headers, Section::Overview, shown.await, show)
+}
+
+/// What the KMS screen can be asked to show besides.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Besides {
+    #[serde(default)]
+    impact: String,
+    #[serde(default)]
+    below: String,
+}
+
+pub(super) async fn kms(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Query(besides): Query<Besides>,
+    headers: HeaderMap,
+) -> Response {
+    let shown = kms_shown(&console, &session, &besides).await;
+    console.shows(&session, &headers, Section::Kms, shown, |shown, viewer, notice| {
+        kms_page(&console, &shown, &Forms::default(), viewer, notice)
+    })
+}
+
+/// All that the KMS screen shows.
+pub(super) struct KmsShown {
+    kms: Kms,
+    filesystems: u64,
+    jobs: Vec<Job>,
+    impact: Option<KmsImpact>,
+    policy: Option<KmsPolicy>,
+}
+
+pub(super) async fn kms_shown(
+    console: &Console,
+    session: &Session,
+    besides: &Besides,
+) -> Result<KmsShown, Problem> {
+    let api = console.api(session);
+    // What is known of the KMS: a page that renews itself asks it nothing.
+    let status: Status = api.get(paths::STATUS).await?;
+    let jobs: Jobs = api.get(paths::JOBS).await?;
+    let moves = |job: &Job| {
+        use JobKind::{Downgrade, Move, Renew, Rewrap};
+        matches!(job.kind, Downgrade | Move | Renew | Rewrap)
+    };
+    let configured = status.kms.configured.as_ref();
+    let policy = match configured {
+        Some(kms) => {
+            let mut names = vec![kms.master_key.clone()];
+            names.extend(kms.own_keys.iter().map(|own| own.master_key.clone()));
+            Some(api.get(&paths::policy(&names, &kms.transit_path)).await?)
+        }
+        None => None,
+    };
+    let impact = match besides.impact.as_str() {
+        of @ ("token" | "key") => Some(api.get(&paths::impact(of, None, None)).await?),
+        "versions" => Some(api.get(&paths::impact("versions", Some(&besides.below), None)).await?),
+        _ => None,
+    };
+    Ok(KmsShown {
+        filesystems: status.filesystems.total,
+        kms: status.kms,
+        // The newest that has ended tells what came of it.
+        jobs: jobs.jobs.into_iter().filter(moves).take(1).collect(),
+        impact,
+        policy,
+    })
+}
+
+pub(super) fn kms_page(
+    console: &Console,
+    shown: &KmsShown,
+    forms: &Forms,
+    viewer: &Viewer<'_>,
+    notice: Option<&str>,
+) -> String {
+    let found = &console.shared.found;
+    let (check, rehearsal) = (lock(&found.check), lock(&found.rehearsal));
+    let body = web_console::kms(
+        &KmsView {
+            kms: &shown.kms,
+            filesystems: shown.filesystems,
+            jobs: &shown.jobs,
+            check: check.as_ref(),
+            rehearsal: rehearsal.as_ref(),
+            impact: shown.impact.as_ref(),
+            policy: shown.policy.as_ref(),
+            forms,
+        },
+        viewer,
+    );
+    Page::new(Section::Kms, "KMS Configuration", viewer).at("/kms").notice(notice).render(&body)
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Wanted {
+    #[serde(default)]
+    search: String,
+    #[serde(default)]
+    state: String,
+    #[serde(default)]
+    after: Option<String>,
+}
+
+pub(super) async fn filesystems(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Query(wanted): Query<Wanted>,
+    headers: HeaderMap,
+) -> Response {
+    let shown = filesystems_shown(&console, &session, &wanted).await;
+    console.shows(&session, &headers, Section::Filesystems, shown, |shown, viewer, notice| {
+        filesystems_page(&shown, &wanted, &Forms::default(), viewer, notice)
+    })
+}
+
+pub(super) async fn filesystems_shown(
+    console: &Console,
+    session: &Session,
+    Wanted { search, state, after }: &Wanted,
+) -> Result<(Filesystems, Kms), Problem> {
+    let api = console.api(session);
+    let page = paths::filesystems(search, state, after.as_deref(), Some(ROWS));
+    let page: Filesystems = api.get(&page).await?;
+    let status: Status = api.get(paths::STATUS).await?;
+    Ok((page, status.kms))
+}
+
+pub(super) fn filesystems_page(
+    (page, kms): &(Filesystems, Kms),
+    Wanted { search, state, after }: &Wanted,
+    forms: &Forms,
+    viewer: &Viewer<'_>,
+    notice: Option<&str>,
+) -> String {
+    let is_later = after.is_some();
+    let view = FilesystemsView { page, search, state, is_later, kms, forms };
+    let body = web_console::filesystems(&view, viewer);
+    Page::new(Section::Filesystems, "Filesystems", viewer).notice(notice).render(&body)
+}
+
+pub(super) async fn filesystem(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let shown = filesystem_shown(&console, &session, &name).await;
+    console.shows(&session, &headers, Section::Filesystems, shown, |shown, viewer, notice| {
+        filesystem_page(&shown, &Forms::default(), viewer, notice)
+    })
+}
+
+pub(super) async fn filesystem_shown(
+    console: &Console,
+    session: &Session,
+    name: &str,
+) -> Result<(Filesystem, Jobs), Problem> {
+    let api = console.api(session);
+    Ok((api.get(&paths::filesystem(name)).await?, api.get(paths::JOBS).await?))
+}
+
+pub(super) fn filesystem_page(
+    (fs, jobs): &(Filesystem, Jobs),
+    forms: &Forms,
+    viewer: &Viewer<'_>,
+    notice: Option<&str>,
+) -> String {
+    let body = web_console::filesystem(fs, jobs, forms, viewer);
+    let path = format!("/filesystems/{}", fs.name);
+    Page::new(Section::Filesystems, &fs.name, viewer).at(&path).notice(notice).render(&body)
+}
+
+pub(super) async fn jobs(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    headers: HeaderMap,
+) -> Response {
+    let shown = console.api(&session).get::<Jobs>(paths::JOBS).await;
+    console.shows(&session, &headers, Section::Jobs, shown, |jobs, viewer, notice| {
+        let body = web_console::jobs(&jobs, viewer);
+        Page::new(Section::Jobs, "Jobs", viewer).notice(notice).render(&body)
+    })
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Damage {
+    #[serde(default)]
+    damage_after: u64,
+}
+
+pub(super) async fn job(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+    Query(Damage { damage_after }): Query<Damage>,
+    headers: HeaderMap,
+) -> Response {
+    let shown = console.api(&session).get::<Job>(&paths::job_damage(&id, damage_after)).await;
+    console.shows(&session, &headers, Section::Jobs, shown, |job, viewer, notice| {
+        let body = web_console::job(&job, viewer);
+        Page::new(Section::Jobs, words::job_noun(job.kind), viewer).notice(notice).render(&body)
+    })
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Lines {
+    #[serde(default)]
+    action: String,
+    #[serde(default)]
+    subject: String,
+    #[serde(default)]
+    failed: bool,
+    before: Option<u64>,
+}
+
+pub(super) async fn audit(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Query(Lines { action, subject, failed, before }): Query<Lines>,
+    headers: HeaderMap,
+) -> Response {
+    let query = AuditQuery { action, subject, failed, before };
+    let shown = async {
+        let api = console.api(&session);
+        let AuditQuery { action, subject, failed, before } = &query;
+        let page: AuditPage =
+            api.get(&paths::audit(action, subject, *failed, *before, LINES)).await?;
+        Ok((page, api.get::<AuditChain>(paths::AUDIT_VERIFY).await?))
+    };
+    let shown = shown.await;
+    console.shows(&session, &headers, Section::Audit, shown, |(page, chain), viewer, notice| {
+        let body = web_console::audit(&page, &chain, &query, viewer);
+        Page::new(Section::Audit, "Audit", viewer).notice(notice).render(&body)
+    })
+}
+
+pub(super) async fn nowhere(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    uri: Uri,
+) -> Response {
+    let why = format!("the console has no page {}", uri.path());
+    let problem =
+        Problem::new(admin_api::Exit::Usage, "no-such-page", "there is no such page", why);
+    let problem = problem.cure("choose a section at the side").with_status(404);
+    let page = console.page(&session, |viewer| {
+        Page::aside("No such page", viewer).render(&web_console::problem(&problem))
+    });
+    (StatusCode::NOT_FOUND, page).into_response()
+}
+
+impl Console {
+    /// A page of a section, or why it can't be shown, in its place.
+    fn shows<T>(
+        &self,
+        session: &Session,
+        headers: &HeaderMap,
+        section: Section,
+        shown: Result<T, Problem>,
+        show: impl FnOnce(T, &Viewer<'_>, Option<&str>) -> String,
+    ) -> Response {
+        match shown {
+            Ok(shown) => {
+                // News are for who looks, not for a page that renews a part of itself.
+                let looks = !headers.contains_key(LIVE);
+                let notice = looks.then(|| self.shared.access.told(&session.id)).flatten();
+                self.page(session, |viewer| show(shown, viewer, notice.as_deref())).into_response()
+            }
+            Err(problem) => {
+                let page = self.page(session, |viewer| {
+                    Page::new(section, &problem.title, viewer)
+                        .render(&web_console::problem(&problem))
+                });
+                (status_of(&problem), page).into_response()
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What several pages are made of.
+
+use admin_api::{Finding, Problem};
+use maud::{Markup, html};
+use words::Fields;
+
+use crate::page::Viewer;
+
+/// Something, and when it was so.
+#[derive(Debug, Clone)]
+pub struct At<T> {
+    /// In Unix milliseconds.
+    pub at: u64,
+    /// What.
+    pub it: T,
+}
+
+/// Names and values.
+pub(crate) fn fields(fields: &Fields) -> Markup {
+    html! {
+        dl.fields {
+            @for (name, value) in fields {
+                div { dt { (name) } dd { (lines(value)) } }
+            }
+        }
+    }
+}
+
+/// A text of several lines.
+pub(crate) fn lines(text: &str) -> Markup {
+    html! {
+        @for (at, line) in text.trim_end().lines().enumerate() {
+            @if at > 0 { br; }
+            (line)
+        }
+    }
+}
+
+/// What should be changed, each with what to do.
+pub(crate) fn findings<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Markup {
+    html! {
+        @for finding in findings {
+            div.alert.warning data-code=(finding.code) {
+                p { strong { "Warning: " } (lines(&finding.what)) }
+                p.cure { strong { "Do: " } (lines(&finding.cure)) }
+            }
+        }
+    }
+}
+
+/// What failed, why, what to do.
+pub fn problem(problem: &Problem) -> Markup {
+    html! {
+        div.alert.error role="alert" data-code=(problem.code) {
+            p { strong { (problem.title) ": " } (lines(&problem.detail)) }
+            @if let Some(cure) = &problem.cure { p.cure { strong { "Do: " } (lines(cure)) } }
+        }
+    }
+}
+
+/// What failed, with the way back.
+pub fn back(failed: &Problem, to: &str) -> Markup {
+    html! { (problem(failed)) p { a href=(to) { "Back" } } }
+}
+
+/// A moment as so long ago, with the exact one in its title.
+pub(crate) fn ago(moment: u64, viewer: &Viewer<'_>) -> Markup {
+    let exact = words::moment(moment);
+    let seconds = viewer.now.saturating_sub(moment) / 1000;
+    html! {
+        time datetime=(exact) title=(exact) {
+            @if seconds < 2 { "just now" } @else { (words::span(seconds)) " ago" }
+        }
+    }
+}
+
+/// A word with a colour, which says nothing that the word does not.
+pub(crate) fn mark(kind: &str, word: &str) -> Markup {
+    html! { span class={ "mark " (kind) } { (word) } }
+}
+
+/// A region that the script renews when the node has news.
+pub(crate) fn live(id: &str, body: &Markup) -> Markup {
+    html! { div id=(id) data-live { (body) } }
+}
+
+/// A table that can be scrolled sideways, also by the keyboard, where it is too narrow.
+pub(crate) fn table(caption: &str, head: &[&str], rows: &[Vec<Markup>]) -> Markup {
+    html! {
+        div.scroll role="region" aria-label=(caption) tabindex="0" {
+            table {
+                caption.unseen { (caption) }
+                thead { tr { @for name in head { th scope="col" { (name) } } } }
+                tbody {
+                    @for row in rows {
+                        tr {
+                            @for (at, cell) in row.iter().enumerate() {
+                                @if at == 0 { th scope="row" { (cell) } }
+                                @else { td data-name=(head.get(at).copied().unwrap_or_default()) { (cell) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_told_as_so_long_ago_with_the_exact_one_in_its_title() {
+        let viewer = Viewer { csrf: "", may_change: true, now: 3_600_000 };
+        let told = ago(0, &viewer).into_string();
+        assert_eq!(
+            told,
+            "<time datetime=\"1970-01-01T00:00:00Z\" title=\"1970-01-01T00:00:00Z\">60 minutes ago</time>"
+        );
+        assert!(ago(3_600_000, &viewer).into_string().contains("just now"));
+        assert!(ago(9_999_999, &viewer).into_string().contains("just now"), "clocks may differ");
+    }
+
+    #[test]
+    fn what_others_wrote_is_text_and_no_markup() {
+        let script = "<script>alert(1)</script>\nline";
+        let told =
+            problem(&Problem::new(admin_api::Exit::Failed, script, script, script).cure(script));
+        let told = told.into_string();
+        assert!(
+            !told.contains("<script>") && told.contains("&lt;script&gt;") && told.contains("<br>")
+        );
+    }
+}
