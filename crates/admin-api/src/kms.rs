@@ -12,7 +12,8 @@ pub struct SetVault {
     pub base_url: String,
     /// The master key's name there.
     pub master_key: String,
-    /// A token. One of this, a token file and a role is needed.
+    /// A token. It takes one of this, a token file and a role, or none of them: what is stored is kept then, if a KMS is set and the new
+    /// URL has the scheme, host and port of its.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,
     /// A file, absolute, that the node reads the token from whenever it changes.
@@ -27,7 +28,8 @@ pub struct SetVault {
     /// Where AppRole is mounted, if not at `approle`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_path: Option<String>,
-    /// A certificate (PEM) to connect with, where Vault asks its clients for one.
+    /// A certificate (PEM) to connect with, where Vault asks its clients for one. With a credential that is kept, the one before goes on
+    /// without this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_cert: Option<String>,
     /// Its private key (PEM).
@@ -59,6 +61,10 @@ pub struct Rewrap {
 /// The KMS as the node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kms {
+    /// Names what is set, or that nothing is: another one after each change of it, and after nothing else. Opaque. Given back as
+    /// `If-Match: "…"` it keeps a change from undoing that of somebody else.
+    #[serde(default)]
+    pub version: String,
     /// The configuration; `None` while none is set.
     pub configured: Option<KmsDetails>,
     /// What each version of each master key wraps, and what is wrapped locally.

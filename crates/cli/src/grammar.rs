@@ -432,13 +432,15 @@ pub(crate) enum KmsCommand {
         name = "set-vault",
         after_help = "\
 The URL, the key and the token are proved by use before anything is stored. If the new configuration
-opens every key as it lies it takes over; otherwise every key moves to it.
+opens every key as it lies it takes over; otherwise every key moves to it. Without a token the one that
+is stored (or the login) is kept: it is sent only to the scheme, host and port that it was given for.
 
 Examples:
   coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-file /run/token
   vault token create -role=coffer -field=token | coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-stdin
   coffer fs kms set-vault https://vault.example.com:8200 coffer-key --token-file /run/vault/token --watch-token-file
-  coffer fs kms set-vault https://vault.example.com:8200 coffer-key --role-id ID --secret-id-file /run/secret-id"
+  coffer fs kms set-vault https://vault.example.com:8200 coffer-key --role-id ID --secret-id-file /run/secret-id
+  coffer fs kms set-vault https://vault.example.com:8200 another-key"
     )]
     SetVault(Box<SetVault>),
     /// Remove the KMS, which no filesystem may need any more
@@ -527,7 +529,7 @@ pub(crate) struct SetVault {
     pub(crate) base_url: String,
     /// The name of the master key in Vault
     pub(crate) master_key_name: String,
-    /// The token. An argument shows in the process list: better --token-file or --token-stdin
+    /// The token. An argument shows in the process list: better --token-file or --token-stdin [default: the stored one]
     #[arg(
         value_parser = token(),
         conflicts_with_all = ["token_file", "token_stdin"],
@@ -565,7 +567,7 @@ pub(crate) struct SetVault {
     /// Trust the certificates in this file (PEM) instead of the system's
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_cert: Option<PathBuf>,
-    /// Connect with the certificate in this file (PEM), where Vault asks its clients for one
+    /// Connect with the certificate in this file (PEM), where Vault asks its clients for one [default: the stored one, if the token is]
     #[arg(long, value_name = "FILE", requires = "client_key")]
     pub(crate) client_cert: Option<PathBuf>,
     /// The certificate's private key (PEM)

@@ -17,7 +17,7 @@ const LIMIT: u64 = 16 * 1024;
 /// Longest private key that is read, in PEM. One of RSA with 16,384 bits has less than 13 KiB.
 const KEY_LIMIT: u64 = 16 * 1024;
 
-/// What the node shows Vault.
+/// What the node is to show Vault.
 #[derive(Debug, Default)]
 pub(crate) struct Auth {
     pub(crate) token: Option<Token>,
@@ -25,7 +25,7 @@ pub(crate) struct Auth {
     pub(crate) secret_id: Option<Token>,
 }
 
-/// What the arguments name; the grammar sees to it that they name no more than one.
+/// What the arguments name; the grammar sees to it that they name no more than one. With none the node keeps what it has.
 pub(crate) fn auth(arguments: &mut SetVault, console: &mut Console<'_>) -> Result<Auth, Problem> {
     let mut auth = Auth::default();
     match (arguments.token.take(), &arguments.token_file, &arguments.secret_id_file) {
@@ -38,12 +38,7 @@ pub(crate) fn auth(arguments: &mut SetVault, console: &mut Console<'_>) -> Resul
         (None, None, None) if arguments.token_stdin => {
             auth.token = Some(read(console.stdin(), "stdin", TOKEN)?);
         }
-        (None, None, None) => {
-            let why = "the token is missing";
-            return Err(Problem::new(Exit::Usage, "usage", "wrong usage of set-vault", why).cure(
-                "give --token-file FILE or --token-stdin, or --role-id ID --secret-id-file FILE; or the token as the last argument, where the process list shows it",
-            ));
-        }
+        (None, None, None) => {}
     }
     Ok(auth)
 }

@@ -211,7 +211,8 @@ impl Health {
             away && id(&seen.config) == id(&config)
         };
         let before = last.as_ref().filter(same).and_then(|seen| seen.told().cloned());
-        let seen = Seen { config, credential: overview.credential, live, before, own };
+        let (version, credential) = (overview.version, overview.credential);
+        let seen = Seen { version, config, credential, live, before, own };
         if let Some(answered) = seen.answered().filter(|_| self.does_all(&seen)) {
             *lock(&self.succeeded) = Some(answered.at);
         }

@@ -31,6 +31,7 @@ pub fn of_keys(title: impl Into<String>, error: &Error) -> Problem {
     let problem = Problem::new(exit(error.class()), error.code(), title, detail);
     let problem = match error.class() {
         Class::Unknown => problem.with_status(404),
+        _ if matches!(error, Error::KmsChanged) => problem.with_status(412),
         _ => problem,
     };
     match error.cure() {
@@ -125,6 +126,15 @@ mod tests {
             assert_eq!((exit_of_lock(&reason), of_keys("", &error).exit), (exit, exit));
             assert_eq!(reason.transient, kind == NoCredential, "it is tried again by itself");
         }
+    }
+
+    #[test]
+    fn what_was_changed_since_it_was_looked_at_is_412() {
+        let problem = of_keys("the KMS can't be set", &Error::KmsChanged);
+        assert_eq!(
+            (&*problem.code, problem.exit, problem.status),
+            ("kms-changed", Exit::State, 412)
+        );
     }
 
     #[test]

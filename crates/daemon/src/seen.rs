@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
-use key_manager::{CredentialKind, KmsOverview, LiveKey, LiveKms};
+use key_manager::{CredentialKind, KmsOverview, KmsVersion, LiveKey, LiveKms};
 use kms_core::{CredentialStatus, Finding, KmsConfig};
 use tokio::time::Instant;
 
@@ -13,6 +13,8 @@ pub(crate) const NOT_ASKED: &str = "kms-not-asked";
 /// What is known of the KMS.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
+    /// Names the configuration, or that none is set.
+    pub(crate) version: KmsVersion,
     /// The configuration; `None`: none is set.
     pub(crate) config: Option<KmsConfig>,
     /// What shows it who we are, as it is stored.
@@ -114,7 +116,8 @@ pub(crate) fn not_asked_yet(recorded: KmsOverview) -> Seen {
     let live = config.is_some().then_some(Err(waits));
     let own = recorded.own.into_iter();
     let own = own.map(|own| OwnSeen { config: own.config, live: None, away: false });
-    Seen { config, credential: recorded.credential, live, before: None, own: own.collect() }
+    let (version, credential) = (recorded.version, recorded.credential);
+    Seen { version, config, credential, live, before: None, own: own.collect() }
 }
 
 #[cfg(test)]

@@ -13,25 +13,11 @@ use crate::filesystems::{LOCAL, new_local_config};
 use crate::jobs::put_job;
 use crate::manager::{key_entry_of, leave};
 use crate::moving::{BATCH, Purpose};
+use crate::new_kms::Change;
 use crate::own_key::{Own, Targets, record_own};
 use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
-use crate::unlock::{as_read, changed};
-use crate::{Error, JobId, JobRecord, KeyManager};
-
-/// A KMS configuration that an administrator gives.
-#[derive(Debug, Clone)]
-pub struct NewKms {
-    /// Which provider serves it, such as `vault`.
-    pub kind: String,
-    /// Its base URL.
-    pub address: String,
-    /// The master key's name.
-    pub master_key: String,
-    /// What only the provider understands.
-    pub settings: BTreeMap<String, String>,
-    /// The token.
-    pub credential: Credential,
-}
+use crate::unlock::as_read;
+use crate::{Error, Expected, JobId, JobRecord, KeyManager, NewKms};
 
 /// What came of it.
 #[derive(Debug)]
@@ -66,11 +52,13 @@ impl KeyManager {
     /// others.
     ///
     /// # Errors
-    /// [`Error::Kms`] with what is missing; [`Error::OwnKey`] when it is so of a master key that filesystems have of their own;
-    /// [`Error::NotAll`] when a key can't go along. Nothing is changed then.
+    /// [`Error::KmsChanged`]: another one is set than was expected, by then or meanwhile.     /// [`Error::Invalid`]: no stored credential
+    /// can be kept. [`Error::Kms`] with what is missing; [`Error::OwnKey`] when it is so of a master key that filesystems have of their
+    /// own; [`Error::NotAll`] when a key can't go along. Nothing is changed then.
     pub async fn set_kms(&self, new: NewKms) -> Result<Configured, Error> {
         let act = self.begin_act().await;
         let old = self.targets().await?;
+        new.expected.is_met_by(old.as_ref())?;
         let old_id = old.as_ref().map(|old| old.current.config.id);
         let epoch = self.store().get(records::FS_EPOCH).await?;
         let (keys, unreadable) = self.key_entries().await?;
@@ -83,8 +71,9 @@ impl KeyManager {
             master_key: new.master_key,
             settings: new.settings,
         };
+        let credential = self.resolved(new.credential, &config, old.as_ref()).await?;
         let provider = Arc::clone(self.provider(&config.kind)?);
-        let mut proof = self.prove_master_key(provider.as_ref(), &config, &new.credential).await?;
+        let mut proof = self.prove_master_key(provider.as_ref(), &config, &credential).await?;
 
         let mut known =
             self.known_configs(&config, proof.kms.as_ref(), &keys, old.as_ref()).await?;
@@ -100,10 +89,9 @@ impl KeyManager {
         };
         if id != config.id {
             config.id = id;
-            proof.kms = provider.open(&config, &new.credential)?;
+            proof.kms = provider.open(&config, &credential)?;
         }
-        let given =
-            Given { provider: provider.as_ref(), config: &config, credential: &new.credential };
+        let given = Given { provider: provider.as_ref(), config: &config, credential: &credential };
         let own = self.all_own_under(&given, &mut known, &keys, old.as_ref()).await?;
         let goes_to = |key: &KeyEntry| {
             let own = key.own_master_key.as_deref().and_then(|name| own.get(name));
@@ -125,9 +113,10 @@ impl KeyManager {
 
         let record = self.proved(config.clone(), proof.kms.as_ref(), &proof.master_key).await?;
         let act = self.begin_act().await;
-        let credential = CredentialRecord::of(&new.credential);
+        let credential = CredentialRecord::of(&credential);
+        let current = CurrentKms { config_id: config.id, change: Some(Change::new()) };
         let mut commit = record_own(commit, &own, &credential, old.as_ref())
-            .put(records::CURRENT, records::encode(&CurrentKms { config_id: config.id }))
+            .put(records::CURRENT, records::encode(&current))
             .put(records::config_key(config.id), records::encode(&record))
             .put(records::credential_key(config.id), records::encode(&credential));
         commit = as_read(commit, records::CURRENT, old.as_ref().map(|old| &old.pointer));
@@ -139,7 +128,9 @@ impl KeyManager {
             (commit, superseded) = self.supersede_move(commit, &format!("job {}", job.id)).await?;
             commit = put_job(commit, job)?;
         }
-        self.store().commit(commit).await.map_err(|e| changed(e, "the KMS or a filesystem"))?;
+        if let Err(error) = self.store().commit(commit).await {
+            return Err(self.lost_commit(error, &new.expected).await);
+        }
         self.audit_superseded(superseded.as_ref());
         let before: Vec<_> = clients.iter().filter_map(|kms| self.keep_client(kms)).collect();
         let what = format!("{} {} ({purpose:?})", config.address, config.master_key);
@@ -170,12 +161,18 @@ impl KeyManager {
     /// job whose id is answered, and are exposed from then on.
     ///
     /// # Errors
-    /// [`Error::Encrypted`] while filesystems exist and `allow_downgrade` is not given; [`Error::NotAll`] when a key
+    /// [`Error::KmsChanged`] as in [`Self::set_kms`]; [`Error::Encrypted`] while filesystems exist and `allow_downgrade` is not given; [`Error::NotAll`] when a key
     /// can't be opened, so that it would be lost. Nothing is changed then.
-    pub async fn unset_kms(&self, allow_downgrade: bool) -> Result<Option<JobId>, Error> {
+    pub async fn unset_kms(
+        &self,
+        allow_downgrade: bool,
+        expected: &Expected,
+    ) -> Result<Option<JobId>, Error> {
         let act = self.begin_act().await;
         let epoch = self.store().get(records::FS_EPOCH).await?;
-        let Some(old) = self.targets().await? else { return Err(Error::NotConfigured) };
+        let old = self.targets().await?;
+        expected.is_met_by(old.as_ref())?;
+        let Some(old) = old else { return Err(Error::NotConfigured) };
         let filesystems = self.filesystems().await?;
         if !filesystems.is_empty() && !allow_downgrade {
             let names: Vec<_> = filesystems.iter().map(|fs| fs.name.as_str()).take(5).collect();
@@ -202,7 +199,9 @@ impl KeyManager {
         }
         let by = job.map_or("the removal of the KMS".to_owned(), |id| format!("job {id}"));
         let (commit, superseded) = self.supersede_move(commit, &by).await?;
-        self.store().commit(commit).await.map_err(|e| changed(e, "the KMS or a filesystem"))?;
+        if let Err(error) = self.store().commit(commit).await {
+            return Err(self.lost_commit(error, expected).await);
+        }
         self.audit_superseded(superseded.as_ref());
         let how =
             if job.is_some() { "downgrade to local wrapping" } else { "no filesystem exists" };

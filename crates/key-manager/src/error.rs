@@ -129,6 +129,9 @@ pub enum Error {
         /// What.
         what: String,
     },
+    /// Another KMS configuration is set than the one that a change was meant for; nothing was done.
+    #[error("the KMS configuration was changed since it was looked at, so nothing was done")]
+    KmsChanged,
     /// A record in the store can't be read.
     #[error("the record {key} in the key store can't be read: {why}")]
     Record {
@@ -207,7 +210,8 @@ impl Error {
             | Self::AtWork { .. }
             | Self::Busy { .. }
             | Self::NotAll { .. }
-            | Self::Changed { .. } => Class::State,
+            | Self::Changed { .. }
+            | Self::KmsChanged => Class::State,
         }
     }
 
@@ -240,6 +244,7 @@ impl Error {
                 "bring the KMS that is named back, with its master key, until their keys have moved (a new KMS at its address does not open them); or take these filesystems out with coffer fs delete --forget, which leaves their data for the day when that KMS is back (without --forget it is gone); and try again".into(),
             ),
             Self::Changed { .. } => Some("look at the new state and try again".into()),
+            Self::KmsChanged => Some("look at it again (coffer fs kms), and decide anew".into()),
             Self::Store(StoreError::Damaged { .. }) | Self::Record { .. } => Some(
                 "rebuild the store from the backing directories: coffer recover --from DIR…".into(),
             ),
@@ -270,6 +275,7 @@ impl Error {
             Self::AtWork { .. } | Self::Busy { .. } => "busy",
             Self::NotAll { .. } => "keys-cannot-be-opened",
             Self::Changed { .. } => "changed",
+            Self::KmsChanged => "kms-changed",
             Self::Record { .. } => "record-damaged",
         }
     }

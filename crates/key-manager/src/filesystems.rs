@@ -266,7 +266,7 @@ impl KeyManager {
                 let own_key = records::own_key(master_key);
                 intent = intent
                     .absent(&own_key)
-                    .put(own_key, records::encode(&CurrentKms { config_id }))
+                    .put(own_key, records::encode(&CurrentKms { config_id, change: None }))
                     .put(records::config_key(config_id), records::encode(&sibling.record))
                     .put(records::credential_key(config_id), records::encode(&sibling.credential))
                     .put(pointer.key.clone(), pointer.value.clone());

@@ -203,7 +203,7 @@ impl KeyManager {
     pub(crate) async fn current(&self) -> Result<Option<(Record, ConfigRecord)>, Error> {
         loop {
             let Some(pointer) = self.store().get(records::CURRENT).await? else { return Ok(None) };
-            let CurrentKms { config_id } = records::decode(&pointer)?;
+            let CurrentKms { config_id, .. } = records::decode(&pointer)?;
             // Another one has been set meanwhile, if it is gone.
             if let Some(config) = self.config_if_kept(config_id).await? {
                 return Ok(Some((pointer, config)));

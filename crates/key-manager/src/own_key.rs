@@ -16,6 +16,7 @@ use kms_core::{
 
 use crate::configure::{Given, Known};
 use crate::error::listed;
+use crate::new_kms::KmsVersion;
 use crate::records::{self, ConfigRecord, CredentialRecord, CurrentKms, KeyEntry};
 use crate::{Error, KeyManager};
 
@@ -26,6 +27,8 @@ pub(crate) struct Targets {
     pub(crate) pointer: Record,
     /// What wraps the keys that have no master key of their own.
     pub(crate) current: ConfigRecord,
+    /// Which change set it.
+    pub(crate) version: KmsVersion,
     own: BTreeMap<String, (Record, KmsConfigId)>,
 }
 
@@ -85,11 +88,12 @@ impl KeyManager {
         let Some((pointer, current)) = self.current().await? else { return Ok(None) };
         let mut own = BTreeMap::new();
         for record in records::all(self.store(), records::OWN).await? {
-            let CurrentKms { config_id } = records::decode(&record)?;
+            let CurrentKms { config_id, .. } = records::decode(&record)?;
             let name = record.key.strip_prefix(records::OWN).unwrap_or_default().to_owned();
             own.insert(name, (record, config_id));
         }
-        Ok(Some(Targets { pointer, current, own }))
+        let version = KmsVersion::of(&records::decode(&pointer)?);
+        Ok(Some(Targets { pointer, current, version, own }))
     }
 
     /// Proves a master key that lies where the one that is set does, as setting it would. One that is recorded is not made twice.
@@ -274,7 +278,7 @@ pub(crate) fn record_own(
     before: Option<&Targets>,
 ) -> Commit {
     for (name, Own { config_id, renewed, .. }) in own {
-        let pointer = records::encode(&CurrentKms { config_id: *config_id });
+        let pointer = records::encode(&CurrentKms { config_id: *config_id, change: None });
         commit = commit.put(records::own_key(name), pointer);
         if let Some((record, _)) = renewed {
             commit = commit

@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use crate::new_kms::Change;
 use crate::{Error, FilesystemName};
 
 /// The newest record format that this program writes and reads. Each record is written in the oldest one that tells all of it
@@ -72,6 +73,9 @@ pub(crate) trait Stored: Serialize + DeserializeOwned {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct CurrentKms {
     pub(crate) config_id: KmsConfigId,
+    /// The change by which an administrator set it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) change: Option<Change>,
 }
 
 impl Stored for CurrentKms {

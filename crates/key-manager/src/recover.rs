@@ -104,7 +104,7 @@ pub async fn rebuild(
     let mut own: BTreeMap<String, CurrentKms> = BTreeMap::new();
     let kms = configs.iter().filter(|(config, _)| config.kind != LOCAL);
     if let Some((current, _)) = kms.clone().max_by_key(|(_, keys)| *keys) {
-        let pointer = CurrentKms { config_id: current.id };
+        let pointer = CurrentKms { config_id: current.id, change: None };
         commit = commit.put(records::CURRENT, records::encode(&pointer));
         recovered.kms = Some(current.clone());
         let beside = |config: &KmsConfig| {
@@ -118,7 +118,7 @@ pub async fn rebuild(
             // What can't be a record is no master key either: setting the KMS says so.
             let fits = key.len() <= Record::MAX_KEY && !key.contains('\0');
             if let Some((config, _)) = of_own.filter(|_| fits) {
-                own.insert(key, CurrentKms { config_id: config.id });
+                own.insert(key, CurrentKms { config_id: config.id, change: None });
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::error::listed;
 use crate::filesystems::LOCAL;
 use crate::jobs::{JobRecord, JobState};
 use crate::manager::{key_entry_of, read};
+use crate::new_kms::KmsVersion;
 use crate::own_key::Targets;
 use crate::records::{
     self, ConfigRecord, CredentialKind, FilesystemRecord, FilesystemState, KeyEntry,
@@ -154,6 +155,8 @@ pub struct LiveKms {
 /// The KMS as it is recorded, and as it answers.
 #[derive(Debug)]
 pub struct KmsOverview {
+    /// Names what is set, or that nothing is.
+    pub version: KmsVersion,
     /// What is set, and since when; `None`: no KMS is set.
     pub config: Option<(KmsConfig, UnixMillis)>,
     /// What shows it who we are.
@@ -292,7 +295,9 @@ impl KeyManager {
 
     async fn recorded(&self, targets: Option<&Targets>) -> Result<KmsOverview, Error> {
         let Some(targets) = targets else {
-            return Ok(KmsOverview { config: None, credential: None, live: None, own: Vec::new() });
+            let version = KmsVersion::of_none();
+            let (config, credential, live, own) = (None, None, None, Vec::new());
+            return Ok(KmsOverview { version, config, credential, live, own });
         };
         let current = &targets.current;
         let credential = Some(self.credential(current.config.id).await?.kind());
@@ -302,7 +307,8 @@ impl KeyManager {
             own.extend(known.map(|known| OwnMasterKey { config: known.config, live: None }));
         }
         let config = Some((current.config.clone(), current.set_at));
-        Ok(KmsOverview { config, credential, live: None, own })
+        let version = targets.version.clone();
+        Ok(KmsOverview { version, config, credential, live: None, own })
     }
 
     /// What hangs on which version of which master key. Asks no KMS.

@@ -179,6 +179,12 @@ pub trait KmsProvider: fmt::Debug + Send + Sync {
         one.address == other.address && one.settings == other.settings
     }
 
+    /// Whether both are at one origin: where URLs lead to it, the same scheme, host and port. What shows one who we are is no news to who
+    /// answers there. Asks nobody.
+    fn has_same_origin(&self, one: &KmsConfig, other: &KmsConfig) -> bool {
+        one.address == other.address
+    }
+
     /// Makes what must lie on this machine before the configuration can be used (local wrapping: its key file).
     /// Called while no wrapped key names the configuration. Durable on `Ok`; doing it twice does no harm. A KMS that keeps nothing here has nothing to do.
     async fn provision(&self, _config: &KmsConfig) -> Result<(), KmsError> {

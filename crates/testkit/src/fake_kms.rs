@@ -259,6 +259,11 @@ impl KmsProvider for FakeProvider {
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
         prove(self.open(config, credential)?).await
     }
+
+    fn has_same_origin(&self, one: &KmsConfig, other: &KmsConfig) -> bool {
+        let origin = |config: &KmsConfig| config.address.splitn(4, '/').take(3).collect::<String>();
+        origin(one) == origin(other)
+    }
 }
 
 #[derive(Debug)]

@@ -179,6 +179,9 @@ async fn the_same_place_is_reached_alike(fixture: &dyn KmsProviderFixture) {
     let elsewhere = KmsConfig { address: "https://elsewhere.example".to_owned(), ..config.clone() };
     assert!(!provider.reached_alike(&config, &elsewhere));
     assert!(!provider.reached_alike(&elsewhere, &config));
+    assert!(
+        provider.has_same_origin(&config, &key) && !provider.has_same_origin(&config, &elsewhere)
+    );
 }
 
 async fn provisioning_twice_does_no_harm(fixture: &dyn KmsProviderFixture) {

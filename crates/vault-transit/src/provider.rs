@@ -88,6 +88,13 @@ impl KmsProvider for VaultProvider {
         }
     }
 
+    fn has_same_origin(&self, one: &KmsConfig, other: &KmsConfig) -> bool {
+        match (VaultConfig::parse(one), VaultConfig::parse(other)) {
+            (Ok(one), Ok(other)) => one.origin() == other.origin(),
+            _ => false,
+        }
+    }
+
     /// Looks up the token (which also shows that address and TLS are right and Vault is not sealed), reads the
     /// key, and encrypts, decrypts and rewraps a random key that is then thrown away. Then it renews the token.
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {

@@ -1,6 +1,7 @@
 //! The ways in which the node shows Vault who it is, and that none of them ends unnoticed.
 
 use std::fs;
+use std::net::TcpListener;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -466,4 +467,37 @@ fn a_role_that_vault_has_locked_out_is_told_from_a_wrong_secret_id() {
     }
     let refused = place.fails(4, &set(&right));
     assert!(refused.contains("locked the role out") && refused.contains("sys/locked-users/"));
+}
+
+#[test]
+fn a_stored_token_is_kept_at_its_origin_and_sent_to_no_other_one() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    kms.admin().write(&format!("transit/keys/{OWN}"), &json!({}));
+    let both = policy(KEY) + &policy(OWN);
+    let settings = json!({ "period": "24h", "no_parent": true });
+    let token = kms.admin().token("coffer-test", &both, &settings);
+    let _node = place.start();
+    let refused = place.fails(2, &["fs", "kms", "set-vault", kms.url(), KEY]);
+    assert!(refused.contains("no KMS is set") && refused.contains("--token-file"), "{refused}");
+    place.ok(&["fs", "kms", "set-vault", kms.url(), KEY, &token]);
+    place.ok(&["fs", "create", "home"]);
+
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let other_port = format!("http://{}", elsewhere.local_addr().unwrap());
+    let other_host = kms.url().replace("127.0.0.1", "localhost");
+    let other_scheme = kms.url().replace("http:", "https:");
+    for url in [other_port, other_host, other_scheme] {
+        assert_ne!(url, kms.url());
+        let refused = place.fails(2, &["fs", "kms", "set-vault", &url, KEY]);
+        let told = refused.contains("sent only to the origin") && refused.contains("--token-file");
+        assert!(told, "{url}: {refused}");
+    }
+    assert_eq!(elsewhere.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+
+    let moved = place.ok(&["fs", "kms", "set-vault", &format!("{}/", kms.url()), OWN]);
+    assert!(!moved.contains(&token), "{moved}");
+    let shown = place.json(&["fs", "kms"]);
+    assert_eq!(shown["configured"]["master_key"], OWN, "{shown}");
+    assert_eq!(shown["configured"]["problem"], Value::Null, "{shown}");
 }

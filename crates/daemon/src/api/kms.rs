@@ -10,8 +10,10 @@ use admin_api::{
 };
 use axum::Json;
 use axum::extract::{Query, State};
+use axum::http::HeaderName;
 use key_manager::{
-    AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewKms, listed,
+    AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewCredential,
+    NewKms, listed,
 };
 use kms_core::{
     Auth, ClientIdentity, Credential, CredentialStatus, KeyVersion, KmsConfig, KmsErrorKind, Login,
@@ -21,7 +23,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
 
-use super::{Answer, Body, name};
+use super::version::{IfMatch, etag};
+use super::{Answer, Body, Refusal, name};
 use crate::seen::{Answered, OwnSeen, Seen};
 use crate::{Shared, problem};
 
@@ -31,15 +34,20 @@ const OPEN_WITHIN: Duration = Duration::from_secs(5);
 /// The kind that `set-vault` sets.
 const VAULT: &str = "vault";
 
+/// An answer that names the version of the configuration.
+type Tagged<T> = Result<([(HeaderName, String); 1], Json<T>), Refusal>;
+
 /// Asks the KMS, and answers its words of this moment.
-pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Kms> {
-    Ok(Json(look(&shared, "the KMS can't be shown").await?))
+pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Tagged<Kms> {
+    let kms = look(&shared, "the KMS can't be shown").await?;
+    Ok((etag(&kms), Json(kms)))
 }
 
 pub(crate) async fn set(
     State(shared): State<Arc<Shared>>,
+    IfMatch(expected): IfMatch,
     Body(request): Body<SetVault>,
-) -> Answer<KmsChange> {
+) -> Tagged<KmsChange> {
     let title = "the KMS can't be set";
     let credential = credential(&request)?;
     let settings = [
@@ -56,6 +64,7 @@ pub(crate) async fn set(
         master_key: request.master_key,
         settings,
         credential,
+        expected,
     };
     let configured = shared.manager.set_kms(new).await;
     let configured = configured.map_err(|e| problem::of_keys(title, &e))?;
@@ -77,11 +86,11 @@ pub(crate) async fn set(
     let mut kms = look(&shared, title).await?;
     // The proof looks closer than a later look can: at policies, uses, the way there.
     kms.findings = configured.findings.into_iter().map(carry_on).collect();
-    Ok(Json(KmsChange { change, kms, job }))
+    Ok((etag(&kms), Json(KmsChange { change, kms, job })))
 }
 
-/// The one way to show who we are that the request has.
-fn credential(request: &SetVault) -> Result<Credential, Problem> {
+/// The one way to show who we are that the request has, or none: then the stored one is kept.
+fn credential(request: &SetVault) -> Result<NewCredential, Problem> {
     let refused = |why: &str, cure: &str| {
         Problem::new(Exit::Usage, "invalid", "the KMS can't be set", why).cure(cure)
     };
@@ -107,10 +116,11 @@ fn credential(request: &SetVault) -> Result<Credential, Problem> {
     };
     let token = request.token.as_ref().map(|token| Auth::Token(secret(token)));
     let mut given = [token, file, login].into_iter().flatten();
-    let (Some(auth), None) = (given.next(), given.next()) else {
-        let why = "it takes one of a token, a token file and an AppRole, and neither none nor two";
-        return Err(refused(why, "give one of them"));
-    };
+    let auth = given.next();
+    if given.next().is_some() {
+        let why = "it takes one of a token, a token file and an AppRole, and here are two";
+        return Err(refused(why, "give one of them, or none to keep the stored one"));
+    }
     let identity = match (&request.client_cert, &request.client_key) {
         (Some(certificate), Some(key)) => {
             Some(ClientIdentity { certificate: certificate.clone(), key: secret(key) })
@@ -121,7 +131,10 @@ fn credential(request: &SetVault) -> Result<Credential, Problem> {
             return Err(refused(why, "give both"));
         }
     };
-    Ok(Credential { auth, identity })
+    Ok(match auth {
+        Some(auth) => NewCredential::Given(Credential { auth, identity }),
+        None => NewCredential::Kept { identity },
+    })
 }
 
 #[derive(Debug, Deserialize)]
@@ -132,15 +145,17 @@ pub(crate) struct Unset {
 
 pub(crate) async fn unset(
     State(shared): State<Arc<Shared>>,
+    IfMatch(expected): IfMatch,
     Query(Unset { allow_downgrade }): Query<Unset>,
-) -> Answer<KmsChange> {
+) -> Tagged<KmsChange> {
     let title = "the KMS can't be removed";
+    let of_keys = |e| problem::of_keys(title, &e);
     let job = match unfinished_move(&shared).await? {
-        Some(begun) if allow_downgrade && is_downgrade(&begun) => Some(begun.id),
-        _ => {
-            let unset = shared.manager.unset_kms(allow_downgrade).await;
-            unset.map_err(|e| problem::of_keys(title, &e))?
+        Some(begun) if allow_downgrade && is_downgrade(&begun) => {
+            shared.manager.expect_kms(&expected).await.map_err(of_keys)?;
+            Some(begun.id)
         }
+        _ => shared.manager.unset_kms(allow_downgrade, &expected).await.map_err(of_keys)?,
     };
     shared.kms_changed();
     let job = match job {
@@ -148,7 +163,8 @@ pub(crate) async fn unset(
         None => None,
     };
     let change = if job.is_some() { Change::Downgrading } else { Change::Removed };
-    Ok(Json(KmsChange { change, kms: look(&shared, title).await?, job }))
+    let kms = look(&shared, title).await?;
+    Ok((etag(&kms), Json(KmsChange { change, kms, job })))
 }
 
 /// Rewraps, or goes on with the move of the same keys that is under way, waits or was stopped: it ends at the newest version too.
@@ -381,6 +397,7 @@ pub(crate) fn view(
         ));
     }
     Kms {
+        version: seen.version.to_string(),
         configured: details,
         keys: counted(&in_use.versions),
         exposed_keys: exposed.len() as u64,

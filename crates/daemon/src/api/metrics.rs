@@ -198,6 +198,7 @@ mod tests {
             },
             jobs_running: 0,
             kms: Kms {
+                version: String::new(),
                 configured: None,
                 keys: versions.iter().map(count).collect(),
                 exposed_keys: 0,

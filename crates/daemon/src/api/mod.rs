@@ -8,6 +8,7 @@ mod kms;
 mod metrics;
 mod rehearsal;
 mod status;
+mod version;
 
 use std::sync::Arc;
 use std::time::Duration;

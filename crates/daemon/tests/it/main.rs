@@ -14,4 +14,5 @@ mod jobs;
 mod outage;
 mod rekey;
 mod requests;
+mod versions;
 mod world;

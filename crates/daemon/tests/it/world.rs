@@ -26,6 +26,9 @@ pub(crate) const KMS: &str = "https://kms.example";
 /// The token that no answer and no file may show.
 pub(crate) const TOKEN: &str = "hvs.canary-of-the-token";
 
+/// The line in the head of a request that has a body.
+pub(crate) const JSON: &str = "content-type: application/json\r\n";
+
 /// What outlives a node.
 pub(crate) struct World {
     directory: tempfile::TempDir,
@@ -47,6 +50,18 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) kind: String,
     pub(crate) body: Value,
+    head: String,
+}
+
+impl Answer {
+    /// The header with this name, in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let line = |line: &'_ str| -> bool {
+            line.split_once(": ").is_some_and(|(known, _)| known == name)
+        };
+        let found = self.head.lines().find(|found| line(found))?;
+        found.split_once(": ").map(|(_, value)| value)
+    }
 }
 
 impl World {
@@ -178,9 +193,20 @@ impl Running {
     /// Sends a request, spelled out so that nothing stands between the test and the wire. The answer can be read, or
     /// the connection dropped.
     pub(crate) async fn send(&self, method: &str, path: &str, body: &str) -> UnixStream {
+        self.send_with(JSON, method, path, body).await
+    }
+
+    /// As [`Self::send`], with these lines in the request's head.
+    pub(crate) async fn send_with(
+        &self,
+        headers: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> UnixStream {
         let mut stream = UnixStream::connect(&self.socket).await.unwrap();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: coffer\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nhost: coffer\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -189,7 +215,18 @@ impl Running {
 
     /// One HTTP/1.1 exchange.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
-        let mut stream = self.send(method, path, body).await;
+        self.ask_with(JSON, method, path, body).await
+    }
+
+    /// As [`Self::ask`], with these lines in the request's head.
+    pub(crate) async fn ask_with(
+        &self,
+        headers: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Answer {
+        let mut stream = self.send_with(headers, method, path, body).await;
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
         assert!(!text.contains(TOKEN), "{text}");
@@ -199,6 +236,7 @@ impl Running {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             kind: kind.unwrap_or_default().to_owned(),
             body: serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())),
+            head: head.to_owned(),
         }
     }
 

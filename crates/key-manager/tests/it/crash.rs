@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use key_manager::{FilesystemState, JobState, KeyManager, KeyState, NewKms};
+use key_manager::{Expected, FilesystemState, JobState, KeyManager, KeyState, NewKms};
 use kms_core::{KeyStore as _, KmsErrorKind};
 
 use crate::world::{Acts, World, name, vault};
@@ -332,7 +332,7 @@ async fn unset_without_filesystems() {
         async |world| {
             world.node().await.set("http://a").await.unwrap();
         },
-        async |node| node.unset_kms(false).await.is_ok(),
+        async |node| node.unset_kms(false, &Expected::Whatever).await.is_ok(),
         async |world, node, done| {
             let set = node.kms_overview().await.unwrap().config.is_some();
             assert!(!(set && done));

@@ -1,6 +1,6 @@
 //! Configure, create, unlock, lock, remove the KMS.
 
-use key_manager::{Error, KeyManager, KeyState};
+use key_manager::{Error, Expected, KeyManager, KeyState};
 use kms_core::{Commit, KeyStore as _, KmsErrorKind};
 
 use crate::world::{Acts, NoControl, World, name, vault};
@@ -172,15 +172,15 @@ async fn too_old_is_told_apart_from_another_key() {
 async fn unset_is_refused_while_a_filesystem_exists() {
     let world = World::new();
     let node = world.node().await;
-    assert!(matches!(node.unset_kms(false).await, Err(Error::NotConfigured)));
+    assert!(matches!(node.unset_kms(false, &Expected::Whatever).await, Err(Error::NotConfigured)));
     node.set("http://a").await.unwrap();
     node.create("x").await.unwrap();
-    let error = node.unset_kms(false).await.unwrap_err();
+    let error = node.unset_kms(false, &Expected::Whatever).await.unwrap_err();
     assert!(matches!(error, Error::Encrypted { count: 1, .. }), "{error}");
     let key = node.delete_filesystem(&name("x")).await.unwrap().key_id;
     let told = world.audit.events().into_iter().find(|it| it.action == "fs.delete").unwrap();
     assert_eq!(told.detail, key.to_string(), "nothing is left, and nothing said of it");
-    assert_eq!(node.unset_kms(false).await.unwrap(), None);
+    assert_eq!(node.unset_kms(false, &Expected::Whatever).await.unwrap(), None);
     let left = world.store.list("", None, 100).await.unwrap().records;
     let left: Vec<_> = left.into_iter().map(|r| r.key).filter(|k| !k.starts_with("job/")).collect();
     assert_eq!(left, ["fs-epoch"], "no configuration, no token, no key stays");
@@ -372,7 +372,7 @@ async fn two_nodes_on_one_store_lose_cleanly() {
     a.create("seed").await.unwrap();
     for round in 0..20 {
         let fs = format!("fs{round}");
-        let (made, unset) = tokio::join!(a.create(&fs), b.unset_kms(true));
+        let (made, unset) = tokio::join!(a.create(&fs), b.unset_kms(true, &Expected::Whatever));
         if let (Err(error), true) = (&made, unset.is_ok()) {
             assert!(matches!(error, Error::Changed { .. } | Error::NoKms), "{error}");
         }

@@ -12,4 +12,5 @@ mod own_key;
 mod recover;
 mod rekey;
 mod removal;
+mod versions;
 mod world;

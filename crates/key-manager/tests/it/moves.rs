@@ -1,6 +1,8 @@
 //! Rewrap, takeover, moves between KMSs, from and to local wrapping.
 
-use key_manager::{Error, JobControl, JobState, KeyState, Loss, NewKms, Progress};
+use key_manager::{
+    Error, Expected, JobControl, JobState, KeyState, Loss, NewCredential, NewKms, Progress,
+};
 use kms_core::{Credential, KeyEnvelope, KeyStore as _, KeyVersion, KmsErrorKind};
 
 use crate::world::{Acts, NoControl, World, name, vault};
@@ -220,7 +222,7 @@ async fn a_kms_that_can_not_take_every_key_changes_nothing() {
     let before = world.store.list("", None, 100).await.unwrap();
     let error = node.set_kms(vault("http://new")).await.unwrap_err();
     assert!(matches!(error, Error::NotAll { failed: 1, .. }), "{error}");
-    let error = node.unset_kms(true).await.unwrap_err();
+    let error = node.unset_kms(true, &Expected::Whatever).await.unwrap_err();
     assert!(matches!(error, Error::NotAll { failed: 1, .. }), "{error}");
     assert_eq!(world.store.list("", None, 100).await.unwrap(), before);
 }
@@ -341,7 +343,10 @@ async fn a_move_whose_target_is_gone_gives_way_to_another() {
 async fn a_move_whose_target_is_gone_gives_way_to_local_wrapping() {
     let world = World::new();
     let (node, _) = stranded(&world).await;
-    assert!(matches!(node.unset_kms(false).await, Err(Error::Encrypted { .. })));
+    assert!(matches!(
+        node.unset_kms(false, &Expected::Whatever).await,
+        Err(Error::Encrypted { .. })
+    ));
     node.downgrade().await.unwrap();
     drop(node);
     assert!(world.node().await.unlock_all().await.unwrap().is_empty());
@@ -353,7 +358,7 @@ async fn an_unfinished_downgrade_gives_way_to_a_kms() {
     let node = world.node().await;
     node.set("http://first").await.unwrap();
     node.create("x").await.unwrap();
-    node.unset_kms(true).await.unwrap().unwrap();
+    node.unset_kms(true, &Expected::Whatever).await.unwrap().unwrap();
     node.set("http://second").await.unwrap();
     let fs = node.filesystem_statuses().await.unwrap().remove(0);
     assert!(!fs.exposed && fs.wrapped_by.unwrap().address == "http://second");
@@ -369,7 +374,7 @@ async fn what_hangs_on_the_gone_kms_alone_is_named() {
     let before = world.store.list("", None, 100).await.unwrap();
     for error in [
         node.set_kms(vault("http://third")).await.unwrap_err(),
-        node.unset_kms(true).await.unwrap_err(),
+        node.unset_kms(true, &Expected::Whatever).await.unwrap_err(),
     ] {
         assert!(matches!(error, Error::NotAll { failed: 1, total: 2, .. }), "{error}");
         let text = error.to_string();
@@ -489,7 +494,10 @@ async fn the_old_kms_is_kept_alive_while_keys_hang_on_it() {
     assert_eq!(node.renew_others().await.unwrap().len(), 0, "it is the one that is set");
 
     let other = Credential::token("another one");
-    let new = node.set_kms(NewKms { credential: other, ..vault("http://new") }).await.unwrap();
+    let new = node
+        .set_kms(NewKms { credential: NewCredential::Given(other), ..vault("http://new") })
+        .await
+        .unwrap();
     let before = renewed();
     let [(config, Ok(_))] = &node.renew_others().await.unwrap()[..] else { panic!() };
     assert_eq!((&*config.address, renewed()), ("http://old", before + 1));

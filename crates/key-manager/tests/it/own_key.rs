@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use key_manager::{Error, FoundCopy, JobState, KeyManager, KeyState, Loss, NewKms, rebuild};
+use key_manager::{
+    Error, Expected, FoundCopy, JobState, KeyManager, KeyState, Loss, NewCredential, NewKms,
+    rebuild,
+};
 use kms_core::{Commit, Credential, KeyStore as _, KeyVersion, KmsConfigId, KmsErrorKind, Record};
 use testkit::clock::ManualClock;
 use testkit::fake_kms::FakeServer;
@@ -451,7 +454,7 @@ async fn it_is_forgotten_with_the_last_filesystem_that_has_it() {
     for fs in ["y", "all"] {
         node.delete_filesystem(&name(fs)).await.unwrap();
     }
-    node.unset_kms(false).await.unwrap();
+    node.unset_kms(false, &Expected::Whatever).await.unwrap();
     assert_eq!(records(&world, "kms/").await, []);
 }
 
@@ -608,7 +611,7 @@ async fn a_creation_that_races_another_kms_or_none_ends_well() {
         let (created, ()) = tokio::join!(node.create_under("x", "own"), async {
             late.reached().await;
             if unset {
-                node.unset_kms(false).await.unwrap();
+                node.unset_kms(false, &Expected::Whatever).await.unwrap();
             } else {
                 node.set("http://b").await.unwrap();
             }
@@ -639,7 +642,7 @@ async fn a_creation_that_races_a_new_address_or_a_new_token_takes_it_along() {
         let mut late = server.hold("wrap");
         let (created, ()) = tokio::join!(node.create_under("x", "own"), async {
             late.reached().await;
-            let credential = Credential::token(token);
+            let credential = NewCredential::Given(Credential::token(token));
             node.set_kms(NewKms { credential, ..vault(address) }).await.unwrap();
             drop(late);
         });

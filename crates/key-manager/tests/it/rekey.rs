@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use key_manager::{Error, FoundCopy, JobKind, JobRecord, JobState, KeyManager, KeyState, Loss};
+use key_manager::{
+    Error, Expected, FoundCopy, JobKind, JobRecord, JobState, KeyManager, KeyState, Loss,
+};
 use kms_core::{Commit, KeyId, KeyStore as _, KeyVersion, KmsErrorKind, Outcome, UnixMillis};
 use testkit::clock::ManualClock;
 use testkit::fake_store::FakeStore;
@@ -322,7 +324,7 @@ async fn it_can_be_deleted_or_forgotten_in_the_middle() {
         assert_eq!(wrapped_keys(&world).await, 0);
         assert_eq!(previous(&world), fs.previous_key.filter(|_| forget));
         assert!(node.settle_copies().await.unwrap().is_empty());
-        node.unset_kms(false).await.unwrap();
+        node.unset_kms(false, &Expected::Whatever).await.unwrap();
     }
 }
 

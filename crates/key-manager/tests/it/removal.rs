@@ -1,6 +1,6 @@
 //! Deletion, forgetting, and creations that are undone: what they leave, and what goes on with them.
 
-use key_manager::{Error, KeyState};
+use key_manager::{Error, Expected, KeyState};
 use kms_core::KeyStore as _;
 use testkit::clock::ManualClock;
 use testkit::fake_store::FakeStore;
@@ -66,7 +66,7 @@ async fn what_is_out_of_reach_is_not_deleted_but_forgotten_on_request() {
     assert!(node.filesystems().await.unwrap().is_empty());
     assert!(world.store.list("key/", None, 9).await.unwrap().records.is_empty());
     assert!(world.headers.files.lock().unwrap().contains_key(std::path::Path::new("/backing/x")));
-    node.unset_kms(false).await.unwrap();
+    node.unset_kms(false, &Expected::Whatever).await.unwrap();
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn what_is_forgotten_in_reach_lies_as_it_did_and_can_be_recovered() {
         node.create("y").await.unwrap();
         node.set("http://b").await.unwrap();
         node.delete_filesystem(&name("y")).await.unwrap();
-        node.unset_kms(false).await.unwrap();
+        node.unset_kms(false, &Expected::Whatever).await.unwrap();
         drop(node);
 
         world.store = FakeStore::default();

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use key_manager::{
-    Configured, Error, FilesystemName, FoundCopy, JobControl, JobId, JobKind, JobRecord, JobState,
-    KeyManager, KeyState, MoveReport, NewKms, Parts, Progress, Recovered, Removal, Volumes,
+    Configured, Error, Expected, FilesystemName, FoundCopy, JobControl, JobId, JobKind, JobRecord,
+    JobState, KeyManager, KeyState, MoveReport, NewCredential, NewKms, Parts, Progress, Recovered,
+    Removal, Volumes,
 };
 use kms_core::{
     Credential, FilesystemKey, FilesystemSite, HolderError, KeyCopy, KeyEnvelope, KeyHolder, KeyId,
@@ -350,7 +351,8 @@ pub(crate) fn vault(address: &str) -> NewKms {
         address: address.to_owned(),
         master_key: "key".to_owned(),
         settings: Default::default(),
-        credential: Credential::token("the-token"),
+        credential: NewCredential::Given(Credential::token("the-token")),
+        expected: Expected::Whatever,
     }
 }
 
@@ -407,7 +409,7 @@ impl Acts for KeyManager {
     }
 
     async fn downgrade(&self) -> Result<MoveReport, Error> {
-        match self.unset_kms(true).await? {
+        match self.unset_kms(true, &Expected::Whatever).await? {
             Some(job) => self.run(job).await,
             None => Ok(MoveReport::default()),
         }
