@@ -73,10 +73,6 @@ pub struct Kms {
     pub exposed_keys: u64,
     /// What works today and should be changed.
     pub findings: Vec<Finding>,
-    /// Names what is set, or that nothing is: another one after each change of it, and after nothing else. Opaque. Given back as
-    /// `If-Match: "…"` it keeps a change from undoing that of somebody else.
-    #[serde(default)]
-    pub version: String,
 }
 
 /// The configuration and what the KMS says of it.
@@ -204,12 +200,12 @@ pub struct Finding {
     pub cure: String,
 }
 
-/// What a token has to be allowed.
+/// What a token must be allowed, and nothing beyond it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KmsPolicy {
-    /// In the KMS's policy language.
+    /// The policy, in Vault's language.
     pub policy: String,
-    /// What applies it and makes a token under it.
+    /// The commands that apply it and make a token under it.
     pub commands: Vec<String>,
 }
 

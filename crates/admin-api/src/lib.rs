@@ -12,6 +12,7 @@
 //! | `/v1/kms/rewrap` | POST | [`Rewrap`] or nothing → [`Job`] |
 //! | `/v1/kms/check` | POST | → [`KmsCheck`] |
 //! | `/v1/kms/rehearse` | POST | → [`KmsRehearsal`] |
+//! | `/v1/kms/policy` | GET `?master_key=&transit_path=` | → [`KmsPolicy`]; several names stand with commas between them |
 //! | `/v1/kms/impact` | GET `?of=token`, `?of=key`, `?of=versions&below=` | → [`KmsImpact`] |
 //! | `/v1/filesystems` | GET `?after=&limit=&search=&state=`, POST | [`CreateFilesystem`] → [`Filesystems`], [`Filesystem`] |
 //! | `/v1/filesystems/{name}` | GET, DELETE `?forget=` | → [`Filesystem`], [`Deleted`] |

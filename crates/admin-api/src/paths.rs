@@ -14,6 +14,8 @@ pub const CHECK: &str = "/v1/kms/check";
 pub const REHEARSE: &str = "/v1/kms/rehearse";
 /// What would fail if something were taken away in the KMS (`?of=token`, `?of=key`, `?of=versions&below=N`).
 pub const IMPACT: &str = "/v1/kms/impact";
+/// The policy that a token for master keys needs.
+pub const POLICY: &str = "/v1/kms/policy";
 /// All filesystems.
 pub const FILESYSTEMS: &str = "/v1/filesystems";
 /// One filesystem.
@@ -52,8 +54,6 @@ pub const CONSOLE_LINKS: &str = "/v1/console/links";
 pub const CONSOLE_SESSIONS: &str = "/v1/console/sessions";
 /// One of them.
 pub const CONSOLE_SESSION: &str = "/v1/console/sessions/{id}";
-/// What a token has to be allowed (`?master_key=`, `?transit_path=`).
-pub const POLICY: &str = "/v1/kms/policy";
 
 /// Longest time for which a request waits for the end of a job, in milliseconds.
 pub const WAIT_LIMIT_MS: u64 = 10_000;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kms_core::{Auth, ClientIdentity, Credential, KmsConfig, StoreError};
+use kms_core::{Auth, ClientIdentity, Credential, KmsConfig, Policy, StoreError};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -105,6 +105,19 @@ impl KeyManager {
     /// [`Error::KmsChanged`].
     pub async fn expect_kms(&self, expected: &Expected) -> Result<(), Error> {
         expected.is_met_by(self.targets().await?.as_ref())
+    }
+
+    /// What a credential must be allowed in a KMS of this kind: [`kms_core::KmsProvider::policy`].
+    ///
+    /// # Errors
+    /// [`Error::Kms`].
+    pub fn policy(
+        &self,
+        kind: &str,
+        master_keys: &[String],
+        settings: &BTreeMap<String, String>,
+    ) -> Result<Policy, Error> {
+        Ok(self.provider(kind)?.policy(master_keys, settings)?)
     }
 
     /// Why a change of the configuration was not committed.

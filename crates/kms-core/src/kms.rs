@@ -185,6 +185,19 @@ pub trait KmsProvider: fmt::Debug + Send + Sync {
         one.address == other.address
     }
 
+    /// What a credential must be allowed in such a KMS for these master keys, and nothing beyond it. Asks nobody.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Invalid`]: they can't be so called, the settings can't be so, or such a KMS knows no policies.
+    fn policy(
+        &self,
+        _master_keys: &[String],
+        _settings: &BTreeMap<String, String>,
+    ) -> Result<Policy, KmsError> {
+        let why = format!("a KMS of the kind {} knows no policies", self.kind());
+        Err(KmsError::new(KmsErrorKind::Invalid, why).cure("it needs none"))
+    }
+
     /// Makes what must lie on this machine before the configuration can be used (local wrapping: its key file).
     /// Called while no wrapped key names the configuration. Durable on `Ok`; doing it twice does no harm. A KMS that keeps nothing here has nothing to do.
     async fn provision(&self, _config: &KmsConfig) -> Result<(), KmsError> {
@@ -196,6 +209,15 @@ pub trait KmsProvider: fmt::Debug + Send + Sync {
     async fn retire(&self, _config: &KmsConfig) -> Result<(), KmsError> {
         Ok(())
     }
+}
+
+/// What a credential must be allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// In the KMS's own language.
+    pub text: String,
+    /// What applies it, and makes a credential under it.
+    pub commands: Vec<String>,
 }
 
 /// A KMS that has been shown to work.

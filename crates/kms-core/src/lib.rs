@@ -53,7 +53,7 @@ pub use credential::{
 pub use error::{KmsError, KmsErrorKind};
 pub use holder::{FilesystemSite, HolderError, KeyCopy, KeyHolder, replaced};
 pub use id::{IdError, KeyId, KmsConfigId};
-pub use kms::{Finding, Kms, KmsConfig, KmsExt, KmsProvider, MasterKey, Proof};
+pub use kms::{Finding, Kms, KmsConfig, KmsExt, KmsProvider, MasterKey, Policy, Proof};
 pub use record::{KeyRecord, RecordError};
 pub use secrecy::{ExposeSecret, SecretString};
 pub use store::{Check, Commit, KeyStore, Page, Record, StoreError, Version};

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use kms_core::{
     Auth, CheckItem, Ciphertext, Clock as _, Credential, CredentialHere, CredentialStatus, Finding,
     Items, KeyRecord, KeyVersion, Kms, KmsConfig, KmsConfigId, KmsError, KmsErrorKind, KmsProvider,
-    MasterKey, Proof, SystemClock, UnixMillis,
+    MasterKey, Policy, Proof, SystemClock, UnixMillis,
 };
 use tokio::time::Instant;
 
@@ -258,6 +258,18 @@ impl KmsProvider for FakeProvider {
 
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
         prove(self.open(config, credential)?).await
+    }
+
+    fn policy(
+        &self,
+        master_keys: &[String],
+        settings: &BTreeMap<String, String>,
+    ) -> Result<Policy, KmsError> {
+        if master_keys.iter().any(String::is_empty) {
+            return Err(KmsError::new(KmsErrorKind::Invalid, "a key has a name").cure("give it"));
+        }
+        let text = master_keys.iter().map(|key| format!("{key} {settings:?}\n")).collect();
+        Ok(Policy { text, commands: vec!["apply it".to_owned()] })
     }
 
     fn has_same_origin(&self, one: &KmsConfig, other: &KmsConfig) -> bool {

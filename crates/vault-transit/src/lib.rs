@@ -20,6 +20,7 @@
 //! | `kms` | batches; the life of a token |
 //! | `provider` | the proof |
 //! | `check` | what an administrator's check looks at |
+//! | `policy` | the policy for several keys, and the commands that apply it |
 //! | `findings` | warnings, at the proof and later |
 //!
 //! # No key is made by accident
@@ -66,6 +67,7 @@ mod kms;
 mod measure;
 mod operation;
 mod pauses;
+mod policy;
 mod provider;
 mod refusal;
 mod secret_id;
@@ -77,6 +79,7 @@ use std::time::Duration;
 
 pub use config::{KIND, VaultConfig, valid_name};
 pub use measure::describe_metrics;
+pub use policy::policy;
 pub use provider::VaultProvider;
 
 /// How long to wait for Vault and how much to send it at once.

@@ -1,12 +1,13 @@
 //! [`KmsProvider`]: a configuration and a token in, a proved [`Kms`] out.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use kms_core::{
     Ciphertext, Credential, CredentialStatus, FilesystemKey, Finding, KeyRecord, Kms, KmsConfig,
-    KmsError, KmsErrorKind, KmsProvider, MasterKey, Proof, RequestId,
+    KmsError, KmsErrorKind, KmsProvider, MasterKey, Policy, Proof, RequestId,
 };
 
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ use crate::findings;
 use crate::kms::{self, VaultKms};
 use crate::operation::Operation;
 use crate::pauses::Pauses;
+use crate::policy::policy;
 use crate::session::Sessions;
 use crate::size;
 use crate::wire::TokenData;
@@ -93,6 +95,14 @@ impl KmsProvider for VaultProvider {
             (Ok(one), Ok(other)) => one.origin() == other.origin(),
             _ => false,
         }
+    }
+
+    fn policy(
+        &self,
+        master_keys: &[String],
+        settings: &BTreeMap<String, String>,
+    ) -> Result<Policy, KmsError> {
+        policy(master_keys, settings)
     }
 
     /// Looks up the token (which also shows that address and TLS are right and Vault is not sealed), reads the

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use admin_api::{AuditChain, AuditLine, AuditPage, Exit, Problem, paths};
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use kms_core::Outcome;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
 
 use super::Answer;
+use super::extract::Query;
 use crate::audit::{self, AuditLog, HashedLine, Verified};
 use crate::{Shared, problem};
 

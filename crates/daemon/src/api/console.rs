@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use admin_api::{ConsoleLink, ConsoleSession, ConsoleSessions, Exit, OpenConsole, Problem};
 use axum::Json;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use kms_core::{AuditEvent, AuditSink as _, Outcome};
 
+use super::extract::Path;
 use super::{Answer, Body, Caller};
 use crate::console::{CODE_LIVES, Role, SESSION_IDLES, SESSION_LIVES};
 use crate::{Shared, console, problem};

@@ -9,12 +9,13 @@ use admin_api::{
     FilesystemState, Filesystems, Import, Job, Listing, Lock, Problem, Verify, WrappedBy, paths,
 };
 use axum::Json;
-use axum::extract::{Path as Segment, Query, State};
+use axum::extract::State;
 use filesystem::real_place;
 use key_manager::{FilesystemName, FilesystemStatus, JobKind, KeyState};
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
 
+use super::extract::{Path as Segment, Query};
 use super::{Answer, Body, name};
 use crate::jobs::{Spec, damage};
 use crate::{Shared, problem};

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use admin_api::{Job, Jobs, Problem, paths};
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use key_manager::JobId;
 use serde::Deserialize;
 
 use super::Answer;
+use super::extract::{Path, Query};
 use crate::{Shared, problem};
 
 pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Answer<Jobs> {

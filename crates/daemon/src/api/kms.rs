@@ -9,7 +9,7 @@ use admin_api::{
     KmsDetails, KmsImpact, OwnKey, Problem, Rewrap, SetVault, Token, VersionCount,
 };
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::HeaderName;
 use key_manager::{
     AuthKind, FilesystemName, FilesystemStatus, InUse, JobRecord, LeftBehind, Loss, NewCredential,
@@ -23,6 +23,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
 
+use super::extract::Query;
 use super::version::{IfMatch, etag};
 use super::{Answer, Body, Refusal, name};
 use crate::seen::{Answered, OwnSeen, Seen};
@@ -32,7 +33,7 @@ use crate::{Shared, problem};
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The kind that `set-vault` sets.
-const VAULT: &str = "vault";
+pub(super) const VAULT: &str = "vault";
 
 /// An answer that names the version of the configuration.
 type Tagged<T> = Result<([(HeaderName, String); 1], Json<T>), Refusal>;
@@ -402,7 +403,6 @@ pub(crate) fn view(
         keys: counted(&in_use.versions),
         exposed_keys: exposed.len() as u64,
         findings: found,
-        version: String::new(),
     }
 }
 

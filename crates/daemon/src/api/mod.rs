@@ -2,10 +2,12 @@
 
 mod audit;
 mod console;
+mod extract;
 mod filesystems;
 mod jobs;
 mod kms;
 mod metrics;
+mod policy;
 mod rehearsal;
 mod status;
 mod version;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use admin_api::{Exit, MEDIA_TYPE, Problem, paths};
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, FromRequest, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -27,6 +29,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
+use self::extract::not_understood;
 use crate::Shared;
 use crate::problem;
 use crate::socket::Peer;
@@ -57,6 +60,7 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route(paths::REWRAP, post(kms::rewrap))
         .route(paths::CHECK, post(kms::check))
         .route(paths::IMPACT, get(kms::impact))
+        .route(paths::POLICY, get(policy::show))
         .route(paths::REHEARSE, post(rehearsal::rehearse))
         .route(paths::FILESYSTEMS, get(filesystems::list).post(filesystems::create))
         .route(paths::FILESYSTEM, get(filesystems::show).delete(filesystems::delete))
@@ -201,15 +205,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        let title = "the request is not understood";
-        let usage = |why: String| {
-            let problem = Problem::new(Exit::Usage, "bad-request", title, why);
-            Refusal(problem.cure("use the command line of the node's own version"))
-        };
-        let bytes = Bytes::from_request(request, state).await.map_err(|e| usage(e.body_text()))?;
+        let is_json = is_json(request.headers());
+        let bytes = Bytes::from_request(request, state).await;
+        let bytes = bytes.map_err(|e| not_understood(e.body_text()))?;
+        if !bytes.is_empty() && !is_json {
+            return Err(no_json());
+        }
         let text = if bytes.is_empty() { b"null" } else { bytes.as_ref() };
         serde_json::from_slice(text).map(Self).map_err(|e| {
-            usage(format!(
+            not_understood(format!(
                 "its body is not what this resource takes ({:?} error at line {}, column {})",
                 e.classify(),
                 e.line(),
@@ -217,6 +221,21 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             ))
         })
     }
+}
+
+/// Whether the body is said to be JSON, with or without parameters.
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next());
+    kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// A form of another site's page can send no JSON, so that this keeps them out too.
+fn no_json() -> Refusal {
+    let (title, why) =
+        ("the request is not understood", "its body is not said to be application/json");
+    let problem = Problem::new(Exit::Usage, "unsupported-media-type", title, why);
+    Refusal(problem.cure("send it with the header content-type: application/json").with_status(415))
 }
 
 fn name(text: &str, title: &str) -> Result<FilesystemName, Problem> {

@@ -1,12 +1,13 @@
 //! `ETag` and `If-Match` (RFC 9110, sections 8.8.3 and 13.1.1): which KMS configuration a change is meant for.
 
-use admin_api::{Exit, Kms, Problem};
+use admin_api::Kms;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderName, header};
 use key_manager::{Expected, KmsVersion};
 
 use super::Refusal;
+use super::extract::not_understood;
 
 /// The header that names the version of what is shown.
 pub(crate) fn etag(kms: &Kms) -> [(HeaderName, String); 1] {
@@ -28,16 +29,9 @@ impl<S: Sync> FromRequestParts<S> for IfMatch {
                 Some(Tags::Any) => return Ok(Self(Expected::Whatever)),
                 Some(Tags::OneOf(tags)) => versions.extend(tags.into_iter().map(KmsVersion::from)),
                 None => {
-                    let why = "its If-Match header is no list of entity tags";
-                    let problem = Problem::new(
-                        Exit::Usage,
-                        "bad-request",
-                        "the request is not understood",
-                        why,
-                    );
-                    return Err(problem
-                        .cure("give the ETag that the answer to GET /v1/kms had, in its quotes")
-                        .into());
+                    return Err(not_understood(
+                        "its If-Match header is no list of entity tags: it takes the ETag of GET /v1/kms, in its quotes",
+                    ));
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::world::{TOKEN, World, set_vault};
+use crate::world::{JSON, TOKEN, World, set_vault};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_is_a_problem() {
@@ -23,6 +23,24 @@ async fn what_is_wrong_is_a_problem() {
         (404, "POST", "/v1/filesystems/nobody/unlock"),
         (404, "DELETE", "/v1/filesystems/nobody"),
         (409, "POST", "/v1/kms/rewrap"),
+        // What can't be read in a path or a query.
+        (400, "GET", "/v1/filesystems?limit=many"),
+        (400, "GET", "/v1/filesystems?limit=-1"),
+        (400, "GET", "/v1/filesystems/home/ls?limit=x"),
+        (400, "GET", "/v1/filesystems/home/ls?path=%zz"),
+        (400, "DELETE", "/v1/filesystems/home?forget=maybe"),
+        (400, "GET", "/v1/filesystems/%ff"),
+        (400, "POST", "/v1/filesystems/%ff/lock"),
+        (400, "GET", "/v1/jobs/%ff"),
+        (400, "POST", "/v1/jobs/%ff/stop"),
+        (400, "GET", "/v1/jobs/6f1c2d3e-0a1b-4c5d-8e9f-001122334455?wait_ms=long"),
+        (400, "GET", "/v1/kms/impact"),
+        (400, "GET", "/v1/kms/impact?of=nothing"),
+        (400, "GET", "/v1/kms/impact?of=versions&below=x"),
+        (400, "GET", "/v1/kms/policy"),
+        (400, "GET", "/v1/kms/policy?master_key=a,"),
+        (400, "DELETE", "/v1/kms?allow_downgrade=1"),
+        (400, "GET", "/v1/audit?before=x"),
     ] {
         let problem = node.refused(status, method, path, &null).await;
         assert_eq!(problem["status"], status, "{problem}");
@@ -130,5 +148,39 @@ async fn a_long_path_makes_no_long_line_of_the_audit_log() {
     let node = world.start().await;
     let verified = node.get("/v1/audit/verify").await;
     assert!(verified["trouble"].is_null(), "the chain is whole: {verified}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_is_said_to_be_json() {
+    let world = World::new();
+    let node = world.start().await;
+    let body = r#"{"name": "home", "allow_no_kms": true}"#;
+    for kind in ["", "content-type: text/plain\r\n", "content-type: application/jsonx\r\n"] {
+        let answer = node.ask_with(kind, "POST", "/v1/filesystems", body).await;
+        assert_eq!((answer.status, &*answer.kind), (415, "application/problem+json"), "{kind}");
+        assert_eq!(answer.body["code"], "unsupported-media-type");
+    }
+    assert_eq!(node.get("/v1/filesystems").await["filesystems"], json!([]));
+    for (name, kind) in [("a", JSON), ("b", "content-type: Application/JSON; charset=utf-8\r\n")] {
+        let body = body.replace("home", name);
+        assert_eq!(node.ask_with(kind, "POST", "/v1/filesystems", &body).await.status, 200);
+    }
+    // Nothing needs to be said of nothing.
+    assert_eq!(node.ask_with("", "POST", "/v1/filesystems/a/unlock", "").await.status, 200);
+    assert_eq!(node.ask_with("", "POST", "/v1/kms/rewrap", "").await.body["code"], "no-kms");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_for_master_keys_is_told_before_a_kms_is_set() {
+    let world = World::new();
+    let node = world.start().await;
+    let policy = node.get("/v1/kms/policy?master_key=a,b&transit_path=team%2Ftransit").await;
+    let text = policy["policy"].as_str().unwrap();
+    for part in ["a {", "b {", r#""transit_path": "team/transit""#] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(policy["commands"], json!(["apply it"]));
     node.stop().await;
 }

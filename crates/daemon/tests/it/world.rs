@@ -1,5 +1,6 @@
 //! What outlives a node (store, KMS, directory), and a node in it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use async_trait::async_trait;
 use daemon::{AuditLog, BackingVolumes, Meters, Node, Parts, Patience, Rehearse};
 use filesystem::{Backend, BackingHeaders, BackingLocks};
 use key_manager::{KeyManager, Rehearsal};
-use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Proof, SystemClock};
+use kms_core::{Credential, Kms, KmsConfig, KmsError, KmsProvider, Policy, Proof, SystemClock};
 use serde_json::{Value, json};
 use testkit::fake_kms::{FakeProvider, FakeServer};
 use testkit::fake_store::FakeStore;
@@ -337,5 +338,13 @@ impl KmsProvider for Kind {
 
     async fn prove(&self, config: &KmsConfig, credential: &Credential) -> Result<Proof, KmsError> {
         self.provider.prove(config, credential).await
+    }
+
+    fn policy(
+        &self,
+        master_keys: &[String],
+        settings: &BTreeMap<String, String>,
+    ) -> Result<Policy, KmsError> {
+        self.provider.policy(master_keys, settings)
     }
 }
