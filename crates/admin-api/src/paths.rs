@@ -88,10 +88,10 @@ pub fn impact(of: &str, below: Option<&str>, master_key: Option<&str>) -> String
     query(IMPACT, wanted.map(|(name, value)| (name, value.map(str::to_owned))))
 }
 
-/// What a token has to be allowed for these master keys.
+/// The policy that a token for these master keys needs.
 pub fn policy(master_keys: &[String], transit_path: &str) -> String {
-    let keys = master_keys.iter().map(|key| ("master_key", Some(key.clone())));
-    query(POLICY, keys.chain([("transit_path", Some(transit_path.to_owned()))]))
+    let wanted = [("master_key", master_keys.join(",")), ("transit_path", transit_path.to_owned())];
+    query(POLICY, wanted.map(|(name, value)| (name, Some(value))))
 }
 
 /// Lines of the audit log that fit, before this one.
