@@ -88,10 +88,10 @@ pub fn impact(of: &str, below: Option<&str>, master_key: Option<&str>) -> String
     query(IMPACT, wanted.map(|(name, value)| (name, value.map(str::to_owned))))
 }
 
-/// The policy that a token for these master keys needs.
-pub fn policy(master_keys: &[String], transit_path: &str) -> String {
-    let wanted = [("master_key", master_keys.join(",")), ("transit_path", transit_path.to_owned())];
-    query(POLICY, wanted.map(|(name, value)| (name, Some(value))))
+/// The policy that a token for these master keys needs, with the transit engine mounted there or at its usual place.
+pub fn policy(master_keys: &[String], transit_path: Option<&str>) -> String {
+    let path = transit_path.map(str::to_owned);
+    query(POLICY, [("master_key", Some(master_keys.join(","))), ("transit_path", path)])
 }
 
 /// Lines of the audit log that fit, before this one.

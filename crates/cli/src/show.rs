@@ -22,10 +22,10 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> St
 }
 
 /// Name and value, a line each, the values under each other.
-pub(crate) fn fields(fields: &[(&str, String)]) -> String {
+pub(crate) fn fields(fields: &words::Fields) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 1;
-    let line = |(name, value): &(&str, String)| {
-        format!("{:width$}  {}\n", format!("{name}:"), under(value, width + 2))
+    let line = |(name, value): (&str, &words::Value)| {
+        format!("{:width$}  {}\n", format!("{name}:"), under(&value.to_string(), width + 2))
     };
     fields.iter().map(line).collect()
 }
@@ -47,7 +47,10 @@ mod tests {
 
     #[test]
     fn what_has_lines_looks_like_one_field() {
-        let text = fields(&[("do", "this\nand that\n".into()), ("state", "locked".into())]);
+        let mut told = words::Fields::default();
+        told.add("do", "this\nand that\n");
+        told.add("state", "locked");
+        let text = fields(&told);
         assert_eq!(text, "do:     this\n        and that\nstate:  locked\n");
     }
 }

@@ -3,8 +3,9 @@
 use admin_api::{AuditChain, AuditPage};
 use maud::{Markup, html};
 
+use crate::form::act;
 use crate::page::Viewer;
-use crate::parts::{ago, lines, mark, table};
+use crate::parts::{At, ago, lines, mark, table};
 
 /// What of the log is looked for.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +23,7 @@ pub struct AuditQuery {
 /// Lines that fit, the newest first, and the state of the chain.
 pub fn audit(
     page: &AuditPage,
-    chain: &AuditChain,
+    chain: Option<&At<AuditChain>>,
     query: &AuditQuery,
     viewer: &Viewer<'_>,
 ) -> Markup {
@@ -46,15 +47,12 @@ pub fn audit(
             ]
         })
         .collect();
-    let whole = chain.trouble.is_none() && chain.unrecorded.is_none();
     html! {
         section aria-labelledby="chain" {
             h2 #chain { "The chain" }
-            p { (mark(if whole { "good" } else { "bad" }, if whole { "whole" } else { "NOT WHOLE" })) }
-            p.hash { (lines(&words::audit_chain(chain))) }
-            @for why in [&chain.trouble, &chain.unrecorded].into_iter().flatten() {
-                div.alert.error role="alert" { p { (lines(why)) } }
-            }
+            p { "Each line has the hash of the one before it, so that none can be changed or left out unnoticed." }
+            @if let Some(At { at, it }) = chain { (followed(*at, it, viewer)) }
+            @if viewer.may_change { (act("/audit/verify", "Follow the chain now", "", viewer)) }
         }
         section aria-labelledby="lines" {
             h2 #lines { "Lines" }
@@ -81,6 +79,20 @@ pub fn audit(
                 @if query.before.is_some() { (turn(query, None, "Newest")) }
                 @if let Some(before) = page.before { (turn(query, Some(before), "Older")) }
             }
+        }
+    }
+}
+
+fn followed(at: u64, chain: &AuditChain, viewer: &Viewer<'_>) -> Markup {
+    let whole = chain.trouble.is_none() && chain.unrecorded.is_none();
+    html! {
+        p {
+            @if whole { (mark("good", "whole")) } @else { (mark("bad", "NOT WHOLE")) }
+            " " (ago(at, viewer))
+        }
+        p.hash { (lines(&words::audit_chain(chain))) }
+        @for why in [&chain.trouble, &chain.unrecorded].into_iter().flatten() {
+            div.alert.error role="alert" { p { (lines(why)) } }
         }
     }
 }

@@ -152,7 +152,7 @@ pub fn filesystem(fs: &Filesystem, jobs: &Jobs, forms: &Forms, viewer: &Viewer<'
                 (opener(DELETE, "Delete", "danger"))
             }
         }
-        (fields(&words::filesystem(fs)))
+        (fields(&words::filesystem(fs), viewer))
         section aria-labelledby="jobs" {
             h2 #jobs { "Jobs" }
             @let mut of_this = jobs.jobs.iter().filter(of_this).take(10).peekable();

@@ -32,7 +32,7 @@ pub fn job(job: &Job, viewer: &Viewer<'_>) -> Markup {
         .collect();
     let body = html! {
         (progress(job, viewer))
-        (fields(&words::job(job)))
+        (fields(&words::job(job), viewer))
         @if job.names_sealed {
             p { "What could not be done is named while the filesystem is unlocked." }
         }

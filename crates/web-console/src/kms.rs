@@ -43,7 +43,7 @@ pub fn kms(view: &KmsView<'_>, viewer: &Viewer<'_>) -> Markup {
         }
         @if configured.is_some() {
             (proofs(view, viewer))
-            (foretold(view.impact))
+            (foretold(view.impact, viewer))
         }
         @if let Some(policy) = view.policy { (policy_text(policy)) }
     }
@@ -71,7 +71,7 @@ fn seen(view: &KmsView<'_>, configured: Option<&KmsDetails>, viewer: &Viewer<'_>
         }
         (findings(&kms.findings))
         @for job in view.jobs { (progress(job, viewer)) }
-        (fields(&words::kms(kms)))
+        (fields(&words::kms(kms), viewer))
         @if let Some(life) = configured.and_then(|details| details.credential.as_ref()) {
             h2 { "Life of the token" }
             (picture::life(life))
@@ -98,7 +98,7 @@ fn configure(
         _ => form,
     };
     let version = if open { form.value("version") } else { &kms.version };
-    let more = MORE.iter().any(|name| !form.value(name).is_empty() || form.is_ticked(name));
+    let more = MORE.iter().any(|name| !form.value(name).is_empty());
     let token = match configured {
         Some(_) => {
             "Left empty, the stored one is kept, if the URL keeps its scheme, host and port. It is never shown."
@@ -132,14 +132,14 @@ fn configure(
 }
 
 /// Inputs under the fold.
-const MORE: [&str; 7] =
-    ["namespace", "transit_path", "ca_cert", "role_id", "auth_path", "token_file", "allow_http"];
+const MORE: [&str; 6] =
+    ["namespace", "transit_path", "ca_cert", "role_id", "auth_path", "token_file"];
 
 /// What is set, to be changed. What the node does not tell of it has to be given again.
 fn prefilled(details: &KmsDetails) -> Form {
     let path = details.token_file.as_ref().map(ToString::to_string).unwrap_or_default();
     let transit = if details.transit_path == "transit" { "" } else { &details.transit_path };
-    Form::default()
+    let form = Form::default()
         .or("base_url", &details.base_url)
         .or("master_key", &details.master_key)
         .or("namespace", details.namespace.as_deref().unwrap_or_default())
@@ -147,6 +147,9 @@ fn prefilled(details: &KmsDetails) -> Form {
         .or("role_id", details.role_id.as_deref().unwrap_or_default())
         .or("auth_path", details.auth_path.as_deref().unwrap_or_default())
         .or("token_file", &path)
+        .or("ca_cert", details.ca_cert.as_deref().unwrap_or_default());
+    // It was allowed, or it would not be set.
+    if details.base_url.starts_with("http://") { form.or("allow_http", "yes") } else { form }
 }
 
 /// The id of the dialog that removes the KMS.
@@ -259,7 +262,7 @@ fn rehearsed(at: u64, rehearsal: &KmsRehearsal, viewer: &Viewer<'_>) -> Markup {
     }
 }
 
-fn foretold(impact: Option<&KmsImpact>) -> Markup {
+fn foretold(impact: Option<&KmsImpact>, viewer: &Viewer<'_>) -> Markup {
     html! {
         section #impact aria-labelledby="impact-title" {
             h2 #impact-title { "What would fail" }
@@ -278,7 +281,7 @@ fn foretold(impact: Option<&KmsImpact>) -> Markup {
                 }
                 button type="submit" { "Foretell" }
             }
-            @if let Some(impact) = impact { (fields(&words::impact(impact))) }
+            @if let Some(impact) = impact { (fields(&words::impact(impact), viewer)) }
         }
     }
 }

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use crate::jobs::unfinished;
 use crate::page::Viewer;
-use crate::parts::{ago, fields, findings, live, mark, problem};
+use crate::parts::{fields, findings, live, mark, problem};
 use crate::picture;
 
 /// The node at a glance.
@@ -18,7 +18,12 @@ pub fn overview(status: &Status, jobs: &Jobs, viewer: &Viewer<'_>) -> Markup {
     let body = html! {
         section aria-labelledby="alerts" {
             h2 #alerts { "Alerts" }
-            @if alerts == 0 && count.locked == 0 {
+            @if configured.is_none() {
+                div.alert.warning data-code="kms-not-set" {
+                    p { strong { "Warning: " } "no KMS is set: keys would lie beside the data that they encrypt" }
+                    p.cure { strong { "Do: " } a href="/kms" { "configure one" } }
+                }
+            } @else if alerts == 0 && count.locked == 0 {
                 p.well { (mark("good", "All is well")) }
             }
             @if let Some(wrong) = wrong { (problem(wrong)) }
@@ -65,8 +70,7 @@ pub fn overview(status: &Status, jobs: &Jobs, viewer: &Viewer<'_>) -> Markup {
         }
         section aria-labelledby="node" {
             h2 #node { "Node" }
-            p { "Running since " (ago(status.started_at, viewer)) }
-            (fields(&words::status(status)))
+            (fields(&words::status(status), viewer))
         }
     };
     live("overview", &body)

@@ -2,7 +2,7 @@
 
 use admin_api::{Finding, Problem};
 use maud::{Markup, html};
-use words::Fields;
+use words::{Fields, Value};
 
 use crate::page::Viewer;
 
@@ -16,11 +16,19 @@ pub struct At<T> {
 }
 
 /// Names and values.
-pub(crate) fn fields(fields: &Fields) -> Markup {
+pub(crate) fn fields(fields: &Fields, viewer: &Viewer<'_>) -> Markup {
     html! {
         dl.fields {
-            @for (name, value) in fields {
-                div { dt { (name) } dd { (lines(value)) } }
+            @for (name, value) in fields.iter() {
+                div {
+                    dt { (name) }
+                    dd {
+                        @match value {
+                            Value::Text(text) => (lines(text)),
+                            Value::Moment(at) => (ago(*at, viewer)),
+                        }
+                    }
+                }
             }
         }
     }

@@ -2,8 +2,7 @@
 
 use admin_api::{Filesystem, FilesystemState, WrappedBy};
 
-use crate::Fields;
-use crate::quantity::moment;
+use crate::{Fields, Value};
 
 /// A filesystem.
 pub fn filesystem(fs: &Filesystem) -> Fields {
@@ -15,25 +14,30 @@ pub fn filesystem(fs: &Filesystem) -> Fields {
     } else {
         "no".to_owned()
     };
-    let mut lines =
-        vec![("filesystem", fs.name.clone()), ("state", filesystem_state(fs.state).to_owned())];
+    let mut fields = Fields::default();
+    fields.add("filesystem", fs.name.clone());
+    fields.add("state", filesystem_state(fs.state));
     if let Some(problem) = &fs.problem {
-        lines.push(("why", problem.detail.clone()));
+        fields.add("why", problem.detail.clone());
         if let Some(cure) = &problem.cure {
-            lines.push(("do", cure.clone()));
+            fields.add("do", cure.clone());
         }
     }
-    lines.extend([("backing", fs.backing.to_string()), ("key", fs.key_id.clone())]);
+    fields.add("backing", fs.backing.to_string());
+    fields.add("key", fs.key_id.clone());
     if let Some(previous) = &fs.previous_key_id {
         let stands = format!(
             "{previous}; the filesystem is being re-encrypted, and what is not done lies under this one"
         );
-        lines.push(("old key", stands));
+        fields.add("old key", stands);
     }
-    lines.extend([("wrapped by", wrapped_by(&fs.wrapped_by))]);
-    lines.extend(fs.own_master_key.clone().map(|key| ("own master key", key)));
-    lines.extend([("exposed", exposed), ("made", moment(fs.created_at))]);
-    lines
+    fields.add("wrapped by", wrapped_by(&fs.wrapped_by));
+    if let Some(key) = &fs.own_master_key {
+        fields.add("own master key", key.clone());
+    }
+    fields.add("exposed", exposed);
+    fields.add("made", Value::Moment(fs.created_at));
+    fields
 }
 
 /// What wraps its key.

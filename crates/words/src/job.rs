@@ -2,41 +2,43 @@
 
 use admin_api::{Job, JobKind, JobState};
 
-use crate::Fields;
-use crate::quantity::{bytes, count, moment, span};
+use crate::quantity::{bytes, count, span};
+use crate::{Fields, Value};
 
 /// A job. What it could not do is its damage.
 pub fn job(job: &Job) -> Fields {
-    let mut lines = vec![("job", job.id.clone()), ("kind", job_noun(job.kind).to_owned())];
-    lines.push(("filesystem", job.filesystem.clone().unwrap_or_else(|| "all".to_owned())));
+    let mut fields = Fields::default();
+    fields.add("job", job.id.clone());
+    fields.add("kind", job_noun(job.kind));
+    fields.add("filesystem", job.filesystem.clone().unwrap_or_else(|| "all".to_owned()));
     if let Some(path) = &job.path {
-        lines.push(("directory", path.to_string()));
+        fields.add("directory", path.to_string());
     }
-    lines.push(("state", job_state(job.state).to_owned()));
-    lines.push(("progress", job_progress(job)));
-    lines.push(("since", moment(job.created_at)));
+    fields.add("state", job_state(job.state));
+    fields.add("progress", job_progress(job));
+    fields.add("since", Value::Moment(job.created_at));
     if let Some(ended_at) = job.ended_at {
-        lines.push(("ended", moment(ended_at)));
+        fields.add("ended", Value::Moment(ended_at));
     }
     if let Some(taken_up) = taken_up(job) {
-        lines.push(("taken up", taken_up));
+        fields.add("taken up", taken_up);
     }
     if let Some(owners) = owners(job) {
-        lines.push(("owners", owners));
+        fields.add("owners", owners);
     }
     if let Some(keys) = from_memory(job) {
-        lines.push(("from memory", keys));
+        fields.add("from memory", keys);
     }
     if let Some(keys) = current_already(job) {
-        lines.push(("current already", keys));
+        fields.add("current already", keys);
     }
     if let Some(problem) = &job.problem {
-        lines.push(("why", problem.detail.clone()));
+        fields.add("why", problem.detail.clone());
         if let Some(cure) = &problem.cure {
-            lines.push(("do", cure.clone()));
+            fields.add("do", cure.clone());
         }
     }
-    lines
+    fields
 }
 
 /// What an ended job did: lines.

@@ -13,14 +13,17 @@ pub(crate) const FALLS_SHORT: &str = "answers, but does not do all that Coffer n
 
 /// The KMS, the keys that hang on it, and those that are exposed. What should be changed is in its findings.
 pub fn kms(kms: &Kms) -> Fields {
-    let mut lines = kms.configured.as_ref().map(details).unwrap_or_default();
+    let mut fields = kms.configured.as_ref().map(details).unwrap_or_default();
     let exposed = match kms.exposed_keys {
         0 => "none".to_owned(),
         n => format!("{n}; they have lain under local wrapping and may be compromised"),
     };
-    lines.extend([("filesystem keys", versions(&kms.keys)), ("exposed keys", exposed)]);
-    lines.extend(canaries_alone(&kms.keys).map(|canary| ("canary", canary)));
-    lines
+    fields.add("filesystem keys", versions(&kms.keys));
+    fields.add("exposed keys", exposed);
+    for canary in canaries_alone(&kms.keys) {
+        fields.add("canary", canary);
+    }
+    fields
 }
 
 /// What became of a change of the configuration: lines.
@@ -129,24 +132,21 @@ pub fn impact(impact: &KmsImpact) -> Fields {
             n => format!("{n}: {shown}"),
         }
     };
-    let mut lines = vec![
-        ("if", impact.what.clone()),
-        ("go on while the node runs", listed(&impact.go_on)),
-        ("can't be unlocked now", listed(&impact.shut_now)),
-        ("can't be unlocked at a start", listed(&impact.shut_at_start)),
-        ("not touched", listed(&impact.untouched)),
-    ];
+    let mut fields = Fields::default();
+    fields.add("if", impact.what.clone());
+    fields.add("go on while the node runs", listed(&impact.go_on));
+    fields.add("can't be unlocked now", listed(&impact.shut_now));
+    fields.add("can't be unlocked at a start", listed(&impact.shut_at_start));
+    fields.add("not touched", listed(&impact.untouched));
     if !impact.unknown.is_empty() {
-        lines.push((
-            "not known",
-            format!("{} (a copy of the key is out of reach)", listed(&impact.unknown)),
-        ));
+        let unknown = listed(&impact.unknown);
+        fields.add("not known", format!("{unknown} (a copy of the key is out of reach)"));
     }
     if impact.stops_wrapping {
-        lines.push(("besides", "no filesystem can be made, no key rewrapped".to_owned()));
+        fields.add("besides", "no filesystem can be made, no key rewrapped");
     }
-    lines.push(("do", impact.cure.clone()));
-    lines
+    fields.add("do", impact.cure.clone());
+    fields
 }
 
 fn own_key(key: &OwnKey) -> String {
@@ -182,18 +182,17 @@ fn held_back(by: &[String]) -> String {
 
 /// The configuration, and what the KMS says of it.
 fn details(details: &KmsDetails) -> Fields {
-    let mut lines = vec![
-        ("KMS", details.kind.clone()),
-        ("base URL", details.base_url.clone()),
-        ("master key", details.master_key.clone()),
-    ];
+    let mut fields = Fields::default();
+    fields.add("KMS", details.kind.clone());
+    fields.add("base URL", details.base_url.clone());
+    fields.add("master key", details.master_key.clone());
     if let Some(latest) = details.latest_version {
-        lines.push(("newest version", latest.to_string()));
+        fields.add("newest version", latest.to_string());
     }
     if let Some(lowest) = details.min_decryption_version {
-        lines.push(("lowest version", format!("{lowest} (min_decryption_version)")));
+        fields.add("lowest version", format!("{lowest} (min_decryption_version)"));
     }
-    lines.push((
+    fields.add(
         "lowest needed",
         match details.lowest_needed {
             Some(needed)
@@ -204,33 +203,35 @@ fn details(details: &KmsDetails) -> Fields {
             Some(needed) => format!("{needed} (it is not decrypted any more)"),
             None => "not known now".to_owned(),
         },
-    ));
+    );
     if !details.held_back_by.is_empty() {
-        lines.push(("held back by", held_back(&details.held_back_by)));
+        fields.add("held back by", held_back(&details.held_back_by));
     }
-    lines.push(("transit path", details.transit_path.clone()));
+    fields.add("transit path", details.transit_path.clone());
     if let Some(namespace) = &details.namespace {
-        lines.push(("namespace", namespace.clone()));
+        fields.add("namespace", namespace.clone());
     }
     if details.ca_cert.is_some() {
-        lines.push(("certificates", "those given with --ca-cert, and no others".to_owned()));
+        fields.add("certificates", "those given with --ca-cert, and no others");
     }
     if details.client_cert {
-        lines.push(("connects with", "the certificate given with --client-cert".to_owned()));
+        fields.add("connects with", "the certificate given with --client-cert");
     }
-    lines.push(("authentication", authentication(details)));
-    lines.extend(details.own_keys.iter().map(|key| ("also in use", own_key(key))));
+    fields.add("authentication", authentication(details));
+    for key in &details.own_keys {
+        fields.add("also in use", own_key(key));
+    }
     match &details.problem {
-        None if details.does_all => lines.push(("state", "answers".to_owned())),
-        None => lines.push(("state", format!("{FALLS_SHORT} (a warning says why)"))),
+        None if details.does_all => fields.add("state", "answers"),
+        None => fields.add("state", format!("{FALLS_SHORT} (a warning says why)")),
         Some(problem) => {
-            lines.push(("state", format!("{}: {}", problem.title, problem.detail)));
+            fields.add("state", format!("{}: {}", problem.title, problem.detail));
             if let Some(cure) = &problem.cure {
-                lines.push(("do", cure.clone()));
+                fields.add("do", cure.clone());
             }
         }
     }
-    lines
+    fields
 }
 
 /// How the node shows the KMS who it is, and for how long it can.

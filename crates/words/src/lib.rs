@@ -26,4 +26,47 @@ pub use quantity::{bytes, count, moment, span};
 pub use status::{kms_line, status};
 
 /// Names and values, in the order in which they are shown.
-pub type Fields = Vec<(&'static str, String)>;
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fields(Vec<(&'static str, Value)>);
+
+impl Fields {
+    /// Adds one at the end.
+    pub fn add(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.0.push((name, value.into()));
+    }
+
+    /// They.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+        self.0.iter().map(|(name, value)| (*name, value))
+    }
+}
+
+/// What a field has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Words.
+    Text(String),
+    /// A moment, in Unix milliseconds.
+    Moment(u64),
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Moment(at) => f.write_str(&moment(*at)),
+        }
+    }
+}

@@ -2,9 +2,9 @@
 
 use admin_api::{Kms, Status};
 
-use crate::Fields;
 use crate::kms::FALLS_SHORT;
-use crate::quantity::{count, moment};
+use crate::quantity::count;
+use crate::{Fields, Value};
 
 /// The node's state. What is wrong with it is in its findings.
 pub fn status(status: &Status) -> Fields {
@@ -26,14 +26,14 @@ pub fn status(status: &Status) -> Fields {
         0 => "none".to_owned(),
         running => format!("{running} (coffer job list)"),
     };
-    vec![
-        ("node", format!("coffer {}, process {}", status.version, status.pid)),
-        ("running since", moment(status.started_at)),
-        ("state directory", status.state_dir.to_string()),
-        ("KMS", kms_line(&status.kms)),
-        ("filesystems", filesystems),
-        ("running jobs", jobs),
-    ]
+    let mut fields = Fields::default();
+    fields.add("node", format!("coffer {}, process {}", status.version, status.pid));
+    fields.add("running since", Value::Moment(status.started_at));
+    fields.add("state directory", status.state_dir.to_string());
+    fields.add("KMS", kms_line(&status.kms));
+    fields.add("filesystems", filesystems);
+    fields.add("running jobs", jobs);
+    fields
 }
 
 /// The KMS on a line.

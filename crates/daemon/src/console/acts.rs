@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use admin_api::{
-    BytePath, CreateFilesystem, Deleted, Exit, Export, Filesystem, Import, Job, KmsChange,
-    KmsCheck, KmsDetails, KmsRehearsal, Lock, Problem, Rewrap, SetVault, Status, Token, Verify,
-    paths,
+    AuditChain, BytePath, CreateFilesystem, Deleted, Exit, Export, Filesystem, Import, Job,
+    KmsChange, KmsCheck, KmsDetails, KmsRehearsal, Lock, Problem, Rewrap, SetVault, Status, Token,
+    Verify, paths,
 };
 use axum::Extension;
 use axum::Form as Urlencoded;
@@ -319,6 +319,20 @@ pub(super) async fn stop(
             console.told(&session, &paths::of_job("/jobs/{id}", &job.id), told)
         }
         Err(problem) => console.failed(&session, "/jobs", &problem),
+    }
+}
+
+pub(super) async fn verify_audit(
+    State(console): State<Console>,
+    Submitted { session, .. }: Submitted,
+) -> Response {
+    match console.api(&session).get::<AuditChain>(paths::AUDIT_VERIFY).await {
+        Ok(it) => {
+            let at = console.shared.clock.now().0;
+            *lock(&console.shared.found.chain) = Some(At { at, it });
+            Redirect::to("/audit").into_response()
+        }
+        Err(problem) => console.failed(&session, "/audit", &problem),
     }
 }
 

@@ -22,7 +22,7 @@ mod pages;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use admin_api::{Exit, KmsCheck, KmsRehearsal, Problem};
+use admin_api::{AuditChain, Exit, KmsCheck, KmsRehearsal, Problem};
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Form as Urlencoded, FromRequest, Path, Request, State};
 use axum::http::header::{self, HeaderMap, HeaderValue};
@@ -65,6 +65,7 @@ struct Console {
 pub(crate) struct Found {
     check: Mutex<Option<At<KmsCheck>>>,
     rehearsal: Mutex<Option<At<KmsRehearsal>>>,
+    chain: Mutex<Option<At<AuditChain>>>,
 }
 
 /// Serves the console, if it is not served yet. Answers the origin of links to it.
@@ -92,6 +93,7 @@ fn router(shared: Arc<Shared>, origins: Origins) -> Router {
         .route("/jobs/{id}", get(pages::job))
         .route("/jobs/{id}/stop", post(acts::stop).get(to_job))
         .route("/audit", get(pages::audit))
+        .route("/audit/verify", post(acts::verify_audit).get(async || Redirect::to("/audit")))
         .route("/logout", post(acts::log_out).get(async || Redirect::to("/")))
         .route("/v1/{*rest}", any(of_script))
         .fallback(pages::nowhere)

@@ -1,8 +1,8 @@
 //! What is looked at.
 
 use admin_api::{
-    AuditChain, AuditPage, Filesystem, Filesystems, Job, JobKind, Jobs, Kms, KmsImpact, KmsPolicy,
-    Problem, Status, paths,
+    AuditPage, Filesystem, Filesystems, Job, JobKind, Jobs, Kms, KmsImpact, KmsPolicy, Problem,
+    Status, paths,
 };
 use axum::Extension;
 use axum::extract::{Path, Query, State};
@@ -17,6 +17,9 @@ use crate::mutex::lock;
 
 /// Filesystems on a page.
 const ROWS: usize = 100;
+
+/// How long a move of keys that has ended is shown where the KMS is, in milliseconds.
+const NEWS_FOR: u64 = 10 * 60 * 1000;
 
 /// Lines of the audit log on a page.
 const LINES: u64 = 100;
@@ -81,16 +84,19 @@ pub(super) async fn kms_shown(
     // What is known of the KMS: a page that renews itself asks it nothing.
     let status: Status = api.get(paths::STATUS).await?;
     let jobs: Jobs = api.get(paths::JOBS).await?;
+    let now = console.shared.clock.now().0;
     let moves = |job: &Job| {
         use JobKind::{Downgrade, Move, Renew, Rewrap};
-        matches!(job.kind, Downgrade | Move | Renew | Rewrap)
+        let is_news = job.ended_at.is_none_or(|ended| now.saturating_sub(ended) < NEWS_FOR);
+        is_news && matches!(job.kind, Downgrade | Move | Renew | Rewrap)
     };
     let configured = status.kms.configured.as_ref();
     let policy = match configured {
         Some(kms) => {
             let mut names = vec![kms.master_key.clone()];
             names.extend(kms.own_keys.iter().map(|own| own.master_key.clone()));
-            Some(api.get(&paths::policy(&names, &kms.transit_path)).await?)
+            let path = Some(&*kms.transit_path).filter(|path| *path != "transit");
+            Some(api.get(&paths::policy(&names, path)).await?)
         }
         None => None,
     };
@@ -102,7 +108,6 @@ pub(super) async fn kms_shown(
     Ok(KmsShown {
         filesystems: status.filesystems.total,
         kms: status.kms,
-        // The newest that has ended tells what came of it.
         jobs: jobs.jobs.into_iter().filter(moves).take(1).collect(),
         impact,
         policy,
@@ -266,13 +271,12 @@ pub(super) async fn audit(
     let shown = async {
         let api = console.api(&session);
         let AuditQuery { action, subject, failed, before } = &query;
-        let page: AuditPage =
-            api.get(&paths::audit(action, subject, *failed, *before, LINES)).await?;
-        Ok((page, api.get::<AuditChain>(paths::AUDIT_VERIFY).await?))
+        api.get::<AuditPage>(&paths::audit(action, subject, *failed, *before, LINES)).await
     };
     let shown = shown.await;
-    console.shows(&session, &headers, Section::Audit, shown, |(page, chain), viewer, notice| {
-        let body = web_console::audit(&page, &chain, &query, viewer);
+    console.shows(&session, &headers, Section::Audit, shown, |page, viewer, notice| {
+        let chain = lock(&console.shared.found.chain);
+        let body = web_console::audit(&page, chain.as_ref(), &query, viewer);
         Page::new(Section::Audit, "Audit", viewer).notice(notice).render(&body)
     })
 }
