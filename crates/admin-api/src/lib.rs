@@ -23,6 +23,8 @@
 //! | `/v1/jobs` | GET | → [`Jobs`] |
 //! | `/v1/jobs/{id}` | GET `?wait_ms=&damage_after=` | → [`Job`], when it has ended or after that time |
 //! | `/v1/jobs/{id}/stop` | POST | → [`Job`] |
+//! | `/v1/jobs/{id}/events` | GET | → server-sent events: `progress` with the [`Job`] whenever it has changed, `end` with it when it has ended |
+//! | `/v1/events` | GET | → server-sent events: `changed` whenever something has changed that the status or the jobs show |
 //! | `/v1/audit` | GET `?limit=&before=&action=&subject=&failed=` | → [`AuditPage`], the newest lines that fit |
 //! | `/v1/audit/verify` | GET | → [`AuditChain`] |
 //! | `/v1/console/links` | POST | [`OpenConsole`] → [`ConsoleLink`] |

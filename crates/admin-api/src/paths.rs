@@ -40,6 +40,11 @@ pub const JOBS: &str = "/v1/jobs";
 pub const JOB: &str = "/v1/jobs/{id}";
 /// Stops it.
 pub const STOP: &str = "/v1/jobs/{id}/stop";
+/// Its progress, as server-sent events.
+pub const JOB_EVENTS: &str = "/v1/jobs/{id}/events";
+
+/// That something of the node has changed, as server-sent events.
+pub const EVENTS: &str = "/v1/events";
 
 /// Metrics, in Prometheus' text format and where it looks for them.
 pub const METRICS: &str = "/metrics";
@@ -117,7 +122,7 @@ pub fn console_session(id: &str) -> String {
     fill(CONSOLE_SESSION, "{id}", id)
 }
 
-/// Where something of the job with this id is; `route` is [`JOB`] or [`STOP`].
+/// Where something of the job with this id is; `route` is one of the constants with `{id}`.
 pub fn of_job(route: &str, id: &str) -> String {
     fill(route, "{id}", id)
 }

@@ -11,6 +11,7 @@
 //! A filesystem has one job at a time; others may run beside its re-encryption, which begins while none does.
 
 mod copy;
+mod follow;
 mod notes;
 mod rekey;
 mod show;
@@ -32,6 +33,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
+pub(crate) use follow::Shown;
 pub(crate) use notes::{Notes, damage};
 
 use crate::mutex::lock;
@@ -64,6 +66,8 @@ pub(crate) struct Jobs {
     /// Woken, for all that wait, when a job is to stop, when one no longer runs, and when the node ends.
     changed: Notify,
     closing: AtomicBool,
+    /// Jobs that somebody follows.
+    followed: Mutex<HashMap<JobId, watch::Sender<Shown>>>,
 }
 
 /// A job that runs in this process.
@@ -192,6 +196,7 @@ impl Jobs {
             moved: watch::Sender::new(MoveRun::Ended),
             changed: Notify::new(),
             closing: AtomicBool::new(false),
+            followed: Mutex::default(),
         }
     }
 

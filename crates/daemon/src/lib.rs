@@ -11,6 +11,7 @@
 //! | `console` | the web console: sessions, pages, a listener of its own |
 //! | `keeper` | the loop that opens filesystems and lets jobs go on |
 //! | `health` | the KMS as last seen; the token, renewed in time |
+//! | `changes` | tells those who show the node when to look again |
 //! | `jobs` | long work, and what it could not do |
 //! | `disks` | disks that may not answer |
 //! | `patience` | copies of wrapped keys that lie on such |
@@ -42,6 +43,7 @@
 
 mod api;
 mod audit;
+mod changes;
 mod console;
 mod disks;
 mod hardening;
@@ -84,6 +86,7 @@ pub use patience::Patience;
 pub use problem::of_keys;
 pub use volumes::BackingVolumes;
 
+use crate::changes::Changes;
 use crate::console::{Access, Door, Found};
 use crate::health::Health;
 use crate::jobs::{Jobs, Notes};
@@ -149,6 +152,7 @@ pub(crate) struct Shared {
     pub(crate) filesystems: Arc<OpenFilesystems>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) changes: Changes,
     pub(crate) health: Arc<Health>,
     pub(crate) audit: Arc<AuditLog>,
     pub(crate) meters: Meters,
@@ -269,6 +273,7 @@ impl Node {
                 Arc::clone(&audit),
                 Arc::clone(&clock),
             )),
+            changes: Changes::new(),
             started_at: clock.now(),
             manager,
             filesystems,
@@ -323,18 +328,21 @@ impl Node {
         loops.spawn(async move { filesystems.keep_holding().await });
         let house = Arc::clone(&shared);
         loops.spawn(async move { house.keep_house().await });
+        let shown = Arc::clone(&shared);
+        loops.spawn(async move { shown.changes.watch(|| api::digest(&shown)).await });
         let service =
             api::over_socket(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
-        let (jobs, closing) = (Arc::clone(&shared.jobs), Arc::clone(&shared));
+        let ending = Arc::clone(&shared);
         let (failing, mut failed) = oneshot::channel();
         let stop = async move {
             if let Err(problem) = until_stopped(stop, loops).await {
                 tracing::error!(%problem, "the node can't go on");
                 let _ = failing.send(problem);
             }
-            // Requests that wait for a job would hold the node.
-            jobs.begin_close();
-            closing.door.close().await;
+            // Requests that wait for a job, or follow what happens, would hold the node.
+            ending.jobs.begin_close();
+            ending.changes.close();
+            ending.door.close().await;
         };
         let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
 

@@ -43,6 +43,6 @@ pub(crate) async fn stop(
     Ok(Json(shared.jobs.stop(id(&job)?).await?))
 }
 
-fn id(text: &str) -> Result<JobId, Problem> {
+pub(super) fn id(text: &str) -> Result<JobId, Problem> {
     text.parse().map_err(|e| problem::of_keys("there is no such job", &e))
 }

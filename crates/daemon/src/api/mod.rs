@@ -2,6 +2,7 @@
 
 mod audit;
 mod console;
+mod events;
 mod extract;
 mod filesystems;
 mod jobs;
@@ -29,6 +30,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
+pub(crate) use self::events::digest;
 use self::extract::not_understood;
 use crate::Shared;
 use crate::problem;
@@ -74,6 +76,8 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route(paths::JOBS, get(jobs::list))
         .route(paths::JOB, get(jobs::show))
         .route(paths::STOP, post(jobs::stop))
+        .route(paths::JOB_EVENTS, get(events::of_job))
+        .route(paths::EVENTS, get(events::of_node))
         .route(paths::METRICS, get(metrics::show))
         .route(paths::AUDIT, get(audit::show))
         .route(paths::AUDIT_VERIFY, get(audit::verify))

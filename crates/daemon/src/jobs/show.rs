@@ -21,6 +21,21 @@ impl Jobs {
 
     /// The job with a page of what it could not do, from this place in its report on.
     pub(crate) async fn get(&self, id: JobId, damage_after: u64) -> Result<Job, Problem> {
+        let (mut job, record) = self.with_record(id).await?;
+        if record.kind == JobKind::Move {
+            job.damage = record.failures.iter().map(|failure| of_key(failure)).collect();
+        } else {
+            self.add_names(&mut job, &record, damage_after).await;
+        }
+        Ok(job)
+    }
+
+    /// As [`Self::get`], without what it could not do.
+    pub(super) async fn look(&self, id: JobId) -> Result<Job, Problem> {
+        Ok(self.with_record(id).await?.0)
+    }
+
+    async fn with_record(&self, id: JobId) -> Result<(Job, JobRecord), Problem> {
         let record = self.manager.job(id).await;
         let record = record.map_err(|e| problem::of_keys("the job can't be shown", &e))?;
         let mut job = self.show(&record);
@@ -32,12 +47,7 @@ impl Jobs {
         {
             job.problem = Some(problem::of_keys("the job waits", &error));
         }
-        if record.kind == JobKind::Move {
-            job.damage = record.failures.iter().map(|failure| of_key(failure)).collect();
-        } else {
-            self.add_names(&mut job, &record, damage_after).await;
-        }
-        Ok(job)
+        Ok((job, record))
     }
 
     /// Adds what names files, if the filesystem whose files they are is unlocked.

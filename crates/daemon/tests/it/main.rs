@@ -9,6 +9,7 @@
 
 mod checks;
 mod credentials;
+mod events;
 mod filesystems;
 mod jobs;
 mod outage;
