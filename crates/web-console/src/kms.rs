@@ -26,6 +26,8 @@ pub struct KmsView<'a> {
     pub rehearsal: Option<&'a At<KmsRehearsal>>,
     /// What would fail, if that was asked.
     pub impact: Option<&'a KmsImpact>,
+    /// What was asked for that: what would be taken away, and the version below which.
+    pub asked: (&'a str, &'a str),
     /// The policy for the master key that is set.
     pub policy: Option<&'a KmsPolicy>,
     /// What was typed.
@@ -43,7 +45,7 @@ pub fn kms(view: &KmsView<'_>, viewer: &Viewer<'_>) -> Markup {
         }
         @if configured.is_some() {
             (proofs(view, viewer))
-            (foretold(view.impact, viewer))
+            (foretold(view, viewer))
         }
         @if let Some(policy) = view.policy { (policy_text(policy)) }
     }
@@ -262,7 +264,14 @@ fn rehearsed(at: u64, rehearsal: &KmsRehearsal, viewer: &Viewer<'_>) -> Markup {
     }
 }
 
-fn foretold(impact: Option<&KmsImpact>, viewer: &Viewer<'_>) -> Markup {
+/// What can be taken away in the KMS, in the API's words and in ours.
+const LOSSES: [(&str, &str); 3] = [
+    ("token", "the token is revoked"),
+    ("key", "the master key is deleted"),
+    ("versions", "min_decryption_version is raised"),
+];
+
+fn foretold(view: &KmsView<'_>, viewer: &Viewer<'_>) -> Markup {
     html! {
         section #impact aria-labelledby="impact-title" {
             h2 #impact-title { "What would fail" }
@@ -270,18 +279,18 @@ fn foretold(impact: Option<&KmsImpact>, viewer: &Viewer<'_>) -> Markup {
                 div.input {
                     label for="impact-of" { "If" }
                     select #impact-of name="impact" {
-                        option value="token" { "the token is revoked" }
-                        option value="key" { "the master key is deleted" }
-                        option value="versions" { "min_decryption_version is raised" }
+                        @for (of, what) in LOSSES {
+                            option value=(of) selected[of == view.asked.0] { (what) }
+                        }
                     }
                 }
                 div.input {
                     label for="impact-below" { "To version" }
-                    input #impact-below name="below" inputmode="numeric" autocomplete="off";
+                    input #impact-below name="below" value=(view.asked.1) inputmode="numeric" autocomplete="off";
                 }
                 button type="submit" { "Foretell" }
             }
-            @if let Some(impact) = impact { (fields(&words::impact(impact), viewer)) }
+            @if let Some(impact) = view.impact { (fields(&words::impact(impact), viewer)) }
         }
     }
 }

@@ -60,6 +60,10 @@ pub(super) async fn kms(
     Query(besides): Query<Besides>,
     headers: HeaderMap,
 ) -> Response {
+    if !headers.contains_key(LIVE) {
+        // What it says comes with the next renewal: a KMS that hangs does not hold the page.
+        console.shared.health.look_soon();
+    }
     let shown = kms_shown(&console, &session, &besides).await;
     console.shows(&session, &headers, Section::Kms, shown, |shown, viewer, notice| {
         kms_page(&console, &shown, &Forms::default(), viewer, notice)
@@ -72,6 +76,7 @@ pub(super) struct KmsShown {
     filesystems: u64,
     jobs: Vec<Job>,
     impact: Option<KmsImpact>,
+    asked: (String, String),
     policy: Option<KmsPolicy>,
 }
 
@@ -110,6 +115,7 @@ pub(super) async fn kms_shown(
         kms: status.kms,
         jobs: jobs.jobs.into_iter().filter(moves).take(1).collect(),
         impact,
+        asked: (besides.impact.clone(), besides.below.clone()),
         policy,
     })
 }
@@ -131,6 +137,7 @@ pub(super) fn kms_page(
             check: check.as_ref(),
             rehearsal: rehearsal.as_ref(),
             impact: shown.impact.as_ref(),
+            asked: (&shown.asked.0, &shown.asked.1),
             policy: shown.policy.as_ref(),
             forms,
         },
