@@ -83,7 +83,7 @@ fn list_reads_every_page_and_says_why_one_is_locked() {
     let mut begun = filesystem("zoo", "unlocking");
     begun["problem"] = problem(503, "kms-unreachable", Some("wait"));
     let node = Node::answering([
-        ("GET /v1/filesystems?", 200, json!({"filesystems": [home], "next": "home"})),
+        ("GET /v1/filesystems", 200, json!({"filesystems": [home], "next": "home"})),
         ("GET /v1/filesystems?after=home", 200, json!({"filesystems": [locked, begun]})),
     ]);
     let ran = node.run(&["fs", "list"]);

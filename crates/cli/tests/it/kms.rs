@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use crate::node::{Node, problem};
 
 fn unset() -> Value {
-    json!({"configured": null, "keys": [], "exposed_keys": 0, "findings": []})
+    json!({"version": "none", "configured": null, "keys": [], "exposed_keys": 0, "findings": []})
 }
 
 fn set() -> Value {
     json!({
+        "version": "v",
         "configured": {
             "id": "c", "kind": "vault", "base_url": "https://vault:8200", "master_key": "coffer-key",
             "transit_path": "transit", "auth_method": "token", "client_cert": false, "credential_set": true,
@@ -112,12 +113,14 @@ fn a_token_reaches_the_node_by_each_way_and_is_never_shown() {
 }
 
 #[test]
-fn a_token_that_is_missing_is_asked_for_by_the_ways_to_give_it() {
-    let node = Node::answering([]);
+fn without_a_token_none_is_sent_so_that_the_node_keeps_its_own() {
+    let answer = json!({"change": "updated", "kms": set(), "job": null});
+    let node = Node::answering([("PUT /v1/kms", 200, answer)]);
     let ran = node.run(&["fs", "kms", "set-vault", "https://vault:8200", "coffer-key"]);
-    assert_eq!(ran.code, 2, "{ran:?}");
-    assert!(ran.stderr.contains("--token-file") && ran.stderr.contains("--token-stdin"), "{ran:?}");
-    assert!(node.asked().is_empty());
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    let sent =
+        json!({"base_url": "https://vault:8200", "master_key": "coffer-key", "allow_http": false});
+    assert_eq!(node.asked(), [("PUT /v1/kms".to_owned(), sent)]);
 }
 
 #[test]
