@@ -161,7 +161,7 @@ pub struct Serve {
     pub socket: Option<PathBuf>,
     /// Serve the web console there from the start; beyond loopback it takes --tls-cert and --tls-key
     /// [default: 127.0.0.1 and a free port, once coffer console asks for it]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
     /// The console's certificate (PEM), with those between it and its CA
     #[arg(long, value_name = "FILE", requires = "tls_key")]

@@ -106,7 +106,7 @@ fn console(
         None if tls.is_none() && hosts.is_empty() => Ok(None),
         None => refused(
             "a certificate and names of the host are for an address",
-            "give it with --listen ADDR:PORT",
+            "give it with --listen ADDR",
         ),
     }
 }
