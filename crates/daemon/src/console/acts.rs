@@ -123,16 +123,27 @@ fn set_vault(
     })
 }
 
-/// The input of the dialog that a refusal is about.
+/// The input of the dialog that a refusal is about. What is invalid has one code, and words by which it is known.
 fn field_of_kms(problem: &Problem) -> Option<&'static str> {
+    const INVALID: [(&str, &str); 9] = [
+        ("the Vault URL", "base_url"),
+        ("name that a Vault key can have", "master_key"),
+        ("transit engine", "transit_path"),
+        ("auth method", "auth_path"),
+        ("namespace", "namespace"),
+        ("CA certificate", "ca_cert"),
+        ("token file", "token_file"),
+        ("AppRole", "role_id"),
+        ("token", "token"),
+    ];
     match problem.code.as_str() {
-        "kms-unreachable" | "kms-sealed" | "kms-address" | "kms-tls" | "kms-http" => {
-            Some("base_url")
+        "kms-unreachable" | "kms-sealed" => Some("base_url"),
+        "master-key-missing" | "master-key-unfit" | "master-key-replaced" => Some("master_key"),
+        "kms-denied" | "credential-missing" | "token-missing" => Some("token"),
+        "invalid" => {
+            let mut known = INVALID.iter().filter(|(words, _)| problem.detail.contains(words));
+            known.next().map(|(_, field)| *field)
         }
-        "kms-key-missing" | "kms-key-unfit" | "kms-key-replaced" | "kms-key-name" => {
-            Some("master_key")
-        }
-        "kms-denied" | "kms-no-credential" | "token-missing" => Some("token"),
         _ => None,
     }
 }
