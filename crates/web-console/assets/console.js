@@ -1,8 +1,9 @@
 // What pages need beyond HTML: dialogs, live regions, the code of a link, copying. Without it pages show all there is.
 
-// A page that answers a refused form stands where it can be loaded again.
+// A page that answers a refused form stands where it can be loaded again, which does not send the form again.
 const at = document.body.dataset.at;
-if (at && location.pathname !== at) history.replaceState(null, "", at);
+const answers = document.querySelector("dialog[data-open]") !== null;
+if (at && (answers || location.pathname !== at)) history.replaceState(null, "", at);
 
 // Dialogs.
 for (const dialog of document.querySelectorAll("dialog[data-open]")) {
@@ -37,9 +38,16 @@ addEventListener("pageshow", (event) => {
   if (event.persisted) location.reload();
 });
 
-// The code of a link stands behind "#", so that no server and no log ever sees it in an address.
+// The code of a link stands behind "#", so that no server and no log ever sees it in an address. Where this page is shown already,
+// a link that is opened in its place loads nothing.
 const login = document.getElementById("login");
-if (login && location.hash.length > 1) {
+if (login) {
+  enter();
+  addEventListener("hashchange", enter);
+}
+
+function enter() {
+  if (location.hash.length < 2) return;
   login.elements.code.value = decodeURIComponent(location.hash.slice(1));
   history.replaceState(null, "", location.pathname);
   login.requestSubmit();

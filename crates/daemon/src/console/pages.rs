@@ -190,7 +190,10 @@ pub(super) fn filesystems_page(
     let is_later = after.is_some();
     let view = FilesystemsView { page, search, state, is_later, kms, forms };
     let body = web_console::filesystems(&view, viewer);
-    Page::new(Section::Filesystems, "Filesystems", viewer).notice(notice).render(&body)
+    Page::new(Section::Filesystems, "Filesystems", viewer)
+        .at("/filesystems")
+        .notice(notice)
+        .render(&body)
 }
 
 pub(super) async fn filesystem(
