@@ -12,6 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kms_core::UnixMillis;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::mutex::lock;
 
@@ -25,6 +27,9 @@ pub(crate) const SESSION_IDLES: Duration = Duration::from_secs(30 * 60);
 /// How many wrong codes are heard out in [`WRONG_WITHIN`]; then none is looked at until some of them are older than that.
 const WRONG_MOST: usize = 10;
 const WRONG_WITHIN: Duration = Duration::from_secs(60);
+
+/// How soon it is seen that a session has ended by itself.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 /// Most codes and sessions at once; the oldest give way.
 const CODES_MOST: usize = 16;
@@ -88,13 +93,16 @@ struct State {
 
 /// The codes and sessions of a node.
 #[derive(Default)]
-pub(crate) struct Access(Mutex<State>);
+pub(crate) struct Access {
+    state: Mutex<State>,
+    endings: watch::Sender<u64>,
+}
 
 impl Access {
     /// Makes a code that opens one session.
     pub(crate) fn invite(&self, role: Role, by: &str, now: UnixMillis) -> io::Result<String> {
         let code = secret()?;
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         state.codes.retain(|_, code| !passed(code.made, CODE_LIVES, now));
         while state.codes.len() >= CODES_MOST {
             let oldest = state.codes.iter().min_by_key(|(_, code)| code.made.0);
@@ -112,7 +120,7 @@ impl Access {
         now: UnixMillis,
     ) -> io::Result<Result<(String, Session), NoEntry>> {
         let (secret, csrf, id) = (secret()?, secret()?, hex::encode(random::<4>()?));
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         while state.wrong.front().is_some_and(|at| passed(*at, WRONG_WITHIN, now)) {
             state.wrong.pop_front();
         }
@@ -141,7 +149,7 @@ impl Access {
 
     /// The session with this secret, if it lives. What `acts` keeps it alive; what the page asks by itself does not.
     pub(crate) fn session(&self, secret: &str, acts: bool, now: UnixMillis) -> Option<Session> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         let session = state.sessions.get_mut(&digest(secret)).filter(|it| it.lives(now))?;
         if acts {
             session.used = now;
@@ -151,7 +159,7 @@ impl Access {
 
     /// All that live, the oldest first.
     pub(crate) fn sessions(&self, now: UnixMillis) -> Vec<Session> {
-        let state = lock(&self.0);
+        let state = lock(&self.state);
         let mut all: Vec<Session> =
             state.sessions.values().filter(|session| session.lives(now)).cloned().collect();
         all.sort_by_key(|session| session.opened.0);
@@ -160,27 +168,40 @@ impl Access {
 
     /// Ends the session with this id. Answers whether there was one.
     pub(crate) fn end(&self, id: &str) -> bool {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         let before = state.sessions.len();
         state.sessions.retain(|_, session| session.id != id);
-        state.sessions.len() < before
+        let ended = state.sessions.len() < before;
+        drop(state);
+        self.endings.send_modify(|count| *count += 1);
+        ended
     }
 
     /// Ends all of them, and the codes that could open others.
     pub(crate) fn end_all(&self) {
-        *lock(&self.0) = State::default();
+        *lock(&self.state) = State::default();
+        self.endings.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until the session with this id has ended.
+    pub(crate) async fn ended(&self, id: &str, now: impl Fn() -> UnixMillis) {
+        let mut endings = self.endings.subscribe();
+        while self.sessions(now()).iter().any(|session| session.id == id) {
+            // One that nobody uses ends by itself.
+            let _ = timeout(LOOK_EVERY, endings.changed()).await;
+        }
     }
 
     /// Leaves news for the next page of this session.
     pub(crate) fn tell(&self, id: &str, notice: String) {
-        if let Some(session) = lock(&self.0).sessions.values_mut().find(|it| it.id == id) {
+        if let Some(session) = lock(&self.state).sessions.values_mut().find(|it| it.id == id) {
             session.notice = Some(notice);
         }
     }
 
     /// The news that were left, once.
     pub(crate) fn told(&self, id: &str) -> Option<String> {
-        lock(&self.0).sessions.values_mut().find(|it| it.id == id)?.notice.take()
+        lock(&self.state).sessions.values_mut().find(|it| it.id == id)?.notice.take()
     }
 }
 
@@ -271,6 +292,30 @@ mod tests {
         assert!(access.session(&other, true, at(0)).is_some());
         access.end_all();
         assert!(access.session(&other, true, at(0)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_the_end_of_a_session_sees_it_whoever_ends_it() {
+        let access = Access::default();
+        let began = tokio::time::Instant::now();
+        let now = || UnixMillis(at(0).0 + began.elapsed().as_millis() as u64);
+        for all in [false, true] {
+            let (_, session) = logged_in(&access, Role::Viewer, now());
+            let (_, other) = logged_in(&access, Role::Viewer, now());
+            let ended = access.ended(&session.id, now);
+            tokio::pin!(ended);
+            timeout(Duration::from_secs(60), &mut ended).await.unwrap_err();
+            access.end(&other.id);
+            timeout(Duration::from_secs(60), &mut ended).await.unwrap_err();
+            if all {
+                access.end_all()
+            } else {
+                assert!(access.end(&session.id))
+            }
+            timeout(Duration::from_millis(1), &mut ended).await.unwrap();
+        }
+        let (_, session) = logged_in(&access, Role::Viewer, now());
+        timeout(SESSION_IDLES + LOOK_EVERY, access.ended(&session.id, now)).await.unwrap();
     }
 
     #[test]

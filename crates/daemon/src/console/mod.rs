@@ -31,6 +31,7 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Router};
+use futures::StreamExt as _;
 use web_console::{At, Page, Viewer};
 
 pub(crate) use access::{Access, CODE_LIVES, Role, SESSION_IDLES, SESSION_LIVES, Session};
@@ -166,7 +167,13 @@ async fn of_script(
         return Refusal::from(problem).into_response();
     }
     request.extensions_mut().insert(caller(&session));
-    console.answer(request).await
+    console.answer(request).await.map(|body| with_session(body, console.shared, session.id))
+}
+
+/// An answer that goes on, as events do, ends with the session that asked for it.
+fn with_session(body: Body, shared: Arc<Shared>, id: String) -> Body {
+    let ended = async move { shared.access.ended(&id, || shared.clock.now()).await };
+    Body::from_stream(body.into_data_stream().take_until(Box::pin(ended)))
 }
 
 fn may_not_change() -> Problem {
