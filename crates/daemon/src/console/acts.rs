@@ -235,8 +235,12 @@ pub(super) async fn create(
     };
     let field = match problem.code.as_str() {
         "exists" | "invalid-name" => Some("name"),
-        "invalid" if !problem.detail.contains("directory") => Some("name"),
-        _ if request.kms_key.is_some() && problem.code.starts_with("kms-key") => Some("kms_key"),
+        "invalid" if problem.detail.contains("directory") => Some("backing"),
+        "invalid" if problem.detail.contains("Vault key") => Some("kms_key"),
+        "invalid" => Some("name"),
+        "kms-denied" | "master-key-missing" | "master-key-unfit" if request.kms_key.is_some() => {
+            Some("kms_key")
+        }
         _ => None,
     };
     let wanted = Wanted::default();
