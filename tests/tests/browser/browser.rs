@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use thirtyfour::TypingData;
 use thirtyfour::prelude::*;
 
 use crate::driver::{self, RUNTIME};
@@ -24,6 +25,13 @@ const BY_LABEL: &str = r#"
     const label = [...scope.querySelectorAll("label")].find((it) =>
         it.checkVisibility() && it.textContent.replace("*", "").trim() === arguments[0]);
     return label ? document.getElementById(label.htmlFor) : null;
+"#;
+
+/// Whether an element leads to another page; this one then has a mark that the other has not.
+const LEAVES: &str = r#"
+    const leaves = arguments[0].matches("button[type=submit], a[href^='/']");
+    if (leaves) window.left = false;
+    return leaves;
 "#;
 
 /// A browser of its own, without a past.
@@ -88,8 +96,9 @@ impl Browser {
         RUNTIME.block_on(ran).map(|answer| answer.json().clone())
     }
 
+    /// What a script answers, once it can run.
     pub(crate) fn script(&self, script: &str) -> Value {
-        self.try_script(script, &[]).unwrap()
+        self.until("a page with scripts", || self.try_script(script, &[]).ok())
     }
 
     /// What a script says that has to wait; it calls its last argument with that.
@@ -134,7 +143,8 @@ impl Browser {
 
     /// Whether a button or link is there.
     pub(crate) fn offers(&self, name: &str) -> bool {
-        !self.try_script(BY_NAME, &[json!(name)]).unwrap().is_null()
+        let found = self.until("a page", || self.try_script(BY_NAME, &[json!(name)]).ok());
+        !found.is_null()
     }
 
     /// The element that a script finds.
@@ -142,12 +152,25 @@ impl Browser {
         self.driver().execute(script, vec![json!(name)]).await?.element()
     }
 
-    /// Presses a button, a link or the head of a fold.
+    /// Presses a button, a link or the head of a fold. Where that leads to another page, it is there afterwards.
     #[track_caller]
     pub(crate) fn press(&self, name: &str) {
         // It may be renewed between the two.
-        let press = async || self.found(BY_NAME, name).await?.click().await;
-        self.until(&format!("[{name}]"), || RUNTIME.block_on(press()).ok());
+        let press = async || {
+            let it = self.found(BY_NAME, name).await?;
+            let leaves = self.driver().execute(LEAVES, vec![it.to_json()?]).await?;
+            it.click().await?;
+            Ok::<_, WebDriverError>(leaves.json() == true)
+        };
+        if self.until(&format!("[{name}]"), || RUNTIME.block_on(press()).ok()) {
+            self.until(&format!("what [{name}] leads to"), || {
+                let there = self.try_script(
+                    "return window.left === undefined && document.readyState === 'complete'",
+                    &[],
+                );
+                there.is_ok_and(|there| there == true).then_some(())
+            });
+        }
     }
 
     /// Ticks a box, or unticks it.
@@ -178,9 +201,9 @@ impl Browser {
     }
 
     /// Types to whatever has the focus.
-    pub(crate) fn keys(&self, keys: impl AsRef<str>) {
-        let keys = keys.as_ref();
-        self.run(async { self.driver().action_chain().send_keys(keys).perform().await });
+    pub(crate) fn keys(&self, keys: impl Into<TypingData>) {
+        let typed = self.driver().action_chain().send_keys(keys);
+        self.run(typed.perform());
     }
 
     /// What is called so that the focus is on it: its text, or its label.

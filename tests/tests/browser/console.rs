@@ -40,9 +40,17 @@ impl Console {
         console
     }
 
-    /// Opens another session in the same browser.
+    /// Opens another session in the same browser. Answers where the console is now.
     pub(crate) fn log_in(&self, place: &Place) {
         let link = place.ok(&["console"]);
+        self.goto(link.trim());
+        self.sees("Running jobs");
+    }
+
+    /// The same after the node came again, at another port.
+    pub(crate) fn log_in_anew(&mut self, place: &Place) {
+        let link = place.ok(&["console"]);
+        link.split_once("/login#").unwrap().0.clone_into(&mut self.origin);
         self.goto(link.trim());
         self.sees("Running jobs");
     }

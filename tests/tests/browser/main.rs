@@ -10,7 +10,12 @@
 //! The other modules are the tests. They need `apt-get install chromium chromium-driver`; `cargo xtask test` sees to that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod audit;
 mod browser;
 mod console;
 mod driver;
+mod filesystems;
+mod jobs;
+mod keyboard;
 mod kms;
+mod sessions;

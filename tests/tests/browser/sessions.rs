@@ -1,0 +1,170 @@
+//! Sessions: two tabs, two browsers, one that ends in the middle, one that may only look, a node that comes again.
+
+use coffer_tests::kms::{KEY, Kind, Kms};
+use coffer_tests::node::Place;
+use serde_json::json;
+
+use crate::console::Console;
+
+#[test]
+fn of_two_tabs_that_update_the_kms_at_once_the_second_is_told() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    kms.admin().write("transit/keys/second", &json!({}));
+    kms.admin().write("transit/keys/third", &json!({}));
+    let _node = place.start();
+    let policies: Vec<_> = [KEY, "second", "third"].map(coffer_tests::kms::policy).into();
+    let console = Console::open(&place);
+    console.set_kms(kms.url(), KEY, &kms.token_for(&policies.concat()));
+    console.press("Update KMS");
+    console.fill("Key name", "second");
+    let (first, other) = console.another_tab();
+    console.page("/kms");
+    console.press("Update KMS");
+    console.fill("Key name", "third");
+    console.to_tab(&first);
+    console.press("Update");
+    console.sees("with the master key second");
+    console.to_tab(&other);
+    console.press("Update");
+    console.sees("the KMS configuration was changed since it was looked at");
+    assert_eq!(console.value("Key name"), "third", "what was typed is kept");
+    assert_eq!(place.json(&["fs", "kms"])["configured"]["master_key"], "second");
+    // Looked at again, it can be decided anew.
+    console.press("Cancel");
+    console.reload();
+    console.press("Update KMS");
+    assert_eq!(console.value("Key name"), "second");
+    console.fill("Key name", "third");
+    console.press("Update");
+    console.sees("with the master key third");
+}
+
+#[test]
+fn a_reset_meant_for_another_kms_is_refused() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let _node = place.start();
+    place.set_vault(&kms);
+    let console = Console::open(&place);
+    console.page("/kms");
+    console.press("Reset KMS");
+    let other = Kms::start(Kind::Embedded);
+    place.ok(&["fs", "kms", "set-vault", other.url(), KEY, &other.token()]);
+    console.press("Yes");
+    console.sees("was changed since it was looked at");
+    assert_eq!(place.json(&["fs", "kms"])["configured"]["base_url"], other.url());
+}
+
+#[test]
+fn a_session_that_is_ended_in_the_middle_does_nothing_more_and_says_how_to_come_back() {
+    let place = Place::new();
+    let _node = place.start();
+    let console = Console::open(&place);
+    console.page("/filesystems");
+    console.press("Create filesystem");
+    console.fill("Name", "home");
+    console.tick("Make it without a KMS all the same");
+    let sessions = place.json(&["console", "sessions"]);
+    let id = sessions["sessions"][0]["id"].as_str().unwrap();
+    place.ok(&["console", "sessions", "--end", id]);
+    console.press("Create");
+    console.sees("coffer console");
+    assert!(place.json(&["fs", "list"])["filesystems"].as_array().unwrap().is_empty());
+    console.page("/filesystems");
+    console.sees("Open the console");
+    console.log_in(&place);
+    console.page("/filesystems");
+    console.sees("There is no filesystem yet.");
+}
+
+/// Nobody touches anything: the page finds out by itself.
+#[test]
+fn a_page_whose_session_has_ended_says_so_by_itself() {
+    let place = Place::new();
+    let _node = place.start();
+    let console = Console::open(&place);
+    place.ok(&["console", "sessions", "--end-all"]);
+    console.sees("Open the console");
+}
+
+#[test]
+fn a_node_that_is_stopped_and_started_again_is_come_back_to() {
+    let place = Place::new();
+    fix_the_port(&place);
+    let node = place.start();
+    let console = Console::open(&place);
+    console.page("/filesystems");
+    node.stop();
+    let _node = place.start();
+    // Its sessions are in memory: a page that is open finds out.
+    console.sees("Open the console");
+    console.log_in(&place);
+    console.page("/filesystems");
+    console.sees("There is no filesystem yet.");
+}
+
+/// Has the console served from the start, on a port that is free now.
+fn fix_the_port(place: &Place) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    std::fs::write(place.config(), format!("listen = '{free}'\n")).unwrap();
+}
+
+#[test]
+fn logging_out_ends_the_session() {
+    let place = Place::new();
+    let _node = place.start();
+    let console = Console::open(&place);
+    console.press("Log out");
+    console.sees("Open the console");
+    console.back();
+    console.sees("Open the console");
+    let sessions = place.json(&["console", "sessions"]);
+    assert!(sessions["sessions"].as_array().unwrap().is_empty(), "{sessions}");
+}
+
+#[test]
+fn who_may_only_look_is_offered_nothing_that_changes_anything() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    let _node = place.start();
+    place.set_vault(&kms);
+    place.ok(&["fs", "create", "home"]);
+    let locked = ["fs", "create", "shut"];
+    place.ok(&locked);
+    place.ok(&["fs", "lock", "shut"]);
+    place.ok(&["fs", "verify", "home"]);
+    let console = Console::look(&place);
+    let id = place.json(&["job", "list"])["jobs"][0]["id"].as_str().unwrap().to_owned();
+    let job = format!("/jobs/{id}");
+    for page in [
+        "/",
+        "/kms",
+        "/filesystems",
+        "/filesystems/home",
+        "/filesystems/shut",
+        "/jobs",
+        &job,
+        "/audit",
+    ] {
+        console.page(page);
+        console.sees("This session may only look.");
+        let forms = console.script(
+            "return [...document.querySelectorAll('form[method=post]')].map((it) => it.getAttribute('action'))",
+        );
+        assert_eq!(forms, json!(["/logout"]), "{page}");
+        assert_eq!(console.count("[data-opens]"), 0, "{page}");
+    }
+    // Whoever sends it all the same is refused, over forms and over the API.
+    let refused = console.slow_script(
+        "const done = arguments[0]; const csrf = document.querySelector('[name=csrf]').value; Promise.all([\
+         fetch('/filesystems', {method: 'POST', body: new URLSearchParams({csrf, name: 'new', allow_no_kms: 'yes'})}),\
+         fetch('/filesystems/home/lock', {method: 'POST', body: new URLSearchParams({csrf})}),\
+         fetch('/kms/rewrap', {method: 'POST', body: new URLSearchParams({csrf})}),\
+         fetch('/v1/kms/check', {method: 'POST', headers: {'x-csrf-token': csrf}}),\
+         fetch('/v1/filesystems/home', {method: 'DELETE', headers: {'x-csrf-token': csrf}}),\
+         ]).then((all) => done(all.map((it) => it.status)))",
+    );
+    assert_eq!(refused, json!([403, 403, 403, 403, 403]));
+    assert_eq!(place.json(&["fs", "show", "home"])["state"], "unlocked");
+    assert_eq!(place.json(&["fs", "list"])["filesystems"].as_array().unwrap().len(), 2);
+    console.press("Log out");
+    console.sees("Open the console");
+}
