@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditLine {
     /// Its number, from 1.
     pub seq: u64,
@@ -35,6 +36,7 @@ pub struct AuditLine {
 
 /// Lines, the oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditPage {
     /// The lines.
     pub lines: Vec<AuditLine>,
@@ -45,6 +47,7 @@ pub struct AuditPage {
 
 /// The whole chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditChain {
     /// The first line that is kept; none while there is no line.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Has a link made that opens a session of the console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OpenConsole {
     /// Whether the session may look and change nothing.
@@ -13,6 +14,7 @@ pub struct OpenConsole {
 
 /// A link that opens one session. It is a secret until it was used.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ConsoleLink {
     /// To be opened in a browser. The code stands behind `#`, so that it is in no request.
     pub url: String,
@@ -30,6 +32,7 @@ impl std::fmt::Debug for ConsoleLink {
 
 /// The sessions that are open, the oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ConsoleSessions {
     /// They.
     pub sessions: Vec<ConsoleSession>,
@@ -37,6 +40,7 @@ pub struct ConsoleSessions {
 
 /// A session of the console.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ConsoleSession {
     /// Its id, which opens nothing.
     pub id: String,

@@ -7,6 +7,7 @@ use crate::{BytePath, Damage, Finding, Problem};
 
 /// Makes a filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateFilesystem {
     /// Its name: 1 to 64 of `A-Z a-z 0-9 . _ -`, of which the first is a letter or a digit.
@@ -24,6 +25,7 @@ pub struct CreateFilesystem {
 
 /// One filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Filesystem {
     /// Its name.
     pub name: String,
@@ -55,6 +57,7 @@ pub struct Filesystem {
 
 /// What wraps a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct WrappedBy {
     /// `vault`, `local`.
     pub kind: String,
@@ -66,6 +69,7 @@ pub struct WrappedBy {
 
 /// Whether a filesystem is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum FilesystemState {
     /// Its key is in memory.
@@ -80,6 +84,7 @@ pub enum FilesystemState {
 
 /// A page of filesystems, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Filesystems {
     /// In byte order of their names.
     pub filesystems: Vec<Filesystem>,
@@ -90,6 +95,7 @@ pub struct Filesystems {
 
 /// Locks a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
     /// Whether jobs that use it are stopped first.
@@ -99,6 +105,7 @@ pub struct Lock {
 
 /// Authenticates everything in a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Verify {
     /// Whether what cannot be read is set aside.
@@ -108,6 +115,7 @@ pub struct Verify {
 
 /// Copies a plain tree in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Import {
     /// The directory whose content is copied, absolute.
@@ -116,6 +124,7 @@ pub struct Import {
 
 /// Copies the tree out in plain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Export {
     /// The directory that receives it, absolute.
@@ -124,6 +133,7 @@ pub struct Export {
 
 /// What became of a deleted filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Deleted {
     /// Its name.
     pub name: String,
@@ -137,6 +147,7 @@ pub struct Deleted {
 
 /// A page of a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Listing {
     /// In byte order of their names; of a path that is no directory, the one entry.
     pub entries: Vec<Entry>,
@@ -154,6 +165,7 @@ pub struct Listing {
 
 /// One name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Entry {
     /// The name.
     pub name: BytePath,
@@ -176,6 +188,7 @@ pub struct Entry {
 
 /// What a name is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EntryKind {
     /// A file with data.

@@ -6,6 +6,7 @@ use crate::{BytePath, Problem};
 
 /// One piece of long work. It goes on in the node, whoever watches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Job {
     /// Its id.
     pub id: String,
@@ -59,6 +60,7 @@ pub(crate) const fn is_zero(number: &u64) -> bool {
 
 /// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum JobKind {
     /// Copies a plain tree in.
@@ -81,6 +83,7 @@ pub enum JobKind {
 
 /// How far a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum JobState {
     /// It runs, or is about to.
@@ -108,6 +111,7 @@ impl JobState {
 
 /// How much is done. A total that is not known yet is `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Progress {
     /// Files or keys that are done.
     pub items: u64,
@@ -126,6 +130,7 @@ pub struct Progress {
 
 /// How fast a job goes: what was done since the node began it or took it up, by the time since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Pace {
     /// Files or keys in a second.
     pub items_per_second: u64,
@@ -138,6 +143,7 @@ pub struct Pace {
 
 /// One thing that is damaged or could not be done.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Damage {
     /// Its path in the filesystem; empty if that can't be known, or if it is about a key.
     pub path: BytePath,
@@ -153,6 +159,7 @@ pub struct Damage {
 
 /// All jobs that the node remembers, the newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Jobs {
     /// They.
     pub jobs: Vec<Job>,

@@ -6,6 +6,7 @@ use crate::{BytePath, Exit, Job, Problem, Token};
 
 /// A new configuration: Vault. Proved before anything of it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SetVault {
     /// Vault's base URL.
@@ -51,6 +52,7 @@ pub struct SetVault {
 
 /// Which keys are wrapped anew. A request without a body takes all of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rewrap {
     /// Only this filesystem's key.
@@ -60,6 +62,7 @@ pub struct Rewrap {
 
 /// The KMS as the node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Kms {
     /// Names what is set, or that nothing is: another one after each change of it, and after nothing else. Opaque. Given back as
     /// `If-Match: "…"` it keeps a change from undoing that of somebody else.
@@ -77,6 +80,7 @@ pub struct Kms {
 
 /// The configuration and what the KMS says of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KmsDetails {
     /// The configuration's id.
     pub id: String,
@@ -134,6 +138,7 @@ pub struct KmsDetails {
 
 /// A master key that filesystems have of their own, beside the one that is set for all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct OwnKey {
     /// Its name.
     pub master_key: String,
@@ -156,6 +161,7 @@ pub struct OwnKey {
 
 /// How long a credential lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CredentialLife {
     /// Seconds left; `None` if it never ends.
     pub seconds_left: Option<u64>,
@@ -169,6 +175,7 @@ pub struct CredentialLife {
 
 /// What one version of one master key wraps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VersionCount {
     /// `vault`, `local`.
     pub kind: String,
@@ -191,6 +198,7 @@ pub struct VersionCount {
 
 /// A warning with its cure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Finding {
     /// A stable word.
     pub code: String,
@@ -202,6 +210,7 @@ pub struct Finding {
 
 /// What a token must be allowed, and nothing beyond it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KmsPolicy {
     /// The policy, in Vault's language.
     pub policy: String,
@@ -211,6 +220,7 @@ pub struct KmsPolicy {
 
 /// What would fail if something were taken away in the KMS.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KmsImpact {
     /// What would be taken away, in words.
     pub what: String,
@@ -232,6 +242,7 @@ pub struct KmsImpact {
 
 /// Whether a node that starts now would open everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KmsRehearsal {
     /// Filesystems that open.
     pub open: u64,
@@ -259,6 +270,7 @@ pub struct KmsRehearsal {
 
 /// What comes to an end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Ending {
     /// What, such as `the client certificate`.
     pub what: String,
@@ -268,6 +280,7 @@ pub struct Ending {
 
 /// A filesystem that would stay locked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ShutFilesystem {
     /// Its name.
     pub name: String,
@@ -280,6 +293,7 @@ pub struct ShutFilesystem {
 
 /// What a check of the KMS found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KmsCheck {
     /// One thing after the other.
     pub items: Vec<CheckItem>,
@@ -289,6 +303,7 @@ pub struct KmsCheck {
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CheckItem {
     /// A stable word.
     pub code: String,
@@ -306,6 +321,7 @@ pub struct CheckItem {
 
 /// Whether something holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckOutcome {
     /// It does.
@@ -320,6 +336,7 @@ pub enum CheckOutcome {
 
 /// What became of a change of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KmsChange {
     /// What was done.
     pub change: Change,
@@ -331,6 +348,7 @@ pub struct KmsChange {
 
 /// What was done with the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Change {
     /// There was none, and no key had to move.

@@ -46,6 +46,9 @@ pub const JOB_EVENTS: &str = "/v1/jobs/{id}/events";
 /// That something of the node has changed, as server-sent events.
 pub const EVENTS: &str = "/v1/events";
 
+/// The description of all of this, in OpenAPI 3.1.
+pub const OPENAPI: &str = "/v1/openapi.json";
+
 /// Metrics, in Prometheus' text format and where it looks for them.
 pub const METRICS: &str = "/metrics";
 /// Lines of the audit log (`?limit=`, `?before=`, `?action=`, `?subject=`, `?failed=`).

@@ -68,16 +68,25 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
+/// What failed, why, and what to do (RFC 9457).
 #[derive(Serialize)]
-struct Wire {
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub(crate) struct Wire {
+    /// `urn:coffer:problem:` and the code.
     #[serde(rename = "type")]
     kind: String,
+    /// A stable word for programs.
     code: String,
+    /// What failed.
     title: String,
+    /// Why.
     detail: String,
+    /// What to do, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     cure: Option<String>,
+    /// The HTTP status that it was answered with.
     status: u16,
+    /// How a command line ends that meets it.
     exit: Exit,
 }
 
@@ -90,6 +99,7 @@ impl From<Problem> for Wire {
 
 /// How a command ends. The numbers are the process's exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Exit {
     /// 0: done.

@@ -6,6 +6,7 @@ use crate::{BytePath, Finding, Kms};
 
 /// The node's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Status {
     /// Coffer's version.
     pub version: String,
@@ -27,6 +28,7 @@ pub struct Status {
 
 /// How many filesystems there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FilesystemCounts {
     /// All of them.
     pub total: u64,

@@ -9,6 +9,7 @@ use axum::extract::State;
 use kms_core::Outcome;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
+use utoipa::IntoParams;
 
 use super::Answer;
 use super::extract::Query;
@@ -18,16 +19,31 @@ use crate::{Shared, problem};
 /// Lines of a page that nobody gave a limit for.
 const LINES: usize = 100;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Wanted {
+    /// How many lines, at most 1000.
     limit: Option<usize>,
+    /// Only older ones than this.
     before: Option<u64>,
+    /// Only those of actions that begin so.
     action: Option<String>,
+    /// Only those whose subject has this in it as whole words, or of the key, or the request to the KMS, with this id.
     subject: Option<String>,
+    /// Only what failed or was refused.
     #[serde(default)]
     failed: bool,
 }
 
+/// Shows lines of the audit log: the newest that fit.
+#[utoipa::path(
+    get,
+    path = paths::AUDIT,
+    operation_id = "showAudit",
+    tag = "audit",
+    params(Wanted),
+    responses((status = 200, description = "A page of it", body = AuditPage)),
+)]
 pub(crate) async fn show(
     State(shared): State<Arc<Shared>>,
     Query(Wanted { limit, before, action, subject, failed }): Query<Wanted>,
@@ -39,6 +55,14 @@ pub(crate) async fn show(
     Ok(Json(AuditPage { lines, before: page.before }))
 }
 
+/// Follows the chain of the audit log through all lines that are kept.
+#[utoipa::path(
+    get,
+    path = paths::AUDIT_VERIFY,
+    operation_id = "verifyAudit",
+    tag = "audit",
+    responses((status = 200, description = "How the chain stands", body = AuditChain)),
+)]
 pub(crate) async fn verify(State(shared): State<Arc<Shared>>) -> Answer<AuditChain> {
     let Verified { first, end, files, trouble, unrecorded } =
         read(&shared, AuditLog::verify).await?;

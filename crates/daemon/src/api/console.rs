@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use admin_api::{ConsoleLink, ConsoleSession, ConsoleSessions, Exit, OpenConsole, Problem};
+use admin_api::{ConsoleLink, ConsoleSession, ConsoleSessions, Exit, OpenConsole, Problem, paths};
 use axum::Json;
 use axum::extract::{Extension, State};
 use kms_core::{AuditEvent, AuditSink as _, Outcome};
@@ -13,6 +13,14 @@ use crate::console::{CODE_LIVES, Role, SESSION_IDLES, SESSION_LIVES};
 use crate::{Shared, console, problem};
 
 /// Makes a link that opens a session, and serves the console if it is not served yet.
+#[utoipa::path(
+    post,
+    path = paths::CONSOLE_LINKS,
+    operation_id = "openConsole",
+    tag = "console",
+    request_body = Option<OpenConsole>,
+    responses((status = 200, description = "The link", body = ConsoleLink)),
+)]
 pub(crate) async fn link(
     State(shared): State<Arc<Shared>>,
     Extension(Caller(by)): Extension<Caller>,
@@ -28,11 +36,25 @@ pub(crate) async fn link(
 }
 
 /// The sessions that are open.
+#[utoipa::path(
+    get,
+    path = paths::CONSOLE_SESSIONS,
+    operation_id = "listConsoleSessions",
+    tag = "console",
+    responses((status = 200, description = "They", body = ConsoleSessions)),
+)]
 pub(crate) async fn sessions(State(shared): State<Arc<Shared>>) -> Answer<ConsoleSessions> {
     Ok(Json(listed(&shared)))
 }
 
 /// Ends all sessions, and the links that could open others.
+#[utoipa::path(
+    delete,
+    path = paths::CONSOLE_SESSIONS,
+    operation_id = "endConsoleSessions",
+    tag = "console",
+    responses((status = 200, description = "Those that are left: none", body = ConsoleSessions)),
+)]
 pub(crate) async fn end_all(State(shared): State<Arc<Shared>>) -> Answer<ConsoleSessions> {
     for session in shared.access.sessions(shared.clock.now()) {
         record(&shared, &session.id);
@@ -42,6 +64,14 @@ pub(crate) async fn end_all(State(shared): State<Arc<Shared>>) -> Answer<Console
 }
 
 /// Ends one.
+#[utoipa::path(
+    delete,
+    path = paths::CONSOLE_SESSION,
+    operation_id = "endConsoleSession",
+    tag = "console",
+    params(("id" = String, Path, description = "The session's id")),
+    responses((status = 200, description = "Those that are left", body = ConsoleSessions)),
+)]
 pub(crate) async fn end(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,

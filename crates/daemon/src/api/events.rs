@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use admin_api::paths;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -25,6 +26,13 @@ use crate::jobs::Shown;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// That something has changed of what `/v1/status` or `/v1/jobs` shows.
+#[utoipa::path(
+    get,
+    path = paths::EVENTS,
+    operation_id = "followNode",
+    tag = "node",
+    responses((status = 200, description = "Events `changed`, the first at once: the data names the state", body = String, content_type = "text/event-stream")),
+)]
 pub(crate) async fn of_node(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     answer(changes(shared.changes.follow(), |told| match told {
         Told::Nothing => Some((None, true)),
@@ -34,6 +42,14 @@ pub(crate) async fn of_node(State(shared): State<Arc<Shared>>) -> impl IntoRespo
 }
 
 /// A job whenever it has changed, until it has ended.
+#[utoipa::path(
+    get,
+    path = paths::JOB_EVENTS,
+    operation_id = "followJob",
+    tag = "jobs",
+    params(("id" = String, Path, description = "The job's id")),
+    responses((status = 200, description = "Events `progress`, the first at once, and one `end`: the data of each is a Job in JSON", body = String, content_type = "text/event-stream")),
+)]
 pub(crate) async fn of_job(
     State(shared): State<Arc<Shared>>,
     Path(job): Path<String>,

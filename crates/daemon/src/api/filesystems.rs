@@ -14,24 +14,30 @@ use filesystem::real_place;
 use key_manager::{FilesystemName, FilesystemStatus, JobKind, KeyState};
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
+use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Path as Segment, Query};
 use super::{Answer, Body, name};
 use crate::jobs::{Spec, damage};
 use crate::{Shared, problem};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Page {
+    /// Only those after this one: the last page's `next`.
     after: Option<String>,
+    /// How many, at most 1000.
     limit: Option<usize>,
-    /// What names contain.
+    /// Only those whose names contain this.
     #[serde(default)]
     search: String,
+    /// Only those that are `unlocked`, `locked` (or not unlocked for another reason), or `exposed`.
+    #[param(inline)]
     state: Option<Standing>,
 }
 
 /// Which filesystems are wanted.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Standing {
     Unlocked,
@@ -56,6 +62,15 @@ impl Page {
     }
 }
 
+/// Lists filesystems by name.
+#[utoipa::path(
+    get,
+    path = paths::FILESYSTEMS,
+    operation_id = "listFilesystems",
+    tag = "filesystems",
+    params(Page),
+    responses((status = 200, description = "A page of them", body = Filesystems)),
+)]
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
     Query(page): Query<Page>,
@@ -71,6 +86,15 @@ pub(crate) async fn list(
     Ok(Json(Filesystems { filesystems, next }))
 }
 
+/// Makes a filesystem.
+#[utoipa::path(
+    post,
+    path = paths::FILESYSTEMS,
+    operation_id = "createFilesystem",
+    tag = "filesystems",
+    request_body = CreateFilesystem,
+    responses((status = 200, description = "The filesystem", body = Filesystem)),
+)]
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
     Body(request): Body<CreateFilesystem>,
@@ -95,6 +119,15 @@ pub(crate) async fn create(
     Ok(Json(one(&shared, &name, &title).await?))
 }
 
+/// Shows a filesystem.
+#[utoipa::path(
+    get,
+    path = paths::FILESYSTEM,
+    operation_id = "getFilesystem",
+    tag = "filesystems",
+    params(("name" = String, Path, description = "The filesystem's name")),
+    responses((status = 200, description = "The filesystem", body = Filesystem)),
+)]
 pub(crate) async fn show(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
@@ -103,12 +136,23 @@ pub(crate) async fn show(
     Ok(Json(one(&shared, &name(&fs, title)?, title).await?))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Delete {
+    /// The record alone; what lies in the backing directory stays.
     #[serde(default)]
     forget: bool,
 }
 
+/// Deletes a filesystem.
+#[utoipa::path(
+    delete,
+    path = paths::FILESYSTEM,
+    operation_id = "deleteFilesystem",
+    tag = "filesystems",
+    params(("name" = String, Path, description = "The filesystem's name"), Delete),
+    responses((status = 200, description = "What became of its key", body = Deleted)),
+)]
 pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
@@ -141,6 +185,16 @@ pub(crate) async fn delete(
     }))
 }
 
+/// Closes a filesystem and forgets its key, until it is unlocked.
+#[utoipa::path(
+    post,
+    path = paths::LOCK,
+    operation_id = "lockFilesystem",
+    tag = "filesystems",
+    params(("name" = String, Path, description = "The filesystem's name")),
+    request_body = Lock,
+    responses((status = 200, description = "The filesystem", body = Filesystem)),
+)]
 pub(crate) async fn lock(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
@@ -156,6 +210,15 @@ pub(crate) async fn lock(
     Ok(Json(one(&shared, &name, &title).await?))
 }
 
+/// Opens a filesystem.
+#[utoipa::path(
+    post,
+    path = paths::UNLOCK,
+    operation_id = "unlockFilesystem",
+    tag = "filesystems",
+    params(("name" = String, Path, description = "The filesystem's name")),
+    responses((status = 200, description = "The filesystem", body = Filesystem)),
+)]
 pub(crate) async fn unlock(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
@@ -169,6 +232,16 @@ pub(crate) async fn unlock(
     Ok(Json(one(&shared, &name, &title).await?))
 }
 
+/// Authenticates everything in a filesystem.
+#[utoipa::path(
+    post,
+    path = paths::VERIFY,
+    operation_id = "verifyFilesystem",
+    tag = "filesystems",
+    params(("name" = String, Path, description = "The filesystem's name")),
+    request_body = Verify,
+    responses((status = 200, description = "The job that does it", body = Job)),
+)]
 pub(crate) async fn verify(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
@@ -177,6 +250,15 @@ pub(crate) async fn verify(
     start(&shared, JobKind::Verify, &fs, Spec { repair, ..Spec::default() }).await
 }
 
+/// Gives a filesystem a new key, and re-encrypts its data under that.
+#[utoipa::path(
+    post,
+    path = paths::REKEY,
+    operation_id = "rekeyFilesystem",
+    tag = "filesystems",
+    params(("name" = String, Path, description = "The filesystem's name")),
+    responses((status = 200, description = "The job that does it", body = Job)),
+)]
 pub(crate) async fn rekey(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
@@ -189,6 +271,16 @@ pub(crate) async fn rekey(
     Ok(Json(shared.jobs.rekey(&name, new).await?))
 }
 
+/// Copies a plain tree into a filesystem.
+#[utoipa::path(
+    post,
+    path = paths::IMPORT,
+    operation_id = "importTree",
+    tag = "filesystems",
+    params(("name" = String, Path, description = "The filesystem's name")),
+    request_body = Import,
+    responses((status = 200, description = "The job that does it", body = Job)),
+)]
 pub(crate) async fn import(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
@@ -200,6 +292,16 @@ pub(crate) async fn import(
     start(&shared, JobKind::Import, &fs, spec).await
 }
 
+/// Copies a filesystem's tree out in plain.
+#[utoipa::path(
+    post,
+    path = paths::EXPORT,
+    operation_id = "exportTree",
+    tag = "filesystems",
+    params(("name" = String, Path, description = "The filesystem's name")),
+    request_body = Export,
+    responses((status = 200, description = "The job that does it", body = Job)),
+)]
 pub(crate) async fn export(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
@@ -276,14 +378,27 @@ async fn refuse_no_directory(source: BytePath) -> Result<(), Problem> {
     Err(Problem::new(Exit::Usage, "invalid", title, why).cure("name a directory"))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct LsQuery {
+    /// Which directory, from the root of the filesystem on.
     #[serde(default)]
     path: BytePath,
+    /// Only what comes after this name: the last page's `next`.
     after: Option<BytePath>,
+    /// How many, at most 50000.
     limit: Option<usize>,
 }
 
+/// Lists a directory in a filesystem.
+#[utoipa::path(
+    get,
+    path = paths::LS,
+    operation_id = "listDirectory",
+    tag = "filesystems",
+    params(("name" = String, Path, description = "The filesystem's name"), LsQuery),
+    responses((status = 200, description = "A page of it", body = Listing)),
+)]
 pub(crate) async fn ls(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,

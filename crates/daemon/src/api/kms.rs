@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use admin_api::{
     Change, CheckItem, CheckOutcome, CredentialLife, Exit, Finding, Job, Kms, KmsChange, KmsCheck,
-    KmsDetails, KmsImpact, OwnKey, Problem, Rewrap, SetVault, Token, VersionCount,
+    KmsDetails, KmsImpact, OwnKey, Problem, Rewrap, SetVault, Token, VersionCount, paths,
 };
 use axum::Json;
 use axum::extract::State;
@@ -22,6 +22,7 @@ use kms_core::{
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
+use utoipa::IntoParams;
 
 use super::extract::Query;
 use super::version::{IfMatch, etag};
@@ -39,11 +40,30 @@ pub(super) const VAULT: &str = "vault";
 type Tagged<T> = Result<([(HeaderName, String); 1], Json<T>), Refusal>;
 
 /// Asks the KMS, and answers its words of this moment.
+#[utoipa::path(
+    get,
+    path = paths::KMS,
+    operation_id = "getKms",
+    tag = "kms",
+    responses((status = 200, description = "The KMS", body = Kms, headers(("ETag" = String, description = "The version of the configuration, for If-Match")))),
+)]
 pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Tagged<Kms> {
     let kms = look(&shared, "the KMS can't be shown").await?;
     Ok((etag(&kms), Json(kms)))
 }
 
+/// Adds or updates the KMS.
+///
+/// Everything is proved by use before anything is stored. Keys that have to move are moved by the job that is answered.
+#[utoipa::path(
+    put,
+    path = paths::KMS,
+    operation_id = "setKms",
+    tag = "kms",
+    params(("If-Match" = Option<String>, Header, description = "The ETag of the configuration that this is meant for; 412 if it is another one by now")),
+    request_body = SetVault,
+    responses((status = 200, description = "What became of it", body = KmsChange, headers(("ETag" = String, description = "The version of the configuration, for If-Match")))),
+)]
 pub(crate) async fn set(
     State(shared): State<Arc<Shared>>,
     IfMatch(expected): IfMatch,
@@ -138,12 +158,23 @@ fn credential(request: &SetVault) -> Result<NewCredential, Problem> {
     })
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Unset {
+    /// Even while filesystems exist: a job wraps their keys with local ones that lie beside them on disk.
     #[serde(default)]
     allow_downgrade: bool,
 }
 
+/// Removes the KMS.
+#[utoipa::path(
+    delete,
+    path = paths::KMS,
+    operation_id = "unsetKms",
+    tag = "kms",
+    params(Unset, ("If-Match" = Option<String>, Header, description = "The ETag of the configuration that this is meant for; 412 if it is another one by now")),
+    responses((status = 200, description = "What became of it", body = KmsChange, headers(("ETag" = String, description = "The version of the configuration, for If-Match")))),
+)]
 pub(crate) async fn unset(
     State(shared): State<Arc<Shared>>,
     IfMatch(expected): IfMatch,
@@ -169,6 +200,14 @@ pub(crate) async fn unset(
 }
 
 /// Rewraps, or goes on with the move of the same keys that is under way, waits or was stopped: it ends at the newest version too.
+#[utoipa::path(
+    post,
+    path = paths::REWRAP,
+    operation_id = "rewrapKeys",
+    tag = "kms",
+    request_body = Option<Rewrap>,
+    responses((status = 200, description = "The job that does it", body = Job)),
+)]
 pub(crate) async fn rewrap(
     State(shared): State<Arc<Shared>>,
     Body(request): Body<Option<Rewrap>>,
@@ -189,6 +228,13 @@ pub(crate) async fn rewrap(
 }
 
 /// Tries all that the KMS has to do.
+#[utoipa::path(
+    post,
+    path = paths::CHECK,
+    operation_id = "checkKms",
+    tag = "kms",
+    responses((status = 200, description = "What was found", body = KmsCheck)),
+)]
 pub(crate) async fn check(State(shared): State<Arc<Shared>>) -> Answer<KmsCheck> {
     let of_keys = |e| problem::of_keys("the KMS can't be checked", &shared.noted(e));
     let found = shared.manager.check_kms().await.map_err(of_keys)?;
@@ -235,6 +281,14 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
 }
 
 /// What would fail, now and at the next start.
+#[utoipa::path(
+    get,
+    path = paths::IMPACT,
+    operation_id = "foretellImpact",
+    tag = "kms",
+    params(("of" = String, Query, description = "What is taken away: `token`, `key` or `versions`"), ("below" = Option<u64>, Query, description = "With `versions`: all below this one"), ("master_key" = Option<String>, Query, description = "Which master key, if not the one that is set for all")),
+    responses((status = 200, description = "What would fail", body = KmsImpact)),
+)]
 pub(crate) async fn impact(
     State(shared): State<Arc<Shared>>,
     Query(of): Query<ImpactOf>,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use admin_api::{FilesystemCounts, Finding, Job, OwnKey, Status};
+use admin_api::{FilesystemCounts, Finding, Job, OwnKey, Status, paths};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -17,6 +17,14 @@ use crate::seen::NOT_ASKED;
 /// Prometheus' text exposition format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Shows metrics, as Prometheus takes them.
+#[utoipa::path(
+    get,
+    path = paths::METRICS,
+    operation_id = "getMetrics",
+    tag = "node",
+    responses((status = 200, description = "In the text format of Prometheus", body = String, content_type = "text/plain")),
+)]
 pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Result<impl IntoResponse, Refusal> {
     let (status, jobs) = status::status(&shared).await?;
     let now = Duration::from_millis(shared.clock.now().0);

@@ -8,6 +8,7 @@ mod filesystems;
 mod jobs;
 mod kms;
 mod metrics;
+mod openapi;
 mod policy;
 mod rehearsal;
 mod status;
@@ -16,19 +17,20 @@ mod version;
 use std::sync::Arc;
 use std::time::Duration;
 
-use admin_api::{Exit, MEDIA_TYPE, Problem, paths};
+use admin_api::{Exit, MEDIA_TYPE, Problem};
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, FromRequest, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use key_manager::FilesystemName;
 use kms_core::{AuditEvent, AuditSink as _, Outcome};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tracing::Instrument as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub(crate) use self::events::digest;
 use self::extract::not_understood;
@@ -54,36 +56,43 @@ pub(crate) fn over_socket(shared: Arc<Shared>) -> Router {
     routes(shared).layer(middleware::from_fn(admit))
 }
 
+/// Every route with its description: there is none without.
+fn described() -> OpenApiRouter<Arc<Shared>> {
+    OpenApiRouter::new()
+        .routes(routes!(status::show))
+        .routes(routes!(kms::show, kms::set, kms::unset))
+        .routes(routes!(kms::rewrap))
+        .routes(routes!(kms::check))
+        .routes(routes!(kms::impact))
+        .routes(routes!(policy::show))
+        .routes(routes!(rehearsal::rehearse))
+        .routes(routes!(filesystems::list, filesystems::create))
+        .routes(routes!(filesystems::show, filesystems::delete))
+        .routes(routes!(filesystems::lock))
+        .routes(routes!(filesystems::unlock))
+        .routes(routes!(filesystems::verify))
+        .routes(routes!(filesystems::rekey))
+        .routes(routes!(filesystems::import))
+        .routes(routes!(filesystems::export))
+        .routes(routes!(filesystems::ls))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::show))
+        .routes(routes!(jobs::stop))
+        .routes(routes!(events::of_job))
+        .routes(routes!(events::of_node))
+        .routes(routes!(metrics::show))
+        .routes(routes!(audit::show))
+        .routes(routes!(audit::verify))
+        .routes(routes!(console::link))
+        .routes(routes!(console::sessions, console::end_all))
+        .routes(routes!(console::end))
+        .routes(routes!(openapi::show))
+}
+
 /// The routes of [`admin_api::paths`], for requests that have been let in.
 pub(crate) fn routes(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route(paths::STATUS, get(status::show))
-        .route(paths::KMS, get(kms::show).put(kms::set).delete(kms::unset))
-        .route(paths::REWRAP, post(kms::rewrap))
-        .route(paths::CHECK, post(kms::check))
-        .route(paths::IMPACT, get(kms::impact))
-        .route(paths::POLICY, get(policy::show))
-        .route(paths::REHEARSE, post(rehearsal::rehearse))
-        .route(paths::FILESYSTEMS, get(filesystems::list).post(filesystems::create))
-        .route(paths::FILESYSTEM, get(filesystems::show).delete(filesystems::delete))
-        .route(paths::LOCK, post(filesystems::lock))
-        .route(paths::UNLOCK, post(filesystems::unlock))
-        .route(paths::VERIFY, post(filesystems::verify))
-        .route(paths::REKEY, post(filesystems::rekey))
-        .route(paths::IMPORT, post(filesystems::import))
-        .route(paths::EXPORT, post(filesystems::export))
-        .route(paths::LS, get(filesystems::ls))
-        .route(paths::JOBS, get(jobs::list))
-        .route(paths::JOB, get(jobs::show))
-        .route(paths::STOP, post(jobs::stop))
-        .route(paths::JOB_EVENTS, get(events::of_job))
-        .route(paths::EVENTS, get(events::of_node))
-        .route(paths::METRICS, get(metrics::show))
-        .route(paths::AUDIT, get(audit::show))
-        .route(paths::AUDIT_VERIFY, get(audit::verify))
-        .route(paths::CONSOLE_LINKS, post(console::link))
-        .route(paths::CONSOLE_SESSIONS, get(console::sessions).delete(console::end_all))
-        .route(paths::CONSOLE_SESSION, delete(console::end))
+    let (router, _) = described().split_for_parts();
+    router
         .fallback(async || Refusal(no_such(404, "there is no such resource")))
         .method_not_allowed_fallback(async || Refusal(no_such(405, "it has no such method")))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))

@@ -3,25 +3,36 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use admin_api::KmsPolicy;
+use admin_api::{KmsPolicy, paths};
 use axum::Json;
 use axum::extract::State;
 use kms_core::Policy;
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::Answer;
 use super::extract::Query;
 use super::kms::VAULT;
 use crate::{Shared, problem};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Wanted {
-    /// No name of a master key has a comma in it.
+    /// The name of the master key, or several with commas between them.
     master_key: String,
+    /// Where transit is mounted, if not at `transit`.
     transit_path: Option<String>,
 }
 
 /// What a token must be allowed. Asks nobody.
+#[utoipa::path(
+    get,
+    path = paths::POLICY,
+    operation_id = "getKmsPolicy",
+    tag = "kms",
+    params(Wanted),
+    responses((status = 200, description = "The policy", body = KmsPolicy)),
+)]
 pub(crate) async fn show(
     State(shared): State<Arc<Shared>>,
     Query(Wanted { master_key, transit_path }): Query<Wanted>,

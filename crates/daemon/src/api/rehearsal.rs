@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use admin_api::{Ending, Exit, KmsRehearsal, Problem, ShutFilesystem};
+use admin_api::{Ending, Exit, KmsRehearsal, Problem, ShutFilesystem, paths};
 use axum::Json;
 use axum::extract::State;
 use key_manager::{AuthKind, FilesystemRecord, Rehearsal};
@@ -12,6 +12,13 @@ use super::Answer;
 use crate::{Shared, problem};
 
 /// Tries a start in another process.
+#[utoipa::path(
+    post,
+    path = paths::REHEARSE,
+    operation_id = "rehearseStart",
+    tag = "kms",
+    responses((status = 200, description = "What a start would open", body = KmsRehearsal)),
+)]
 pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsRehearsal> {
     let of_keys = |e| problem::of_keys("the start can't be rehearsed", &e);
     let seen = shared.health.seen().await.map_err(of_keys)?;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use admin_api::{BytePath, FilesystemCounts, Finding, Job, JobKind, Problem, Status};
+use admin_api::{BytePath, FilesystemCounts, Finding, Job, JobKind, Problem, Status, paths};
 use axum::Json;
 use axum::extract::State;
 use key_manager::{FilesystemName, FilesystemStatus, KeyState, LockReason};
@@ -20,6 +20,13 @@ use crate::{Shared, problem};
 const LITTLE_ROOM: u64 = 16 << 20;
 
 /// Answers from what is known here; asks no KMS.
+#[utoipa::path(
+    get,
+    path = paths::STATUS,
+    operation_id = "getStatus",
+    tag = "node",
+    responses((status = 200, description = "The state", body = Status)),
+)]
 pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
     Ok(Json(status(&shared).await?.0))
 }

@@ -12,6 +12,7 @@ mod credentials;
 mod events;
 mod filesystems;
 mod jobs;
+mod openapi;
 mod outage;
 mod rekey;
 mod requests;
