@@ -7,7 +7,8 @@ use std::time::Duration;
 use key_manager::Rehearsal;
 use serde_json::{Value, json};
 use testkit::tree;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::world::{Running, World, set_vault};
@@ -210,6 +211,23 @@ fn nothing_found() -> Rehearsal {
     }
 }
 
+/// Opens a session of the console with this link, as a browser does.
+async fn log_in(link: &str) {
+    let (page, code) = link.split_once('#').unwrap();
+    let host = page.strip_prefix("http://").unwrap().strip_suffix("/login").unwrap();
+    let mut stream = TcpStream::connect(host).await.unwrap();
+    let body = format!("code={code}");
+    let request = format!(
+        "POST /login HTTP/1.1\r\nhost: {host}\r\norigin: http://{host}\r\nconnection: close\r\ncontent-type: \
+         application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 303 "), "{answer}");
+}
+
 /// Changes a bit of the largest file below this one.
 fn damage_some(backing: &Path) {
     let mut files = Vec::new();
@@ -297,6 +315,14 @@ async fn what_the_node_answers_is_what_is_described() {
     ] {
         api.ok(&node, "GET", path, Value::Null).await;
     }
+    let link = api.ok(&node, "POST", "/v1/console/links", json!({"read_only": true})).await;
+    log_in(link["url"].as_str().unwrap()).await;
+    let open = api.ok(&node, "GET", "/v1/console/sessions", Value::Null).await;
+    let session = format!("/v1/console/sessions/{}", open["sessions"][0]["id"].as_str().unwrap());
+    api.ok(&node, "DELETE", &session, Value::Null).await;
+    api.ask(&node, "DELETE", &session, &Value::Null).await;
+    let left = api.ok(&node, "DELETE", "/v1/console/sessions", Value::Null).await;
+    assert_eq!(left, json!({"sessions": []}));
     api.ok(&node, "POST", "/v1/kms/check", Value::Null).await;
     api.ask(&node, "POST", "/v1/kms/rehearse", &Value::Null).await;
     world.rehearsals_find(nothing_found());
