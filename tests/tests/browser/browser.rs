@@ -136,11 +136,6 @@ impl Browser {
         self.until(text, || self.text().contains(text).then_some(()));
     }
 
-    /// Waits until this is shown no more.
-    pub(crate) fn sees_no(&self, text: &str) {
-        self.until(&format!("no {text}"), || (!self.text().contains(text)).then_some(()));
-    }
-
     /// Whether a button or link is there.
     pub(crate) fn offers(&self, name: &str) -> bool {
         let found = self.until("a page", || self.try_script(BY_NAME, &[json!(name)]).ok());
