@@ -157,10 +157,13 @@ pub struct Damage {
     pub what: String,
 }
 
-/// All jobs that the node remembers, the newest first.
+/// A page of the jobs that the node remembers, the newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Jobs {
     /// They.
     pub jobs: Vec<Job>,
+    /// There are more: ask again with `?after=` this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }

@@ -162,7 +162,7 @@ fn unlisted(things: &[Damage], omitted: u64) -> String {
     lines.join("\n")
 }
 
-fn page_of(route: &str, query: &[(&str, &str)], after: Option<&str>) -> String {
+pub(super) fn page_of(route: &str, query: &[(&str, &str)], after: Option<&str>) -> String {
     let target = format!("{route}?");
     let query_at = target.len();
     let mut serializer = form_urlencoded::Serializer::for_suffix(target, query_at);

@@ -3,6 +3,7 @@
 use admin_api::{BytePath, Exit, Job, JobState, Jobs, Problem, paths};
 
 use super::Context;
+use super::fs::page_of;
 use crate::grammar::JobCommand;
 use crate::show::{fields, table, under};
 
@@ -12,8 +13,16 @@ pub(super) async fn run(
 ) -> Result<Exit, Problem> {
     match command {
         JobCommand::List => {
-            let jobs: Jobs = context.client.get(paths::JOBS).await?;
-            Ok(context.answer(&jobs, list_text))
+            let mut all = Jobs { jobs: Vec::new(), next: None };
+            loop {
+                let page = page_of(paths::JOBS, &[], all.next.as_deref());
+                let page: Jobs = context.client.get(&page).await?;
+                all.jobs.extend(page.jobs);
+                all.next = page.next;
+                if all.next.is_none() {
+                    return Ok(context.answer(&all, list_text));
+                }
+            }
         }
         JobCommand::Show { id } => {
             let mut job: Job = context.client.get(&paths::of_job(paths::JOB, &id)).await?;

@@ -25,9 +25,15 @@ use crate::{Shared, problem};
 #[into_params(parameter_in = Query)]
 pub(crate) struct Page {
     /// Only those after this one: the last page's `next`.
-    after: Option<String>,
+    pub(super) after: Option<String>,
     /// How many, at most 1000.
     limit: Option<usize>,
+}
+
+/// Which filesystems are wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Wanted {
     /// Only those whose names contain this.
     #[serde(default)]
     search: String,
@@ -36,7 +42,7 @@ pub(crate) struct Page {
     state: Option<Standing>,
 }
 
-/// Which filesystems are wanted.
+/// How filesystems stand.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Standing {
@@ -47,7 +53,13 @@ enum Standing {
 }
 
 impl Page {
-    fn wants(&self, fs: &FilesystemStatus) -> bool {
+    pub(super) fn limit(&self) -> usize {
+        self.limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT)
+    }
+}
+
+impl Wanted {
+    fn has(&self, fs: &FilesystemStatus) -> bool {
         let stands = match self.state {
             None => true,
             Some(Standing::Unlocked) => fs.key == KeyState::Unlocked,
@@ -55,10 +67,6 @@ impl Page {
             Some(Standing::Exposed) => fs.exposed,
         };
         stands && fs.filesystem.name.as_str().contains(&self.search)
-    }
-
-    fn limit(&self) -> usize {
-        self.limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT)
     }
 }
 
@@ -68,18 +76,19 @@ impl Page {
     path = paths::FILESYSTEMS,
     operation_id = "listFilesystems",
     tag = "filesystems",
-    params(Page),
+    params(Page, Wanted),
     responses((status = 200, description = "A page of them", body = Filesystems)),
 )]
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
     Query(page): Query<Page>,
+    Query(wanted): Query<Wanted>,
 ) -> Answer<Filesystems> {
     let statuses = shared.manager.filesystem_statuses().await;
     let statuses = statuses.map_err(|e| problem::of_keys("filesystems can't be listed", &e))?;
     let after = page.after.as_deref().unwrap_or_default();
     let mut rest =
-        statuses.iter().filter(|fs| fs.filesystem.name.as_str() > after && page.wants(fs));
+        statuses.iter().filter(|fs| fs.filesystem.name.as_str() > after && wanted.has(fs));
     let filesystems: Vec<_> = rest.by_ref().take(page.limit()).map(view).collect();
     let more = rest.next().is_some();
     let next = filesystems.last().filter(|_| more).map(|fs| fs.name.clone());

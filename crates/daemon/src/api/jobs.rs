@@ -10,8 +10,9 @@ use key_manager::JobId;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::Answer;
-use super::extract::{Path, Query};
+use super::extract::{Path, Query, not_understood};
+use super::filesystems::Page;
+use super::{Answer, Refusal};
 use crate::{Shared, problem};
 
 /// Lists jobs, the newest first.
@@ -20,10 +21,40 @@ use crate::{Shared, problem};
     path = paths::JOBS,
     operation_id = "listJobs",
     tag = "jobs",
-    responses((status = 200, description = "All of them", body = Jobs)),
+    params(Page),
+    responses((status = 200, description = "A page of them", body = Jobs)),
 )]
-pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Answer<Jobs> {
-    Ok(Json(Jobs { jobs: shared.jobs.list().await? }))
+pub(crate) async fn list(
+    State(shared): State<Arc<Shared>>,
+    Query(page): Query<Page>,
+) -> Answer<Jobs> {
+    let after = page.after.as_deref().map(Place::read).transpose()?;
+    let jobs = shared.jobs.list().await?;
+    // One that is forgotten meanwhile leaves its place in the order.
+    let mut rest = jobs.into_iter().filter(|job| after.as_ref().is_none_or(|it| it.is_before(job)));
+    let jobs: Vec<Job> = rest.by_ref().take(page.limit()).collect();
+    let more = rest.next().is_some();
+    let next = jobs.last().filter(|_| more).map(|job| format!("{}-{}", job.created_at, job.id));
+    Ok(Json(Jobs { jobs, next }))
+}
+
+/// Where a job stands among all: the newest is the first.
+struct Place {
+    created_at: u64,
+    id: String,
+}
+
+impl Place {
+    fn read(text: &str) -> Result<Self, Refusal> {
+        let read = text.split_once('-').and_then(|(created_at, id)| {
+            Some(Self { created_at: created_at.parse().ok()?, id: id.to_owned() })
+        });
+        read.ok_or_else(|| not_understood("after is not the next of a page of jobs"))
+    }
+
+    fn is_before(&self, job: &Job) -> bool {
+        (job.created_at, &job.id) < (self.created_at, &self.id)
+    }
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -551,3 +551,50 @@ async fn a_rewrap_that_can_not_be_recorded_says_so_too() {
     assert_eq!((&ended["state"], &ended["problem"]), (&json!("done"), &Value::Null), "{ended}");
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_listed_by_page_the_newest_first() {
+    let world = World::new();
+    let node = world.start().await;
+    node.post("/v1/filesystems", &json!({"name": "home", "allow_no_kms": true})).await;
+    for _ in 0..5 {
+        let job = node.post("/v1/filesystems/home/verify", &json!({})).await;
+        node.ended(&job).await;
+    }
+    let ids = |page: &Value| -> Vec<String> {
+        page["jobs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|job| job["id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let whole = node.get("/v1/jobs").await;
+    assert_eq!(whole["next"], Value::Null, "{whole}");
+    let all = ids(&whole);
+    assert_eq!(all.len(), 5);
+    let mut paged = Vec::new();
+    let mut path = "/v1/jobs?limit=2".to_owned();
+    for expected in [2, 2, 1] {
+        let page = node.get(&path).await;
+        assert_eq!(page["jobs"].as_array().unwrap().len(), expected, "{page}");
+        paged.extend(ids(&page));
+        let next = page["next"].as_str();
+        assert_eq!(next.is_none(), expected == 1, "{page}");
+        path = format!("/v1/jobs?limit=2&after={}", next.unwrap_or_default());
+    }
+    assert_eq!(paged, all);
+
+    // A page goes on where it was, also if a job came or went.
+    let first = node.get("/v1/jobs?limit=2").await;
+    let (next, last) = (first["next"].as_str().unwrap(), &ids(&first)[1]);
+    let forget = Commit::new().delete(format!("job/{last}"));
+    world.store().commit(forget).await.unwrap();
+    let job = node.post("/v1/filesystems/home/verify", &json!({})).await;
+    node.ended(&job).await;
+    assert_eq!(ids(&node.get(&format!("/v1/jobs?after={next}")).await), all[2..]);
+    for bad in ["after=x", "after=-", "after=1x-y", "limit=x"] {
+        node.refused(400, "GET", &format!("/v1/jobs?{bad}"), &Value::Null).await;
+    }
+    node.stop().await;
+}

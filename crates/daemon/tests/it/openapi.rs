@@ -305,7 +305,7 @@ async fn what_the_node_answers_is_what_is_described() {
         "/v1/kms",
         "/v1/filesystems?limit=1",
         "/v1/filesystems/home",
-        "/v1/jobs",
+        "/v1/jobs?limit=1",
         "/v1/kms/impact?of=token",
         "/v1/kms/impact?of=versions&below=2&master_key=own",
         "/v1/kms/policy?master_key=k,own&transit_path=transit",
