@@ -39,6 +39,7 @@ pub const CODES: &[Code] = &[
     answer("console-certificate", State, 409, "the console's certificate or key can't be used"),
     answer("kms-changed", State, 412, "another KMS configuration is set than If-Match names"),
     answer("unsupported-media-type", Usage, 415, "the body is not said to be application/json"),
+    answer("idempotency-key-reused", Usage, 422, "another request has this Idempotency-Key"),
     answer("backing-away", State, 409, "a backing directory is out of reach"),
     answer("busy", State, 409, "a job, or another request, is at it"),
     answer("changed", State, 409, "somebody else changed the same thing at the same moment"),
@@ -119,7 +120,7 @@ mod tests {
         for Code { code, exit, status, what } in CODES {
             assert!(seen.insert(code) && !what.is_empty(), "{code}");
             let usual = crate::Problem::new(*exit, code, "", "").status;
-            let more = [403, 404, 412, 415, 503, 504];
+            let more = [403, 404, 412, 415, 422, 503, 504];
             assert!(
                 status.is_none_or(|status| status == usual || more.contains(&status)),
                 "{code}"

@@ -32,6 +32,7 @@ pub fn of_keys(title: impl Into<String>, error: &Error) -> Problem {
     let problem = match error.class() {
         Class::Unknown => problem.with_status(404),
         _ if matches!(error, Error::KmsChanged) => problem.with_status(412),
+        _ if matches!(error, Error::RequestReused { .. }) => problem.with_status(422),
         _ => problem,
     };
     match error.cure() {

@@ -47,6 +47,12 @@ pub enum Error {
         /// What exists.
         what: String,
     },
+    /// Another request has the key of this one.
+    #[error("the idempotency key {key:?} is that of another request, which made something else")]
+    RequestReused {
+        /// The key.
+        key: String,
+    },
     /// There is none.
     #[error("there is no {what}")]
     Unknown {
@@ -198,7 +204,7 @@ impl Error {
             Self::Store(_) | Self::Holder(_) | Self::Volume { .. } | Self::Record { .. } => {
                 Class::Failed
             }
-            Self::Invalid { .. } => Class::Usage,
+            Self::Invalid { .. } | Self::RequestReused { .. } => Class::Usage,
             Self::Unknown { .. } => Class::Unknown,
             Self::BackingAway { .. }
             | Self::Exists { .. }
@@ -222,6 +228,7 @@ impl Error {
             Self::OwnKey { source: e, .. } => e.how_to_mend().map(str::to_owned),
             Self::Invalid { cure, .. } => Some((*cure).to_owned()),
             Self::Unknown { what } => Some(format!("see what there is: {}", listing(what))),
+            Self::RequestReused { .. } => Some("give each request a key of its own".into()),
             Self::Exists { what } => {
                 Some(format!("take another name; what there is: {}", listing(what)))
             }
@@ -266,6 +273,7 @@ impl Error {
             Self::Volume { .. } => "backing-failed",
             Self::BackingAway { .. } => "backing-away",
             Self::Invalid { .. } => "invalid",
+            Self::RequestReused { .. } => "idempotency-key-reused",
             Self::Exists { .. } => "exists",
             Self::Unknown { .. } => "unknown",
             Self::NoKms | Self::NotConfigured => "no-kms",

@@ -13,7 +13,7 @@ use kms_core::{
 use crate::own_key::Sibling;
 use crate::records::{self, ConfigRecord, CurrentKms, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::{LockReason, as_read, changed};
-use crate::{Error, FilesystemName, KeyManager};
+use crate::{CreateRequest, Error, FilesystemName, KeyManager};
 
 /// Makes and removes backing directories. What it fails at says why in words for an administrator.
 #[async_trait]
@@ -131,7 +131,7 @@ impl KeyManager {
         allow_no_kms: bool,
     ) -> Result<Created, Error> {
         let wrapping = if allow_no_kms { Wrapping::OrLocal } else { Wrapping::Kms };
-        self.create(name, backing, wrapping).await
+        self.create(name, backing, wrapping, None).await
     }
 
     /// As [`KeyManager::create_filesystem`], with a master key of the filesystem's own in the KMS that is set: it hangs on that also
@@ -145,7 +145,28 @@ impl KeyManager {
         backing: PathBuf,
         master_key: String,
     ) -> Result<Created, Error> {
-        self.create(name, backing, Wrapping::Own(master_key)).await
+        self.create(name, backing, Wrapping::Own(master_key), None).await
+    }
+
+    /// As [`KeyManager::create_filesystem_under`] with a master key, or else as [`KeyManager::create_filesystem`], unless this very
+    /// request has made the filesystem before: then that one is answered, also by another manager.
+    ///
+    /// # Errors
+    /// Also [`Error::RequestReused`]: another request has the key of this one.
+    pub async fn create_filesystem_once(
+        &self,
+        request: CreateRequest,
+        name: FilesystemName,
+        backing: PathBuf,
+        master_key: Option<String>,
+        allow_no_kms: bool,
+    ) -> Result<Created, Error> {
+        let wrapping = match master_key {
+            Some(master_key) => Wrapping::Own(master_key),
+            None if allow_no_kms => Wrapping::OrLocal,
+            None => Wrapping::Kms,
+        };
+        self.create(name, backing, wrapping, Some(request)).await
     }
 
     async fn create(
@@ -153,12 +174,19 @@ impl KeyManager {
         name: FilesystemName,
         backing: PathBuf,
         wrapping: Wrapping,
+        request: Option<CreateRequest>,
     ) -> Result<Created, Error> {
         let _work = self.begin_work(&name).await?;
-        let begun = match self.begin(&name, &backing, &wrapping).await {
+        if let Some(request) = &request
+            && let Some(made) = self.made_by(request).await?
+        {
+            return Ok(made);
+        }
+        let request = request.as_ref();
+        let begun = match self.begin(&name, &backing, &wrapping, request).await {
             // Another filesystem was the first one with this master key, at the same moment.
             Err(Error::Changed { .. }) if matches!(wrapping, Wrapping::Own(_)) => {
-                self.begin(&name, &backing, &wrapping).await?
+                self.begin(&name, &backing, &wrapping, request).await?
             }
             begun => begun?,
         };
@@ -191,6 +219,7 @@ impl KeyManager {
         name: &FilesystemName,
         backing: &Path,
         wrapping: &Wrapping,
+        request: Option<&CreateRequest>,
     ) -> Result<Begun, Error> {
         let act = self.begin_act().await;
         self.check_new(name, backing).await?;
@@ -231,6 +260,10 @@ impl KeyManager {
             None => self.begin_act().await,
         };
         self.check_new(name, backing).await?;
+        if let Some(request) = request {
+            // Another one of this key, for another name, at the same moment.
+            self.made_by(request).await?;
+        }
         let fs_key = records::fs_key(name);
         let fs = FilesystemRecord {
             name: name.clone(),
@@ -240,6 +273,7 @@ impl KeyManager {
             created: self.parts().clock.now(),
             state: FilesystemState::Creating,
             held: false,
+            request: request.cloned(),
         };
         let own_master_key = own.map(str::to_owned);
         let entry = KeyEntry { wrapped, exposed, revision: 1, own_master_key };

@@ -39,6 +39,7 @@ mod records;
 mod recover;
 mod rehearsal;
 mod rekey;
+mod repeat;
 mod status;
 mod unlock;
 mod uses;
@@ -56,6 +57,7 @@ pub use records::{AuthKind, CredentialKind, FilesystemRecord, FilesystemState};
 pub use recover::{FoundCopy, Recovered, rebuild, recorded_filesystems};
 pub use rehearsal::Rehearsal;
 pub use rekey::NewKey;
+pub use repeat::CreateRequest;
 pub use status::{
     FilesystemStatus, InUse, KmsOverview, LeftBehind, LiveKey, LiveKms, OwnMasterKey, PreviousKey,
     VersionCount,

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::new_kms::Change;
+use crate::repeat::CreateRequest;
 use crate::{Error, FilesystemName};
 
 /// The newest record format that this program writes and reads. Each record is written in the oldest one that tells all of it
@@ -223,6 +224,9 @@ pub struct FilesystemRecord {
     pub state: FilesystemState,
     /// Whether an administrator locked it: then it stays locked over restarts.
     pub held: bool,
+    /// The request that made it, where that may be repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<CreateRequest>,
 }
 
 impl FilesystemRecord {

@@ -84,6 +84,7 @@ pub async fn rebuild(
             created: clock.now(),
             state: FilesystemState::Ready,
             held: false,
+            request: None,
         };
         recovered.filesystems.push(record.clone());
         filesystems.insert(name, record);

@@ -38,3 +38,28 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
         query.map(|query| Self(query.0)).map_err(|e| not_understood(e.body_text()))
     }
 }
+
+/// What the sender calls a request that may be repeated (draft-ietf-httpapi-idempotency-key-header).
+pub(crate) struct IdempotencyKey(pub(crate) Option<String>);
+
+impl IdempotencyKey {
+    const HEADER: &str = "idempotency-key";
+    const LONGEST: usize = 255;
+}
+
+impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        let mut given = parts.headers.get_all(Self::HEADER).iter();
+        let (Some(key), more) = (given.next(), given.next()) else { return Ok(Self(None)) };
+        let is_key = (1..=Self::LONGEST).contains(&key.len())
+            && key.as_bytes().iter().all(u8::is_ascii_graphic);
+        match key.to_str() {
+            Ok(key) if is_key && more.is_none() => Ok(Self(Some(key.to_owned()))),
+            _ => Err(not_understood(
+                "its Idempotency-Key is not one word of 1 to 255 visible ASCII characters",
+            )),
+        }
+    }
+}

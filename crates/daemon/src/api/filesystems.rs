@@ -11,12 +11,13 @@ use admin_api::{
 use axum::Json;
 use axum::extract::State;
 use filesystem::real_place;
-use key_manager::{FilesystemName, FilesystemStatus, JobKind, KeyState};
+use key_manager::{CreateRequest, FilesystemName, FilesystemStatus, JobKind, KeyState};
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Path as Segment, Query};
+use super::extract::{IdempotencyKey, Path as Segment, Query};
 use super::{Answer, Body, name};
 use crate::jobs::{Spec, damage};
 use crate::{Shared, problem};
@@ -96,16 +97,22 @@ pub(crate) async fn list(
 }
 
 /// Makes a filesystem.
+///
+/// With an `Idempotency-Key` a request whose answer was lost can be repeated: it is answered with the filesystem that it made, as long
+/// as that exists, also after a restart. Another request with the same key is refused (422), and a repeat while the first is under way waits
+/// some seconds and is refused then (409).
 #[utoipa::path(
     post,
     path = paths::FILESYSTEMS,
     operation_id = "createFilesystem",
     tag = "filesystems",
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: the same request with the same key makes no second filesystem")),
     request_body = CreateFilesystem,
     responses((status = 200, description = "The filesystem", body = Filesystem)),
 )]
 pub(crate) async fn create(
     State(shared): State<Arc<Shared>>,
+    IdempotencyKey(key): IdempotencyKey,
     Body(request): Body<CreateFilesystem>,
 ) -> Answer<Filesystem> {
     let title = "the filesystem can't be made";
@@ -116,9 +123,15 @@ pub(crate) async fn create(
         None => shared.state_dir.join("filesystems").join(name.as_str()),
     };
     refuse_state_dir(&shared, &backing, &title)?;
-    let created = match request.kms_key.clone() {
-        Some(key) => shared.manager.create_filesystem_under(name.clone(), backing, key).await,
-        None => shared.manager.create_filesystem(name.clone(), backing, request.allow_no_kms).await,
+    let (manager, kms_key, allow_no_kms) =
+        (&shared.manager, request.kms_key.clone(), request.allow_no_kms);
+    let created = match (key, kms_key) {
+        (Some(key), kms_key) => {
+            let once = CreateRequest { key, digest: digest(&request, &title)? };
+            manager.create_filesystem_once(once, name.clone(), backing, kms_key, allow_no_kms).await
+        }
+        (None, Some(key)) => manager.create_filesystem_under(name.clone(), backing, key).await,
+        (None, None) => manager.create_filesystem(name.clone(), backing, allow_no_kms).await,
     };
     created.map_err(|e| problem::of_keys(&title, &shared.noted(e)))?;
     if let Some(key) = &request.kms_key {
@@ -320,6 +333,12 @@ pub(crate) async fn export(
     refuse_ciphertext(&shared, target.as_path()).await?;
     let spec = Spec { path: Some(target), ..Spec::default() };
     start(&shared, JobKind::Export, &fs, spec).await
+}
+
+/// Names what is asked.
+fn digest(request: &CreateFilesystem, title: &str) -> Result<String, Problem> {
+    let request = serde_json::to_vec(request).map_err(|e| problem::internal(title, e))?;
+    Ok(hex::encode(Sha256::digest(request)))
 }
 
 /// Keeps backing directories out of what the node keeps for itself.

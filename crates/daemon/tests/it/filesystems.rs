@@ -7,7 +7,7 @@ use key_manager::{FilesystemName, LockReason, Rehearsal};
 use serde_json::{Value, json};
 use testkit::tree;
 
-use crate::world::{World, beside_a_listing};
+use crate::world::{JSON, Running, World, beside_a_listing};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn made_filled_listed_emptied_and_deleted() {
@@ -509,5 +509,41 @@ async fn a_rehearsal_does_not_tell_of_what_was_deleted_beside_it() {
     node.ok("DELETE", "/v1/filesystems/work", &Value::Null).await;
     let rehearsed = node.post("/v1/kms/rehearse", &Value::Null).await;
     assert_eq!((&rehearsed["shut"], &rehearsed["exit"]), (&json!([]), &json!("done")));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_whose_answer_was_lost_can_be_repeated() {
+    let world = World::new();
+    let node = world.start_with_kms().await;
+    let create = async |node: &Running, key: &str, body: Value| {
+        let headers = format!("{JSON}idempotency-key: {key}\r\n");
+        node.ask_with(&headers, "POST", "/v1/filesystems", &body.to_string()).await
+    };
+    let home = json!({"name": "home"});
+    let first = create(&node, "one", home.clone()).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    assert_eq!(create(&node, "one", home.clone()).await.body, first.body);
+    node.stop().await;
+    let node = world.start().await;
+    node.until("/v1/filesystems/home", |fs| fs["state"] == "unlocked").await;
+    assert_eq!(create(&node, "one", home.clone()).await.body, first.body);
+    for other in [
+        json!({"name": "other"}),
+        json!({"name": "home", "allow_no_kms": true}),
+        json!({"name": "home", "kms_key": "own"}),
+        json!({"name": "home", "backing": world.path("elsewhere")}),
+    ] {
+        let reused = create(&node, "one", other).await;
+        let told = (reused.status, &reused.body["code"], &reused.body["exit"]);
+        assert_eq!(told, (422, &json!("idempotency-key-reused"), &json!("usage")), "{reused:?}");
+    }
+    assert_eq!(create(&node, "two", home.clone()).await.body["code"], "exists");
+    node.refused(409, "POST", "/v1/filesystems", &home).await;
+    for bad in ["", "two words", "\u{e9}", &"x".repeat(256), "a\r\nidempotency-key: b"] {
+        let refused = create(&node, bad, home.clone()).await;
+        assert_eq!((refused.status, &refused.body["code"]), (400, &json!("bad-request")), "{bad}");
+    }
+    assert_eq!(create(&node, &"x".repeat(255), json!({"name": "long"})).await.status, 200);
     node.stop().await;
 }

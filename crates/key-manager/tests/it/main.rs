@@ -12,5 +12,6 @@ mod own_key;
 mod recover;
 mod rekey;
 mod removal;
+mod repeat;
 mod versions;
 mod world;
