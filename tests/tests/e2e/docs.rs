@@ -115,10 +115,16 @@ fn the_codes_of_problems_are_told() {
         let is_told = admin_api::CODES.iter().any(|told| told.code == code);
         assert!(is_told, "crates/admin-api/src/code.rs does not have {code}");
     }
+    let page = fs::read_to_string(project().join("docs/api.md")).unwrap();
     for told in admin_api::CODES {
         let is_used = sources.iter().any(|source| source.contains(&format!("\"{}\"", told.code)));
         assert!(is_used, "nothing answers {}", told.code);
+        let status = told.status.map(|status| format!(" {status}")).unwrap_or_default();
+        let row = format!("| `{}` |{status} | {} | {} |", told.code, told.exit.code(), told.what);
+        assert!(page.lines().any(|line| line == row), "docs/api.md has no row {row}");
     }
+    let rows = page.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(rows, admin_api::CODES.len(), "docs/api.md has others");
 }
 
 #[test]

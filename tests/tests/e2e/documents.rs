@@ -115,6 +115,21 @@ fn the_set_up_of_the_guide_leads_to_the_main_job() {
 }
 
 #[test]
+fn the_api_is_asked_as_its_document_says() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    fs::write(place.path("token"), kms.token()).unwrap();
+    let node = place.start();
+    Document::read("docs/api.md").type_it(&Differences {
+        place: &place,
+        vault_url: kms.url(),
+        // It types none of its commands.
+        vault_program: Path::new("/bin/true"),
+        environment: &[("COFFER_SOCKET", place.socket().to_str().unwrap())],
+    });
+    node.stop();
+}
+
+#[test]
 fn a_lost_state_directory_is_rebuilt_as_the_document_says() {
     let (kms, place) = (Kms::start(Kind::Newest), Place::new());
     let source = place.path("source");
