@@ -20,6 +20,7 @@ mod jobs;
 mod keyboard;
 mod kms;
 mod listener;
+mod looks;
 mod security;
 mod sessions;
 mod vault;
