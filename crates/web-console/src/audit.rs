@@ -60,7 +60,7 @@ pub fn audit(
                 div.input {
                     label for="subject" { "About" }
                     input #subject name="subject" value=(query.subject) autocomplete="off" spellcheck="false" aria-describedby="subject-hint";
-                    p.hint #subject-hint { "A filesystem's name, a key's id, a path" }
+                    p.hint #subject-hint { "A filesystem, a key's id, a path" }
                 }
                 div.input {
                     label for="action" { "Action" }

@@ -177,7 +177,8 @@ fn reset(details: &KmsDetails, view: &KmsView<'_>, viewer: &Viewer<'_>) -> Marku
             div.alert.error {
                 p {
                     strong { "The KMS can't be removed: " }
-                    (words::count(view.filesystems, "encrypted filesystem")) " need it."
+                    (words::count(view.filesystems, "encrypted filesystem"))
+                    @if view.filesystems == 1 { " needs it." } @else { " need it." }
                 }
                 p.cure { strong { "Do: " } "delete them first, or downgrade below" }
             }
