@@ -172,7 +172,7 @@ fn walk(console: &Console, scheme: &str, screens: &[Screen]) -> Vec<String> {
         for size in SIZES {
             resize(console, size);
             let shown = format!("{name}-{}-{scheme}", size.0);
-            picture(console, &shown);
+            picture(console, &shown, size.0);
             found.extend(
                 too_wide(console).map(|what| format!("{shown}: wider than the window: {what}")),
             );
@@ -191,13 +191,13 @@ fn resize(console: &Console, (width, height): (u32, u32)) {
 }
 
 /// The whole page; with a dialog open what the window shows.
-fn picture(console: &Console, name: &str) {
-    let mut parameters = json!({ "format": "png", "captureBeyondViewport": true });
+fn picture(console: &Console, name: &str, width: u32) {
+    let mut parameters = json!({ "format": "png" });
     if console.dialog().is_none() {
         let size = &console.devtools("Page.getLayoutMetrics", json!({}))["cssContentSize"];
-        let clip =
-            json!({ "x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1 });
+        let clip = json!({ "x": 0, "y": 0, "width": width, "height": size["height"], "scale": 1 });
         parameters["clip"] = clip;
+        parameters["captureBeyondViewport"] = json!(true);
     }
     let taken = console.devtools("Page.captureScreenshot", parameters);
     let bytes = STANDARD.decode(taken["data"].as_str().unwrap()).unwrap();
