@@ -197,8 +197,6 @@ mod tests {
         let metadata = workspace(&[
             ("kms-core", &[("admin-api", "build"), ("admin-api", "dev")]),
             ("admin-api", &[]),
-            ("words", &["admin-api"]),
-            ("web-console", &["admin-api", "words"]),
         ]);
         assert_eq!(
             breaches(&metadata),
