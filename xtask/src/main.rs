@@ -2,6 +2,7 @@
 //! Coffer, so it can judge them all.
 
 mod bench;
+mod browser;
 mod demo;
 mod deny;
 mod layers;
@@ -35,6 +36,8 @@ enum Command {
     Test(test::Arguments),
     /// Measure Coffer beside its peers: ratios, and whether the bars are met
     Bench(bench::Arguments),
+    /// Get the browser that the console's tests drive, and axe-core, whose path it prints
+    Browser,
     /// Check that each crate uses only what its layer allows
     Layers,
     /// Check dependencies: advisories, bans, licences, sources
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Demo { dir } => demo::run(&workspace, dir),
         Command::Test(arguments) => test::run(&workspace, &arguments),
         Command::Bench(arguments) => bench::run(&workspace, &arguments),
+        Command::Browser => browser::run(&workspace),
         Command::Layers => layers::run(&workspace),
         Command::Deny => deny::run(&workspace).map(|_| ()),
         Command::Vault { version } => vault::run(&workspace, version),

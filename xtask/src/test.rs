@@ -12,7 +12,7 @@ use clap::builder::PossibleValuesParser;
 
 use crate::vault::{self, Build, Priority, Version};
 use crate::workspace::Workspace;
-use crate::{demo, deny, layers, process};
+use crate::{browser, demo, deny, layers, process};
 
 /// What a stage did.
 #[derive(Debug, PartialEq, Eq)]
@@ -110,7 +110,17 @@ const STAGES: &[Stage] = &[
         name: "e2e",
         about: "the built program, end to end, over embedded and real Vaults",
         as_root: true,
-        run: |run| run.over_program("e2e"),
+        run: |run| run.over_program("e2e", &[]),
+    },
+    Stage {
+        name: "browser",
+        about: "the web console in Chromium: every screen and dialog, what is refused, how it looks",
+        as_root: false,
+        run: |run| {
+            browser::chromium()?;
+            let axe = browser::axe(run.workspace)?;
+            run.over_program("browser", &[("COFFER_TEST_AXE", axe)])
+        },
     },
     Stage {
         name: "demo",
@@ -122,7 +132,7 @@ const STAGES: &[Stage] = &[
         name: "crash",
         about: "the built program, killed at every system call that changes something",
         as_root: true,
-        run: |run| run.over_program("crash"),
+        run: |run| run.over_program("crash", &[]),
     },
 ];
 
@@ -264,10 +274,10 @@ impl Run<'_> {
     }
 
     /// Runs one of the end-to-end suites on the program that is built for it.
-    fn over_program(&mut self, suite: &str) -> Result<Outcome> {
-        let vaults = self.vaults()?;
+    fn over_program(&mut self, suite: &str, more: &[(&str, PathBuf)]) -> Result<Outcome> {
+        let variables = [&self.vaults()?[..], more].concat();
         self.cargo(&["build", "--package", "coffer"])?;
-        self.cargo_with(&["test", "--package", "coffer-tests", "--test", suite], &vaults)
+        self.cargo_with(&["test", "--package", "coffer-tests", "--test", suite], &variables)
     }
 
     fn start_newest(&mut self) -> Result<()> {
@@ -329,7 +339,10 @@ mod tests {
     fn all_stages_run_unless_some_are_asked_for() {
         assert_eq!(selected(&[], None).len(), STAGES.len());
         assert_eq!(selected(&["deny", "fmt"], None), ["fmt", "deny"]);
-        assert_eq!(selected(&[], Some("contract")), ["contract", "e2e", "demo", "crash"]);
+        assert_eq!(
+            selected(&[], Some("contract")),
+            ["contract", "e2e", "browser", "demo", "crash"]
+        );
     }
 
     #[test]

@@ -236,7 +236,7 @@ const RUN_AXE: &str = r#"
 fn axe() -> String {
     let path = std::env::var_os(AXE).map(PathBuf::from).filter(|path| path.is_file());
     let path = path.unwrap_or_else(|| {
-        panic!("{AXE} names no axe-core: set it to the path that `cargo xtask axe` prints")
+        panic!("{AXE} names no axe-core: set it to the path that `cargo xtask browser` prints")
     });
     fs::read_to_string(path).unwrap()
 }
