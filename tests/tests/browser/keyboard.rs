@@ -43,6 +43,7 @@ fn a_kms_is_set_with_tab_enter_and_escape_alone() {
     tab_to(&console, "API token");
     console.keys("hvs.wrong");
     console.keys(Key::Enter);
+    console.sees("Vault refuses the token");
     assert!(console.wrong("API token").contains("Vault refuses the token"));
     assert_eq!(console.focused(), "API token", "what is wrong has the focus");
     console.keys(kms.token());
