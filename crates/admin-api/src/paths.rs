@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::BytePath;
+
 /// The node's state.
 pub const STATUS: &str = "/v1/status";
 /// The KMS configuration.
@@ -113,6 +115,28 @@ pub fn audit(action: &str, subject: &str, failed: bool, before: Option<u64>, lim
         ("failed", failed.then(|| "true".to_owned())),
     ];
     query(AUDIT, wanted)
+}
+
+/// Where the filesystem with this name is deleted, or only forgotten.
+pub fn deletion(name: &str, forget: bool) -> String {
+    query(&filesystem(name), [("forget", Some(forget.to_string()))])
+}
+
+/// A page of a directory in the filesystem with this name, after this entry.
+pub fn ls(name: &str, path: &BytePath, after: Option<&BytePath>, limit: Option<usize>) -> String {
+    let wanted = [
+        ("path", Some(path.encode())),
+        ("after", after.map(BytePath::encode)),
+        ("limit", limit.map(|limit| limit.to_string())),
+    ];
+    query(&of_filesystem(LS, name), wanted)
+}
+
+/// A page of the jobs, after this one.
+pub fn jobs(after: Option<&str>, limit: Option<usize>) -> String {
+    let wanted =
+        [("after", after.map(str::to_owned)), ("limit", limit.map(|limit| limit.to_string()))];
+    query(JOBS, wanted)
 }
 
 /// Where something of the filesystem with this name is; `route` is one of the constants with `{name}`.

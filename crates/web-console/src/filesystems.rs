@@ -141,7 +141,7 @@ pub fn filesystem(fs: &Filesystem, jobs: &Jobs, forms: &Forms, viewer: &Viewer<'
                 @match fs.state {
                     FilesystemState::Unlocked => {
                         (opener(LOCK, "Lock", ""))
-                        (act(&path("verify"), "Verify", "", viewer))
+                        (opener(VERIFY, "Verify", ""))
                         (opener(REKEY, "Re-encrypt", ""))
                         (opener(IMPORT, "Import", ""))
                         (opener(EXPORT, "Export", ""))
@@ -149,8 +149,12 @@ pub fn filesystem(fs: &Filesystem, jobs: &Jobs, forms: &Forms, viewer: &Viewer<'
                     FilesystemState::Locked | FilesystemState::Unlocking => (act(&path("unlock"), "Unlock", "main", viewer)),
                     FilesystemState::Deleting => {}
                 }
+                (act(&path("rewrap"), "Rewrap key", "", viewer))
                 (opener(DELETE, "Delete", "danger"))
             }
+        }
+        @if fs.state == FilesystemState::Unlocked && viewer.may_change {
+            p { a href=(path("files")) { "Files" } }
         }
         (fields(&words::filesystem(fs), viewer))
         section aria-labelledby="jobs" {
@@ -168,6 +172,7 @@ pub fn filesystem(fs: &Filesystem, jobs: &Jobs, forms: &Forms, viewer: &Viewer<'
 }
 
 const LOCK: &str = "lock";
+const VERIFY: &str = "verify";
 const REKEY: &str = "rekey";
 const IMPORT: &str = "import";
 const EXPORT: &str = "export";
@@ -187,6 +192,10 @@ fn dialogs(fs: &Filesystem, forms: &Forms, viewer: &Viewer<'_>) -> Markup {
             p { "Its key leaves the memory. It stays locked over restarts, until it is unlocked here." }
             (tick(LOCK, "force", "Stop jobs that use it", form))
         }, decide("Cancel", "Lock", "main")))
+        (ask(VERIFY, &format!("Verify {}", fs.name), &|form| html! {
+            p { "Everything in it is read and authenticated; what is damaged is named." }
+            (tick(VERIFY, "repair", "Set aside what can't be read, so that the rest can be used", form))
+        }, decide("Cancel", "Verify", "main")))
         (ask(REKEY, &format!("Re-encrypt {}", fs.name), &|_| html! {
             p { "It gets a new key, and all of its data is encrypted anew under that. It goes on being used meanwhile, and no data is lost if it is stopped." }
         }, decide("Cancel", "Re-encrypt", "main")))
@@ -199,6 +208,7 @@ fn dialogs(fs: &Filesystem, forms: &Forms, viewer: &Viewer<'_>) -> Markup {
         }, decide("Cancel", "Export", "danger")))
         (ask(DELETE, &format!("Delete {}", fs.name), &|form| html! {
             p { "All data in " span.path { (lines(&fs.backing.to_string())) } " and every copy of its wrapped key here are lost." }
+            (tick(DELETE, "forget", "Only forget it: its record goes, and what lies in the backing directory stays", form))
             (Input::new("name", &format!("Type {} to delete it", fs.name), "").required().show(DELETE, form))
         }, decide("Cancel", "Delete", "danger")))
     }

@@ -134,6 +134,8 @@ pub(crate) enum Kind {
     Secret,
     /// Several lines, such as a certificate.
     Text,
+    /// Both.
+    SecretText,
 }
 
 impl<'a> Input<'a> {
@@ -164,9 +166,9 @@ impl<'a> Input<'a> {
         html! {
             div.input {
                 label for=(id) { (label) @if *required { span.needed aria-hidden="true" { " *" } } }
-                @if *kind == Kind::Text {
+                @if matches!(kind, Kind::Text | Kind::SecretText) {
                     textarea id=(id) name=(name) rows="4" spellcheck="false" aria-describedby=[told] aria-invalid=[invalid] {
-                        "\n" (form.value(name))
+                        "\n" @if *kind == Kind::Text { (form.value(name)) }
                     }
                 } @else {
                     input id=(id) name=(name) required[*required] aria-describedby=[told] aria-invalid=[invalid]
@@ -219,8 +221,10 @@ mod tests {
     #[test]
     fn a_secret_is_never_sent_back() {
         let form = typed("token", "s.canary");
-        let input = Input::new("token", "API token", "").kind(Kind::Secret);
-        assert!(!input.show("d", &form).into_string().contains("canary"));
+        for kind in [Kind::Secret, Kind::SecretText] {
+            let input = Input::new("token", "API token", "").kind(kind);
+            assert!(!input.show("d", &form).into_string().contains("canary"));
+        }
     }
 
     #[test]

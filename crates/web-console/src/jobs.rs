@@ -7,14 +7,30 @@ use crate::form::act;
 use crate::page::Viewer;
 use crate::parts::{ago, fields, live, mark, problem, table};
 
-/// All jobs that the node remembers.
-pub fn jobs(jobs: &Jobs, viewer: &Viewer<'_>) -> Markup {
-    let rows: Vec<Vec<Markup>> = jobs.jobs.iter().map(|job| row(job, viewer)).collect();
+/// What the list is made of.
+#[derive(Debug)]
+pub struct JobsView<'a> {
+    /// A page of jobs.
+    pub page: &'a Jobs,
+    /// Whether this is not the first one.
+    pub is_later: bool,
+}
+
+/// The jobs that the node remembers, the newest first.
+pub fn jobs(view: &JobsView<'_>, viewer: &Viewer<'_>) -> Markup {
+    let JobsView { page, is_later } = view;
+    let rows: Vec<Vec<Markup>> = page.jobs.iter().map(|job| row(job, viewer)).collect();
     let head = ["Job", "Filesystem", "State", "Progress", "Since", "Act"];
     let body = html! {
         @if rows.is_empty() { p { "No job was asked for yet." } } @else { (table("Jobs", &head, &rows)) }
     };
-    live("jobs", &body)
+    html! {
+        (live("jobs", &body))
+        div.pages {
+            @if *is_later { p { a href="/jobs" { "Newest" } } }
+            @if let Some(next) = &page.next { p { a href={ "/jobs?after=" (next) } { "Older" } } }
+        }
+    }
 }
 
 /// One job, and what it could not do.

@@ -125,6 +125,11 @@ fn configure(
                 (input(Input::new("secret_id", "Secret id", "").kind(Kind::Secret)))
                 (input(Input::new("auth_path", "Auth path", "Where AppRole is mounted, if not at approle")))
             }
+            fieldset {
+                legend { "Client certificate, where Vault asks for one" }
+                (input(Input::new("client_cert", "Certificate", "PEM; with the stored token the one before goes on without this").kind(Kind::Text)))
+                (input(Input::new("client_key", "Private key", "PEM; it is never shown again").kind(Kind::SecretText)))
+            }
             (input(Input::new("token_file", "Token file", "An absolute path on the node, read again when it changes (Vault Agent)")))
             (tick(CONFIGURE, "allow_http", "Allow plain http beyond this machine", &form))
         }
@@ -134,8 +139,8 @@ fn configure(
 }
 
 /// Inputs under the fold.
-const MORE: [&str; 6] =
-    ["namespace", "transit_path", "ca_cert", "role_id", "auth_path", "token_file"];
+const MORE: [&str; 7] =
+    ["namespace", "transit_path", "ca_cert", "role_id", "auth_path", "client_cert", "token_file"];
 
 /// What is set, to be changed. What the node does not tell of it has to be given again.
 fn prefilled(details: &KmsDetails) -> Form {

@@ -10,20 +10,21 @@
 //! | `parts` | what several pages are made of: fields, findings, problems, times |
 //! | `form` | dialogs and their inputs: what was typed is kept, what is wrong stands beside it |
 //! | `picture` | figures, in SVG |
-//! | `overview`, `kms`, `filesystems`, `jobs`, `audit`, `login` | the screens |
+//! | `overview`, `kms`, `filesystems`, `files`, `jobs`, `audit`, `login` | the screens |
 //! | `assets` | the style sheet, the script, the icon |
 //!
 //! ```
 //! use web_console::{Page, Section, Viewer};
 //!
 //! let viewer = Viewer { csrf: "token", may_change: true, now: 0 };
-//! let jobs = admin_api::Jobs { jobs: Vec::new() };
-//! let page = Page::new(Section::Jobs, "Jobs", &viewer).render(&web_console::jobs(&jobs, &viewer));
+//! let page = admin_api::Jobs { jobs: Vec::new(), next: None };
+//! let page = Page::new(Section::Jobs, "Jobs", &viewer).render(&web_console::jobs(&web_console::JobsView { page: &page, is_later: false }, &viewer));
 //! assert!(page.contains("<h1>Jobs</h1>") && !page.contains("<script>"));
 //! ```
 
 mod assets;
 mod audit;
+mod files;
 mod filesystems;
 mod form;
 mod jobs;
@@ -36,9 +37,10 @@ mod picture;
 
 pub use assets::{Asset, asset};
 pub use audit::{AuditQuery, audit};
+pub use files::{FilesView, files};
 pub use filesystems::{FilesystemsView, filesystem, filesystems};
 pub use form::{Form, Forms};
-pub use jobs::{job, jobs};
+pub use jobs::{JobsView, job, jobs};
 pub use kms::{KmsView, kms};
 pub use login::login;
 pub use overview::overview;

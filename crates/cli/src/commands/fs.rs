@@ -4,7 +4,6 @@ use admin_api::{
     BytePath, CreateFilesystem, Damage, Deleted, Entry, EntryKind, Exit, Export, Filesystem,
     FilesystemState, Filesystems, Import, Job, Listing, Lock, Problem, Verify, paths,
 };
-use url::form_urlencoded;
 
 use super::{Context, findings_text};
 use crate::files::absolute;
@@ -102,21 +101,17 @@ async fn delete(name: &str, forget: bool, context: &mut Context<'_, '_>) -> Resu
         )
     };
     context.confirm(&format!("{what} {name}"), &consequence, name)?;
-    let path = format!("{}?forget={forget}", paths::filesystem(name));
-    let deleted: Deleted = context.client.delete(&path).await?;
+    let deleted: Deleted = context.client.delete(&paths::deletion(name, forget)).await?;
     let done = if forget { "forgotten" } else { "deleted" };
     Ok(context.answer(&deleted, |deleted| deleted_text(deleted, done)))
 }
 
 async fn ls(name: &str, path: BytePath, context: &mut Context<'_, '_>) -> Result<Exit, Problem> {
-    let route = paths::of_filesystem(paths::LS, name);
-    let path = path.encode();
     let mut all =
         Listing { entries: Vec::new(), unreadable: Vec::new(), unreadable_omitted: 0, next: None };
     loop {
-        let after = all.next.as_ref().map(BytePath::encode);
         let page: Listing =
-            context.client.get(&page_of(&route, &[("path", &path)], after.as_deref())).await?;
+            context.client.get(&paths::ls(name, &path, all.next.as_ref(), None)).await?;
         all.entries.extend(page.entries);
         all.unreadable.extend(page.unreadable);
         all.unreadable_omitted += page.unreadable_omitted;
@@ -162,18 +157,7 @@ fn unlisted(things: &[Damage], omitted: u64) -> String {
     lines.join("\n")
 }
 
-pub(super) fn page_of(route: &str, query: &[(&str, &str)], after: Option<&str>) -> String {
-    let target = format!("{route}?");
-    let query_at = target.len();
-    let mut serializer = form_urlencoded::Serializer::for_suffix(target, query_at);
-    serializer.extend_pairs(query);
-    if let Some(after) = after {
-        serializer.append_pair("after", after);
-    }
-    serializer.finish()
-}
-
-fn created_text(fs: &Filesystem) -> String {
+pub(super) fn created_text(fs: &Filesystem) -> String {
     let mut text = format!(
         "{} is made in {}; its key is wrapped by {}\n",
         fs.name,

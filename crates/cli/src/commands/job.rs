@@ -3,7 +3,6 @@
 use admin_api::{BytePath, Exit, Job, JobState, Jobs, Problem, paths};
 
 use super::Context;
-use super::fs::page_of;
 use crate::grammar::JobCommand;
 use crate::show::{fields, table, under};
 
@@ -15,8 +14,8 @@ pub(super) async fn run(
         JobCommand::List => {
             let mut all = Jobs { jobs: Vec::new(), next: None };
             loop {
-                let page = page_of(paths::JOBS, &[], all.next.as_deref());
-                let page: Jobs = context.client.get(&page).await?;
+                let page: Jobs =
+                    context.client.get(&paths::jobs(all.next.as_deref(), None)).await?;
                 all.jobs.extend(page.jobs);
                 all.next = page.next;
                 if all.next.is_none() {

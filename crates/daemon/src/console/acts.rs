@@ -277,7 +277,14 @@ pub(super) async fn of_filesystem(
             let unlocked = api.post::<Filesystem>(&path(paths::UNLOCK), &()).await;
             ("", None, unlocked.map(|_| (at.clone(), format!("{name} is unlocked"))))
         }
-        "verify" => ("", None, begun(api.post(&path(paths::VERIFY), &Verify::default()).await)),
+        "verify" => {
+            let request = Verify { repair: typed.contains_key("repair") };
+            ("verify", None, begun(api.post(&path(paths::VERIFY), &request).await))
+        }
+        "rewrap" => {
+            let request = Rewrap { filesystem: Some(name.clone()) };
+            ("", None, begun(api.post(paths::REWRAP, &request).await))
+        }
         "rekey" => ("rekey", None, begun(api.post(&path(paths::REKEY), &()).await)),
         "import" => {
             let request = Import { source: directory("source") };
@@ -288,12 +295,11 @@ pub(super) async fn of_filesystem(
             ("export", Some("target"), begun(api.post(&path(paths::EXPORT), &request).await))
         }
         "delete" if typed.get("name").is_some_and(|typed| typed.trim() == name) => {
-            let deleted = api.delete::<Deleted>(&paths::filesystem(&name), "").await;
-            (
-                "delete",
-                None,
-                deleted.map(|_| ("/filesystems".to_owned(), format!("{name} is deleted"))),
-            )
+            let forget = typed.contains_key("forget");
+            let done = if forget { "forgotten" } else { "deleted" };
+            let deleted = api.delete::<Deleted>(&paths::deletion(&name, forget), "").await;
+            let next = "/filesystems".to_owned();
+            ("delete", None, deleted.map(|_| (next, format!("{name} is {done}"))))
         }
         "delete" => {
             let (title, why) = ("nothing was deleted", "another name was typed");

@@ -89,6 +89,7 @@ fn router(shared: Arc<Shared>, origins: Origins) -> Router {
         .route("/kms/rehearse", post(acts::rehearse).get(to_kms))
         .route("/filesystems", get(pages::filesystems).post(acts::create))
         .route("/filesystems/{name}", get(pages::filesystem))
+        .route("/filesystems/{name}/files", get(pages::files))
         .route("/filesystems/{name}/{act}", post(acts::of_filesystem).get(to_filesystem))
         .route("/jobs", get(pages::jobs))
         .route("/jobs/{id}", get(pages::job))

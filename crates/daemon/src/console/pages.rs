@@ -1,15 +1,17 @@
 //! What is looked at.
 
 use admin_api::{
-    AuditPage, Filesystem, Filesystems, Job, JobKind, Jobs, Kms, KmsImpact, KmsPolicy, Problem,
-    Status, paths,
+    AuditPage, BytePath, Filesystem, Filesystems, Job, JobKind, Jobs, Kms, KmsImpact, KmsPolicy,
+    Listing, Problem, Status, paths,
 };
 use axum::Extension;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
-use web_console::{AuditQuery, FilesystemsView, Forms, KmsView, Page, Section, Viewer};
+use web_console::{
+    AuditQuery, FilesView, FilesystemsView, Forms, JobsView, KmsView, Page, Section, Viewer,
+};
 
 use super::access::Session;
 use super::{Console, LIVE, status_of};
@@ -17,6 +19,9 @@ use crate::mutex::lock;
 
 /// Filesystems on a page.
 const ROWS: usize = 100;
+
+/// Entries of a directory on a page: many, for each page costs a look at all of them.
+const ENTRIES: usize = 1000;
 
 /// How long a move of keys that has ended is shown where the KMS is, in milliseconds.
 const NEWS_FOR: u64 = 10 * 60 * 1000;
@@ -228,14 +233,23 @@ pub(super) fn filesystem_page(
     Page::new(Section::Filesystems, &fs.name, viewer).at(&path).notice(notice).render(&body)
 }
 
+/// Where a page of a list begins.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct From {
+    after: Option<String>,
+}
+
 pub(super) async fn jobs(
     State(console): State<Console>,
     Extension(session): Extension<Session>,
+    Query(From { after }): Query<From>,
     headers: HeaderMap,
 ) -> Response {
-    let shown = console.api(&session).get::<Jobs>(paths::JOBS).await;
-    console.shows(&session, &headers, Section::Jobs, shown, |jobs, viewer, notice| {
-        let body = web_console::jobs(&jobs, viewer);
+    let path = paths::jobs(after.as_deref(), Some(ROWS));
+    let shown = console.api(&session).get::<Jobs>(&path).await;
+    console.shows(&session, &headers, Section::Jobs, shown, |page, viewer, notice| {
+        let view = JobsView { page: &page, is_later: after.is_some() };
+        let body = web_console::jobs(&view, viewer);
         Page::new(Section::Jobs, "Jobs", viewer).notice(notice).render(&body)
     })
 }
@@ -288,6 +302,30 @@ pub(super) async fn audit(
         let chain = lock(&console.shared.found.chain);
         let body = web_console::audit(&page, chain.as_ref(), &query, viewer);
         Page::new(Section::Audit, "Audit", viewer).notice(notice).render(&body)
+    })
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Directory {
+    #[serde(default)]
+    path: BytePath,
+    after: Option<BytePath>,
+}
+
+pub(super) async fn files(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Path(name): Path<String>,
+    Query(Directory { path, after }): Query<Directory>,
+    headers: HeaderMap,
+) -> Response {
+    let wanted = paths::ls(&name, &path, after.as_ref(), Some(ENTRIES));
+    let shown = console.api(&session).get::<Listing>(&wanted).await;
+    console.shows(&session, &headers, Section::Filesystems, shown, |listing, viewer, notice| {
+        let view = FilesView { filesystem: &name, path: &path, listing: &listing };
+        let title = format!("Files in {name}");
+        let body = web_console::files(&view, viewer);
+        Page::new(Section::Filesystems, &title, viewer).notice(notice).render(&body)
     })
 }
 
