@@ -34,6 +34,16 @@ pub const CODES: &[Code] = &[
     answer("no-session", State, 401, "no session of the console is open, or it has ended"),
     answer("csrf", State, 403, "the request does not carry the session's token"),
     answer("read-only", State, 403, "the session may only look"),
+    answer("code-wrong", State, 403, "the code that opens a session of the console is not good"),
+    answer(
+        "too-many-codes",
+        State,
+        429,
+        "too many codes were wrong: none is looked at for a while",
+    ),
+    answer("not-confirmed", Usage, 400, "what was typed in the console is not what was asked for"),
+    answer("token-missing", Usage, 400, "nothing was typed that shows Vault who the node is"),
+    answer("no-such-page", Usage, 404, "the console has no such page"),
     answer("console-plain", Usage, 400, "beyond loopback the console takes a certificate"),
     answer("console-address", State, 409, "the console's address can't be listened on"),
     answer("console-certificate", State, 409, "the console's certificate or key can't be used"),
@@ -120,7 +130,7 @@ mod tests {
         for Code { code, exit, status, what } in CODES {
             assert!(seen.insert(code) && !what.is_empty(), "{code}");
             let usual = crate::Problem::new(*exit, code, "", "").status;
-            let more = [403, 404, 412, 415, 422, 503, 504];
+            let more = [401, 403, 404, 412, 415, 421, 422, 429, 503, 504];
             assert!(
                 status.is_none_or(|status| status == usual || more.contains(&status)),
                 "{code}"

@@ -99,7 +99,14 @@ fn codes_in(source: &str) -> Vec<String> {
 fn the_codes_of_problems_are_told() {
     let crates = project().join("crates");
     let mut sources = vec!["kms-core/src/error.rs".into(), "coffer/src/rehearse.rs".into()];
-    for of in ["daemon/src", "daemon/src/api", "daemon/src/jobs", "key-manager/src"] {
+    let places = [
+        "daemon/src",
+        "daemon/src/api",
+        "daemon/src/console",
+        "daemon/src/jobs",
+        "key-manager/src",
+    ];
+    for of in places {
         let files = fs::read_dir(crates.join(of)).unwrap().map(|file| file.unwrap().file_name());
         sources.extend(files.map(|file| Path::new(of).join(file)));
     }
