@@ -10,12 +10,14 @@
 //! | `outage` | a node with 10,000 filesystems that starts while the KMS is away, when it returns |
 //! | `rest` | a node to which nothing happens, for ten minutes |
 //! | `start` | a node with one filesystem, until it answers |
+//! | `console` | the web console of a node with 10,000 filesystems |
 //!
 //! Contestants take turns over several rounds, because a machine's speed drifts. The program is built
 //! in the release profile. Everything lies in one temporary directory, which goes at the end, as do
 //! mounts and processes.
 
 mod blocks;
+mod console;
 mod fleet;
 mod import;
 mod kms;
@@ -62,6 +64,7 @@ enum Name {
     Outage,
     Rest,
     Start,
+    Console,
 }
 
 impl Arguments {
@@ -111,6 +114,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     }
     if arguments.wants(Name::Start) {
         sections.push(unlock::one(&bench)?);
+    }
+    if arguments.wants(Name::Console) {
+        sections.push(console::run(&bench)?);
     }
     let report =
         Report { machine: before, load_after: report::load()?, sections, quick: bench.quick };
