@@ -5,6 +5,7 @@ mod console;
 mod events;
 mod extract;
 mod filesystems;
+mod impact;
 mod jobs;
 mod kms;
 mod metrics;
@@ -63,7 +64,7 @@ fn described() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(kms::show, kms::set, kms::unset))
         .routes(routes!(kms::rewrap))
         .routes(routes!(kms::check))
-        .routes(routes!(kms::impact))
+        .routes(routes!(impact::show))
         .routes(routes!(policy::show))
         .routes(routes!(rehearsal::rehearse))
         .routes(routes!(filesystems::list, filesystems::create))
