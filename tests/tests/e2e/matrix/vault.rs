@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::vault_server::{NEWEST, VaultServer};
 
-use super::scene::{eventually, within};
+use super::scene::eventually;
 use super::tls::{Door, Shows};
 
 /// A master key that a filesystem has of its own.
