@@ -128,7 +128,7 @@ async fn perform(
 ) -> Response {
     let (method, path) = (request.method().as_str(), request.uri().path());
     let span = tracing::error_span!("request", method, path, peer = who);
-    if request.method() == Method::GET {
+    if looks(&request) {
         return in_time(answer(&shared, &who, request, next).instrument(span)).await;
     }
     // A client that goes away takes its connection along, and with it would go an act that is half done. So it is with one
@@ -137,6 +137,11 @@ async fn perform(
     let act = tokio::spawn(act.instrument(span));
     let broke = |e| Refusal(problem::internal("the request failed", e)).into_response();
     in_time(async { act.await.unwrap_or_else(broke) }).await
+}
+
+/// Whether it changes nothing.
+fn looks(request: &Request) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
 }
 
 /// The answer, or that it takes too long.
@@ -156,7 +161,7 @@ async fn in_time(answer: impl Future<Output = Response>) -> Response {
 /// What changes something is recorded when it begins, so that nothing is done without a record, and when it has ended.
 async fn answer(shared: &Shared, who: &str, request: Request, next: Next) -> Response {
     let what = format!("{} {}", request.method(), request.uri().path());
-    if request.method() == Method::GET {
+    if looks(&request) {
         let response = next.run(request).await;
         tracing::debug!(status = response.status().as_u16(), "answered");
         return response;
