@@ -59,6 +59,7 @@ const OWNED: &[(&str, &[&str])] = &[
     ("sled", &["key-store"]),
     ("reqwest", &["vault-transit", "cli"]),
     ("axum", &["daemon", "dev-vault"]),
+    ("axum-server", &["daemon"]),
     ("fuser", &["filesystem"]),
 ];
 

@@ -1,6 +1,6 @@
 //! Long work.
 
-use admin_api::{Job, JobState, Jobs};
+use admin_api::{Job, JobState, Jobs, Problem};
 use maud::{Markup, html};
 
 use crate::form::act;
@@ -63,17 +63,21 @@ pub fn job(job: &Job, viewer: &Viewer<'_>) -> Markup {
     live("job", &body)
 }
 
-/// Jobs that have not ended, with their progress.
+/// Jobs that have not ended, with their progress. Why one waits is told among the alerts.
 pub(crate) fn unfinished(jobs: &Jobs, viewer: &Viewer<'_>) -> Markup {
     let mut running = jobs.jobs.iter().filter(|job| !job.state.is_ended()).peekable();
     html! {
         @if running.peek().is_none() { p { "none" } }
-        @for job in running { (progress(job, viewer)) }
+        @for job in running { (bar(job, None, viewer)) }
     }
 }
 
 /// A job's progress, its trouble, and the way to stop it.
 pub(crate) fn progress(job: &Job, viewer: &Viewer<'_>) -> Markup {
+    bar(job, job.problem.as_ref(), viewer)
+}
+
+fn bar(job: &Job, trouble: Option<&Problem>, viewer: &Viewer<'_>) -> Markup {
     let (noun, ended) = (words::job_noun(job.kind), job.state.is_ended());
     let of = job.filesystem.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
     let done = &job.progress;
@@ -92,7 +96,7 @@ pub(crate) fn progress(job: &Job, viewer: &Viewer<'_>) -> Markup {
                 }
             }
             p.figures-line { (words::job_progress(job)) }
-            @if let Some(why) = &job.problem { (problem(why)) }
+            @if let Some(why) = trouble { (problem(why)) }
             @if !ended && job.state != JobState::Stopping && viewer.may_change {
                 (act(&format!("/jobs/{}/stop", job.id), "Stop", "quiet", viewer))
             }

@@ -2,8 +2,9 @@
 //! its width, and axe-core finds nothing in it.
 
 use std::fs;
+use std::io::Cursor;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,6 +18,14 @@ use crate::console::Console;
 
 /// The environment variable with the path of axe-core's script.
 const AXE: &str = "COFFER_TEST_AXE";
+
+/// Those that the documents show.
+const IN_DOCS: [&str; 4] = [
+    "overview-1280-light",
+    "new-kms-configure-1280-light",
+    "filesystems-1280-dark",
+    "filesystem-1280-light",
+];
 
 /// A wide window, and the narrowest that is served, each with its height.
 const SIZES: [(u32, u32); 2] = [(1280, 900), (360, 740)];
@@ -173,6 +182,9 @@ fn walk(console: &Console, scheme: &str, screens: &[Screen]) -> Vec<String> {
             resize(console, size);
             let shown = format!("{name}-{}-{scheme}", size.0);
             picture(console, &shown, size.0);
+            if IN_DOCS.contains(&shown.as_str()) {
+                found.extend(is_old(console, &shown));
+            }
             found.extend(
                 too_wide(console).map(|what| format!("{shown}: wider than the window: {what}")),
             );
@@ -199,11 +211,55 @@ fn picture(console: &Console, name: &str, width: u32) {
         parameters["clip"] = clip;
         parameters["captureBeyondViewport"] = json!(true);
     }
+    keep(&screenshots(), name, &capture(console, parameters));
+}
+
+fn capture(console: &Console, parameters: Value) -> Vec<u8> {
     let taken = console.devtools("Page.captureScreenshot", parameters);
-    let bytes = STANDARD.decode(taken["data"].as_str().unwrap()).unwrap();
-    let folder = screenshots();
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join(format!("{name}.png")), bytes).unwrap();
+    STANDARD.decode(taken["data"].as_str().unwrap()).unwrap()
+}
+
+fn keep(folder: &Path, name: &str, png: &[u8]) {
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join(format!("{name}.png")), png).unwrap();
+}
+
+/// Whether the documents' picture of this screen shows another one. Times, ports and paths in it are others each time.
+fn is_old(console: &Console, name: &str) -> Option<String> {
+    const MAY_DIFFER: f64 = 0.2;
+    let taken = capture(console, json!({ "format": "png" }));
+    keep(&screenshots().join("docs"), name, &taken);
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/images");
+    let part = match fs::read(images.join(format!("{name}.png"))) {
+        Ok(kept) => differing_part(&kept, &taken),
+        Err(_) => 1.0,
+    };
+    (part > MAY_DIFFER).then(|| {
+        format!(
+            "docs/images/{name}.png is old ({:.0} % differ): copy that of target/screenshots/docs",
+            part * 100.0
+        )
+    })
+}
+
+/// Of two pictures, how much of their pixels is not the same.
+fn differing_part(one: &[u8], other: &[u8]) -> f64 {
+    let [one, other] = [one, other].map(|png| {
+        let mut reader = png::Decoder::new(Cursor::new(png)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut pixels).unwrap();
+        (info.width, info.color_type.samples(), pixels)
+    });
+    if (one.0, one.1, one.2.len()) != (other.0, other.1, other.2.len()) {
+        return 1.0;
+    }
+    let pixels = one.2.chunks(one.1).zip(other.2.chunks(one.1));
+    let (mut all, mut differ) = (0_u32, 0_u32);
+    for (one, other) in pixels {
+        all += 1;
+        differ += u32::from(one.iter().zip(other).any(|(a, b)| a.abs_diff(*b) > 24));
+    }
+    f64::from(differ) / f64::from(all.max(1))
 }
 
 fn screenshots() -> PathBuf {

@@ -3,27 +3,38 @@
 //! A node that was told no address listens on no network until somebody asks for the console, and then on loopback, on a free port.
 //! Beyond loopback it takes a certificate.
 
+use std::future::{Ready, ready};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::{Exit, Problem};
 use axum::Router;
+use axum_server::tls_rustls::RustlsConfig;
+use axum_server::{Handle, Server};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tls_listener::TlsListener;
-use tokio::net::TcpListener;
-use tokio::sync::{Mutex, watch};
-use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
 
 use super::guard::Origins;
 
 /// How long connections may take to end when the node does.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long a connection may take to send the head of a request, or be without one.
+const HEAD_WITHIN: Duration = Duration::from_secs(20);
+
+/// Most connections at once: a browser has some six, and streams of events stay open. Others find the door closed.
+const CONNECTIONS_MOST: usize = 512;
+
+/// Between two looks at the certificate's files.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// Where the console is to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,17 +67,18 @@ impl Listen {
 pub(crate) struct Door {
     listen: Listen,
     opened: Mutex<Option<Opened>>,
-    closing: watch::Sender<bool>,
 }
 
 struct Opened {
     origins: Origins,
-    served: JoinHandle<()>,
+    handle: Handle<SocketAddr>,
+    /// The server, and who looks at its certificate's files.
+    tasks: JoinSet<()>,
 }
 
 impl Door {
     pub(crate) fn new(listen: Listen) -> Self {
-        Self { listen, opened: Mutex::default(), closing: watch::Sender::new(false) }
+        Self { listen, opened: Mutex::default() }
     }
 
     /// Listens, if it does not yet, and serves what `router` makes for where that is. Answers the origin of links.
@@ -75,7 +87,7 @@ impl Door {
         router: impl FnOnce(Origins) -> Router,
     ) -> Result<String, Problem> {
         let mut opened = self.opened.lock().await;
-        if let Some(opened) = opened.as_ref().filter(|opened| !opened.served.is_finished()) {
+        if let Some(opened) = &*opened {
             return Ok(opened.origins.first());
         }
         let Listen { address, tls, hosts } = &self.listen;
@@ -85,47 +97,75 @@ impl Door {
             return Err(Problem::new(Exit::Usage, "console-plain", NO_CONSOLE, why)
                 .cure("give a certificate with --tls-cert FILE and --tls-key FILE, or listen on 127.0.0.1"));
         }
-        let acceptor = match tls {
-            Some(tls) => Some(acceptor(tls).await?),
+        let identity = match tls {
+            Some(tls) => Some((tls.clone(), Identity::read(tls).await?)),
             None => None,
         };
         let unusable = |e: io::Error| {
             Problem::new(Exit::State, "console-address", NO_CONSOLE, format!("{address}: {e}"))
                 .cure("give another address with --listen ADDR")
         };
-        let listener = TcpListener::bind(address).await.map_err(unusable)?;
+        let listener = TcpListener::bind(address).map_err(unusable)?;
         let bound = listener.local_addr().map_err(unusable)?;
-        let scheme = if acceptor.is_some() { "https" } else { "http" };
+        let scheme = if identity.is_some() { "https" } else { "http" };
         let origins = Origins::new(scheme, names(bound, hosts, scheme));
-        let service = router(origins.clone()).into_make_service();
-        let mut closing = self.closing.subscribe();
-        let closing = async move {
-            let _ = closing.wait_for(|closing| *closing).await;
-        };
-        let served = match acceptor {
-            Some(acceptor) => {
-                let served = axum::serve(TlsListener::new(acceptor, listener), service);
-                tokio::spawn(ended(served.with_graceful_shutdown(closing).into_future()))
+        let (handle, mut tasks) = (Handle::new(), JoinSet::new());
+        let routes = limited(router(origins.clone()), handle.clone());
+        match identity {
+            None => {
+                let server = axum_server::from_tcp(listener).map_err(unusable)?;
+                tasks.spawn(ended(timed(server, &handle).serve(routes)));
             }
-            None => tokio::spawn(ended(
-                axum::serve(listener, service).with_graceful_shutdown(closing).into_future(),
-            )),
-        };
+            Some((files, identity)) => {
+                let config = RustlsConfig::from_config(identity.config(&files)?);
+                let server = axum_server::from_tcp_rustls(listener, config.clone());
+                tasks.spawn(ended(timed(server.map_err(unusable)?, &handle).serve(routes)));
+                tasks.spawn(keep_up(files, identity, config));
+            }
+        }
         let origin = origins.first();
         tracing::info!(%origin, "the console is served");
-        *opened = Some(Opened { origins, served });
+        *opened = Some(Opened { origins, handle, tasks });
         Ok(origin)
     }
 
     /// Serves nothing more.
     pub(crate) async fn close(&self) {
-        self.closing.send_replace(true);
-        if let Some(Opened { mut served, .. }) = self.opened.lock().await.take()
-            && tokio::time::timeout(LEAVE_WITHIN, &mut served).await.is_err()
-        {
-            served.abort();
-        }
+        let Some(Opened { handle, mut tasks, .. }) = self.opened.lock().await.take() else {
+            return;
+        };
+        handle.graceful_shutdown(Some(LEAVE_WITHIN));
+        // The server ends by itself; whoever looks at files does not.
+        let _ = timeout(LEAVE_WITHIN * 2, tasks.join_next()).await;
+        tasks.shutdown().await;
     }
+}
+
+/// Nobody holds a connection who asks for nothing.
+fn timed<A>(
+    mut server: Server<SocketAddr, A>,
+    handle: &Handle<SocketAddr>,
+) -> Server<SocketAddr, A> {
+    server.http_builder().http1().header_read_timeout(HEAD_WITHIN);
+    server.handle(handle.clone()).first_request_timeout(HEAD_WITHIN).http1_only()
+}
+
+/// The routes for each connection, while there are not too many.
+fn limited(
+    routes: Router,
+    handle: Handle<SocketAddr>,
+) -> impl tower::Service<
+    SocketAddr,
+    Response = Router,
+    Error = io::Error,
+    Future = Ready<io::Result<Router>>,
+> + Send {
+    tower::service_fn(move |_| {
+        ready(match handle.connection_count() {
+            ..CONNECTIONS_MOST => Ok(routes.clone()),
+            _ => Err(io::Error::other("too many connections")),
+        })
+    })
 }
 
 const NO_CONSOLE: &str = "the console can't be served";
@@ -156,28 +196,61 @@ fn names(bound: SocketAddr, hosts: &[String], scheme: &str) -> Vec<String> {
     names
 }
 
-async fn acceptor(tls: &Tls) -> Result<TlsAcceptor, Problem> {
-    let Tls { certificate, key } = tls;
-    let unusable = |path: &Path, why: String| {
-        let why = format!("{}: {why}", path.display());
-        Problem::new(Exit::State, "console-certificate", NO_CONSOLE, why)
-            .cure("give a certificate and its private key in PEM, which the node's user can read")
-    };
-    let read =
-        async |path: &Path| tokio::fs::read(path).await.map_err(|e| unusable(path, e.to_string()));
-    let chain = CertificateDer::pem_slice_iter(&read(certificate).await?)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| unusable(certificate, e.to_string()))?;
-    let private = PrivateKeyDer::from_pem_slice(&read(key).await?)
-        .map_err(|e| unusable(key, e.to_string()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| unusable(certificate, e.to_string()))?
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|e| unusable(certificate, e.to_string()))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+/// A certificate and its key, as they lie in files.
+#[derive(PartialEq, Eq)]
+struct Identity {
+    certificate: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+}
+
+impl Identity {
+    async fn read(Tls { certificate, key }: &Tls) -> Result<Self, Problem> {
+        let read = async |path: &Path| {
+            tokio::fs::read(path).await.map_err(|e| unusable(path, e.to_string()))
+        };
+        Ok(Self { certificate: read(certificate).await?, key: read(key).await?.into() })
+    }
+
+    fn config(&self, Tls { certificate, key }: &Tls) -> Result<Arc<ServerConfig>, Problem> {
+        let chain = CertificateDer::pem_slice_iter(&self.certificate)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| unusable(certificate, e.to_string()))?;
+        let private =
+            PrivateKeyDer::from_pem_slice(&self.key).map_err(|e| unusable(key, e.to_string()))?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| unusable(certificate, e.to_string()))?
+            .with_no_client_auth()
+            .with_single_cert(chain, private)
+            .map_err(|e| unusable(certificate, e.to_string()))?;
+        Ok(Arc::new(config))
+    }
+}
+
+fn unusable(path: &Path, why: String) -> Problem {
+    let why = format!("{}: {why}", path.display());
+    Problem::new(Exit::State, "console-certificate", NO_CONSOLE, why)
+        .cure("give a certificate and its private key in PEM, which the node's user can read")
+}
+
+/// Shows new connections the certificate that lies in its file now: it is renewed while the node runs.
+async fn keep_up(files: Tls, mut shown: Identity, server: RustlsConfig) {
+    loop {
+        sleep(LOOK_EVERY).await;
+        let read = Identity::read(&files).await;
+        match read.and_then(|found| Ok((found.config(&files)?, found))) {
+            Ok((_, found)) if found == shown => {}
+            Ok((config, found)) => {
+                server.reload_from_config(config);
+                shown = found;
+                tracing::info!("the console shows its new certificate");
+            }
+            Err(problem) => {
+                tracing::warn!(%problem, "the console keeps the certificate that it had")
+            }
+        }
+    }
 }
 
 #[cfg(test)]
