@@ -125,8 +125,14 @@ fn files_go_in_and_out_and_are_verified_and_re_encrypted() {
     console.sees("import of home is done");
 
     console.press("Verify");
+    console.press("Verify");
     console.sees("the verification has begun");
     console.sees("verification of home is done");
+
+    kms.rotate();
+    console.press("Rewrap key");
+    console.sees("rewrap of home is done");
+    console.sees("coffer-key v2");
 
     console.press("Re-encrypt");
     console.press("Re-encrypt");
@@ -158,15 +164,57 @@ fn what_verify_finds_damaged_is_named() {
     place.ok(&["fs", "create", "home", "--allow-no-kms"]);
     place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
     let root = place.state().join("filesystems/home/root");
-    let files = walk(&root);
-    let last = fs::read(&files[0]).unwrap();
-    fs::write(&files[0], &last[..last.len() - 1]).unwrap();
+    let damaged = walk(&root).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len());
+    let damaged = damaged.unwrap();
+    let bytes = fs::read(&damaged).unwrap();
+    fs::write(&damaged, &bytes[..bytes.len() - 1]).unwrap();
     let console = Console::open(&place);
     console.page("/filesystems/home");
     console.press("Verify");
-    console.sees("failed");
+    console.press("Verify");
+    console.sees("verification of home is partly done");
     console.press("verification of home");
     console.sees("What could not be done");
+    console.sees(damaged.file_name().unwrap().to_str().unwrap());
+
+    // What is set aside shuts nothing out any more.
+    console.page("/filesystems/home");
+    console.press("Verify");
+    console.tick("Set aside what can't be read, so that the rest can be used");
+    console.press("Verify");
+    console.sees("the verification has begun");
+    place.until("it has ended", || place.json(&["job", "list"])["jobs"][0]["ended_at"].is_u64());
+    console.press("Verify");
+    console.press("Verify");
+    console.sees("verification of home is done");
+}
+
+#[test]
+fn what_lies_in_a_filesystem_is_looked_through() {
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir_all(source.join("a directory/below")).unwrap();
+    fs::write(source.join("a directory/below/deep & <b>bold.txt"), "1234567").unwrap();
+    std::os::unix::fs::symlink("elsewhere", source.join("link")).unwrap();
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    let console = Console::open(&place);
+    console.page("/filesystems/home");
+    console.press("Files");
+    console.sees("It is empty.");
+    place.ok(&["fs", "import", "home", source.to_str().unwrap()]);
+    console.reload();
+    console.sees("link → elsewhere");
+    console.press("a directory");
+    console.press("below");
+    console.sees("deep & <b>bold.txt");
+    console.sees("7 B");
+    console.press("Up");
+    console.press("Up");
+    console.sees("link → elsewhere");
+    place.ok(&["fs", "lock", "home"]);
+    console.reload();
+    console.sees("Do:");
 }
 
 fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
@@ -195,6 +243,23 @@ fn a_filesystem_is_deleted_by_typing_its_name() {
     console.sees("home is deleted");
     console.sees("There is no filesystem yet.");
     place.coffer(&["fs", "show", "home"]).expect(5);
+}
+
+#[test]
+fn a_filesystem_that_is_only_forgotten_leaves_what_lies_there() {
+    let place = Place::new();
+    let backing = place.path("backing");
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms", "--backing", backing.to_str().unwrap()]);
+    let console = Console::open(&place);
+    console.page("/filesystems/home");
+    console.press("Delete");
+    console.fill("Type home to delete it", "home");
+    console.tick("Only forget it: its record goes, and what lies in the backing directory stays");
+    console.press("Delete");
+    console.sees("home is forgotten");
+    console.sees("There is no filesystem yet.");
+    assert!(backing.join("coffer.key").is_file());
 }
 
 #[test]

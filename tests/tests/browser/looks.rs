@@ -58,7 +58,7 @@ const NEW: [Screen; 8] = [
 ];
 
 /// One at work.
-const USED: [Screen; 24] = [
+const USED: [Screen; 26] = [
     ("overview", "/", NOTHING),
     ("kms", "/kms", NOTHING),
     ("kms-update", "/kms", |console| console.press("Update KMS")),
@@ -80,6 +80,7 @@ const USED: [Screen; 24] = [
     ("filesystem", "/filesystems/home", NOTHING),
     ("filesystem-locked", "/filesystems/shut", NOTHING),
     ("filesystem-lock", "/filesystems/home", |console| console.press("Lock")),
+    ("filesystem-verify", "/filesystems/home", |console| console.press("Verify")),
     ("filesystem-rekey", "/filesystems/home", |console| console.press("Re-encrypt")),
     ("filesystem-import", "/filesystems/home", |console| console.press("Import")),
     ("filesystem-export", "/filesystems/home", |console| console.press("Export")),
@@ -90,6 +91,7 @@ const USED: [Screen; 24] = [
         console.press("Delete");
         console.wrong("Type home to delete it");
     }),
+    ("files", "/filesystems/home/files", NOTHING),
     ("filesystem-unknown", "/filesystems/none", NOTHING),
     ("jobs", "/jobs", NOTHING),
     ("job", "/jobs", |console| {

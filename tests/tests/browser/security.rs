@@ -358,12 +358,12 @@ fn a_script_in_the_name_of_a_file_or_in_what_vault_says_of_a_job_is_text() {
     let _node = place.start();
     place.set_vault(&kms);
     place.ok(&["fs", "create", "home"]);
-    // A directory with such a name, and in it what can't be imported.
+    // A directory with such a name, and in it another and what can't be imported.
     let name = SCRIPT.replace('/', "\u{2215}");
     let source = place.path(&name);
-    std::fs::create_dir(&source).unwrap();
+    std::fs::create_dir_all(source.join(&name)).unwrap();
     let _socket = UnixListener::bind(place.path("socket")).unwrap();
-    std::fs::rename(place.path("socket"), source.join(&name)).unwrap();
+    std::fs::rename(place.path("socket"), source.join(format!("{name}-2"))).unwrap();
     let console = Console::open(&place);
     console.page("/filesystems/home");
     console.press("Import");
@@ -374,6 +374,12 @@ fn a_script_in_the_name_of_a_file_or_in_what_vault_says_of_a_job_is_text() {
     console.press("import of home");
     console.sees("What could not be done");
     console.sees("<script>window.ran=true");
+    shows_it_as_text(&console, false);
+    console.page("/filesystems/home/files");
+    console.sees("<script>window.ran=true");
+    shows_it_as_text(&console, false);
+    console.press(&name);
+    console.sees("It is empty.");
     shows_it_as_text(&console, false);
     console.page("/audit");
     shows_it_as_text(&console, false);
