@@ -1,6 +1,6 @@
 //! Filesystems: the list, and one.
 
-use admin_api::{Filesystem, FilesystemState, Filesystems, Jobs, Kms};
+use admin_api::{Filesystem, FilesystemState, Filesystems, Jobs};
 use maud::{Markup, html};
 
 use crate::form::{Forms, Input, act, decide, dialog, opener, post, tick};
@@ -19,15 +19,15 @@ pub struct FilesystemsView<'a> {
     pub state: &'a str,
     /// Whether this is not the first page.
     pub is_later: bool,
-    /// What a new one would be wrapped by.
-    pub kms: &'a Kms,
+    /// Whether a KMS would wrap the key of a new one.
+    pub has_kms: bool,
     /// What was typed.
     pub forms: &'a Forms,
 }
 
 /// The list of filesystems.
 pub fn filesystems(view: &FilesystemsView<'_>, viewer: &Viewer<'_>) -> Markup {
-    let FilesystemsView { page, search, state, is_later, kms, forms } = view;
+    let FilesystemsView { page, search, state, is_later, has_kms, forms } = view;
     let rows: Vec<Vec<Markup>> = page.filesystems.iter().map(|fs| row(fs, viewer)).collect();
     let head = ["Name", "State", "Key wrapped by", "Exposed", "Made", "Backing"];
     let is_all = search.is_empty() && state.is_empty() && !is_later;
@@ -43,7 +43,7 @@ pub fn filesystems(view: &FilesystemsView<'_>, viewer: &Viewer<'_>) -> Markup {
     html! {
         @if viewer.may_change {
             div.acts { (opener("create", "Create filesystem", "main")) }
-            (create(kms, forms, viewer))
+            (create(*has_kms, forms, viewer))
         }
         form.search method="get" action="/filesystems" role="search" {
             div.input {
@@ -106,20 +106,20 @@ fn state(fs: &Filesystem) -> Markup {
 /// The id of the dialog that makes a filesystem.
 const CREATE: &str = "create";
 
-fn create(kms: &Kms, forms: &Forms, viewer: &Viewer<'_>) -> Markup {
+fn create(has_kms: bool, forms: &Forms, viewer: &Viewer<'_>) -> Markup {
     let (form, open) = forms.get(CREATE);
     let more = ["backing", "kms_key"].iter().any(|name| !form.value(name).is_empty());
     let body = html! {
         (form.problem())
         (Input::new("name", "Name", "1 to 64 letters, digits, dots, dashes and underscores").required().show(CREATE, &form))
-        @if kms.configured.is_none() {
+        @if !has_kms {
             p.alert.warning { "No KMS is set: the key would be wrapped locally, beside the data, and be exposed." }
             (tick(CREATE, "allow_no_kms", "Make it without a KMS all the same", &form))
         }
         details open[more] {
             summary { "More" }
             (Input::new("backing", "Backing directory", "An absolute path on the node; empty: a place of the node's own").show(CREATE, &form))
-            @if kms.configured.is_some() {
+            @if has_kms {
                 (Input::new("kms_key", "Key name", "A master key of its own in the KMS; empty: the one that is set for all").show(CREATE, &form))
             }
         }

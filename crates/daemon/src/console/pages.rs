@@ -16,6 +16,7 @@ use web_console::{
 use super::access::Session;
 use super::{Console, LIVE, status_of};
 use crate::mutex::lock;
+use crate::problem;
 
 /// Filesystems on a page.
 const ROWS: usize = 100;
@@ -173,27 +174,29 @@ pub(super) async fn filesystems(
     })
 }
 
+/// A page of the list, and whether a KMS is set. The node's whole state would cost as much again as the list.
 pub(super) async fn filesystems_shown(
     console: &Console,
     session: &Session,
     Wanted { search, state, after }: &Wanted,
-) -> Result<(Filesystems, Kms), Problem> {
-    let api = console.api(session);
+) -> Result<(Filesystems, bool), Problem> {
     let page = paths::filesystems(search, state, after.as_deref(), Some(ROWS));
-    let page: Filesystems = api.get(&page).await?;
-    let status: Status = api.get(paths::STATUS).await?;
-    Ok((page, status.kms))
+    let page: Filesystems = console.api(session).get(&page).await?;
+    let seen = console.shared.health.seen().await;
+    let seen = seen.map_err(|e| problem::of_keys("filesystems can't be listed", &e))?;
+    Ok((page, seen.config.is_some()))
 }
 
 pub(super) fn filesystems_page(
-    (page, kms): &(Filesystems, Kms),
+    (page, has_kms): &(Filesystems, bool),
     Wanted { search, state, after }: &Wanted,
     forms: &Forms,
     viewer: &Viewer<'_>,
     notice: Option<&str>,
 ) -> String {
     let is_later = after.is_some();
-    let view = FilesystemsView { page, search, state, is_later, kms, forms };
+    let has_kms = *has_kms;
+    let view = FilesystemsView { page, search, state, is_later, has_kms, forms };
     let body = web_console::filesystems(&view, viewer);
     Page::new(Section::Filesystems, "Filesystems", viewer)
         .at("/filesystems")
