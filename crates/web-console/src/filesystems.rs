@@ -153,7 +153,7 @@ pub fn filesystem(fs: &Filesystem, jobs: &Jobs, forms: &Forms, viewer: &Viewer<'
                 (opener(DELETE, "Delete", "danger"))
             }
         }
-        @if fs.state == FilesystemState::Unlocked && viewer.may_change {
+        @if fs.state == FilesystemState::Unlocked {
             p { a href=(path("files")) { "Files" } }
         }
         (fields(&words::filesystem(fs), viewer))
