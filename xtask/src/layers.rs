@@ -22,7 +22,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("admin-api", &[]),
     ("words", &["admin-api"]),
     ("web-console", &["admin-api", "words"]),
-    ("daemon", &["kms-core", "key-manager", "filesystem", "snapshot", "admin-api", "web-console"]),
+    (
+        "daemon",
+        &["kms-core", "key-manager", "filesystem", "snapshot", "admin-api", "words", "web-console"],
+    ),
     ("cli", &["admin-api", "words"]),
     ("dev-vault", &[]),
     (
