@@ -5,12 +5,15 @@ use std::sync::Arc;
 use admin_api::{ConsoleLink, ConsoleSession, ConsoleSessions, Exit, OpenConsole, Problem, paths};
 use axum::Json;
 use axum::extract::{Extension, State};
-use kms_core::{AuditEvent, AuditSink as _, Outcome};
+use kms_core::Outcome;
 
 use super::extract::Path;
 use super::{Answer, Body, Caller};
 use crate::console::{CODE_LIVES, Role, SESSION_IDLES, SESSION_LIVES};
 use crate::{Shared, console, problem};
+
+/// How a session ended that somebody ended here.
+const ENDED: &str = "ended over the unix socket";
 
 /// Makes a link that opens a session, and serves the console if it is not served yet.
 #[utoipa::path(
@@ -56,10 +59,11 @@ pub(crate) async fn sessions(State(shared): State<Arc<Shared>>) -> Answer<Consol
     responses((status = 200, description = "Those that are left: none", body = ConsoleSessions)),
 )]
 pub(crate) async fn end_all(State(shared): State<Arc<Shared>>) -> Answer<ConsoleSessions> {
-    for session in shared.access.sessions(shared.clock.now()) {
-        record(&shared, &session.id);
-    }
+    let ended = shared.access.sessions(shared.clock.now());
     shared.access.end_all();
+    for session in ended {
+        shared.record_session(Outcome::Done, Some(&session), ENDED);
+    }
     Ok(Json(listed(&shared)))
 }
 
@@ -76,12 +80,13 @@ pub(crate) async fn end(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
 ) -> Answer<ConsoleSessions> {
-    if !shared.access.end(&id) {
+    let session = shared.access.sessions(shared.clock.now()).into_iter().find(|it| it.id == id);
+    let Some(session) = session.filter(|_| shared.access.end(&id)) else {
         let (title, why) = ("the session can't be ended", "there is none with this id");
         let problem = Problem::new(Exit::State, "unknown", title, why).with_status(404);
         return Err(problem.cure("see which there are: coffer console sessions").into());
-    }
-    record(&shared, &id);
+    };
+    shared.record_session(Outcome::Done, Some(&session), ENDED);
     Ok(Json(listed(&shared)))
 }
 
@@ -102,17 +107,4 @@ fn listed(shared: &Shared) -> ConsoleSessions {
         }
     });
     ConsoleSessions { sessions: sessions.collect() }
-}
-
-fn record(shared: &Shared, id: &str) {
-    shared.audit.record(&AuditEvent {
-        at: shared.clock.now(),
-        action: "console.session".to_owned(),
-        subject: id.to_owned(),
-        outcome: Outcome::Done,
-        who: None,
-        key: None,
-        requests: Vec::new(),
-        detail: "ended over the unix socket".to_owned(),
-    });
 }

@@ -12,14 +12,14 @@ use axum::Form as Urlencoded;
 use axum::extract::{Path, State};
 use axum::http::header::SET_COOKIE;
 use axum::response::{Html, IntoResponse, Redirect, Response};
-use kms_core::{AuditEvent, AuditSink as _, Outcome};
+use kms_core::Outcome;
 use serde::Deserialize;
 use web_console::{At, Form, Forms, Page, Viewer};
 use zeroize::Zeroizing;
 
 use super::access::Session;
 use super::pages::{self, Besides, Wanted};
-use super::{Console, Role, Submitted, no_entry, status_of};
+use super::{Console, Submitted, no_entry, status_of};
 use crate::mutex::lock;
 use crate::problem;
 
@@ -38,7 +38,7 @@ pub(super) async fn log_in(
     let entered = entered.map_err(|e| problem::internal("no session is opened", e));
     let (problem, who) = match entered {
         Ok(Ok((secret, session))) => {
-            console.record(Outcome::Done, Some(&session), "opened");
+            console.shared.record_session(Outcome::Done, Some(&session), "opened");
             let cookie = [(SET_COOKIE, console.set_cookie(&secret))];
             return (cookie, Redirect::to("/")).into_response();
         }
@@ -47,7 +47,7 @@ pub(super) async fn log_in(
     };
     // A thousand guesses are not a thousand lines.
     if problem.status != 429 {
-        console.record(Outcome::Refused, None, who);
+        console.shared.record_session(Outcome::Refused, None, who);
     }
     let page = Page::outside("Log in").render(&web_console::login(Some(&problem)));
     (status_of(&problem), Html(page)).into_response()
@@ -58,7 +58,7 @@ pub(super) async fn log_out(
     Submitted { session, .. }: Submitted,
 ) -> Response {
     console.shared.access.end(&session.id);
-    console.record(Outcome::Done, Some(&session), "ended by itself");
+    console.shared.record_session(Outcome::Done, Some(&session), "ended by itself");
     ([(SET_COOKIE, console.set_cookie(""))], Redirect::to("/login")).into_response()
 }
 
@@ -82,14 +82,17 @@ pub(super) async fn configure(
     }
 }
 
+/// What was typed there; what is empty is not given.
+fn given(typed: &HashMap<String, String>, name: &str) -> Option<String> {
+    typed.get(name).map(|text| text.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
 /// What the form says. What is left as it is of the way to show who we are is not sent, so that the node keeps it.
 fn set_vault(
     typed: &HashMap<String, String>,
     now: Option<&KmsDetails>,
 ) -> Result<SetVault, Problem> {
-    let given = |name: &str| {
-        typed.get(name).map(|text| text.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
-    };
+    let given = |name: &str| given(typed, name);
     let secret = |name: &str| given(name).map(|text| Token::new(Zeroizing::new(text)));
     let (token, secret_id) = (secret("token"), secret("secret_id"));
     let token_file = given("token_file").map(|path| BytePath::new(path.as_str()));
@@ -215,9 +218,7 @@ pub(super) async fn create(
     State(console): State<Console>,
     Submitted { session, typed }: Submitted,
 ) -> Response {
-    let given = |name: &str| {
-        typed.get(name).map(|text| text.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
-    };
+    let given = |name: &str| given(&typed, name);
     let request = CreateFilesystem {
         name: given("name").unwrap_or_default(),
         backing: given("backing").map(|path| BytePath::new(path.as_str())),
@@ -407,22 +408,5 @@ impl Console {
         let field = field(&problem);
         let forms = Forms::open(dialog, Form::with(typed).refused(problem.clone(), field));
         self.again(session, &problem, |viewer| pages::kms_page(self, &shown, &forms, viewer, None))
-    }
-
-    fn record(&self, outcome: Outcome, session: Option<&Session>, detail: &str) {
-        let role = |it: &Session| match it.role {
-            Role::Administrator => "administrator",
-            Role::Viewer => "viewer",
-        };
-        self.shared.audit.record(&AuditEvent {
-            at: self.shared.clock.now(),
-            action: "console.session".to_owned(),
-            subject: session.map(|it| it.id.clone()).unwrap_or_default(),
-            outcome,
-            who: session.map(|it| it.by.clone()),
-            key: None,
-            requests: Vec::new(),
-            detail: session.map_or(detail.to_owned(), |it| format!("{detail} ({})", role(it))),
-        });
     }
 }

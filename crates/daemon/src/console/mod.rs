@@ -32,6 +32,7 @@ use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Router};
 use futures::StreamExt as _;
+use kms_core::{AuditEvent, AuditSink as _, Outcome};
 use web_console::{At, Page, Viewer};
 
 pub(crate) use access::{Access, CODE_LIVES, Role, SESSION_IDLES, SESSION_LIVES, Session};
@@ -107,6 +108,27 @@ fn router(shared: Arc<Shared>, origins: Origins) -> Router {
         .layer(DefaultBodyLimit::max(FORM_MOST))
         .layer(middleware::from_fn_with_state(origins, guard::guard))
         .with_state(console)
+}
+
+impl Shared {
+    /// A session was opened or ended, or one was not opened.
+    pub(crate) fn record_session(&self, outcome: Outcome, session: Option<&Session>, what: &str) {
+        let detail = match session.map(|session| session.role) {
+            Some(Role::Administrator) => format!("{what} (administrator)"),
+            Some(Role::Viewer) => format!("{what} (viewer)"),
+            None => what.to_owned(),
+        };
+        self.audit.record(&AuditEvent {
+            at: self.clock.now(),
+            action: "console.session".to_owned(),
+            subject: session.map(|session| session.id.clone()).unwrap_or_default(),
+            outcome,
+            who: session.map(|session| session.by.clone()),
+            key: None,
+            requests: Vec::new(),
+            detail,
+        });
+    }
 }
 
 async fn to_kms() -> Redirect {
