@@ -29,9 +29,24 @@ async function copy(button) {
 document.addEventListener("submit", (event) => {
   if (event.target.method !== "post") return;
   if (event.target.dataset.sent) event.preventDefault();
-  event.target.dataset.sent = "yes";
-  for (const button of event.target.querySelectorAll("button[type=submit]")) button.setAttribute("aria-busy", "true");
+  const form = event.target;
+  form.dataset.sent = "yes";
+  const buttons = [...form.querySelectorAll("button[type=submit]")];
+  for (const button of buttons) button.setAttribute("aria-busy", "true");
+  // Who stopped the browser can send it again.
+  setTimeout(() => {
+    delete form.dataset.sent;
+    for (const button of buttons) button.removeAttribute("aria-busy");
+  }, 10_000);
 });
+
+// What comes into a region of news is read out; what was there when the page was loaded is not.
+const notice = document.querySelector(".notices .notice");
+if (notice) {
+  const region = notice.parentElement;
+  notice.remove();
+  setTimeout(() => region.append(notice), 100);
+}
 
 // A page that comes back from the browser's cache can be sent anew.
 addEventListener("pageshow", (event) => {
@@ -58,49 +73,78 @@ const from = document.body.dataset.liveFrom;
 if (from) follow(from);
 
 function follow(url) {
+  let source;
   let busy = false;
   let again = false;
   async function renew() {
-    if (busy) {
-      again = true;
-      return;
-    }
+    again = busy;
+    if (busy) return;
     busy = true;
     do {
       again = false;
-      await take().catch(() => {});
+      await take().catch(() => say("No connection to the node: what is shown is not of now."));
     } while (again);
     busy = false;
   }
-  const source = new EventSource(url);
-  source.addEventListener("changed", renew);
-  // The session may have ended, or the node: a page that is fetched says which.
-  source.addEventListener("error", () => {
-    if (source.readyState === EventSource.CLOSED) setTimeout(renew, 1000);
+  // A browser has six connections to a host: a page that nobody sees holds none.
+  function listen() {
+    source?.close();
+    if (document.hidden) return;
+    source = new EventSource(url);
+    source.addEventListener("changed", renew);
+    source.addEventListener("error", () => setTimeout(renew, 1000));
+    source.addEventListener("error", () => {
+      // After an answer that was none it does not try again by itself.
+      if (source.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
+    });
+  }
+  document.addEventListener("visibilitychange", () => {
+    listen();
+    if (!document.hidden) renew();
   });
+  addEventListener("pagehide", () => source?.close());
+  listen();
   // "5 minutes ago" grows old.
-  setInterval(renew, 60_000);
-  addEventListener("pagehide", () => source.close());
+  setInterval(() => document.hidden || renew(), 60_000);
 }
 
 async function take() {
   const answer = await fetch(location.href, { headers: { "x-coffer-live": "1" }, cache: "no-store" });
   if (answer.redirected || answer.status === 401) {
-    location.reload();
+    // What was typed stays: with another session, opened in another tab, it can still be sent.
+    if (document.querySelector("dialog[open]")) {
+      say("The session has ended. Open another one in a new tab (coffer console), and send this then.");
+    } else location.reload();
     return;
   }
-  if (!answer.ok) return;
+  if (answer.status === 404) location.reload();
+  if (!answer.ok) throw new Error(answer.statusText);
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  for (const region of document.querySelectorAll("[data-live]")) {
-    const renewed = page.getElementById(region.id);
-    if (renewed) morph(region, renewed);
+  say("");
+  const token = page.querySelector("input[name=csrf]");
+  for (const input of document.querySelectorAll("input[name=csrf]")) input.value = token?.value ?? "";
+  const focused = document.activeElement;
+  for (const shown of document.querySelectorAll("[data-live], dialog:not([open])")) {
+    const renewed = page.getElementById(shown.id);
+    if (!renewed || shown.isEqualNode(renewed)) continue;
+    morph(shown, renewed);
+    if (shown.nodeName === "DIALOG") for (const form of shown.querySelectorAll("form")) form.reset();
   }
+  // What had the focus may be gone.
+  if (focused !== document.body && !focused.isConnected) document.getElementById("main").focus();
 }
 
-// Makes `old` what `renewed` is and touches nothing that is the same, so that focus, selection and folds stay.
+// Says something of the page itself, where it is read out.
+function say(text) {
+  const place = document.getElementById("of-page");
+  if (place.textContent !== text) place.textContent = text;
+}
+
+// Makes `old` what `renewed` is and touches nothing that is the same, so that focus, selection and folds stay. What has a key or an
+// address is never made into something that has another one: who presses a button presses the one that was there.
 function morph(old, renewed) {
   if (old.isEqualNode(renewed)) return;
-  if (old.nodeType !== renewed.nodeType || old.nodeName !== renewed.nodeName) {
+  if (!isSame(old, renewed)) {
     old.replaceWith(document.importNode(renewed, true));
     return;
   }
@@ -114,10 +158,36 @@ function morph(old, renewed) {
   for (const { name, value } of renewed.attributes) {
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
-  const wanted = [...renewed.childNodes];
-  wanted.forEach((child, at) => {
-    if (at < old.childNodes.length) morph(old.childNodes[at], child);
-    else old.append(document.importNode(child, true));
-  });
-  while (old.childNodes.length > wanted.length) old.lastChild.remove();
+  let place = old.firstChild;
+  for (const wanted of renewed.childNodes) {
+    const key = keyOf(wanted);
+    // What stands before the one with this key is gone.
+    if (key && [...old.children].some((child) => keyOf(child) === key)) {
+      while (keyOf(place) !== key) place = remove(place);
+    }
+    if (place && isSame(place, wanted)) {
+      const next = place.nextSibling;
+      morph(place, wanted);
+      place = next;
+    } else if (place && !key && !keyOf(place)) {
+      const next = place.nextSibling;
+      place.replaceWith(document.importNode(wanted, true));
+      place = next;
+    } else old.insertBefore(document.importNode(wanted, true), place);
+  }
+  while (place) place = remove(place);
+}
+
+function remove(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
+}
+
+function isSame(one, other) {
+  return one.nodeType === other.nodeType && one.nodeName === other.nodeName && keyOf(one) === keyOf(other);
+}
+
+function keyOf(node) {
+  return node?.dataset?.key ?? node?.getAttribute?.("action") ?? node?.getAttribute?.("href") ?? node?.dataset?.opens ?? "";
 }

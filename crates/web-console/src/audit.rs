@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use crate::form::act;
 use crate::page::Viewer;
-use crate::parts::{At, ago, lines, mark, table};
+use crate::parts::{At, Row, ago, lines, mark, table};
 
 /// What of the log is looked for.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +27,7 @@ pub fn audit(
     query: &AuditQuery,
     viewer: &Viewer<'_>,
 ) -> Markup {
-    let rows: Vec<Vec<Markup>> = page
+    let rows: Vec<Row<'_>> = page
         .lines
         .iter()
         .rev()
@@ -37,14 +37,15 @@ pub fn audit(
                 "begun" => "plain",
                 _ => "bad",
             };
-            vec![
+            let cells = vec![
                 html! { (line.seq) },
                 ago(line.at, viewer),
                 html! { code { (line.action) } },
                 html! { (line.subject) },
                 mark(outcome, &line.outcome),
                 html! { (lines(&words::audit_more(line))) },
-            ]
+            ];
+            ("", cells)
         })
         .collect();
     html! {

@@ -4,7 +4,7 @@ use admin_api::{BytePath, EntryKind, Listing};
 use maud::{Markup, html};
 
 use crate::page::Viewer;
-use crate::parts::{ago, table};
+use crate::parts::{Row, ago, table};
 
 /// A page of a directory.
 #[derive(Debug)]
@@ -20,13 +20,13 @@ pub struct FilesView<'a> {
 /// The entries of a directory.
 pub fn files(view: &FilesView<'_>, viewer: &Viewer<'_>) -> Markup {
     let FilesView { filesystem, path, listing } = view;
-    let rows: Vec<Vec<Markup>> = listing
+    let rows: Vec<Row<'_>> = listing
         .entries
         .iter()
         .map(|entry| {
             let name = entry.name.to_string();
             let modified = u64::try_from(entry.modified_at).unwrap_or_default();
-            vec![
+            let cells = vec![
                 html! {
                     @if entry.kind == EntryKind::Directory { (turn(view, &inside(path, &entry.name), None, &name)) }
                     @else { (name) }
@@ -37,7 +37,8 @@ pub fn files(view: &FilesView<'_>, viewer: &Viewer<'_>) -> Markup {
                 ago(modified, viewer),
                 html! { code { (format!("{:04o}", entry.mode)) } },
                 html! { (entry.uid) ":" (entry.gid) },
-            ]
+            ];
+            ("", cells)
         })
         .collect();
     let head = ["Name", "Kind", "Size", "Changed", "Mode", "Owner"];

@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use crate::form::{Forms, Input, act, decide, dialog, opener, post, tick};
 use crate::jobs::progress;
 use crate::page::Viewer;
-use crate::parts::{ago, fields, findings, lines, live, mark, problem, table};
+use crate::parts::{Row, ago, fields, findings, lines, live, mark, problem, table};
 
 /// What the list is made of.
 #[derive(Debug)]
@@ -28,7 +28,8 @@ pub struct FilesystemsView<'a> {
 /// The list of filesystems.
 pub fn filesystems(view: &FilesystemsView<'_>, viewer: &Viewer<'_>) -> Markup {
     let FilesystemsView { page, search, state, is_later, has_kms, forms } = view;
-    let rows: Vec<Vec<Markup>> = page.filesystems.iter().map(|fs| row(fs, viewer)).collect();
+    let rows: Vec<Row<'_>> =
+        page.filesystems.iter().map(|fs| (&*fs.name, row(fs, viewer))).collect();
     let head = ["Name", "State", "Key wrapped by", "Exposed", "Made", "Backing"];
     let is_all = search.is_empty() && state.is_empty() && !is_later;
     let list = html! {
@@ -137,7 +138,7 @@ pub fn filesystem(fs: &Filesystem, jobs: &Jobs, forms: &Forms, viewer: &Viewer<'
         @if let Some(why) = &fs.problem { (problem(why)) }
         (findings(&fs.findings))
         @if viewer.may_change {
-            div.acts {
+            div.acts data-key="acts" {
                 @match fs.state {
                     FilesystemState::Unlocked => {
                         (opener(LOCK, "Lock", ""))

@@ -39,6 +39,11 @@ impl Form {
         self.typed.contains_key(name)
     }
 
+    /// Whether it was refused with this code.
+    pub(crate) fn is_refused_as(&self, code: &str) -> bool {
+        self.refused.as_ref().is_some_and(|why| why.code == code)
+    }
+
     /// Puts a value where nothing was typed.
     pub(crate) fn or(mut self, name: &str, value: &str) -> Self {
         self.typed.entry(name.to_owned()).or_insert_with(|| value.to_owned());
@@ -156,6 +161,12 @@ impl<'a> Input<'a> {
     /// It in the form of the dialog with this id.
     pub(crate) fn show(&self, dialog: &str, form: &Form) -> Markup {
         let Self { name, label, hint, kind, required } = self;
+        // A secret that was typed is not sent back, and left out it would not be what was meant.
+        let again = matches!(kind, Kind::Secret | Kind::SecretText) && !form.value(name).is_empty();
+        let (required, hint) = match again {
+            true => (&true, &"Type it again: what was typed is not kept in a page."),
+            false => (required, hint),
+        };
         let id = format!("{dialog}-{name}");
         let wrong = form.of(name);
         let (hint_id, error_id) = (format!("{id}-hint"), format!("{id}-error"));
@@ -167,7 +178,7 @@ impl<'a> Input<'a> {
             div.input {
                 label for=(id) { (label) @if *required { span.needed aria-hidden="true" { " *" } } }
                 @if matches!(kind, Kind::Text | Kind::SecretText) {
-                    textarea id=(id) name=(name) rows="4" spellcheck="false" aria-describedby=[told] aria-invalid=[invalid] {
+                    textarea id=(id) name=(name) rows="4" spellcheck="false" required[*required] aria-describedby=[told] aria-invalid=[invalid] {
                         "\n" @if *kind == Kind::Text { (form.value(name)) }
                     }
                 } @else {
@@ -223,7 +234,10 @@ mod tests {
         let form = typed("token", "s.canary");
         for kind in [Kind::Secret, Kind::SecretText] {
             let input = Input::new("token", "API token", "").kind(kind);
-            assert!(!input.show("d", &form).into_string().contains("canary"));
+            let shown = input.show("d", &form).into_string();
+            assert!(!shown.contains("canary"));
+            // Left out, the stored one would be kept in its place.
+            assert!(shown.contains(" required") && shown.contains("Type it again"), "{shown}");
         }
     }
 

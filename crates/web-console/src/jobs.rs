@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use crate::form::act;
 use crate::page::Viewer;
-use crate::parts::{ago, fields, live, mark, problem, table};
+use crate::parts::{Row, ago, fields, live, mark, problem, table};
 
 /// What the list is made of.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct JobsView<'a> {
 /// The jobs that the node remembers, the newest first.
 pub fn jobs(view: &JobsView<'_>, viewer: &Viewer<'_>) -> Markup {
     let JobsView { page, is_later } = view;
-    let rows: Vec<Vec<Markup>> = page.jobs.iter().map(|job| row(job, viewer)).collect();
+    let rows: Vec<Row<'_>> = page.jobs.iter().map(|job| (&*job.id, row(job, viewer))).collect();
     let head = ["Job", "Filesystem", "State", "Progress", "Since", "Act"];
     let body = html! {
         @if rows.is_empty() { p { "No job was asked for yet." } } @else { (table("Jobs", &head, &rows)) }
@@ -35,7 +35,7 @@ pub fn jobs(view: &JobsView<'_>, viewer: &Viewer<'_>) -> Markup {
 
 /// One job, and what it could not do.
 pub fn job(job: &Job, viewer: &Viewer<'_>) -> Markup {
-    let damage: Vec<Vec<Markup>> = job
+    let damage: Vec<Row<'_>> = job
         .damage
         .iter()
         .map(|damage| {
@@ -43,7 +43,7 @@ pub fn job(job: &Job, viewer: &Viewer<'_>) -> Markup {
                 damage.ciphertext.as_ref().map(ToString::to_string).unwrap_or_default();
             let cells =
                 [damage.kind.clone(), damage.path.to_string(), damage.what.clone(), ciphertext];
-            cells.into_iter().map(|cell| html! { (cell) }).collect()
+            ("", cells.into_iter().map(|cell| html! { (cell) }).collect())
         })
         .collect();
     let body = html! {
@@ -87,8 +87,8 @@ fn bar(job: &Job, trouble: Option<&Problem>, viewer: &Viewer<'_>) -> Markup {
     };
     let label = format!("Progress of the {noun}{of}");
     html! {
-        div.job {
-            p { a href={ "/jobs/" (job.id) } { (noun) (of) } " " (state(job.state)) }
+        div.job data-key=(job.id) {
+            p { a href={ "/jobs/" (job.id) } { (noun) (of) } " " span aria-live="polite" { (state(job.state)) } }
             @if !ended {
                 @match total {
                     Some(total) if total > 0 => progress aria-label=(label) value=(now.min(total)) max=(total) {},

@@ -2,6 +2,7 @@
 
 use admin_api::{
     CheckItem, CheckOutcome, Job, Kms, KmsCheck, KmsDetails, KmsImpact, KmsPolicy, KmsRehearsal,
+    Problem,
 };
 use maud::{Markup, html};
 
@@ -25,11 +26,11 @@ pub struct KmsView<'a> {
     /// The last rehearsal.
     pub rehearsal: Option<&'a At<KmsRehearsal>>,
     /// What would fail, if that was asked.
-    pub impact: Option<&'a KmsImpact>,
+    pub impact: Option<&'a Result<KmsImpact, Problem>>,
     /// What was asked for that: what would be taken away, and the version below which.
     pub asked: (&'a str, &'a str),
-    /// The policy for the master key that is set.
-    pub policy: Option<&'a KmsPolicy>,
+    /// The policy that was asked for, or that for the master key that is set.
+    pub policy: Option<&'a Result<KmsPolicy, Problem>>,
     /// What was typed.
     pub forms: &'a Forms,
 }
@@ -43,11 +44,12 @@ pub fn kms(view: &KmsView<'_>, viewer: &Viewer<'_>) -> Markup {
             (configure(configured, view.kms, view.forms, viewer))
             @if let Some(details) = configured { (reset(details, view, viewer)) }
         }
-        @if configured.is_some() {
+        @if let Some(details) = configured {
             (proofs(view, viewer))
             (foretold(view, viewer))
+            (rotation(details))
         }
-        @if let Some(policy) = view.policy { (policy_text(policy)) }
+        (policies(view.policy))
     }
 }
 
@@ -63,7 +65,7 @@ fn seen(view: &KmsView<'_>, configured: Option<&KmsDetails>, viewer: &Viewer<'_>
             Some(details) => {
                 @if let Some(wrong) = &details.problem { (problem(wrong)) }
                 @if viewer.may_change {
-                    div.acts {
+                    div.acts data-key="acts" {
                         (opener(CONFIGURE, "Update KMS", "main"))
                         (act("/kms/rewrap", "Rewrap keys", "", viewer))
                         (opener(RESET, "Reset KMS", "danger"))
@@ -71,6 +73,7 @@ fn seen(view: &KmsView<'_>, configured: Option<&KmsDetails>, viewer: &Viewer<'_>
                 }
             }
         }
+        @if let Some(behind) = behind(kms) { (behind) }
         (findings(&kms.findings))
         @for job in view.jobs { (progress(job, viewer)) }
         (fields(&words::kms(kms), viewer))
@@ -99,7 +102,9 @@ fn configure(
         Some(details) if !open => prefilled(details),
         _ => form,
     };
-    let version = if open { form.value("version") } else { &kms.version };
+    // Who is told that it was changed meanwhile decides anew, on what is shown now.
+    let again = !open || form.is_refused_as("kms-changed");
+    let version = if again { &kms.version } else { form.value("version") };
     let more = MORE.iter().any(|name| !form.value(name).is_empty());
     let token = match configured {
         Some(_) => {
@@ -110,6 +115,9 @@ fn configure(
     let input = |input: Input<'_>| input.show(CONFIGURE, &form);
     let body = html! {
         (form.problem())
+        @if let (true, Some(now)) = (open && again, configured) {
+            p { "Now it is " (now.base_url) " with the master key " (now.master_key) ". Update takes what stands below in its place." }
+        }
         input type="hidden" name="version" value=(version);
         (input(Input::new("base_url", "URL", "Such as https://vault.example:8200").required()))
         (input(Input::new("master_key", "Key name", "The master key in Vault's transit engine").required()))
@@ -296,21 +304,78 @@ fn foretold(view: &KmsView<'_>, viewer: &Viewer<'_>) -> Markup {
                 }
                 button type="submit" { "Foretell" }
             }
-            @if let Some(impact) = view.impact { (fields(&words::impact(impact), viewer)) }
+            @match view.impact {
+                Some(Ok(impact)) => (fields(&words::impact(impact), viewer)),
+                Some(Err(why)) => (problem(why)),
+                None => {}
+            }
+        }
+    }
+}
+
+/// How the master key is rotated, which Coffer may not do.
+fn rotation(details: &KmsDetails) -> Markup {
+    let command =
+        format!("vault write -f {}/keys/{}/rotate", details.transit_path, details.master_key);
+    html! {
+        section #rotation aria-labelledby="rotation-title" {
+            h2 #rotation-title { "Rotation" }
+            p { "In Vault, by who may rotate the master key; then Rewrap keys brings the filesystems' keys to the new version:" }
+            pre tabindex="0" { code #rotation-command { (command) } }
+            button.quiet type="button" data-copies="rotation-command" { "Copy the command" }
+        }
+    }
+}
+
+fn policies(policy: Option<&Result<KmsPolicy, Problem>>) -> Markup {
+    html! {
+        section #policy aria-labelledby="policy-title" {
+            h2 #policy-title { "Policy" }
+            p { "What the token needs in Vault, and no more." }
+            form.search method="get" action="/kms#policy" {
+                div.input {
+                    label for="policy-of" { "For the key" }
+                    input #policy-of name="policy" autocomplete="off" autocapitalize="off" spellcheck="false";
+                }
+                button type="submit" { "Show the policy" }
+            }
+            @match policy {
+                Some(Ok(policy)) => (policy_text(policy)),
+                Some(Err(why)) => (problem(why)),
+                None => {}
+            }
         }
     }
 }
 
 fn policy_text(policy: &KmsPolicy) -> Markup {
     html! {
-        section #policy aria-labelledby="policy-title" {
-            h2 #policy-title { "Policy" }
-            p { "What the token needs in Vault, and no more:" }
-            pre tabindex="0" { code #policy-text { (policy.policy) } }
-            button.quiet type="button" data-copies="policy-text" { "Copy the policy" }
-            p { "To apply it, and to make a token under it:" }
-            pre tabindex="0" { code #policy-commands { (policy.commands.join("\n")) } }
-            button.quiet type="button" data-copies="policy-commands" { "Copy the commands" }
-        }
+        pre tabindex="0" { code #policy-text { (policy.policy) } }
+        button.quiet type="button" data-copies="policy-text" { "Copy the policy" }
+        p { "To apply it, and to make a token under it:" }
+        pre tabindex="0" { code #policy-commands { (policy.commands.join("\n")) } }
+        button.quiet type="button" data-copies="policy-commands" { "Copy the commands" }
     }
+}
+
+/// That a rewrap is due: how many keys hang on older versions than the newest that the KMS told.
+pub(crate) fn behind(kms: &Kms) -> Option<Markup> {
+    let details = kms.configured.as_ref()?;
+    let newest = details.latest_version?;
+    let of_this = |count: &&admin_api::VersionCount| {
+        count.master_key == details.master_key && count.base_url == details.base_url
+    };
+    let older = kms.keys.iter().filter(of_this).filter(|count| count.version < newest);
+    let keys: u64 = older.map(|count| count.keys).sum();
+    (keys > 0).then(|| {
+        html! {
+            div.alert.warning data-code="keys-behind" data-key="keys-behind" {
+                p {
+                    strong { "Warning: " }
+                    (words::count(keys, "key")) " on an older version of " (details.master_key) " than " (newest) ", its newest"
+                }
+                p.cure { strong { "Do: " } "Rewrap keys, under " a href="/kms" { "KMS Configuration" } }
+            }
+        }
+    })
 }

@@ -4,6 +4,7 @@ use admin_api::{Jobs, Status};
 use maud::{Markup, html};
 
 use crate::jobs::unfinished;
+use crate::kms::behind;
 use crate::page::Viewer;
 use crate::parts::{fields, findings, live, mark, problem};
 use crate::picture;
@@ -13,7 +14,10 @@ pub fn overview(status: &Status, jobs: &Jobs, viewer: &Viewer<'_>) -> Markup {
     let kms = &status.kms;
     let configured = kms.configured.as_ref();
     let wrong = configured.and_then(|kms| kms.problem.as_ref());
-    let alerts = kms.findings.len() + status.findings.len() + usize::from(wrong.is_some());
+    let alerts = kms.findings.len()
+        + status.findings.len()
+        + usize::from(wrong.is_some())
+        + usize::from(behind(kms).is_some());
     let count = &status.filesystems;
     let body = html! {
         section aria-labelledby="alerts" {
@@ -27,6 +31,7 @@ pub fn overview(status: &Status, jobs: &Jobs, viewer: &Viewer<'_>) -> Markup {
                 p.well { (mark("good", "All is well")) }
             }
             @if let Some(wrong) = wrong { (problem(wrong)) }
+            @if let Some(behind) = behind(kms) { (behind) }
             (findings(kms.findings.iter().chain(&status.findings)))
             @if count.locked > 0 {
                 div.alert.warning data-code="filesystems-locked" {

@@ -3,6 +3,7 @@
 use maud::{DOCTYPE, Markup, html};
 
 use crate::assets::{ICON, SCRIPT, STYLE};
+use crate::parts::lines;
 
 /// Who looks at a page, and when.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +39,16 @@ impl Section {
         (Self::Jobs, "/jobs", "Jobs"),
         (Self::Audit, "/audit", "Audit"),
     ];
+
+    /// Where it is.
+    pub fn path(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].2
+    }
 }
 
 /// A page.
@@ -101,8 +112,9 @@ impl<'a> Page<'a> {
                         h1 { (self.title) }
                         // It is there from the beginning, so that what comes into it is read out.
                         div.notices role="status" {
-                            @if let Some(notice) = self.notice { p.notice { (notice) } }
+                            @if let Some(notice) = self.notice { p.notice { (lines(notice)) } }
                         }
+                        p #of-page role="status" {}
                         noscript {
                             p.alert.warning { "This console needs JavaScript for its dialogs and for live figures." }
                         }

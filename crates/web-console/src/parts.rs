@@ -48,7 +48,7 @@ pub(crate) fn lines(text: &str) -> Markup {
 pub(crate) fn findings<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Markup {
     html! {
         @for finding in findings {
-            div.alert.warning data-code=(finding.code) {
+            div.alert.warning data-code=(finding.code) data-key={ (finding.code) (finding.what) } {
                 p { strong { "Warning: " } (lines(&finding.what)) }
                 p.cure { strong { "Do: " } (lines(&finding.cure)) }
             }
@@ -59,7 +59,7 @@ pub(crate) fn findings<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> M
 /// What failed, why, what to do.
 pub fn problem(problem: &Problem) -> Markup {
     html! {
-        div.alert.error role="alert" data-code=(problem.code) {
+        div.alert.error role="alert" tabindex="-1" data-code=(problem.code) data-key=(problem.code) {
             p { strong { (problem.title) ": " } (lines(&problem.detail)) }
             @if let Some(cure) = &problem.cure { p.cure { strong { "Do: " } (lines(cure)) } }
         }
@@ -67,8 +67,8 @@ pub fn problem(problem: &Problem) -> Markup {
 }
 
 /// What failed, with the way back.
-pub fn back(failed: &Problem, to: &str) -> Markup {
-    html! { (problem(failed)) p { a href=(to) { "Back" } } }
+pub fn back(failed: &Problem, to: &str, label: &str) -> Markup {
+    html! { (problem(failed)) p { a href=(to) { (label) } } }
 }
 
 /// A moment as so long ago, with the exact one in its title.
@@ -92,16 +92,19 @@ pub(crate) fn live(id: &str, body: &Markup) -> Markup {
     html! { div id=(id) data-live { (body) } }
 }
 
+/// A row of a table: what it is known by when the table is renewed, and its cells.
+pub(crate) type Row<'a> = (&'a str, Vec<Markup>);
+
 /// A table that can be scrolled sideways, also by the keyboard, where it is too narrow.
-pub(crate) fn table(caption: &str, head: &[&str], rows: &[Vec<Markup>]) -> Markup {
+pub(crate) fn table(caption: &str, head: &[&str], rows: &[Row<'_>]) -> Markup {
     html! {
         div.scroll role="region" aria-label=(caption) tabindex="0" {
             table {
                 caption.unseen { (caption) }
                 thead { tr { @for name in head { th scope="col" { (name) } } } }
                 tbody {
-                    @for row in rows {
-                        tr {
+                    @for (key, row) in rows {
+                        tr data-key=[(!key.is_empty()).then_some(key)] {
                             @for (at, cell) in row.iter().enumerate() {
                                 @if at == 0 { th scope="row" { (cell) } }
                                 @else { td data-name=(head.get(at).copied().unwrap_or_default()) { (cell) } }

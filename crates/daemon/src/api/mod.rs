@@ -177,12 +177,7 @@ async fn answer(shared: &Shared, who: &str, request: Request, next: Next) -> Res
         detail,
     };
     if let Err(why) = shared.audit.try_record(&event(Outcome::Begun, String::new())) {
-        return Refusal(
-            Problem::new(Exit::Failed, "audit-failed", "the request is refused", why)
-                .cure("make room for the audit log, or mend its disk, or put back what was taken away of it; what is not recorded is not done")
-                .with_status(503),
-        )
-        .into_response();
+        return Refusal(unrecorded(why)).into_response();
     }
     let response = next.run(request).await;
     let status = response.status();
@@ -194,6 +189,13 @@ async fn answer(shared: &Shared, who: &str, request: Request, next: Next) -> Res
     };
     shared.audit.record(&event(outcome, format!("answered {}", status.as_u16())));
     response
+}
+
+/// What is not recorded is not done.
+pub(crate) fn unrecorded(why: String) -> Problem {
+    Problem::new(Exit::Failed, "audit-failed", "the request is refused", why)
+        .cure("make room for the audit log, or mend its disk, or put back what was taken away of it; what is not recorded is not done")
+        .with_status(503)
 }
 
 /// A problem as an answer.

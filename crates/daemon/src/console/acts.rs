@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::access::Session;
 use super::pages::{self, Besides, Wanted};
-use super::{Console, Submitted, no_entry, status_of};
+use super::{Console, OfKms, Submitted, no_entry, status_of};
 use crate::mutex::lock;
 use crate::problem;
 
@@ -38,7 +38,11 @@ pub(super) async fn log_in(
     let entered = entered.map_err(|e| problem::internal("no session is opened", e));
     let (problem, who) = match entered {
         Ok(Ok((secret, session))) => {
-            console.shared.record_session(Outcome::Done, Some(&session), "opened");
+            let event = shared.of_session(Outcome::Done, Some(&session), "opened");
+            if let Err(why) = shared.audit.try_record(&event) {
+                shared.access.end(&session.id);
+                return log_in_refused(&crate::api::unrecorded(why));
+            }
             let cookie = [(SET_COOKIE, console.set_cookie(&secret))];
             return (cookie, Redirect::to("/")).into_response();
         }
@@ -49,8 +53,12 @@ pub(super) async fn log_in(
     if problem.status != 429 {
         console.shared.record_session(Outcome::Refused, None, who);
     }
-    let page = Page::outside("Log in").render(&web_console::login(Some(&problem)));
-    (status_of(&problem), Html(page)).into_response()
+    log_in_refused(&problem)
+}
+
+fn log_in_refused(problem: &Problem) -> Response {
+    let page = Page::outside("Log in").render(&web_console::login(Some(problem)));
+    (status_of(problem), Html(page)).into_response()
 }
 
 pub(super) async fn log_out(
@@ -189,10 +197,12 @@ pub(super) async fn check(
     State(console): State<Console>,
     Submitted { session, .. }: Submitted,
 ) -> Response {
+    let version = console.kms_version().await;
     match console.api(&session).post::<KmsCheck>(paths::CHECK, &()).await {
         Ok(it) => {
             let told = words::check_sum(&it);
-            *lock(&console.shared.found.check) = Some(At { at: console.shared.clock.now().0, it });
+            let found = At { at: console.shared.clock.now().0, it };
+            *lock(&console.shared.found.check) = Some(OfKms { version, found });
             console.told(&session, "/kms#check", told)
         }
         Err(problem) => console.failed(&session, "/kms", &problem),
@@ -203,11 +213,12 @@ pub(super) async fn rehearse(
     State(console): State<Console>,
     Submitted { session, .. }: Submitted,
 ) -> Response {
+    let version = console.kms_version().await;
     match console.api(&session).post::<KmsRehearsal>(paths::REHEARSE, &()).await {
         Ok(it) => {
             let told = words::rehearsal(&it).into_iter().next().unwrap_or_default();
             let at = console.shared.clock.now().0;
-            *lock(&console.shared.found.rehearsal) = Some(At { at, it });
+            *lock(&console.shared.found.rehearsal) = Some(OfKms { version, found: At { at, it } });
             console.told(&session, "/kms#rehearsal", told)
         }
         Err(problem) => console.failed(&session, "/kms", &problem),
@@ -364,6 +375,12 @@ fn begun_text(job: &Job) -> String {
 }
 
 impl Console {
+    /// The version of the KMS that is set, as it is known here.
+    async fn kms_version(&self) -> String {
+        let seen = self.shared.health.seen().await;
+        seen.map(|seen| seen.version.to_string()).unwrap_or_default()
+    }
+
     /// The next page, with the news of what was done.
     fn told(&self, session: &Session, next: &str, told: String) -> Response {
         self.shared.access.tell(&session.id, told);
@@ -380,7 +397,9 @@ impl Console {
     /// A page of its own for what failed and has no form to stand in.
     fn failed(&self, session: &Session, at: &str, problem: &Problem) -> Response {
         self.again(session, problem, |viewer| {
-            Page::aside(&problem.title, viewer).at(at).render(&web_console::back(problem, at))
+            Page::aside(&problem.title, viewer)
+                .at(at)
+                .render(&web_console::back(problem, at, "Back"))
         })
     }
 

@@ -10,7 +10,8 @@ use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::http::{HeaderMap, Method};
 use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{Html, IntoResponse as _, Response};
+use web_console::Page;
 
 use crate::api::Refusal;
 
@@ -78,13 +79,29 @@ pub(crate) async fn guard(
             tracing::warn!(method = %request.method(), path = request.uri().path(), code = problem.code, "refused a request to the console");
             Refusal::from(problem).into_response()
         }
-        None => next.run(request).await,
+        None => in_a_page(next.run(request).await),
     };
     for (name, value) in HEADERS {
         // An asset says for how long it may be kept.
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
+}
+
+/// A refusal of the HTTP library, which is a bare text or nothing, as a page with the way on.
+fn in_a_page(response: Response) -> Response {
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    let is_bare = kind.is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    let status = response.status();
+    if !status.is_client_error() || !is_bare {
+        return response;
+    }
+    let (title, why) =
+        ("the request is not understood", "something in its address or form can't be so");
+    let problem = Problem::new(Exit::Usage, "bad-request", title, why);
+    let problem = problem.cure("go on from the overview");
+    let page = Page::outside("Not understood");
+    (status, Html(page.render(&web_console::back(&problem, "/", "Overview")))).into_response()
 }
 
 fn refused(origins: &Origins, request: &Request) -> Option<Problem> {

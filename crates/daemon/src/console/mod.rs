@@ -65,8 +65,8 @@ struct Console {
 /// What was found last, to be shown until it is found anew.
 #[derive(Default)]
 pub(crate) struct Found {
-    check: Mutex<Option<At<KmsCheck>>>,
-    rehearsal: Mutex<Option<At<KmsRehearsal>>>,
+    check: Mutex<Option<OfKms<KmsCheck>>>,
+    rehearsal: Mutex<Option<OfKms<KmsRehearsal>>>,
     chain: Mutex<Option<At<AuditChain>>>,
 }
 
@@ -74,6 +74,18 @@ pub(crate) struct Found {
 pub(crate) async fn open(shared: &Arc<Shared>) -> Result<String, Problem> {
     let serving = Arc::clone(shared);
     shared.door.open(|origins| router(serving, origins)).await
+}
+
+/// What was found of the KMS that had this version; of another one it says nothing.
+struct OfKms<T> {
+    version: String,
+    found: At<T>,
+}
+
+impl<T> OfKms<T> {
+    fn of<'a>(kept: &'a Option<Self>, version: &str) -> Option<&'a At<T>> {
+        kept.as_ref().filter(|kept| kept.version == version).map(|kept| &kept.found)
+    }
 }
 
 /// The console as it is reached under these origins.
@@ -113,12 +125,16 @@ fn router(shared: Arc<Shared>, origins: Origins) -> Router {
 impl Shared {
     /// A session was opened or ended, or one was not opened.
     pub(crate) fn record_session(&self, outcome: Outcome, session: Option<&Session>, what: &str) {
+        self.audit.record(&self.of_session(outcome, session, what));
+    }
+
+    fn of_session(&self, outcome: Outcome, session: Option<&Session>, what: &str) -> AuditEvent {
         let detail = match session.map(|session| session.role) {
             Some(Role::Administrator) => format!("{what} (administrator)"),
             Some(Role::Viewer) => format!("{what} (viewer)"),
             None => what.to_owned(),
         };
-        self.audit.record(&AuditEvent {
+        AuditEvent {
             at: self.clock.now(),
             action: "console.session".to_owned(),
             subject: session.map(|session| session.id.clone()).unwrap_or_default(),
@@ -127,7 +143,7 @@ impl Shared {
             key: None,
             requests: Vec::new(),
             detail,
-        });
+        }
     }
 }
 
@@ -168,7 +184,7 @@ async fn known(State(console): State<Console>, mut request: Request, next: Next)
 async fn of_script(
     State(console): State<Console>,
     Extension(session): Extension<Session>,
-    mut request: Request<Body>,
+    request: Request<Body>,
 ) -> Response {
     let title = "the request is refused";
     let looks = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -189,6 +205,11 @@ async fn of_script(
     if let Some(problem) = refused {
         return Refusal::from(problem).into_response();
     }
+    // Anew: what the routes of the console found in its path would count as found by those of the API.
+    let (head, body) = request.into_parts();
+    let mut request = Request::new(body);
+    (*request.method_mut(), *request.uri_mut()) = (head.method, head.uri);
+    *request.headers_mut() = head.headers;
     request.extensions_mut().insert(caller(&session));
     console.answer(request).await.map(|body| with_session(body, console.shared, session.id))
 }
@@ -257,7 +278,8 @@ impl Console {
         if path.starts_with("/v1/") {
             return Refusal::from(problem.clone()).into_response();
         }
-        let page = Page::outside("Not logged in").render(&web_console::problem(problem));
+        let page =
+            Page::outside("Not logged in").render(&web_console::back(problem, "/login", "Log in"));
         (status_of(problem), Html(page)).into_response()
     }
 
@@ -292,7 +314,7 @@ impl FromRequest<Console> for Submitted {
         };
         let refused = |problem: Problem| {
             let page = console.page(&session, |viewer| {
-                Page::aside("Refused", viewer).render(&web_console::problem(&problem))
+                Page::aside("Refused", viewer).render(&web_console::back(&problem, "/", "Overview"))
             });
             (status_of(&problem), page).into_response()
         };

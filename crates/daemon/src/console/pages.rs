@@ -1,8 +1,8 @@
 //! What is looked at.
 
 use admin_api::{
-    AuditPage, BytePath, Filesystem, Filesystems, Job, JobKind, Jobs, Kms, KmsImpact, KmsPolicy,
-    Listing, Problem, Status, paths,
+    AuditPage, BytePath, Exit, Filesystem, Filesystems, Job, JobKind, Jobs, Kms, KmsImpact,
+    KmsPolicy, Listing, Problem, Status, paths,
 };
 use axum::Extension;
 use axum::extract::{Path, Query, State};
@@ -14,7 +14,7 @@ use web_console::{
 };
 
 use super::access::Session;
-use super::{Console, LIVE, status_of};
+use super::{Console, LIVE, OfKms, status_of};
 use crate::mutex::lock;
 use crate::problem;
 
@@ -58,6 +58,9 @@ pub(super) struct Besides {
     impact: String,
     #[serde(default)]
     below: String,
+    /// Master keys, with commas between them, whose policy is asked for.
+    #[serde(default)]
+    policy: String,
 }
 
 pub(super) async fn kms(
@@ -81,9 +84,9 @@ pub(super) struct KmsShown {
     kms: Kms,
     filesystems: u64,
     jobs: Vec<Job>,
-    impact: Option<KmsImpact>,
+    impact: Option<Result<KmsImpact, Problem>>,
     asked: (String, String),
-    policy: Option<KmsPolicy>,
+    policy: Option<Result<KmsPolicy, Problem>>,
 }
 
 pub(super) async fn kms_shown(
@@ -102,18 +105,33 @@ pub(super) async fn kms_shown(
         is_news && matches!(job.kind, Downgrade | Move | Renew | Rewrap)
     };
     let configured = status.kms.configured.as_ref();
-    let policy = match configured {
+    let asked: Vec<String> = match configured {
+        _ if !besides.policy.trim().is_empty() => vec![besides.policy.trim().to_owned()],
         Some(kms) => {
-            let mut names = vec![kms.master_key.clone()];
-            names.extend(kms.own_keys.iter().map(|own| own.master_key.clone()));
-            let path = Some(&*kms.transit_path).filter(|path| *path != "transit");
-            Some(api.get(&paths::policy(&names, path)).await?)
+            let own = kms.own_keys.iter().map(|own| own.master_key.clone());
+            [kms.master_key.clone()].into_iter().chain(own).collect()
         }
-        None => None,
+        None => Vec::new(),
+    };
+    let mount = configured.map(|kms| &*kms.transit_path).filter(|path| *path != "transit");
+    let policy = match asked.is_empty() {
+        false => Some(api.get(&paths::policy(&asked, mount)).await),
+        true => None,
     };
     let impact = match besides.impact.as_str() {
-        of @ ("token" | "key") => Some(api.get(&paths::impact(of, None, None)).await?),
-        "versions" => Some(api.get(&paths::impact("versions", Some(&besides.below), None)).await?),
+        of @ ("token" | "key") => Some(api.get(&paths::impact(of, None, None)).await),
+        "versions" => match besides.below.trim().parse::<u64>() {
+            Ok(below) => {
+                Some(api.get(&paths::impact("versions", Some(&below.to_string()), None)).await)
+            }
+            Err(_) => Some(Err(Problem::new(
+                Exit::Usage,
+                "invalid",
+                "it can't be told what would fail",
+                "a version is a number",
+            )
+            .cure("give the version that min_decryption_version would be raised to"))),
+        },
         _ => None,
     };
     Ok(KmsShown {
@@ -140,8 +158,8 @@ pub(super) fn kms_page(
             kms: &shown.kms,
             filesystems: shown.filesystems,
             jobs: &shown.jobs,
-            check: check.as_ref(),
-            rehearsal: rehearsal.as_ref(),
+            check: OfKms::of(&check, &shown.kms.version),
+            rehearsal: OfKms::of(&rehearsal, &shown.kms.version),
             impact: shown.impact.as_ref(),
             asked: (&shown.asked.0, &shown.asked.1),
             policy: shown.policy.as_ref(),

@@ -211,21 +211,27 @@ fn nothing_found() -> Rehearsal {
     }
 }
 
-/// Opens a session of the console with this link, as a browser does.
-async fn log_in(link: &str) {
+/// Opens a session of the console with this link, as a browser does, and asks for this with it.
+async fn through_the_console(link: &str, path: &str) -> String {
     let (page, code) = link.split_once('#').unwrap();
     let host = page.strip_prefix("http://").unwrap().strip_suffix("/login").unwrap();
-    let mut stream = TcpStream::connect(host).await.unwrap();
+    let ask = async |head: &str, body: &str| {
+        let mut stream = TcpStream::connect(host).await.unwrap();
+        let request = format!("{head}\r\nhost: {host}\r\nconnection: close\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
     let body = format!("code={code}");
-    let request = format!(
-        "POST /login HTTP/1.1\r\nhost: {host}\r\norigin: http://{host}\r\nconnection: close\r\ncontent-type: \
-         application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{body}",
+    let head = format!(
+        "POST /login HTTP/1.1\r\norigin: http://{host}\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: {}",
         body.len()
     );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
+    let answer = ask(&head, &body).await;
     assert!(answer.starts_with("HTTP/1.1 303 "), "{answer}");
+    let cookie = answer.split_once("set-cookie: ").unwrap().1.split_once(';').unwrap().0;
+    ask(&format!("GET {path} HTTP/1.1\r\ncookie: {cookie}"), "").await
 }
 
 /// Changes a bit of the largest file below this one.
@@ -316,7 +322,8 @@ async fn what_the_node_answers_is_what_is_described() {
         api.ok(&node, "GET", path, Value::Null).await;
     }
     let link = api.ok(&node, "POST", "/v1/console/links", json!({"read_only": true})).await;
-    log_in(link["url"].as_str().unwrap()).await;
+    let shown = through_the_console(link["url"].as_str().unwrap(), "/v1/filesystems/home").await;
+    assert!(shown.starts_with("HTTP/1.1 200 ") && shown.contains("\"name\":\"home\""), "{shown}");
     let open = api.ok(&node, "GET", "/v1/console/sessions", Value::Null).await;
     let session = format!("/v1/console/sessions/{}", open["sessions"][0]["id"].as_str().unwrap());
     api.ok(&node, "DELETE", &session, Value::Null).await;
