@@ -125,9 +125,16 @@ impl Browser {
             if let Some(found) = holds() {
                 return found;
             }
-            assert!(Instant::now() < deadline, "not yet: {what}\n{}\n{}", self.url(), self.text());
+            assert!(Instant::now() < deadline, "not yet: {what}\n{}", self.shown());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// All there is to see, for whoever has to find out what is wrong.
+    fn shown(&self) -> String {
+        let inputs = "return [...document.querySelectorAll('dialog[open] input:not([type=hidden])')].map((it) => `${it.name}=${it.value}`)";
+        let inputs = self.try_script(inputs, &[]).unwrap_or_default();
+        format!("{}\n{}\n{inputs}", self.url(), self.text())
     }
 
     /// Waits until this is shown.
@@ -199,6 +206,17 @@ impl Browser {
     pub(crate) fn keys(&self, keys: impl Into<TypingData>) {
         let typed = self.driver().action_chain().send_keys(keys);
         self.run(typed.perform());
+    }
+
+    /// Presses Enter. chromedriver's own keys are pressed again where the first time has led to another page.
+    pub(crate) fn enter(&self) {
+        for kind in ["keyDown", "keyUp"] {
+            let text = if kind == "keyDown" { "\r" } else { "" };
+            let key = json!({
+                "type": kind, "key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": text,
+            });
+            self.devtools("Input.dispatchKeyEvent", key);
+        }
     }
 
     /// What is called so that the focus is on it: its text, or its label.

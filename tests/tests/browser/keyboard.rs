@@ -25,16 +25,16 @@ fn a_kms_is_set_with_tab_enter_and_escape_alone() {
     console.keys(Key::Tab);
     assert_eq!(console.focused(), "Skip to the content");
     tab_to(&console, "KMS Configuration");
-    console.keys(Key::Enter);
+    console.enter();
     console.sees("KMS is not set.");
     tab_to(&console, "Configure KMS");
-    console.keys(Key::Enter);
+    console.enter();
     assert_eq!(console.dialog().as_deref(), Some("Configure KMS"));
     console.keys(Key::Escape);
     assert_eq!(console.dialog(), None);
     assert_eq!(console.focused(), "Configure KMS", "the focus returns to what opened the dialog");
 
-    console.keys(Key::Enter);
+    console.enter();
     // The first input has the focus.
     assert_eq!(console.focused(), "URL");
     console.keys(kms.url());
@@ -42,19 +42,19 @@ fn a_kms_is_set_with_tab_enter_and_escape_alone() {
     console.keys(KEY);
     tab_to(&console, "API token");
     console.keys("hvs.wrong");
-    console.keys(Key::Enter);
+    console.enter();
     console.sees("Vault refuses the token");
     assert!(console.wrong("API token").contains("Vault refuses the token"));
     assert_eq!(console.focused(), "API token", "what is wrong has the focus");
     console.keys(kms.token());
     tab_to(&console, "Update");
-    console.keys(Key::Enter);
+    console.enter();
     console.sees(&format!("the KMS is {}", kms.url()));
     assert!(!place.json(&["fs", "kms"])["configured"].is_null());
 
     // A dialog keeps the focus to itself.
     tab_to(&console, "Reset KMS");
-    console.keys(Key::Enter);
+    console.enter();
     assert_eq!(console.dialog().as_deref(), Some("KMS Reset"));
     for _ in 0..8 {
         console.keys(Key::Tab);
@@ -64,7 +64,7 @@ fn a_kms_is_set_with_tab_enter_and_escape_alone() {
         assert!(inside == true, "{}", console.focused());
     }
     tab_to(&console, "No");
-    console.keys(Key::Enter);
+    console.enter();
     assert_eq!(console.dialog(), None);
     assert_eq!(console.focused(), "Reset KMS");
 }
