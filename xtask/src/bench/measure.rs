@@ -69,8 +69,17 @@ pub(super) fn sync(folder: &Path) -> Result<()> {
 
 /// A process's peak resident memory in bytes, while it lives (`VmHWM`, proc_pid_status(5)).
 pub(super) fn peak_memory(id: u32) -> Option<u64> {
+    memory(id, "VmHWM:")
+}
+
+/// Its resident memory at this moment (`VmRSS`).
+pub(super) fn memory_now(id: u32) -> Option<u64> {
+    memory(id, "VmRSS:")
+}
+
+fn memory(id: u32, which: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(which))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
