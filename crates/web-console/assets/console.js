@@ -117,7 +117,8 @@ async function take() {
     } else location.reload();
     return;
   }
-  if (answer.status === 404) location.reload();
+  // What the page was about is gone, and the answer says so; a page that says so itself has nothing that is renewed.
+  if (answer.status === 404 && document.querySelector("[data-live]")) location.reload();
   if (!answer.ok) throw new Error(answer.statusText);
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   say("");

@@ -309,3 +309,23 @@ fn a_filesystem_that_is_not_there_is_told_with_the_way_on() {
         assert!(console.offers("Filesystems"), "the sidebar is there");
     }
 }
+
+/// What has the focus is what was shown, also if the list has grown meanwhile.
+#[test]
+fn a_row_that_has_the_focus_keeps_it_when_another_comes_before_it() {
+    let place = Place::new();
+    let _node = place.start();
+    place.ok(&["fs", "create", "b", "--allow-no-kms"]);
+    let console = Console::open(&place);
+    console.page("/filesystems");
+    console.script("document.querySelector('tbody a').focus()");
+    assert_eq!(console.focused(), "b");
+    place.ok(&["fs", "create", "a", "--allow-no-kms"]);
+    place.ok(&["fs", "create", "c", "--allow-no-kms"]);
+    console.until("all three", || (console.count("tbody tr") == 3).then_some(()));
+    assert_eq!(console.focused(), "b");
+    place.ok(&["fs", "delete", "b", "--yes"]);
+    console.until("two", || (console.count("tbody tr") == 2).then_some(()));
+    assert_ne!(console.focused(), "c", "nothing takes the place of what is gone");
+    assert_ne!(console.focused(), "a");
+}

@@ -29,14 +29,45 @@ fn of_two_tabs_that_update_the_kms_at_once_the_second_is_told() {
     console.sees("the KMS configuration was changed since it was looked at");
     assert_eq!(console.value("Key name"), "third", "what was typed is kept");
     assert_eq!(place.json(&["fs", "kms"])["configured"]["master_key"], "second");
-    // Looked at again, it can be decided anew.
-    console.press("Cancel");
-    console.reload();
-    console.press("Update KMS");
-    assert_eq!(console.value("Key name"), "second");
-    console.fill("Key name", "third");
+    // It is told what is set now, and can decide anew.
+    console.sees("with the master key second. Update takes what stands below in its place.");
     console.press("Update");
     console.sees("with the master key third");
+}
+
+#[test]
+fn a_dialog_that_is_opened_has_what_another_tab_has_set() {
+    let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
+    kms.admin().write("transit/keys/second", &json!({}));
+    let _node = place.start();
+    let policies: Vec<_> = [KEY, "second"].map(coffer_tests::kms::policy).into();
+    let token = kms.token_for(&policies.concat());
+    let console = Console::open(&place);
+    console.set_kms(kms.url(), KEY, &token);
+    place.ok(&["fs", "kms", "set-vault", kms.url(), "second"]);
+    console.sees("second");
+    console.press("Update KMS");
+    assert_eq!(console.value("Key name"), "second");
+    console.fill("Key name", KEY);
+    console.press("Update");
+    console.sees(&format!("with the master key {KEY}"));
+}
+
+/// A browser has six connections to a host, and a page that shows what is new holds one.
+#[test]
+fn more_tabs_than_a_browser_has_connections_all_go_on() {
+    let place = Place::new();
+    let _node = place.start();
+    let console = Console::open(&place);
+    for _ in 0..8 {
+        console.another_tab();
+        console.page("/filesystems");
+        console.sees("There is no filesystem yet.");
+    }
+    place.ok(&["fs", "create", "new", "--allow-no-kms"]);
+    console.sees("new");
+    console.press("Jobs");
+    console.sees("No job was asked for yet.");
 }
 
 #[test]

@@ -450,7 +450,7 @@ fn ls_ends_by_the_worst_that_it_could_not_list() {
 #[test]
 fn jobs_are_listed_shown_and_stopped() {
     let node = Node::answering([
-        ("GET /v1/jobs?", 200, json!({"jobs": [job("import", "running")]})),
+        ("GET /v1/jobs", 200, json!({"jobs": [job("import", "running")]})),
         ("GET /v1/jobs/7", 200, job("import", "waiting")),
         ("POST /v1/jobs/7/stop", 200, job("import", "stopping")),
     ]);
@@ -485,7 +485,7 @@ fn all_pages_of_jobs_are_listed() {
         job
     };
     let node = Node::answering([
-        ("GET /v1/jobs?", 200, json!({"jobs": [of("3"), of("2")], "next": "5-2"})),
+        ("GET /v1/jobs", 200, json!({"jobs": [of("3"), of("2")], "next": "5-2"})),
         ("GET /v1/jobs?after=5-2", 200, json!({"jobs": [of("1")]})),
     ]);
     let listed = node.run(&["job", "list"]).stdout;
@@ -502,7 +502,7 @@ fn why_a_job_waits_is_listed() {
     waits["problem"] = json!({
         "code": "store-failed", "title": "t", "detail": "no room", "cure": "make some", "status": 500, "exit": "failed",
     });
-    let node = Node::answering([("GET /v1/jobs?", 200, json!({"jobs": [waits]}))]);
+    let node = Node::answering([("GET /v1/jobs", 200, json!({"jobs": [waits]}))]);
     let listed = node.run(&["job", "list"]).stdout;
     assert_eq!(listed.lines().last(), Some("7 waits: no room"), "{listed}");
 }
