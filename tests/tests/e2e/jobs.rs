@@ -20,7 +20,8 @@ fn an_import_that_was_killed_is_taken_up_again() {
     std::thread::scope(|scope| {
         let importing =
             scope.spawn(|| place.coffer(&["fs", "import", "home", source.to_str().unwrap()]));
-        std::thread::sleep(Duration::from_millis(400));
+        let items = || place.json(&["job", "list"])["jobs"][0]["progress"]["items"].as_u64();
+        while items().unwrap_or(0) < 100 {}
         node.kill();
         assert_ne!(importing.join().unwrap().code, 0, "the import was over before the kill");
     });

@@ -152,7 +152,7 @@ fn one_that_waits_after_a_kill_tells_how_far_it_was() {
         let mut rekey = rekey.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let is_over = || rekey.try_wait().unwrap().is_some();
         if within(Duration::from_secs(2), is_over) {
-            fs::write(Path::new(&source).join(more.to_string()), tree::noise(more, 300 << 20))
+            fs::write(Path::new(&source).join(more.to_string()), tree::noise(more, 900 << 20))
                 .unwrap();
             place.ok(&["fs", "import", "home", &source]);
             continue;
@@ -259,7 +259,7 @@ fn a_store_that_is_lost_in_the_middle_is_rebuilt_and_the_rest_is_done() {
     let kms = Kms::start(Kind::Embedded);
     let place = Place::new();
     let node = place.start();
-    let source = exposed(&place, &kms, 300 << 20);
+    let source = exposed(&place, &kms, 1200 << 20);
     std::thread::scope(|scope| {
         let begun = scope.spawn(|| place.coffer(&["fs", "rekey", "home"]));
         in_the_middle(&place);
