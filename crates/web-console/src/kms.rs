@@ -17,9 +17,9 @@ use crate::picture;
 pub struct KmsView<'a> {
     /// The KMS.
     pub kms: &'a Kms,
-    /// How many filesystems there are, and some of their names: what keeps the KMS from being removed.
+    /// How many filesystems there are: they keep the KMS from being removed.
     pub filesystems: u64,
-    /// Moves of keys that have not ended.
+    /// The newest move of keys, until some time after its end.
     pub jobs: &'a [Job],
     /// The last check.
     pub check: Option<&'a At<KmsCheck>>,
@@ -88,7 +88,7 @@ fn seen(view: &KmsView<'_>, configured: Option<&KmsDetails>, viewer: &Viewer<'_>
     }
 }
 
-/// The id of the dialog that sets or changes the KMS, and the names of its inputs that a refusal can be about.
+/// The id of the dialog that sets or changes the KMS.
 const CONFIGURE: &str = "configure";
 
 fn configure(

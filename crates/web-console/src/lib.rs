@@ -46,6 +46,3 @@ pub use login::login;
 pub use overview::overview;
 pub use page::{Page, Section, Viewer};
 pub use parts::{At, back, problem};
-
-/// A piece of a page, escaped.
-pub type Html = maud::Markup;

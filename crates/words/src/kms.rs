@@ -235,7 +235,7 @@ fn details(details: &KmsDetails) -> Fields {
 }
 
 /// How the node shows the KMS who it is, and for how long it can.
-pub fn authentication(details: &KmsDetails) -> String {
+fn authentication(details: &KmsDetails) -> String {
     let mut text = match (&details.token_file, &details.role_id) {
         (Some(file), _) => format!("the token in {file}, read again when it changes"),
         (_, Some(role)) => {

@@ -21,7 +21,7 @@ mod status;
 pub use audit::{audit_chain, audit_more};
 pub use filesystem::{filesystem, filesystem_state, wrapped_by};
 pub use job::{counts_files, ended_job, job, job_noun, job_progress, job_state};
-pub use kms::{authentication, change, check_outcome, check_sum, impact, kms, rehearsal, versions};
+pub use kms::{change, check_outcome, check_sum, impact, kms, rehearsal, versions};
 pub use quantity::{bytes, count, moment, span};
 pub use status::{kms_line, status};
 

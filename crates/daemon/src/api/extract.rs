@@ -1,9 +1,11 @@
 //! What requests say in their path and query, or the problem that stands in its place: axum's own refusals are plain text.
 
-use admin_api::{Exit, Problem};
+use admin_api::{Exit, Problem, paths};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use utoipa::IntoParams;
 
 use super::Refusal;
 
@@ -36,6 +38,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let query = axum::extract::Query::from_request_parts(parts, state).await;
         query.map(|query| Self(query.0)).map_err(|e| not_understood(e.body_text()))
+    }
+}
+
+/// Which page of a list is wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Page {
+    /// Only those after this one: the last page's `next`.
+    pub(super) after: Option<String>,
+    /// How many, at most 1000.
+    limit: Option<usize>,
+}
+
+impl Page {
+    pub(super) fn limit(&self) -> usize {
+        self.limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT)
     }
 }
 

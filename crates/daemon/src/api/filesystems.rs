@@ -17,19 +17,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{IdempotencyKey, Path as Segment, Query};
+use super::extract::{IdempotencyKey, Page, Path as Segment, Query};
 use super::{Answer, Body, name};
 use crate::jobs::{Spec, damage};
 use crate::{Shared, problem};
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct Page {
-    /// Only those after this one: the last page's `next`.
-    pub(super) after: Option<String>,
-    /// How many, at most 1000.
-    limit: Option<usize>,
-}
 
 /// Which filesystems are wanted.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -51,12 +42,6 @@ enum Standing {
     /// Those that are not, whatever the reason.
     Locked,
     Exposed,
-}
-
-impl Page {
-    pub(super) fn limit(&self) -> usize {
-        self.limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT)
-    }
 }
 
 impl Wanted {

@@ -10,8 +10,7 @@ use key_manager::JobId;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Path, Query, not_understood};
-use super::filesystems::Page;
+use super::extract::{Page, Path, Query, not_understood};
 use super::{Answer, Refusal};
 use crate::{Shared, problem};
 

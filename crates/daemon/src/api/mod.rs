@@ -128,7 +128,7 @@ async fn perform(
 ) -> Response {
     let (method, path) = (request.method().as_str(), request.uri().path());
     let span = tracing::error_span!("request", method, path, peer = who);
-    if looks(&request) {
+    if looks(request.method()) {
         return in_time(answer(&shared, &who, request, next).instrument(span)).await;
     }
     // A client that goes away takes its connection along, and with it would go an act that is half done. So it is with one
@@ -139,9 +139,9 @@ async fn perform(
     in_time(async { act.await.unwrap_or_else(broke) }).await
 }
 
-/// Whether it changes nothing.
-fn looks(request: &Request) -> bool {
-    matches!(*request.method(), Method::GET | Method::HEAD)
+/// Whether a request by this method changes nothing.
+pub(crate) fn looks(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
 }
 
 /// The answer, or that it takes too long.
@@ -161,7 +161,7 @@ async fn in_time(answer: impl Future<Output = Response>) -> Response {
 /// What changes something is recorded when it begins, so that nothing is done without a record, and when it has ended.
 async fn answer(shared: &Shared, who: &str, request: Request, next: Next) -> Response {
     let what = format!("{} {}", request.method(), request.uri().path());
-    if looks(&request) {
+    if looks(request.method()) {
         let response = next.run(request).await;
         tracing::debug!(status = response.status().as_u16(), "answered");
         return response;
@@ -191,6 +191,11 @@ async fn answer(shared: &Shared, who: &str, request: Request, next: Next) -> Res
     response
 }
 
+/// With what status a problem is answered.
+pub(crate) fn status_of(problem: &Problem) -> StatusCode {
+    StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
 /// What is not recorded is not done.
 pub(crate) fn unrecorded(why: String) -> Problem {
     Problem::new(Exit::Failed, "audit-failed", "the request is refused", why)
@@ -210,8 +215,7 @@ impl From<Problem> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = status_of(&self.0);
         let mut response = (status, Json(self.0)).into_response();
         let kind = HeaderValue::from_static(MEDIA_TYPE);
         response.headers_mut().insert(header::CONTENT_TYPE, kind);

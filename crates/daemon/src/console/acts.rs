@@ -19,7 +19,8 @@ use zeroize::Zeroizing;
 
 use super::access::Session;
 use super::pages::{self, Besides, Wanted};
-use super::{Console, OfKms, Submitted, no_entry, status_of};
+use super::{Console, OfKms, Submitted, no_entry};
+use crate::api::status_of;
 use crate::mutex::lock;
 use crate::problem;
 

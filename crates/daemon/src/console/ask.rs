@@ -5,6 +5,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::header::{CONTENT_TYPE, IF_MATCH};
 use axum::http::{HeaderName, Method, Request};
+use axum::response::Response;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tower::ServiceExt as _;
@@ -54,6 +55,15 @@ impl Api {
         self.ask(Method::DELETE, path, &matching(version), None::<&()>).await
     }
 
+    /// The answer as it comes.
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Response {
+        request.extensions_mut().insert(self.caller.clone());
+        match self.routes.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -73,12 +83,8 @@ impl Api {
             }
             None => Body::empty(),
         };
-        let mut request = request.body(body).map_err(|e| broken(e.to_string()))?;
-        request.extensions_mut().insert(self.caller.clone());
-        let response = match self.routes.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
+        let request = request.body(body).map_err(|e| broken(e.to_string()))?;
+        let response = self.send(request).await;
         let done = response.status().is_success();
         let is_problem =
             response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == admin_api::MEDIA_TYPE);

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use admin_api::{Exit, Problem};
 use axum::extract::{Request, State};
+use axum::http::HeaderMap;
 use axum::http::header::{self, HeaderName, HeaderValue};
-use axum::http::{HeaderMap, Method};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse as _, Response};
 use web_console::Page;
 
-use crate::api::Refusal;
+use crate::api::{Refusal, looks};
 
 /// What browsers hold pages of the console to.
 const HEADERS: [(HeaderName, &str); 8] = [
@@ -114,7 +114,7 @@ fn refused(origins: &Origins, request: &Request) -> Option<Problem> {
         let problem = Problem::new(Exit::Usage, "foreign-host", title, why).cure(cure);
         return Some(problem.with_status(421));
     }
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
+    if looks(request.method()) {
         return None;
     }
     let origin = text(header::ORIGIN).unwrap_or_default();

@@ -40,7 +40,7 @@ pub(crate) use door::Door;
 pub use door::{Listen, Tls};
 
 use crate::Shared;
-use crate::api::{self, Caller, Refusal};
+use crate::api::{self, Caller, Refusal, status_of};
 use access::NoEntry;
 use ask::Api;
 use guard::Origins;
@@ -187,7 +187,7 @@ async fn of_script(
     request: Request<Body>,
 ) -> Response {
     let title = "the request is refused";
-    let looks = matches!(*request.method(), Method::GET | Method::HEAD);
+    let looks = api::looks(request.method());
     let refused = if !looks && session.role == Role::Viewer {
         Some(may_not_change())
     } else if !looks && request.headers().get(CSRF).is_none_or(|it| it != session.csrf.as_str()) {
@@ -210,8 +210,11 @@ async fn of_script(
     let mut request = Request::new(body);
     (*request.method_mut(), *request.uri_mut()) = (head.method, head.uri);
     *request.headers_mut() = head.headers;
-    request.extensions_mut().insert(caller(&session));
-    console.answer(request).await.map(|body| with_session(body, console.shared, session.id))
+    console
+        .api(&session)
+        .send(request)
+        .await
+        .map(|body| with_session(body, console.shared, session.id))
 }
 
 /// An answer that goes on, as events do, ends with the session that asked for it.
@@ -261,14 +264,6 @@ impl Console {
         value
     }
 
-    async fn answer(&self, request: Request<Body>) -> Response {
-        use tower::ServiceExt as _;
-        match self.routes.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
-    }
-
     fn api(&self, session: &Session) -> Api {
         Api { routes: self.routes.clone(), caller: caller(session) }
     }
@@ -291,11 +286,6 @@ impl Console {
             now: self.shared.clock.now().0,
         }))
     }
-}
-
-/// With what status a page answers that shows a problem.
-fn status_of(problem: &Problem) -> StatusCode {
-    StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// A form that a session sent: it carries the session's token, and the session may change something.

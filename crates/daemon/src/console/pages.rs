@@ -14,7 +14,8 @@ use web_console::{
 };
 
 use super::access::Session;
-use super::{Console, LIVE, OfKms, status_of};
+use super::{Console, LIVE, OfKms};
+use crate::api::status_of;
 use crate::mutex::lock;
 use crate::problem;
 
