@@ -10,5 +10,6 @@ pub mod document;
 pub mod fleet;
 pub mod kill;
 pub mod kms;
+pub mod mtls;
 pub mod node;
 pub mod tmpfs;

@@ -21,6 +21,8 @@ pub struct Problem {
     pub detail: String,
     /// What to do, if that is known.
     pub cure: Option<String>,
+    /// What of the request is the cause, by its name there, if it is one thing.
+    pub field: Option<Box<str>>,
     /// The HTTP status that it was answered with.
     pub status: u16,
     /// How a command line ends that meets it.
@@ -40,6 +42,7 @@ impl Problem {
             title: title.into(),
             detail: detail.into(),
             cure: None,
+            field: None,
             status: exit.status(),
             exit,
         }
@@ -49,6 +52,13 @@ impl Problem {
     #[must_use]
     pub fn cure(mut self, cure: impl Into<String>) -> Self {
         self.cure = Some(cure.into());
+        self
+    }
+
+    /// Says what of the request is the cause: a member of its body, or a part of its path or query.
+    #[must_use]
+    pub fn field(mut self, name: &str) -> Self {
+        self.field = Some(name.into());
         self
     }
 
@@ -84,6 +94,9 @@ pub(crate) struct Wire {
     /// What to do, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     cure: Option<String>,
+    /// What of the request is the cause, by its name there, if it is one thing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<Box<str>>,
     /// The HTTP status that it was answered with.
     status: u16,
     /// How a command line ends that meets it.
@@ -92,8 +105,9 @@ pub(crate) struct Wire {
 
 impl From<Problem> for Wire {
     fn from(problem: Problem) -> Self {
-        let Problem { code, title, detail, cure, status, exit } = problem;
-        Self { kind: format!("urn:coffer:problem:{code}"), code, title, detail, cure, status, exit }
+        let Problem { code, title, detail, cure, field, status, exit } = problem;
+        let kind = format!("urn:coffer:problem:{code}");
+        Self { kind, code, title, detail, cure, field, status, exit }
     }
 }
 
@@ -157,14 +171,15 @@ mod tests {
     #[test]
     fn the_wire_form_is_rfc_9457() {
         let problem = Problem::new(Exit::KmsRefused, "kms-denied", "set-vault failed", "no read")
-            .cure("grant it");
+            .cure("grant it")
+            .field("token");
         let json = serde_json::to_value(&problem).unwrap();
         assert_eq!(
             json,
             serde_json::json!({
                 "type": "urn:coffer:problem:kms-denied", "code": "kms-denied",
                 "title": "set-vault failed", "detail": "no read", "cure": "grant it",
-                "status": 502, "exit": "kms-refused",
+                "field": "token", "status": 502, "exit": "kms-refused",
             })
         );
         assert_eq!(serde_json::from_value::<Problem>(json).unwrap(), problem);

@@ -330,6 +330,8 @@ impl Node {
         loops.spawn(async move { house.keep_house().await });
         let shown = Arc::clone(&shared);
         loops.spawn(async move { shown.changes.watch(|| api::digest(&shown)).await });
+        let seen = Arc::clone(&shared);
+        loops.spawn(async move { console::see_sessions_out(&seen).await });
         let service =
             api::over_socket(Arc::clone(&shared)).into_make_service_with_connect_info::<Peer>();
         let ending = Arc::clone(&shared);

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use admin_api::{Exit, Problem};
-use key_manager::{Class, Error, LockReason};
+use key_manager::{Class, Error, Input, LockReason};
 use kms_core::KmsErrorKind::{
     self, Denied, KeyMissing, KeyReplaced, KeyUnfit, NoCredential, VersionTooOld,
 };
+use kms_core::KmsInput;
 
 /// A filesystem that another process or node has unlocked.
 pub(crate) const IN_USE: &str = "filesystem-in-use";
@@ -38,6 +39,29 @@ pub fn of_keys(title: impl Into<String>, error: &Error) -> Problem {
     match error.cure() {
         Some(cure) => problem.cure(cure),
         None => problem,
+    }
+}
+
+/// As [`of_keys`], with what of the request is the cause.
+pub(crate) fn of_request(title: impl Into<String>, error: &Error) -> Problem {
+    let problem = of_keys(title, error);
+    match error.input() {
+        Some(input) => problem.field(field(input)),
+        None => problem,
+    }
+}
+
+/// What requests call it.
+const fn field(input: Input) -> &'static str {
+    match input {
+        Input::Name => "name",
+        Input::Backing => "backing",
+        Input::Kms(KmsInput::Address) => "base_url",
+        Input::Kms(KmsInput::MasterKey) => "master_key",
+        Input::Kms(KmsInput::Setting(setting)) => setting,
+        Input::Kms(KmsInput::LoginPath) => "auth_path",
+        Input::Kms(KmsInput::Identity) => "client_cert",
+        Input::Kms(_) => "token",
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong with keys, in words for an administrator.
 
-use kms_core::{HolderError, KmsError, KmsErrorKind, StoreError};
+use kms_core::{HolderError, KmsError, KmsErrorKind, KmsInput, StoreError};
 
 /// Why an act on keys was not done. `Display` is what failed and why; [`Error::cure`] what to do.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,8 @@ pub enum Error {
     /// An input is not valid.
     #[error("{what} is not valid: {why}")]
     Invalid {
+        /// What was asked for with it, if that has several inputs.
+        input: Option<Input>,
         /// The input.
         what: String,
         /// What is wrong with it.
@@ -148,6 +150,17 @@ pub enum Error {
     },
 }
 
+/// What an act is asked with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// The filesystem's name.
+    Name,
+    /// Its backing directory.
+    Backing,
+    /// A part of a KMS's configuration.
+    Kms(KmsInput),
+}
+
 /// What kind of failure it is; exit codes and HTTP statuses follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -218,6 +231,15 @@ impl Error {
             | Self::NotAll { .. }
             | Self::Changed { .. }
             | Self::KmsChanged => Class::State,
+        }
+    }
+
+    /// Which input is the cause, if it is one.
+    pub fn input(&self) -> Option<Input> {
+        match self {
+            Self::Kms(e) => e.input().map(Input::Kms),
+            Self::Invalid { input, .. } => *input,
+            _ => None,
         }
     }
 

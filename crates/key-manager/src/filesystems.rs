@@ -13,7 +13,7 @@ use kms_core::{
 use crate::own_key::Sibling;
 use crate::records::{self, ConfigRecord, CurrentKms, FilesystemRecord, FilesystemState, KeyEntry};
 use crate::unlock::{LockReason, as_read, changed};
-use crate::{CreateRequest, Error, FilesystemName, KeyManager};
+use crate::{CreateRequest, Error, FilesystemName, Input, KeyManager};
 
 /// Makes and removes backing directories. What it fails at says why in words for an administrator.
 #[async_trait]
@@ -562,6 +562,7 @@ impl KeyManager {
 
     async fn check_backing(&self, backing: &Path) -> Result<(), Error> {
         let bad = |why: String| Error::Invalid {
+            input: Some(Input::Backing),
             what: format!("the backing directory {}", backing.display()),
             why,
             cure: "name another one with --backing, by an absolute path and apart from those that coffer fs list shows",

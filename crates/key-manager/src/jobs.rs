@@ -49,6 +49,7 @@ impl FromStr for JobId {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         Uuid::try_parse(text).map(Self).map_err(|_| Error::Invalid {
+            input: None,
             what: "the job id".into(),
             why: "a UUID was expected".into(),
             cure: "coffer job list shows the ids",
@@ -343,6 +344,7 @@ pub(crate) fn put_job(commit: Commit, job: &JobRecord) -> Result<Commit, Error> 
     let value = records::encode(job);
     if value.len() > Record::MAX_VALUE {
         return Err(Error::Invalid {
+            input: None,
             what: format!("the job record {}", job.id),
             why: format!("it takes {} bytes, more than a record holds", value.len()),
             cure: "name directories with shorter paths",

@@ -45,7 +45,7 @@ mod unlock;
 mod uses;
 
 pub use configure::Configured;
-pub use error::{Class, Error, listed};
+pub use error::{Class, Error, Input, listed};
 pub use filesystems::{Created, Deleted, Removal, Volumes};
 pub use impact::{Impact, Loss};
 pub use jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress};

@@ -513,7 +513,7 @@ pub(crate) async fn leave(clients: impl IntoIterator<Item = Arc<dyn Kms>>) {
     }
 }
 
-fn unknown(name: &FilesystemName) -> Error {
+pub(crate) fn unknown(name: &FilesystemName) -> Error {
     Error::Unknown { what: format!("filesystem {name}") }
 }
 

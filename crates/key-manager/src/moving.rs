@@ -154,6 +154,7 @@ impl KeyManager {
         let (record, mut job) = self.job_record(id).await?;
         if job.state.is_final() {
             return Err(Error::Invalid {
+                input: None,
                 what: format!("job {id}"),
                 why: "it has come to its end already".into(),
                 cure: "see how it ended: coffer job list",

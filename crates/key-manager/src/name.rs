@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, Input};
 
 /// A filesystem's name: 1 to 64 of `A–Z a–z 0–9 . _ -`, starting with a letter or a digit.
 ///
@@ -42,6 +42,7 @@ impl FromStr for FilesystemName {
         // The input may hold control bytes or be huge: show it escaped and cut.
         let shown: String = text.chars().take(Self::MAX).flat_map(char::escape_debug).collect();
         Err(Error::Invalid {
+            input: Some(Input::Name),
             what: format!("the filesystem name \"{shown}\""),
             why: why.to_owned(),
             cure: "take 1 to 64 of A-Z a-z 0-9 . _ -, of which the first is a letter or a digit",

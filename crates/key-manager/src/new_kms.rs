@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kms_core::{Auth, ClientIdentity, Credential, KmsConfig, Policy, StoreError};
+use kms_core::{Auth, ClientIdentity, Credential, KmsConfig, KmsInput, Policy, StoreError};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::own_key::Targets;
 use crate::records::CurrentKms;
 use crate::unlock::changed;
-use crate::{Error, KeyManager};
+use crate::{Error, Input, KeyManager};
 
 /// A KMS configuration that an administrator gives.
 #[derive(Debug, Clone)]
@@ -144,6 +144,7 @@ impl KeyManager {
             NewCredential::Kept { identity } => identity,
         };
         let refused = |why: String| Error::Invalid {
+            input: Some(Input::Kms(KmsInput::Auth)),
             what: "a KMS without a token".to_owned(),
             why,
             cure: "give a token (--token-file FILE or --token-stdin), or a login (--role-id ID --secret-id-file FILE)",

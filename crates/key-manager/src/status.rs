@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kms_core::{
     AuditEvent, CheckItem, CheckOutcome, CredentialHere, CredentialStatus, Finding, KeyId,
-    KeyVersion, Kms, KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, UnixMillis,
+    KeyVersion, Kms, KmsConfig, KmsConfigId, KmsErrorKind, MasterKey, Outcome, Record, UnixMillis,
     WrappedKey,
 };
 use tracing::instrument;
@@ -13,7 +13,7 @@ use tracing::instrument;
 use crate::error::listed;
 use crate::filesystems::LOCAL;
 use crate::jobs::{JobRecord, JobState};
-use crate::manager::{key_entry_of, read};
+use crate::manager::{key_entry_of, read, unknown};
 use crate::new_kms::KmsVersion;
 use crate::own_key::Targets;
 use crate::records::{
@@ -196,41 +196,92 @@ fn is_on_its_way(job: &JobRecord) -> bool {
 }
 
 impl KeyManager {
-    /// Every filesystem with the state of its key. Asks no KMS.
+    /// Every filesystem with the state of its key, by name. Asks no KMS.
     pub async fn filesystem_statuses(&self) -> Result<Vec<FilesystemStatus>, Error> {
-        let configs: BTreeMap<KmsConfigId, KmsConfig> =
-            self.configs().await?.into_iter().map(|c| (c.config.id, c.config)).collect();
-        let entries = self.entries_by_id().await?;
-        let mut statuses = Vec::new();
-        for filesystem in self.filesystems().await? {
-            if filesystem.state == FilesystemState::Creating && !self.is_stuck(&filesystem) {
-                continue;
+        let (configs, entries) = (self.configs_by_id().await?, self.entries_by_id().await?);
+        let all = self.filesystems().await?.into_iter();
+        Ok(all.filter_map(|fs| self.status(fs, &configs, &entries)).collect())
+    }
+
+    /// The first `limit` of those that come after this name, have `text` in theirs and are `wanted`, and whether there are more. Looks at
+    /// no more records than that takes.
+    pub async fn filesystem_page(
+        &self,
+        after: &str,
+        limit: usize,
+        text: &str,
+        wanted: impl Fn(&FilesystemStatus) -> bool + Send,
+    ) -> Result<(Vec<FilesystemStatus>, bool), Error> {
+        const RECORDS: usize = 256;
+        let configs = self.configs_by_id().await?;
+        let (mut found, mut at) = (Vec::new(), format!("{}{after}", records::FILESYSTEMS));
+        loop {
+            let page = self.store().list(records::FILESYSTEMS, Some(&at), RECORDS).await?;
+            let name = |record: &Record| record.key[records::FILESYSTEMS.len()..].contains(text);
+            for record in page.records.iter().filter(|record| name(record)) {
+                let fs = records::decode(record)?;
+                let entries = self.entries_of(&fs).await?;
+                let Some(status) = self.status(fs, &configs, &entries).filter(&wanted) else {
+                    continue;
+                };
+                if found.len() == limit {
+                    return Ok((found, true));
+                }
+                found.push(status);
             }
-            let wrapped = |id: KeyId| {
-                let wrapped = entries.get(&id).map(|entry| &entry.wrapped);
-                let config = wrapped.and_then(|w| configs.get(&w.config_id)).cloned();
-                (config, wrapped.map(|w| w.ciphertext.version).unwrap_or_default())
-            };
-            let (wrapped_by, version) = wrapped(filesystem.key_id);
-            let previous = filesystem.previous_key.map(|id| {
-                let (wrapped_by, version) = wrapped(id);
-                PreviousKey { id, wrapped_by, version }
-            });
-            let exposed = |id| entries.get(&id).is_some_and(|entry: &KeyEntry| entry.exposed);
-            statuses.push(FilesystemStatus {
-                key: self.state_of(&filesystem),
-                wrapped_by,
-                version,
-                previous,
-                own_master_key: entries
-                    .get(&filesystem.key_id)
-                    .and_then(|entry| entry.own_master_key.clone()),
-                exposed: filesystem.keys().any(exposed),
-                copies_behind: self.copies_behind(&filesystem),
-                filesystem,
-            });
+            match page.records.last() {
+                Some(last) if page.more => at.clone_from(&last.key),
+                _ => return Ok((found, false)),
+            }
         }
-        Ok(statuses)
+    }
+
+    /// The filesystem with this name, with the state of its key. Asks no KMS.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub async fn filesystem_status(
+        &self,
+        name: &FilesystemName,
+    ) -> Result<FilesystemStatus, Error> {
+        let (_, fs) = self.recorded_filesystem(name).await?;
+        let (configs, entries) = (self.configs_by_id().await?, self.entries_of(&fs).await?);
+        self.status(fs, &configs, &entries).ok_or_else(|| unknown(name))
+    }
+
+    /// One with the state of its key; `None` while it is being made.
+    fn status(
+        &self,
+        filesystem: FilesystemRecord,
+        configs: &BTreeMap<KmsConfigId, KmsConfig>,
+        entries: &BTreeMap<KeyId, KeyEntry>,
+    ) -> Option<FilesystemStatus> {
+        if filesystem.state == FilesystemState::Creating && !self.is_stuck(&filesystem) {
+            return None;
+        }
+        let wrapped = |id: KeyId| {
+            let wrapped = entries.get(&id).map(|entry| &entry.wrapped);
+            let config = wrapped.and_then(|w| configs.get(&w.config_id)).cloned();
+            (config, wrapped.map(|w| w.ciphertext.version).unwrap_or_default())
+        };
+        let (wrapped_by, version) = wrapped(filesystem.key_id);
+        let previous = filesystem.previous_key.map(|id| {
+            let (wrapped_by, version) = wrapped(id);
+            PreviousKey { id, wrapped_by, version }
+        });
+        let exposed = |id| entries.get(&id).is_some_and(|entry: &KeyEntry| entry.exposed);
+        Some(FilesystemStatus {
+            key: self.state_of(&filesystem),
+            wrapped_by,
+            version,
+            previous,
+            own_master_key: entries
+                .get(&filesystem.key_id)
+                .and_then(|entry| entry.own_master_key.clone()),
+            exposed: filesystem.keys().any(exposed),
+            copies_behind: self.copies_behind(&filesystem),
+            filesystem,
+        })
     }
 
     /// The KMS configuration, and what it answers now.
@@ -579,6 +630,22 @@ impl KeyManager {
             ),
             format!("give {saves} while they are unlocked; for those that are locked, lower min_decryption_version first"),
         )))
+    }
+
+    async fn configs_by_id(&self) -> Result<BTreeMap<KmsConfigId, KmsConfig>, Error> {
+        let configs = self.configs().await?.into_iter();
+        Ok(configs.map(|record| (record.config.id, record.config)).collect())
+    }
+
+    /// As [`KeyManager::entries_by_id`], those of one filesystem.
+    async fn entries_of(&self, fs: &FilesystemRecord) -> Result<BTreeMap<KeyId, KeyEntry>, Error> {
+        let mut entries = BTreeMap::new();
+        for id in fs.keys() {
+            let record = self.store().get(&records::wrapped_key(id)).await?;
+            let entry = record.and_then(|record| key_entry_of(&record).ok());
+            entries.extend(entry.map(|entry| (id, entry)));
+        }
+        Ok(entries)
     }
 
     /// Unreadable entries are left out: their filesystems show why they are locked.

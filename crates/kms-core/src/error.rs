@@ -61,6 +61,24 @@ impl KmsErrorKind {
     }
 }
 
+/// What of a configuration, or of its credential, a failure is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KmsInput {
+    /// [`crate::KmsConfig::address`].
+    Address,
+    /// [`crate::KmsConfig::master_key`].
+    MasterKey,
+    /// The setting with this key in [`crate::KmsConfig::settings`].
+    Setting(&'static str),
+    /// What shows the KMS who we are: [`crate::Auth`].
+    Auth,
+    /// [`crate::Login::path`].
+    LoginPath,
+    /// [`crate::ClientIdentity`].
+    Identity,
+}
+
 /// A failure with its cause and its cure, in words for an administrator. Carries no secret.
 ///
 /// `Display` is what failed and why; [`KmsError::how_to_mend`] is what to do about it.
@@ -69,6 +87,7 @@ pub struct KmsError {
     kind: KmsErrorKind,
     what: String,
     cure: Option<String>,
+    input: Option<KmsInput>,
     request: Option<RequestId>,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
@@ -76,13 +95,20 @@ pub struct KmsError {
 impl KmsError {
     /// `what` says what failed and, as far as it is known, why: "the token may not update transit/encrypt/k".
     pub fn new(kind: KmsErrorKind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), cure: None, request: None, source: None }
+        Self { kind, what: what.into(), cure: None, input: None, request: None, source: None }
     }
 
     /// Adds what the administrator can do.
     #[must_use]
     pub fn cure(mut self, cure: impl Into<String>) -> Self {
         self.cure = Some(cure.into());
+        self
+    }
+
+    /// Adds what of the configuration is the cause.
+    #[must_use]
+    pub const fn of_input(mut self, input: KmsInput) -> Self {
+        self.input = Some(input);
         self
     }
 
@@ -109,6 +135,11 @@ impl KmsError {
     /// What to do, if that is known.
     pub fn how_to_mend(&self) -> Option<&str> {
         self.cure.as_deref()
+    }
+
+    /// What of the configuration is the cause, if it is one thing.
+    pub const fn input(&self) -> Option<KmsInput> {
+        self.input
     }
 
     /// The request that failed, where the KMS named it.

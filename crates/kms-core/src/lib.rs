@@ -50,7 +50,7 @@ pub use clock::{Clock, SystemClock, UnixMillis};
 pub use credential::{
     Auth, ClientIdentity, Credential, CredentialHere, CredentialStatus, Ending, Login,
 };
-pub use error::{KmsError, KmsErrorKind};
+pub use error::{KmsError, KmsErrorKind, KmsInput};
 pub use holder::{FilesystemSite, HolderError, KeyCopy, KeyHolder, replaced};
 pub use id::{IdError, KeyId, KmsConfigId};
 pub use kms::{Finding, Kms, KmsConfig, KmsExt, KmsProvider, MasterKey, Policy, Proof};

@@ -58,7 +58,10 @@ struct Refusal {
 /// Words from outside on one short line, fit for a terminal and a log.
 pub(crate) fn printable(text: &str) -> String {
     const LONGEST: usize = 300;
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty());
+    // Control characters move a terminal's cursor; formatting ones turn the direction of what follows (UAX #9).
+    let turns = |c| matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let parts = text.split(|c: char| c.is_whitespace() || c.is_control() || turns(c));
+    let words = parts.filter(|word| !word.is_empty());
     let mut line = words.collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(LONGEST) {
         line.truncate(end);
@@ -78,6 +81,7 @@ mod tests {
             "2 errors occurred: * permission denied"
         );
         assert_eq!(printable("\u{1b}[31mred\r\n"), "[31mred");
+        assert_eq!(printable("all \u{202e}llew si\u{2069}"), "all llew si");
         assert_eq!(printable(&"ä".repeat(1000)).chars().count(), 301);
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use kms_core::{KmsConfig, KmsError, KmsErrorKind};
+use kms_core::{KmsConfig, KmsError, KmsErrorKind, KmsInput};
 use url::{Host, Url};
 
 use crate::address;
@@ -69,7 +69,8 @@ impl VaultConfig {
             return Err(invalid(
                 format!("{:?} is no name that a Vault key can have", config.master_key),
                 NAME_RULE,
-            ));
+            )
+            .of_input(KmsInput::MasterKey));
         }
         Ok(Self {
             base: parse_address(&config.address, allow_http)?,
@@ -192,6 +193,7 @@ fn parse_transit_path(text: &str) -> Result<String, KmsError> {
             format!("{text:?} is not where a transit engine can be mounted"),
             "give the path that `vault secrets list` shows, such as transit or team/transit",
         )
+        .of_input(KmsInput::Setting("transit_path"))
     })
 }
 
@@ -203,6 +205,7 @@ pub(crate) fn parse_mount(text: &str) -> Result<String, KmsError> {
             format!("{text:?} is not where an auth method can be mounted"),
             "give the path that `vault auth list` shows, such as approle or team/approle",
         )
+        .of_input(KmsInput::LoginPath)
     })
 }
 
@@ -222,7 +225,8 @@ fn parse_namespace(text: &str) -> Result<String, KmsError> {
     Err(invalid(
         format!("{text:?} is not a namespace"),
         "give the path that `vault namespace list` shows, such as admin/storage",
-    ))
+    )
+    .of_input(KmsInput::Setting("namespace")))
 }
 
 fn parse_flag(key: &str, value: &str) -> Result<bool, KmsError> {
@@ -236,7 +240,10 @@ fn parse_flag(key: &str, value: &str) -> Result<bool, KmsError> {
 /// The text is in no error: it may hold a password.
 fn parse_address(text: &str, allow_http: bool) -> Result<Url, KmsError> {
     const EXAMPLE: &str = "give Vault's base URL, such as https://vault.example.com:8200";
-    let refuse = |why: &str, cure: &str| Err(invalid(format!("the Vault URL {why}"), cure));
+    let wrong = |why: &str, cure: &str| {
+        invalid(format!("the Vault URL {why}"), cure).of_input(KmsInput::Address)
+    };
+    let refuse = |why: &str, cure: &str| Err(wrong(why, cure));
     // The URL standard drops some of these characters, takes others for slashes, and does without slashes, or takes more than two;
     // what an administrator reads must be what is connected to.
     if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
@@ -254,8 +261,7 @@ fn parse_address(text: &str, allow_http: bool) -> Result<Url, KmsError> {
     if authority.contains('@') || parsed.as_ref().is_ok_and(named) {
         return refuse("holds a user or a password", "leave them out: the token shows who we are");
     }
-    let url =
-        parsed.map_err(|e| invalid("the Vault URL is not a valid URL", EXAMPLE).because(e))?;
+    let url = parsed.map_err(|e| wrong("is not a valid URL", EXAMPLE).because(e))?;
     if url.query().is_some() || url.fragment().is_some() {
         return refuse("has a query or a fragment", "end it before the ? or #");
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kms_core::{ClientIdentity, ExposeSecret, KmsError, KmsErrorKind};
+use kms_core::{ClientIdentity, ExposeSecret, KmsError, KmsErrorKind, KmsInput};
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, redirect};
 use rustls::client::Resumption;
@@ -60,6 +60,8 @@ fn tls(config: &VaultConfig, identity: Option<&ClientIdentity>) -> Result<Client
     Ok(tls)
 }
 
+const CA_CERT: KmsInput = KmsInput::Setting("ca_cert");
+
 /// Whom it trusts: the authorities that are configured and no other, or the system's.
 fn roots(config: &VaultConfig) -> Result<RootCertStore, KmsError> {
     let mut roots = RootCertStore::empty();
@@ -67,6 +69,7 @@ fn roots(config: &VaultConfig) -> Result<RootCertStore, KmsError> {
         for certificate in certificates(pem)? {
             let unfit = |e: rustls::Error| {
                 KmsError::new(KmsErrorKind::Invalid, "the CA certificate can't be used")
+                    .of_input(CA_CERT)
                     .because(e)
                     .cure("give the certificate of the authority that signed Vault's, in PEM")
             };
@@ -101,6 +104,7 @@ fn headers(config: &VaultConfig) -> Result<HeaderMap, KmsError> {
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, KmsError> {
     let invalid = || {
         KmsError::new(KmsErrorKind::Invalid, "the CA certificate is not in PEM")
+            .of_input(CA_CERT)
             .cure("give a file with one or more blocks of -----BEGIN CERTIFICATE-----")
     };
     match CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>() {
@@ -123,6 +127,7 @@ fn client_identity(
             KmsErrorKind::Invalid,
             "the client certificate and its key are not what TLS can use",
         )
+        .of_input(KmsInput::Identity)
         .cure("give the certificate (and those between it and its authority) and its unencrypted private key, both in PEM")),
     }
 }
@@ -142,7 +147,7 @@ fn unfit_identity(cause: &str) -> KmsError {
     } else {
         "the client certificate and its key can't be used"
     };
-    KmsError::new(KmsErrorKind::Invalid, what).because(cause).cure(
+    KmsError::new(KmsErrorKind::Invalid, what).of_input(KmsInput::Identity).because(cause).cure(
         "give the certificate with --client-cert and the private key that it was made for with --client-key",
     )
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use kms_core::{ClientIdentity, KmsError, KmsErrorKind, full_jitter};
+use kms_core::{ClientIdentity, KmsError, KmsErrorKind, KmsInput, full_jitter};
 use reqwest::header::{DATE, HeaderMap, LOCATION};
 use reqwest::tls::TlsInfo;
 use reqwest::{Method, Response, StatusCode, Url};
@@ -229,6 +229,7 @@ impl Http {
                 KmsErrorKind::Invalid,
                 format!("{at} is not connected to: {refused}"),
             )
+            .of_input(KmsInput::Address)
             .cure("give the address that clients of Vault use")
             .into();
         }

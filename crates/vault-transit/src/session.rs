@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use kms_core::{Auth, ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, Login};
+use kms_core::{
+    Auth, ClientIdentity, Credential, ExposeSecret, KmsError, KmsErrorKind, KmsInput, Login,
+};
 use reqwest::header::HeaderValue;
 use time::OffsetDateTime;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -537,6 +539,7 @@ fn header(text: &str) -> Result<HeaderValue, KmsError> {
             KmsErrorKind::Invalid,
             "the token is empty or holds characters that no token has",
         )
+        .of_input(KmsInput::Auth)
         .cure("give the token alone, without spaces or a line end")
     })?;
     token.set_sensitive(true);

@@ -1,7 +1,9 @@
 //! How much may be given: a configuration lies in a record of the key store and beside each wrapped key in a backing directory,
 //! what shows who we are lies in another record, and each of these takes 64 KiB.
 
-use kms_core::{Auth, Credential, ExposeSecret as _, KmsConfig, KmsError, KmsErrorKind, Login};
+use kms_core::{
+    Auth, Credential, ExposeSecret as _, KmsConfig, KmsError, KmsErrorKind, KmsInput, Login,
+};
 
 /// Longest list of certificates, and the longest one together with its key.
 const CERTIFICATES_MAX: usize = 32 * 1024;
@@ -16,6 +18,7 @@ const TEXT_MAX: usize = 16 * 1024;
 pub(crate) fn check(config: &KmsConfig, credential: &Credential) -> Result<(), KmsError> {
     let ca = config.settings.get("ca_cert").map_or(0, |pem| recorded(pem));
     within(
+        KmsInput::Setting("ca_cert"),
         ca,
         CERTIFICATES_MAX,
         "the CA certificates",
@@ -25,6 +28,7 @@ pub(crate) fn check(config: &KmsConfig, credential: &Credential) -> Result<(), K
     let identity =
         identity.map_or(0, |own| recorded(&own.certificate) + recorded(own.key.expose_secret()));
     within(
+        KmsInput::Identity,
         identity,
         CERTIFICATES_MAX,
         "the client certificate and its key",
@@ -38,21 +42,29 @@ pub(crate) fn check(config: &KmsConfig, credential: &Credential) -> Result<(), K
         _ => 0,
     };
     within(
+        KmsInput::Auth,
         text,
         TEXT_MAX,
         "the token, or the role id and the secret id,",
         "give what Vault gave, and nothing else",
     )?;
-    within(recorded(&config.address), TEXT_MAX, "the Vault URL", "give Vault's base URL")
+    let url = recorded(&config.address);
+    within(KmsInput::Address, url, TEXT_MAX, "the Vault URL", "give Vault's base URL")
 }
 
-fn within(size: usize, most: usize, what: &str, cure: &str) -> Result<(), KmsError> {
+fn within(
+    input: KmsInput,
+    size: usize,
+    most: usize,
+    what: &str,
+    cure: &str,
+) -> Result<(), KmsError> {
     if size <= most {
         return Ok(());
     }
     let (size, most) = (size.div_ceil(1024), most / 1024);
     let why = format!("{what} take {size} KiB, and {most} KiB are the most");
-    Err(KmsError::new(KmsErrorKind::Invalid, why).cure(cure))
+    Err(KmsError::new(KmsErrorKind::Invalid, why).of_input(input).cure(cure))
 }
 
 /// The bytes of a text in JSON. Counted, so that no copy of a secret is made.

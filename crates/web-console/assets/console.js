@@ -1,5 +1,7 @@
 // What pages need beyond HTML: dialogs, live regions, the code of a link, copying. Without it pages show all there is.
 
+const SILENT = "No connection to the node: what is shown is not of now.";
+
 // A page that answers a refused form stands where it can be loaded again, which does not send the form again.
 const at = document.body.dataset.at;
 const answers = document.querySelector("dialog[data-open]") !== null;
@@ -27,18 +29,32 @@ async function copy(button) {
 
 // A form is sent once, however often its button is pressed.
 document.addEventListener("submit", (event) => {
-  if (event.target.method !== "post") return;
-  if (event.target.dataset.sent) event.preventDefault();
   const form = event.target;
+  if (form.method !== "post") return;
+  if (form.dataset.sent || form.closest("dialog")) event.preventDefault();
+  if (form.dataset.sent) return;
   form.dataset.sent = "yes";
-  const buttons = [...form.querySelectorAll("button[type=submit]")];
-  for (const button of buttons) button.setAttribute("aria-busy", "true");
+  for (const button of senders(form)) button.setAttribute("aria-busy", "true");
   // Who stopped the browser can send it again.
-  setTimeout(() => {
-    delete form.dataset.sent;
-    for (const button of buttons) button.removeAttribute("aria-busy");
-  }, 10_000);
+  setTimeout(() => unsend(form), 10_000);
+  if (form.closest("dialog")) send(form);
 });
+
+// What was typed into a dialog is sent when the node answers and knows the session: nothing of it is lost.
+async function send(form) {
+  const answers = await take().catch(() => say(SILENT));
+  if (answers) form.submit();
+  else unsend(form);
+}
+
+function unsend(form) {
+  delete form.dataset.sent;
+  for (const button of senders(form)) button.removeAttribute("aria-busy");
+}
+
+function senders(form) {
+  return form.querySelectorAll("button[type=submit]");
+}
 
 // What comes into a region of news is read out; what was there when the page was loaded is not.
 const notice = document.querySelector(".notices .notice");
@@ -57,9 +73,13 @@ addEventListener("pageshow", (event) => {
 // a link that is opened in its place loads nothing.
 const login = document.getElementById("login");
 if (login) {
+  // Whoever was sent here comes back to where that was, also with a link that is opened in this tab.
+  const { next } = login.elements;
+  if (next.value) sessionStorage.setItem("next", next.value);
+  else next.value = sessionStorage.getItem("next") ?? "";
   enter();
   addEventListener("hashchange", enter);
-}
+} else sessionStorage.removeItem("next");
 
 function enter() {
   if (location.hash.length < 2) return;
@@ -82,7 +102,7 @@ function follow(url) {
     busy = true;
     do {
       again = false;
-      await take().catch(() => say("No connection to the node: what is shown is not of now."));
+      await take().catch(() => say(SILENT));
     } while (again);
     busy = false;
   }
@@ -108,6 +128,7 @@ function follow(url) {
   setInterval(() => document.hidden || renew(), 60_000);
 }
 
+// Answers whether this page can still be used.
 async function take() {
   const answer = await fetch(location.href, { headers: { "x-coffer-live": "1" }, cache: "no-store" });
   if (answer.redirected || answer.status === 401) {
@@ -115,7 +136,7 @@ async function take() {
     if (document.querySelector("dialog[open]")) {
       say("The session has ended. Open another one in a new tab (coffer console), and send this then.");
     } else location.reload();
-    return;
+    return false;
   }
   // What the page was about is gone, and the answer says so; a page that says so itself has nothing that is renewed.
   if (answer.status === 404 && document.querySelector("[data-live]")) location.reload();
@@ -133,12 +154,14 @@ async function take() {
   }
   // What had the focus may be gone.
   if (focused !== document.body && !focused.isConnected) document.getElementById("main").focus();
+  return true;
 }
 
-// Says something of the page itself, where it is read out.
+// Says something of the page itself, where it is read out: also in a dialog, for behind it nobody reads.
 function say(text) {
-  const place = document.getElementById("of-page");
-  if (place.textContent !== text) place.textContent = text;
+  for (const place of document.querySelectorAll(".of-page")) {
+    if (place.textContent !== text) place.textContent = text;
+  }
 }
 
 // Makes `old` what `renewed` is and touches nothing that is the same, so that focus, selection and folds stay. What has a key or an

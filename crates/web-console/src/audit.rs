@@ -5,7 +5,7 @@ use maud::{Markup, html};
 
 use crate::form::act;
 use crate::page::Viewer;
-use crate::parts::{At, Row, ago, lines, mark, table};
+use crate::parts::{At, Row, ago, lines, live, mark, table};
 
 /// What of the log is looked for.
 #[derive(Debug, Clone, Default)]
@@ -27,25 +27,27 @@ pub fn audit(
     query: &AuditQuery,
     viewer: &Viewer<'_>,
 ) -> Markup {
+    let numbers: Vec<String> = page.lines.iter().map(|line| line.seq.to_string()).collect();
     let rows: Vec<Row<'_>> = page
         .lines
         .iter()
+        .zip(&numbers)
         .rev()
-        .map(|line| {
+        .map(|(line, number)| {
             let outcome = match line.outcome.as_str() {
                 "done" => "good",
                 "begun" => "plain",
                 _ => "bad",
             };
             let cells = vec![
-                html! { (line.seq) },
+                html! { (number) },
                 ago(line.at, viewer),
                 html! { code { (line.action) } },
                 html! { (line.subject) },
                 mark(outcome, &line.outcome),
                 html! { (lines(&words::audit_more(line))) },
             ];
-            ("", cells)
+            (number.as_str(), cells)
         })
         .collect();
     html! {
@@ -74,8 +76,10 @@ pub fn audit(
                 }
                 button type="submit" { "Search" }
             }
-            @if rows.is_empty() { p { "No line fits." } }
-            @else { (table("Audit log", &["Line", "Time", "Action", "Subject", "Outcome", "More"], &rows)) }
+            (live("log", &html! {
+                @if rows.is_empty() { p { "No line fits." } }
+                @else { (table("Audit log", &["Line", "Time", "Action", "Subject", "Outcome", "More"], &rows)) }
+            }))
             div.pages {
                 @if query.before.is_some() { (turn(query, None, "Newest")) }
                 @if let Some(before) = page.before { (turn(query, Some(before), "Older")) }
@@ -85,11 +89,14 @@ pub fn audit(
 }
 
 fn followed(at: u64, chain: &AuditChain, viewer: &Viewer<'_>) -> Markup {
-    let whole = chain.trouble.is_none() && chain.unrecorded.is_none();
+    let state = match (&chain.trouble, &chain.unrecorded) {
+        (None, None) => mark("good", "whole"),
+        (None, Some(_)) => mark("bad", "not all is recorded"),
+        (Some(_), _) => mark("bad", "NOT WHOLE"),
+    };
     html! {
         p {
-            @if whole { (mark("good", "whole")) } @else { (mark("bad", "NOT WHOLE")) }
-            " " (ago(at, viewer))
+            (state) ", " (ago(at, viewer))
         }
         p.hash { (lines(&words::audit_chain(chain))) }
         @for why in [&chain.trouble, &chain.unrecorded].into_iter().flatten() {

@@ -19,6 +19,8 @@ pub struct FilesystemsView<'a> {
     pub state: &'a str,
     /// Whether this is not the first page.
     pub is_later: bool,
+    /// Where the list is found as it is shown: its search goes along with what is asked of it.
+    pub address: &'a str,
     /// Whether a KMS would wrap the key of a new one.
     pub has_kms: bool,
     /// What was typed.
@@ -27,7 +29,7 @@ pub struct FilesystemsView<'a> {
 
 /// The list of filesystems.
 pub fn filesystems(view: &FilesystemsView<'_>, viewer: &Viewer<'_>) -> Markup {
-    let FilesystemsView { page, search, state, is_later, has_kms, forms } = view;
+    let FilesystemsView { page, search, state, is_later, .. } = view;
     let rows: Vec<Row<'_>> =
         page.filesystems.iter().map(|fs| (&*fs.name, row(fs, viewer))).collect();
     let head = ["Name", "State", "Key wrapped by", "Exposed", "Made", "Backing"];
@@ -44,7 +46,7 @@ pub fn filesystems(view: &FilesystemsView<'_>, viewer: &Viewer<'_>) -> Markup {
     html! {
         @if viewer.may_change {
             div.acts { (opener("create", "Create filesystem", "main")) }
-            (create(*has_kms, forms, viewer))
+            (create(view, viewer))
         }
         form.search method="get" action="/filesystems" role="search" {
             div.input {
@@ -107,8 +109,9 @@ fn state(fs: &Filesystem) -> Markup {
 /// The id of the dialog that makes a filesystem.
 const CREATE: &str = "create";
 
-fn create(has_kms: bool, forms: &Forms, viewer: &Viewer<'_>) -> Markup {
-    let (form, open) = forms.get(CREATE);
+fn create(view: &FilesystemsView<'_>, viewer: &Viewer<'_>) -> Markup {
+    let has_kms = view.has_kms;
+    let (form, open) = view.forms.get(CREATE);
     let more = ["backing", "kms_key"].iter().any(|name| !form.value(name).is_empty());
     let body = html! {
         (form.problem())
@@ -126,7 +129,7 @@ fn create(has_kms: bool, forms: &Forms, viewer: &Viewer<'_>) -> Markup {
         }
         (decide("Cancel", "Create", "main"))
     };
-    dialog(CREATE, "Create filesystem", open, &post("/filesystems", viewer, &body))
+    dialog(CREATE, "Create filesystem", open, &post(view.address, viewer, &body))
 }
 
 /// One filesystem, and what can be done with it.

@@ -88,6 +88,8 @@ pub(crate) fn dialog(id: &str, title: &str, open: bool, body: &Markup) -> Markup
     html! {
         dialog id=(id) aria-labelledby={ (id) "-title" } data-open[open] {
             h2 id={ (id) "-title" } { (title) }
+            // What the page itself has to say, which nobody sees behind a dialog.
+            p.of-page role="status" {}
             (body)
         }
     }
@@ -197,12 +199,15 @@ impl<'a> Input<'a> {
 
 /// A box to tick.
 pub(crate) fn tick(dialog: &str, name: &str, label: &str, form: &Form) -> Markup {
-    let id = format!("{dialog}-{name}");
+    let (id, wrong) = (format!("{dialog}-{name}"), form.of(name));
+    let error_id = format!("{id}-error");
     html! {
         div.tick {
-            input type="checkbox" id=(id) name=(name) value="yes" checked[form.is_ticked(name)];
+            input type="checkbox" id=(id) name=(name) value="yes" checked[form.is_ticked(name)]
+                aria-describedby=[wrong.map(|_| &error_id)] aria-invalid=[wrong.map(|_| "true")];
             label for=(id) { (label) }
         }
+        @if let Some(wrong) = wrong { div id=(error_id) { (problem(wrong)) } }
     }
 }
 

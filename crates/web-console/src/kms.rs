@@ -27,12 +27,23 @@ pub struct KmsView<'a> {
     pub rehearsal: Option<&'a At<KmsRehearsal>>,
     /// What would fail, if that was asked.
     pub impact: Option<&'a Result<KmsImpact, Problem>>,
-    /// What was asked for that: what would be taken away, and the version below which.
-    pub asked: (&'a str, &'a str),
+    /// What was asked for that.
+    pub asked: &'a ImpactQuery,
     /// The policy that was asked for, or that for the master key that is set.
     pub policy: Option<&'a Result<KmsPolicy, Problem>>,
     /// What was typed.
     pub forms: &'a Forms,
+}
+
+/// What is asked that would fail. What is empty is not given.
+#[derive(Debug, Clone, Default)]
+pub struct ImpactQuery {
+    /// What would be taken away: `token`, `key` or `versions`.
+    pub of: String,
+    /// The version below which.
+    pub below: String,
+    /// Of which master key, if not of the one that is set for all.
+    pub master_key: String,
 }
 
 /// The KMS Configuration screen.
@@ -105,7 +116,7 @@ fn configure(
     // Who is told that it was changed meanwhile decides anew, on what is shown now.
     let again = !open || form.is_refused_as("kms-changed");
     let version = if again { &kms.version } else { form.value("version") };
-    let more = MORE.iter().any(|name| !form.value(name).is_empty());
+    let more = KMS_INPUTS[3..].iter().any(|name| !form.value(name).is_empty());
     let token = match configured {
         Some(_) => {
             "Left empty, the stored one is kept, if the URL keeps its scheme, host and port. It is never shown."
@@ -119,7 +130,7 @@ fn configure(
             p { "Now it is " (now.base_url) " with the master key " (now.master_key) ". Update takes what stands below in its place." }
         }
         input type="hidden" name="version" value=(version);
-        (input(Input::new("base_url", "URL", "Such as https://vault.example:8200").required()))
+        (input(Input::new("base_url", "URL", "Vault's base URL, such as https://vault.example:8200").required()))
         (input(Input::new("master_key", "Key name", "The master key in Vault's transit engine").required()))
         (input(Input::new("token", "API token", token).kind(Kind::Secret)))
         details open[more] {
@@ -146,9 +157,21 @@ fn configure(
     dialog(CONFIGURE, "Configure KMS", open, &post("/kms", viewer, &body))
 }
 
-/// Inputs under the fold.
-const MORE: [&str; 7] =
-    ["namespace", "transit_path", "ca_cert", "role_id", "auth_path", "client_cert", "token_file"];
+/// The inputs of the dialog that sets the KMS, as the admin API calls what they give. All but the first three lie under a fold.
+pub const KMS_INPUTS: [&str; 12] = [
+    "base_url",
+    "master_key",
+    "token",
+    "namespace",
+    "transit_path",
+    "ca_cert",
+    "role_id",
+    "secret_id",
+    "auth_path",
+    "client_cert",
+    "client_key",
+    "token_file",
+];
 
 /// What is set, to be changed. What the node does not tell of it has to be given again.
 fn prefilled(details: &KmsDetails) -> Form {
@@ -258,7 +281,7 @@ fn rehearsed(at: u64, rehearsal: &KmsRehearsal, viewer: &Viewer<'_>) -> Markup {
     html! {
         p {
             @if good { (mark("good", "ok")) } @else { (mark("bad", "FAILED")) }
-            " " (ago(at, viewer))
+            ", " (ago(at, viewer))
         }
         ul.checklist {
             @for shut in &rehearsal.shut {
@@ -294,13 +317,18 @@ fn foretold(view: &KmsView<'_>, viewer: &Viewer<'_>) -> Markup {
                     label for="impact-of" { "If" }
                     select #impact-of name="impact" {
                         @for (of, what) in LOSSES {
-                            option value=(of) selected[of == view.asked.0] { (what) }
+                            option value=(of) selected[of == view.asked.of] { (what) }
                         }
                     }
                 }
                 div.input {
                     label for="impact-below" { "To version" }
-                    input #impact-below name="below" value=(view.asked.1) inputmode="numeric" autocomplete="off";
+                    input #impact-below name="below" value=(view.asked.below) inputmode="numeric" autocomplete="off";
+                }
+                div.input {
+                    label for="impact-key" { "Of the key" }
+                    input #impact-key name="key" value=(view.asked.master_key) autocomplete="off" autocapitalize="off" spellcheck="false" aria-describedby="impact-key-hint";
+                    p.hint #impact-key-hint { "Empty: the one that is set for all" }
                 }
                 button type="submit" { "Foretell" }
             }

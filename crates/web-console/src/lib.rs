@@ -41,7 +41,7 @@ pub use files::{FilesView, files};
 pub use filesystems::{FilesystemsView, filesystem, filesystems};
 pub use form::{Form, Forms};
 pub use jobs::{JobsView, job, jobs};
-pub use kms::{KmsView, kms};
+pub use kms::{ImpactQuery, KMS_INPUTS, KmsView, kms};
 pub use login::login;
 pub use overview::overview;
 pub use page::{Page, Section, Viewer};

@@ -114,7 +114,7 @@ impl<'a> Page<'a> {
                         div.notices role="status" {
                             @if let Some(notice) = self.notice { p.notice { (lines(notice)) } }
                         }
-                        p #of-page role="status" {}
+                        p.of-page role="status" {}
                         noscript {
                             p.alert.warning { "This console needs JavaScript for its dialogs and for live figures." }
                         }

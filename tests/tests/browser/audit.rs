@@ -48,6 +48,11 @@ fn the_log_is_searched_filtered_and_turned_over() {
     }
     console.page("/audit");
     assert_eq!(console.count("tbody tr"), 100);
+    // What is done meanwhile comes by itself.
+    console.marks();
+    place.ok(&["fs", "create", "meanwhile", "--allow-no-kms"]);
+    console.sees("meanwhile");
+    assert!(console.is_marked(), "it was loaded again");
     let first = |console: &Console| {
         console
             .script("return document.querySelector('tbody th').textContent * 1")

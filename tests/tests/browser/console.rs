@@ -40,11 +40,12 @@ impl Console {
         console
     }
 
-    /// Opens another session in the same browser. Answers where the console is now.
+    /// Opens another session in the same browser, which leads to the page that was wanted.
     pub(crate) fn log_in(&self, place: &Place) {
         let link = place.ok(&["console"]);
         self.goto(link.trim());
-        self.sees("Running jobs");
+        self.until("a session", || (!self.url().contains("/login")).then_some(()));
+        self.sees("Log out");
     }
 
     /// The same after the node came again, at another port.

@@ -68,12 +68,32 @@ fn without_a_kms_a_filesystem_is_made_only_knowingly() {
     console.sees("No KMS is set");
     console.fill("Name", "home");
     console.press("Create");
-    console.sees("no KMS is configured");
+    let wrong = console.wrong("Make it without a KMS all the same");
+    assert!(wrong.contains("no KMS is configured"), "{wrong}");
     assert_eq!(console.value("Name"), "home");
     console.tick("Make it without a KMS all the same");
     console.press("Create");
     console.sees("home is made; its key is wrapped by a local key");
     console.sees("exposed");
+}
+
+#[test]
+fn a_refused_creation_leaves_the_search_as_it_was() {
+    let place = Place::new();
+    let _node = place.start();
+    for name in ["home", "work"] {
+        place.ok(&["fs", "create", name, "--allow-no-kms"]);
+    }
+    let console = Console::open(&place);
+    console.page("/filesystems?search=wor");
+    console.press("Create filesystem");
+    console.fill("Name", "a/b");
+    console.press("Create");
+    console.wrong("Name");
+    assert!(console.url().ends_with("/filesystems?search=wor"), "{}", console.url());
+    console.press("Cancel");
+    assert_eq!(console.value("Name contains"), "wor");
+    assert_eq!(console.count("tbody tr"), 1);
 }
 
 #[test]

@@ -38,6 +38,27 @@ fn a_job_is_seen_from_its_beginning_to_its_end_through_a_reload() {
 }
 
 #[test]
+fn older_jobs_are_on_further_pages() {
+    let place = Place::new();
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    for _ in 0..101 {
+        place.ok(&["fs", "verify", "home"]);
+    }
+    let jobs = place.json(&["job", "list"])["jobs"].as_array().unwrap().clone();
+    let console = Console::open(&place);
+    console.page("/jobs");
+    assert_eq!(console.count("tbody tr"), 100);
+    let shown = console.source();
+    assert!(shown.contains(jobs[0]["id"].as_str().unwrap()));
+    console.press("Older");
+    console.until("the oldest alone", || (console.count("tbody tr") == 1).then_some(()));
+    assert!(console.source().contains(jobs[100]["id"].as_str().unwrap()));
+    console.press("Newest");
+    console.until("the newest", || (console.count("tbody tr") == 100).then_some(()));
+}
+
+#[test]
 fn progress_grows_by_itself_and_a_job_that_was_stopped_is_gone_on_with() {
     let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
     let keys: Vec<String> = (0..8).map(|n| format!("key-{n}")).collect();

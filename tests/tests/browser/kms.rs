@@ -316,6 +316,23 @@ fn what_would_fail_is_foretold() {
     console.fill("To version", "2");
     console.press("Foretell");
     console.sees("is raised to 2");
+    // What hangs on a master key of its own.
+    kms.admin().write("transit/keys/own", &json!({}));
+    place.ok(&[
+        "fs",
+        "kms",
+        "set-vault",
+        kms.url(),
+        KEY,
+        &kms.token_for(&[policy(KEY), policy("own")].concat()),
+    ]);
+    place.ok(&["fs", "create", "other", "--kms-key", "own"]);
+    console.choose("If", "the master key is deleted");
+    console.fill("Of the key", "own");
+    console.press("Foretell");
+    console.sees("the master key own is deleted");
+    console.sees("1: other");
+    assert_eq!(console.value("Of the key"), "own");
     console.choose("If", "min_decryption_version is raised");
     console.fill("To version", "two");
     console.press("Foretell");

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 
 use coffer_tests::node::Place;
 
@@ -73,6 +74,7 @@ fn with_a_certificate_it_is_served_over_tls_alone() {
     let (certificate, key) = (place.path("cert.pem"), place.path("key.pem"));
     fs::write(&certificate, issued.cert.pem()).unwrap();
     fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     let mut serve = place.serve();
     serve.args(["--listen", "0.0.0.0:0", "--console-host", "localhost"]);
     serve.arg("--tls-cert").arg(&certificate).arg("--tls-key").arg(&key);

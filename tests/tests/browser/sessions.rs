@@ -86,25 +86,75 @@ fn a_reset_meant_for_another_kms_is_refused() {
 }
 
 #[test]
-fn a_session_that_is_ended_in_the_middle_does_nothing_more_and_says_how_to_come_back() {
+fn a_session_that_is_ended_in_the_middle_does_nothing_more_and_nothing_that_was_typed_is_lost() {
     let place = Place::new();
     let _node = place.start();
     let console = Console::open(&place);
     console.page("/filesystems");
     console.press("Create filesystem");
-    console.fill("Name", "home");
     console.tick("Make it without a KMS all the same");
+    console.fill("Name", "home");
     let sessions = place.json(&["console", "sessions"]);
     let id = sessions["sessions"][0]["id"].as_str().unwrap();
     place.ok(&["console", "sessions", "--end", id]);
-    console.press("Create");
-    console.sees("coffer console");
+    console.enter();
+    console.sees("The session has ended. Open another one in a new tab (coffer console), and send this then.");
+    assert_eq!(console.value("Name"), "home");
     assert!(place.json(&["fs", "list"])["filesystems"].as_array().unwrap().is_empty());
-    console.page("/filesystems");
-    console.sees("Open the console");
+
+    let (first, _) = console.another_tab();
     console.log_in(&place);
+    console.to_tab(&first);
+    assert_eq!(console.dialog().as_deref(), Some("Create filesystem"));
+    console.press("Create");
+    console.sees("home is made");
+}
+
+#[test]
+fn what_is_sent_while_the_node_is_away_is_not_lost() {
+    let place = Place::new();
+    fix_the_port(&place);
+    let node = place.start();
+    let console = Console::open(&place);
     console.page("/filesystems");
-    console.sees("There is no filesystem yet.");
+    console.press("Create filesystem");
+    console.tick("Make it without a KMS all the same");
+    console.fill("Name", "home");
+    node.stop();
+    console.enter();
+    console.sees("No connection to the node");
+    assert_eq!(console.value("Name"), "home");
+    let _node = place.start();
+    let (first, _) = console.another_tab();
+    console.log_in(&place);
+    console.to_tab(&first);
+    console.press("Create");
+    console.sees("home is made");
+}
+
+#[test]
+fn whoever_logs_in_comes_to_the_page_that_was_wanted() {
+    let place = Place::new();
+    let _node = place.start();
+    let console = Console::open(&place);
+    let wanted = "/filesystems?search=a%26b&state=locked";
+    for typed in [false, true] {
+        place.ok(&["console", "sessions", "--end-all"]);
+        console.page(wanted);
+        console.sees("No session is open, or it has ended");
+        if typed {
+            let link = place.ok(&["console"]);
+            console.fill("Code", "a guess");
+            console.press("Open the console");
+            console.sees("the code is wrong");
+            console.fill("Code", link.trim().split_once('#').unwrap().1);
+            console.press("Open the console");
+        } else {
+            console.log_in(&place);
+        }
+        assert_eq!(console.url(), format!("{}{wanted}", console.origin()));
+        assert_eq!(console.value("Name contains"), "a&b");
+    }
 }
 
 /// Nobody touches anything: the page finds out by itself.

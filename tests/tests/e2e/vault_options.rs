@@ -4,11 +4,10 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
 
 use coffer_tests::kms::{KEY, Kind, Kms, policy};
+use coffer_tests::mtls::MutualTls;
 use coffer_tests::node::Place;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use serde_json::json;
 use testkit::tree;
 use testkit::vault_server::{NEWEST, TlsFiles, VaultServer};
@@ -114,52 +113,32 @@ fn a_private_ca_is_needed_is_enough_and_is_kept() {
     place.ok(&["recover", "--from", from, "--state-dir", state]);
 }
 
-/// The paths of a new certificate and its key. In days by which a certificate is still valid, or has been over.
-fn client(place: &Place, authority: &Issuer<'_, KeyPair>, name: &str, days: i64) -> [String; 2] {
-    let mut params = CertificateParams::default();
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let day = Duration::from_secs(24 * 60 * 60);
-    let (now, far) = (SystemTime::now(), day * u32::try_from(days.abs()).unwrap());
-    params.not_after = if days < 0 { now - far } else { now + far }.into();
-    let key = KeyPair::generate().unwrap();
-    let paths = [place.path(&format!("{name}.pem")), place.path(&format!("{name}.key"))];
-    fs::write(&paths[0], params.signed_by(&key, authority).unwrap().pem()).unwrap();
-    fs::write(&paths[1], key.serialize_pem()).unwrap();
-    paths.map(|path| path.to_str().unwrap().to_owned())
-}
-
 #[test]
 fn a_client_certificate_that_ends_is_told_everywhere() {
     const EXPIRES: &str = "client-certificate-expires";
     let place = Place::new();
-    let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (ca, key, clients) = (place.path("ca.pem"), place.path("ca.key"), place.path("clients"));
-    fs::write(&ca, issued.cert.pem()).unwrap();
-    fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let signer = KeyPair::generate().unwrap();
-    fs::write(&clients, params.self_signed(&signer).unwrap().pem()).unwrap();
-    let authority = Issuer::new(params, signer);
-    let files = TlsFiles { certificate: &ca, key: &key, clients: Some(&clients) };
-    let server = VaultServer::start_tls(&VaultServer::program(NEWEST), files);
-    let admin = server.admin();
-    admin.mount_transit();
-    admin.write(&format!("transit/keys/{KEY}"), &json!({}));
-    let token = admin.token("coffer-test", &policy(KEY), &json!({ "period": "1h" }));
+    let vault = MutualTls::start(&place);
+    let token = vault.token();
     let node = place.start();
+    let client = |name: &str, days| {
+        let paths = [place.path(&format!("{name}.pem")), place.path(&format!("{name}.key"))];
+        for (path, pem) in paths.iter().zip(vault.client(days)) {
+            fs::write(path, pem).unwrap();
+        }
+        paths.map(|path| path.to_str().unwrap().to_owned())
+    };
     let set = |certificate: &str, key: &str| {
-        let set = ["fs", "kms", "set-vault", server.url(), KEY, &token, "--json"];
-        let ca = ["--ca-cert", ca.to_str().unwrap()];
+        let set = ["fs", "kms", "set-vault", vault.server.url(), KEY, &token, "--json"];
+        let ca = ["--ca-cert", vault.ca.to_str().unwrap()];
         let client = ["--client-cert", certificate, "--client-key", key];
         place.coffer(&[&set[..], &ca, &client].concat())
     };
 
-    let [over, over_key] = client(&place, &authority, "over", -1);
+    let [over, over_key] = client("over", -1);
     let refused = set(&over, &over_key).expect(3).stderr;
     assert!(refused.contains("the client certificate any more: it ended at"), "{refused}");
     assert!(refused.contains("set-vault … --client-cert"), "{refused}");
-    let [late, late_key] = client(&place, &authority, "late", 100);
+    let [late, late_key] = client("late", 100);
     let refused = set(&late, &over_key).expect(2).stderr;
     assert!(refused.contains("the client key is not that of the client certificate"), "{refused}");
 
@@ -167,7 +146,7 @@ fn a_client_certificate_that_ends_is_told_everywhere() {
     let rehearsed = place.json(&["fs", "kms", "rehearse"]);
     assert_eq!(rehearsed["until"]["what"], "the client certificate", "{rehearsed}");
 
-    let [soon, soon_key] = client(&place, &authority, "soon", 10);
+    let [soon, soon_key] = client("soon", 10);
     assert!(set(&soon, &soon_key).expect(0).stdout.contains(EXPIRES));
     place.until("it is in the audit log", || {
         place.ok(&["audit", "show", "--action", "kms.warning"]).contains(EXPIRES)

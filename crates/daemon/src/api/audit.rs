@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use utoipa::IntoParams;
 
 use super::Answer;
-use super::extract::Query;
+use super::extract::{Limit, Query};
 use crate::audit::{self, AuditLog, HashedLine, Verified};
 use crate::{Shared, problem};
 
@@ -23,7 +23,8 @@ const LINES: usize = 100;
 #[into_params(parameter_in = Query)]
 pub(crate) struct Wanted {
     /// How many lines, at most 1000.
-    limit: Option<usize>,
+    #[param(value_type = Option<usize>, minimum = 1, maximum = 1000)]
+    limit: Option<Limit<{ paths::PAGE_LIMIT }>>,
     /// Only older ones than this.
     before: Option<u64>,
     /// Only those of actions that begin so.
@@ -48,7 +49,7 @@ pub(crate) async fn show(
     State(shared): State<Arc<Shared>>,
     Query(Wanted { limit, before, action, subject, failed }): Query<Wanted>,
 ) -> Answer<AuditPage> {
-    let limit = limit.unwrap_or(LINES).clamp(1, paths::PAGE_LIMIT);
+    let limit = limit.map_or(LINES, Limit::get);
     let query = audit::Query { limit, before, action, subject, failed };
     let page = read(&shared, move |log| log.page(&query)).await?;
     let lines = page.lines.into_iter().map(line).collect();

@@ -3,8 +3,8 @@
 use admin_api::{Exit, Problem, paths};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 use utoipa::IntoParams;
 
 use super::Refusal;
@@ -48,12 +48,32 @@ pub(crate) struct Page {
     /// Only those after this one: the last page's `next`.
     pub(super) after: Option<String>,
     /// How many, at most 1000.
-    limit: Option<usize>,
+    #[param(value_type = Option<usize>, minimum = 1, maximum = 1000)]
+    limit: Option<Limit<{ paths::PAGE_LIMIT }>>,
 }
 
 impl Page {
     pub(super) fn limit(&self) -> usize {
-        self.limit.unwrap_or(paths::PAGE_LIMIT).clamp(1, paths::PAGE_LIMIT)
+        self.limit.map_or(paths::PAGE_LIMIT, Limit::get)
+    }
+}
+
+/// How many items a page has: 1 to `MOST`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit<const MOST: usize>(usize);
+
+impl<const MOST: usize> Limit<MOST> {
+    pub(super) const fn get(self) -> usize {
+        self.0
+    }
+}
+
+impl<'de, const MOST: usize> Deserialize<'de> for Limit<MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let limit = usize::deserialize(deserializer)?;
+        let fits = (1..=MOST).contains(&limit);
+        fits.then_some(Self(limit))
+            .ok_or_else(|| D::Error::custom(format_args!("a limit is 1 to {MOST}, not {limit}")))
     }
 }
 

@@ -11,13 +11,13 @@ use admin_api::{
 use axum::Json;
 use axum::extract::State;
 use filesystem::real_place;
-use key_manager::{CreateRequest, FilesystemName, FilesystemStatus, JobKind, KeyState};
+use key_manager::{CreateRequest, Error, FilesystemName, FilesystemStatus, JobKind, KeyState};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{IdempotencyKey, Page, Path as Segment, Query};
+use super::extract::{IdempotencyKey, Limit, Page, Path as Segment, Query};
 use super::{Answer, Body, name};
 use crate::jobs::{Spec, damage};
 use crate::{Shared, problem};
@@ -45,14 +45,13 @@ enum Standing {
 }
 
 impl Wanted {
-    fn has(&self, fs: &FilesystemStatus) -> bool {
-        let stands = match self.state {
+    fn stands(&self, fs: &FilesystemStatus) -> bool {
+        match self.state {
             None => true,
             Some(Standing::Unlocked) => fs.key == KeyState::Unlocked,
             Some(Standing::Locked) => fs.key != KeyState::Unlocked,
             Some(Standing::Exposed) => fs.exposed,
-        };
-        stands && fs.filesystem.name.as_str().contains(&self.search)
+        }
     }
 }
 
@@ -70,13 +69,11 @@ pub(crate) async fn list(
     Query(page): Query<Page>,
     Query(wanted): Query<Wanted>,
 ) -> Answer<Filesystems> {
-    let statuses = shared.manager.filesystem_statuses().await;
-    let statuses = statuses.map_err(|e| problem::of_keys("filesystems can't be listed", &e))?;
     let after = page.after.as_deref().unwrap_or_default();
-    let mut rest =
-        statuses.iter().filter(|fs| fs.filesystem.name.as_str() > after && wanted.has(fs));
-    let filesystems: Vec<_> = rest.by_ref().take(page.limit()).map(view).collect();
-    let more = rest.next().is_some();
+    let stands = |fs: &FilesystemStatus| wanted.stands(fs);
+    let found = shared.manager.filesystem_page(after, page.limit(), &wanted.search, stands).await;
+    let (found, more) = found.map_err(|e| problem::of_keys("filesystems can't be listed", &e))?;
+    let filesystems: Vec<_> = found.iter().map(view).collect();
     let next = filesystems.last().filter(|_| more).map(|fs| fs.name.clone());
     Ok(Json(Filesystems { filesystems, next }))
 }
@@ -118,12 +115,26 @@ pub(crate) async fn create(
         (None, Some(key)) => manager.create_filesystem_under(name.clone(), backing, key).await,
         (None, None) => manager.create_filesystem(name.clone(), backing, allow_no_kms).await,
     };
-    created.map_err(|e| problem::of_keys(&title, &shared.noted(e)))?;
+    created.map_err(|e| not_made(&request, &title, &shared.noted(e)))?;
     if let Some(key) = &request.kms_key {
         shared.health.has_own(key);
     }
     shared.filesystems.hold(&name).await;
     Ok(Json(one(&shared, &name, &title).await?))
+}
+
+/// Why it was not made, and what of the request is the cause.
+fn not_made(request: &CreateFilesystem, title: &str, error: &Error) -> Problem {
+    let problem = problem::of_request(title, error);
+    match error {
+        Error::Exists { .. } => problem.field("name"),
+        Error::NoKms => problem.field("allow_no_kms"),
+        // Whatever the KMS says against it, it says against what was asked for beside the usual.
+        Error::Kms(e) if request.kms_key.is_some() && !e.kind().is_transient() => {
+            problem.field("kms_key")
+        }
+        _ => problem,
+    }
 }
 
 /// Shows a filesystem.
@@ -293,7 +304,7 @@ pub(crate) async fn import(
     Segment(fs): Segment<String>,
     Body(Import { source }): Body<Import>,
 ) -> Answer<Job> {
-    let source = absolute(source)?;
+    let source = absolute("source", source)?;
     refuse_no_directory(source.clone()).await?;
     let spec = Spec { path: Some(source), ..Spec::default() };
     start(&shared, JobKind::Import, &fs, spec).await
@@ -314,7 +325,7 @@ pub(crate) async fn export(
     Segment(fs): Segment<String>,
     Body(Export { target }): Body<Export>,
 ) -> Answer<Job> {
-    let target = absolute(target)?;
+    let target = absolute("target", target)?;
     refuse_ciphertext(&shared, target.as_path()).await?;
     let spec = Spec { path: Some(target), ..Spec::default() };
     start(&shared, JobKind::Export, &fs, spec).await
@@ -334,7 +345,8 @@ fn refuse_state_dir(shared: &Shared, backing: &Path, title: &str) -> Result<(), 
         return Ok(());
     }
     let why = format!("{} is, or holds, the node's own state directory", backing.display());
-    Err(Problem::new(Exit::Usage, "invalid", title, why).cure("name a directory outside it"))
+    let problem = Problem::new(Exit::Usage, "invalid", title, why).field("backing");
+    Err(problem.cure("name a directory outside it"))
 }
 
 /// Keeps plain data out of every place that holds ciphertext or keys.
@@ -354,6 +366,7 @@ async fn refuse_ciphertext(shared: &Shared, target: &Path) -> Result<(), Problem
                 dir.display()
             );
             Err(Problem::new(Exit::State, "invalid-target", title, why)
+                .field("target")
                 .cure("name a directory outside the backing directories and the state directory"))
         }
     }
@@ -364,7 +377,7 @@ async fn start(shared: &Shared, kind: JobKind, fs: &str, spec: Spec) -> Answer<J
     Ok(Json(shared.jobs.start(kind, &name, spec).await?))
 }
 
-fn absolute(path: BytePath) -> Result<BytePath, Problem> {
+fn absolute(field: &str, path: BytePath) -> Result<BytePath, Problem> {
     if path.as_path().is_absolute() {
         // With a slash at its end it is the same one, whose job goes on.
         let plain: PathBuf = path.as_path().components().collect();
@@ -372,6 +385,7 @@ fn absolute(path: BytePath) -> Result<BytePath, Problem> {
     }
     let why = format!("{path} is relative, and the node has another working directory");
     Err(Problem::new(Exit::Usage, "invalid", "the job can't start", why)
+        .field(field)
         .cure("give an absolute path"))
 }
 
@@ -388,7 +402,8 @@ async fn refuse_no_directory(source: BytePath) -> Result<(), Problem> {
         }
         _ => return Ok(()),
     };
-    Err(Problem::new(Exit::Usage, "invalid", title, why).cure("name a directory"))
+    let problem = Problem::new(Exit::Usage, "invalid", title, why).field("source");
+    Err(problem.cure("name a directory"))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -400,7 +415,8 @@ pub(crate) struct LsQuery {
     /// Only what comes after this name: the last page's `next`.
     after: Option<BytePath>,
     /// How many, at most 50000.
-    limit: Option<usize>,
+    #[param(value_type = Option<usize>, minimum = 1, maximum = 50000)]
+    limit: Option<Limit<{ paths::LS_LIMIT }>>,
 }
 
 /// Lists a directory in a filesystem.
@@ -422,12 +438,13 @@ pub(crate) async fn ls(
     if path.as_bytes().split(|b| *b == b'/').any(|part| matches!(part, b"." | b"..")) {
         let why = "a path in a filesystem begins at its root and has no . or .. in it";
         return Err(Problem::new(Exit::Usage, "invalid", title, why)
+            .field("path")
             .cure("name the directory from the root on")
             .into());
     }
     let filesystem = shared.filesystems.get(&name, &title).await?;
     let asked = path.as_path().to_owned();
-    let limit = limit.unwrap_or(paths::LS_LIMIT).clamp(1, paths::LS_LIMIT);
+    let limit = limit.map_or(paths::LS_LIMIT, Limit::get);
     let list = move || {
         let after = after.as_ref().map(|after| after.as_path().as_os_str());
         filesystem.list_page(&asked, after, limit)
@@ -465,11 +482,8 @@ fn entry(entry: filesystem::Entry) -> Entry {
 }
 
 async fn one(shared: &Shared, name: &FilesystemName, title: &str) -> Result<Filesystem, Problem> {
-    let statuses = shared.manager.filesystem_statuses().await;
-    let statuses = statuses.map_err(|e| problem::of_keys(title, &e))?;
-    let found = statuses.iter().find(|fs| fs.filesystem.name == *name);
-    let unknown = || key_manager::Error::Unknown { what: format!("filesystem {name}") };
-    found.map(view).ok_or_else(|| problem::of_keys(title, &unknown()))
+    let found = shared.manager.filesystem_status(name).await;
+    found.map(|fs| view(&fs)).map_err(|e| problem::of_keys(title, &e))
 }
 
 /// Whether its key has not been asked for yet.

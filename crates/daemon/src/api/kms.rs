@@ -87,7 +87,7 @@ pub(crate) async fn set(
         expected,
     };
     let configured = shared.manager.set_kms(new).await;
-    let configured = configured.map_err(|e| problem::of_keys(title, &e))?;
+    let configured = configured.map_err(|e| problem::of_request(title, &e))?;
     // Whoever set it goes on with what it opens. What takes longer the keeper opens.
     if let Ok(Err(error)) = timeout(OPEN_WITHIN, shared.manager.unlock_all()).await {
         tracing::warn!(%error, "the filesystems can't be unlocked");
@@ -111,8 +111,9 @@ pub(crate) async fn set(
 
 /// The one way to show who we are that the request has, or none: then the stored one is kept.
 fn credential(request: &SetVault) -> Result<NewCredential, Problem> {
-    let refused = |why: &str, cure: &str| {
-        Problem::new(Exit::Usage, "invalid", "the KMS can't be set", why).cure(cure)
+    let refused = |field: &str, why: &str, cure: &str| {
+        let problem = Problem::new(Exit::Usage, "invalid", "the KMS can't be set", why);
+        problem.field(field).cure(cure)
     };
     let secret = |token: &Token| SecretString::from(token.expose());
     let login = match (&request.role_id, &request.secret_id) {
@@ -123,13 +124,15 @@ fn credential(request: &SetVault) -> Result<NewCredential, Problem> {
         })),
         (None, None) if request.auth_path.is_none() => None,
         _ => {
+            let missing = if request.role_id.is_none() { "role_id" } else { "secret_id" };
             let why = "an AppRole has a role id and a secret id, and one of them is missing";
-            return Err(refused(why, "give both, or a token instead"));
+            return Err(refused(missing, why, "give both, or a token instead"));
         }
     };
     let file = match &request.token_file {
         Some(path) if !path.as_path().is_absolute() => {
-            return Err(refused("the token file's path is relative", "give an absolute path"));
+            let why = "the token file's path is relative";
+            return Err(refused("token_file", why, "give an absolute path"));
         }
         Some(path) => Some(Auth::TokenFile(path.as_path().to_owned())),
         None => None,
@@ -139,7 +142,7 @@ fn credential(request: &SetVault) -> Result<NewCredential, Problem> {
     let auth = given.next();
     if given.next().is_some() {
         let why = "it takes one of a token, a token file and an AppRole, and here are two";
-        return Err(refused(why, "give one of them, or none to keep the stored one"));
+        return Err(refused("token", why, "give one of them, or none to keep the stored one"));
     }
     let identity = match (&request.client_cert, &request.client_key) {
         (Some(certificate), Some(key)) => {
@@ -147,8 +150,9 @@ fn credential(request: &SetVault) -> Result<NewCredential, Problem> {
         }
         (None, None) => None,
         _ => {
+            let missing = if request.client_key.is_none() { "client_key" } else { "client_cert" };
             let why = "a client certificate and its key belong together, and one is missing";
-            return Err(refused(why, "give both"));
+            return Err(refused(missing, why, "give both"));
         }
     };
     Ok(match auth {

@@ -232,7 +232,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         let is_json = is_json(request.headers());
         let bytes = Bytes::from_request(request, state).await;
-        let bytes = bytes.map_err(|e| not_understood(e.body_text()))?;
+        let bytes = bytes.map_err(|e| match e.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+            _ => not_understood(e.body_text()),
+        })?;
         if !bytes.is_empty() && !is_json {
             return Err(no_json());
         }
@@ -246,6 +249,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             ))
         })
     }
+}
+
+fn too_large() -> Refusal {
+    let why = format!("its body has more than {} KiB", BODY_LIMIT >> 10);
+    let problem = Problem::new(Exit::Usage, "too-large", "the request is not understood", why);
+    Refusal(
+        problem.cure("send less: nothing that this resource takes is so large").with_status(413),
+    )
 }
 
 /// Whether the body is said to be JSON, with or without parameters.
@@ -264,7 +275,7 @@ fn no_json() -> Refusal {
 }
 
 fn name(text: &str, title: &str) -> Result<FilesystemName, Problem> {
-    text.parse().map_err(|e| problem::of_keys(title, &e))
+    text.parse().map_err(|e| problem::of_request(title, &e))
 }
 
 #[cfg(test)]

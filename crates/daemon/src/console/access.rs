@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::mem;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ const WRONG_MOST: usize = 10;
 const WRONG_WITHIN: Duration = Duration::from_secs(60);
 
 /// How soon it is seen that a session has ended by itself.
-const LOOK_EVERY: Duration = Duration::from_secs(15);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 /// Most codes and sessions at once; the oldest give way.
 const CODES_MOST: usize = 16;
@@ -65,7 +66,18 @@ pub(crate) struct Session {
 
 impl Session {
     fn lives(&self, now: UnixMillis) -> bool {
-        !passed(self.opened, SESSION_LIVES, now) && !passed(self.used, SESSION_IDLES, now)
+        self.ended_by(now).is_none()
+    }
+
+    /// What has ended it by now, if nobody did.
+    fn ended_by(&self, now: UnixMillis) -> Option<&'static str> {
+        if passed(self.used, SESSION_IDLES, now) {
+            Some("ended, for nothing was done in it")
+        } else if passed(self.opened, SESSION_LIVES, now) {
+            Some("ended, at its greatest age")
+        } else {
+            None
+        }
     }
 }
 
@@ -89,6 +101,22 @@ struct State {
     codes: HashMap<Digest, Code>,
     sessions: HashMap<Digest, Session>,
     wrong: VecDeque<UnixMillis>,
+    /// Sessions that ended and that nobody ended, and why they did.
+    gone: Vec<(Session, &'static str)>,
+}
+
+impl State {
+    /// Takes out the sessions that have ended by themselves.
+    fn let_go(&mut self, now: UnixMillis) {
+        let gone = &mut self.gone;
+        self.sessions.retain(|_, session| match session.ended_by(now) {
+            None => true,
+            Some(why) => {
+                gone.push((session.clone(), why));
+                false
+            }
+        });
+    }
 }
 
 /// The codes and sessions of a node.
@@ -136,11 +164,12 @@ impl Access {
             state.wrong.push_back(now);
             return Ok(Err(NoEntry::Wrong));
         };
-        state.sessions.retain(|_, session| session.lives(now));
+        state.let_go(now);
         while state.sessions.len() >= SESSIONS_MOST {
             let oldest = state.sessions.iter().min_by_key(|(_, session)| session.used.0);
-            let Some(oldest) = oldest.map(|(digest, _)| *digest) else { break };
-            state.sessions.remove(&oldest);
+            let oldest = oldest.map(|(digest, _)| *digest);
+            let Some(oldest) = oldest.and_then(|it| state.sessions.remove(&it)) else { break };
+            state.gone.push((oldest, "ended, for too many were open"));
         }
         let session = Session { id, role, by, opened: now, used: now, csrf, notice: None };
         state.sessions.insert(digest(&secret), session.clone());
@@ -166,6 +195,13 @@ impl Access {
         all
     }
 
+    /// The sessions that have ended since this was asked last, but for those that somebody ended, and why.
+    pub(crate) fn gone(&self, now: UnixMillis) -> Vec<(Session, &'static str)> {
+        let mut state = lock(&self.state);
+        state.let_go(now);
+        mem::take(&mut state.gone)
+    }
+
     /// Ends the session with this id. Answers whether there was one.
     pub(crate) fn end(&self, id: &str) -> bool {
         let mut state = lock(&self.state);
@@ -179,7 +215,10 @@ impl Access {
 
     /// Ends all of them, and the codes that could open others.
     pub(crate) fn end_all(&self) {
-        *lock(&self.state) = State::default();
+        let mut state = lock(&self.state);
+        let gone = mem::take(&mut state.gone);
+        *state = State { gone, ..State::default() };
+        drop(state);
         self.endings.send_modify(|count| *count += 1);
     }
 
@@ -238,6 +277,13 @@ mod tests {
         access.log_in(&code, now).unwrap().unwrap()
     }
 
+    /// Why sessions have ended by themselves, in the order of the words.
+    fn gone(access: &Access, now: UnixMillis) -> Vec<&'static str> {
+        let mut whys: Vec<_> = access.gone(now).into_iter().map(|(_, why)| why).collect();
+        whys.sort_unstable_by(|one, other| other.cmp(one));
+        whys
+    }
+
     #[test]
     fn a_code_opens_one_session_within_a_minute() {
         let access = Access::default();
@@ -280,6 +326,9 @@ mod tests {
         }
         assert!(access.session(&busy, true, at(12 * 3600)).is_none());
         assert!(access.sessions(at(12 * 3600)).is_empty());
+        let idle = "ended, for nothing was done in it";
+        assert_eq!(gone(&access, at(12 * 3600)), [idle, "ended, at its greatest age"]);
+        assert!(gone(&access, at(12 * 3600)).is_empty(), "each is told once");
     }
 
     #[test]
@@ -292,6 +341,7 @@ mod tests {
         assert!(access.session(&other, true, at(0)).is_some());
         access.end_all();
         assert!(access.session(&other, true, at(0)).is_none());
+        assert!(gone(&access, at(0)).is_empty(), "whoever ended them records it");
     }
 
     #[tokio::test(start_paused = true)]
@@ -333,6 +383,7 @@ mod tests {
         }
         assert!(access.session(&oldest, true, at(4)).is_none());
         assert_eq!(access.sessions(at(4)).len(), SESSIONS_MOST);
+        assert_eq!(gone(&access, at(4)), ["ended, for too many were open"; 2]);
     }
 
     #[test]

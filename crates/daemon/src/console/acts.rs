@@ -9,7 +9,8 @@ use admin_api::{
 };
 use axum::Extension;
 use axum::Form as Urlencoded;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
+use axum::http::Uri;
 use axum::http::header::SET_COOKIE;
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use kms_core::Outcome;
@@ -28,11 +29,14 @@ use crate::problem;
 pub(super) struct Code {
     #[serde(default)]
     code: String,
+    /// The page that was wanted.
+    #[serde(default)]
+    next: String,
 }
 
 pub(super) async fn log_in(
     State(console): State<Console>,
-    Urlencoded(Code { code }): Urlencoded<Code>,
+    Urlencoded(Code { code, next }): Urlencoded<Code>,
 ) -> Response {
     let shared = &console.shared;
     let entered = shared.access.log_in(code.trim(), shared.clock.now());
@@ -42,10 +46,11 @@ pub(super) async fn log_in(
             let event = shared.of_session(Outcome::Done, Some(&session), "opened");
             if let Err(why) = shared.audit.try_record(&event) {
                 shared.access.end(&session.id);
-                return log_in_refused(&crate::api::unrecorded(why));
+                return log_in_refused(&crate::api::unrecorded(why), &next);
             }
             let cookie = [(SET_COOKIE, console.set_cookie(&secret))];
-            return (cookie, Redirect::to("/")).into_response();
+            let next = if is_page(&next) { &*next } else { "/" };
+            return (cookie, Redirect::to(next)).into_response();
         }
         Ok(Err(why)) => (no_entry(&why), "a wrong code"),
         Err(problem) => (problem, "no random bytes"),
@@ -54,11 +59,17 @@ pub(super) async fn log_in(
     if problem.status != 429 {
         console.shared.record_session(Outcome::Refused, None, who);
     }
-    log_in_refused(&problem)
+    log_in_refused(&problem, &next)
 }
 
-fn log_in_refused(problem: &Problem) -> Response {
-    let page = Page::outside("Log in").render(&web_console::login(Some(problem)));
+/// Whether this is a path on this host, and not what browsers take for another host.
+fn is_page(next: &str) -> bool {
+    let is_other = next.starts_with("//") || next.contains('\\');
+    next.starts_with('/') && !is_other && next.bytes().all(|b| b.is_ascii_graphic())
+}
+
+fn log_in_refused(problem: &Problem, next: &str) -> Response {
+    let page = Page::outside("Log in").render(&web_console::login(Some(problem), next));
     (status_of(problem), Html(page)).into_response()
 }
 
@@ -135,29 +146,20 @@ fn set_vault(
     })
 }
 
-/// The input of the dialog that a refusal is about. What is invalid has one code, and words by which it is known.
+/// The input of the dialog that a refusal is about.
 fn field_of_kms(problem: &Problem) -> Option<&'static str> {
-    const INVALID: [(&str, &str); 9] = [
-        ("the Vault URL", "base_url"),
-        ("name that a Vault key can have", "master_key"),
-        ("transit engine", "transit_path"),
-        ("auth method", "auth_path"),
-        ("namespace", "namespace"),
-        ("CA certificate", "ca_cert"),
-        ("token file", "token_file"),
-        ("AppRole", "role_id"),
-        ("token", "token"),
-    ];
     match problem.code.as_str() {
         "kms-unreachable" | "kms-sealed" => Some("base_url"),
         "master-key-missing" | "master-key-unfit" | "master-key-replaced" => Some("master_key"),
         "kms-denied" | "credential-missing" | "token-missing" => Some("token"),
-        "invalid" => {
-            let mut known = INVALID.iter().filter(|(words, _)| problem.detail.contains(words));
-            known.next().map(|(_, field)| *field)
-        }
-        _ => None,
+        _ => field_among(&web_console::KMS_INPUTS, problem),
     }
+}
+
+/// What of the request the node says is the cause, if the form has an input for it.
+fn field_among(inputs: &[&'static str], problem: &Problem) -> Option<&'static str> {
+    let named = problem.field.as_deref()?;
+    inputs.iter().copied().find(|input| *input == named)
 }
 
 /// Removes the KMS; with the word typed, by a downgrade.
@@ -167,7 +169,8 @@ pub(super) async fn reset(
 ) -> Response {
     let word = typed.get("word").map(|word| word.trim());
     let refused = |why: &str| {
-        Problem::new(Exit::Usage, "not-confirmed", "nothing was done", why).cure("type downgrade")
+        let problem = Problem::new(Exit::Usage, "not-confirmed", "nothing was done", why);
+        problem.field("word").cure("type downgrade")
     };
     let done = match word {
         Some("downgrade") | None => {
@@ -180,7 +183,7 @@ pub(super) async fn reset(
     match done {
         Ok(change) => console.told(&session, "/kms", words::change(&change)),
         Err(problem) => {
-            let field = |problem: &Problem| (problem.code == "not-confirmed").then_some("word");
+            let field = |problem: &Problem| field_among(&["word"], problem);
             console.kms_refused(&session, "reset", typed, problem, field).await
         }
     }
@@ -228,6 +231,8 @@ pub(super) async fn rehearse(
 
 pub(super) async fn create(
     State(console): State<Console>,
+    Query(wanted): Query<Wanted>,
+    uri: Uri,
     Submitted { session, typed }: Submitted,
 ) -> Response {
     let given = |name: &str| given(&typed, name);
@@ -246,22 +251,12 @@ pub(super) async fn create(
         }
         Err(problem) => problem,
     };
-    let field = match problem.code.as_str() {
-        "exists" | "invalid-name" => Some("name"),
-        "invalid" if problem.detail.contains("directory") => Some("backing"),
-        "invalid" if problem.detail.contains("Vault key") => Some("kms_key"),
-        "invalid" => Some("name"),
-        "kms-denied" | "master-key-missing" | "master-key-unfit" if request.kms_key.is_some() => {
-            Some("kms_key")
-        }
-        _ => None,
-    };
-    let wanted = Wanted::default();
+    let field = field_among(&["name", "backing", "kms_key", "allow_no_kms"], &problem);
     match pages::filesystems_shown(&console, &session, &wanted).await {
         Ok(shown) => {
             let forms = Forms::open("create", Form::with(typed).refused(problem.clone(), field));
             console.again(&session, &problem, |viewer| {
-                pages::filesystems_page(&shown, &wanted, &forms, viewer, None)
+                pages::filesystems_page(&shown, &wanted, &uri, &forms, viewer, None)
             })
         }
         Err(_) => console.failed(&session, "/filesystems", &problem),
@@ -279,45 +274,45 @@ pub(super) async fn of_filesystem(
     let directory =
         |field: &str| BytePath::new(typed.get(field).map(|it| it.trim()).unwrap_or_default());
     let begun = |begun: Result<Job, Problem>| begun.map(|job| (at.clone(), begun_text(&job)));
-    // The dialog that it was asked for in, the input that a refusal is about, and what came of it.
-    let (dialog, field, done) = match act.as_str() {
+    // The dialog that it was asked for in, and what came of it.
+    let (dialog, done) = match act.as_str() {
         "lock" => {
             let force = typed.contains_key("force");
             let locked = api.post::<Filesystem>(&path(paths::LOCK), &Lock { force }).await;
-            ("lock", None, locked.map(|_| (at.clone(), format!("{name} is locked"))))
+            ("lock", locked.map(|_| (at.clone(), format!("{name} is locked"))))
         }
         "unlock" => {
             let unlocked = api.post::<Filesystem>(&path(paths::UNLOCK), &()).await;
-            ("", None, unlocked.map(|_| (at.clone(), format!("{name} is unlocked"))))
+            ("", unlocked.map(|_| (at.clone(), format!("{name} is unlocked"))))
         }
         "verify" => {
             let request = Verify { repair: typed.contains_key("repair") };
-            ("verify", None, begun(api.post(&path(paths::VERIFY), &request).await))
+            ("verify", begun(api.post(&path(paths::VERIFY), &request).await))
         }
         "rewrap" => {
             let request = Rewrap { filesystem: Some(name.clone()) };
-            ("", None, begun(api.post(paths::REWRAP, &request).await))
+            ("", begun(api.post(paths::REWRAP, &request).await))
         }
-        "rekey" => ("rekey", None, begun(api.post(&path(paths::REKEY), &()).await)),
+        "rekey" => ("rekey", begun(api.post(&path(paths::REKEY), &()).await)),
         "import" => {
             let request = Import { source: directory("source") };
-            ("import", Some("source"), begun(api.post(&path(paths::IMPORT), &request).await))
+            ("import", begun(api.post(&path(paths::IMPORT), &request).await))
         }
         "export" => {
             let request = Export { target: directory("target") };
-            ("export", Some("target"), begun(api.post(&path(paths::EXPORT), &request).await))
+            ("export", begun(api.post(&path(paths::EXPORT), &request).await))
         }
         "delete" if typed.get("name").is_some_and(|typed| typed.trim() == name) => {
             let forget = typed.contains_key("forget");
             let done = if forget { "forgotten" } else { "deleted" };
             let deleted = api.delete::<Deleted>(&paths::deletion(&name, forget), "").await;
             let next = "/filesystems".to_owned();
-            ("delete", None, deleted.map(|_| (next, format!("{name} is {done}"))))
+            ("delete", deleted.map(|_| (next, format!("{name} is {done}"))))
         }
         "delete" => {
             let (title, why) = ("nothing was deleted", "another name was typed");
-            let problem = Problem::new(Exit::Usage, "not-confirmed", title, why);
-            ("delete", Some("name"), Err(problem.cure(format!("type {name}"))))
+            let problem = Problem::new(Exit::Usage, "not-confirmed", title, why).field("name");
+            ("delete", Err(problem.cure(format!("type {name}"))))
         }
         _ => {
             return pages::nowhere(
@@ -336,7 +331,13 @@ pub(super) async fn of_filesystem(
         Ok(shown) if !dialog.is_empty() => shown,
         _ => return console.failed(&session, &at, &problem),
     };
-    let field = field.filter(|_| problem.exit == Exit::Usage || problem.code == "invalid-target");
+    let inputs: &[_] = match dialog {
+        "import" => &["source"],
+        "export" => &["target"],
+        "delete" => &["name"],
+        _ => &[],
+    };
+    let field = field_among(inputs, &problem);
     let forms = Forms::open(dialog, Form::with(typed).refused(problem.clone(), field));
     console.again(&session, &problem, |viewer| pages::filesystem_page(&shown, &forms, viewer, None))
 }
@@ -428,5 +429,29 @@ impl Console {
         let field = field(&problem);
         let forms = Forms::open(dialog, Form::with(typed).refused(problem.clone(), field));
         self.again(session, &problem, |viewer| pages::kms_page(self, &shown, &forms, viewer, None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_leads_to_no_other_host() {
+        for page in ["/", "/kms?impact=key&key=a%26b", "/filesystems/a.b/files?path=%2Fx"] {
+            assert!(is_page(page), "{page}");
+        }
+        for other in [
+            "",
+            "kms",
+            "//evil.example",
+            "/\\evil.example",
+            "https://evil.example",
+            "/a\nb",
+            "/\t/evil.example",
+            "/é",
+        ] {
+            assert!(!is_page(other), "{other:?}");
+        }
     }
 }

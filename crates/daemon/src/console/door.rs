@@ -6,6 +6,7 @@
 use std::future::{Ready, ready};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,14 +28,22 @@ use super::guard::Origins;
 /// How long connections may take to end when the node does.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long a connection may take to send the head of a request, or be without one.
-const HEAD_WITHIN: Duration = Duration::from_secs(20);
+/// What the door bears.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// How long a connection may take to send the head of a request, or be without one.
+    head_within: Duration,
+    /// Most connections at once: a browser has some six, and streams of events stay open. Others find the door closed.
+    connections_most: usize,
+    /// Between two looks at the certificate's files.
+    look_every: Duration,
+}
 
-/// Most connections at once: a browser has some six, and streams of events stay open. Others find the door closed.
-const CONNECTIONS_MOST: usize = 512;
-
-/// Between two looks at the certificate's files.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LIMITS: Limits = Limits {
+    head_within: Duration::from_secs(20),
+    connections_most: 512,
+    look_every: Duration::from_secs(60),
+};
 
 /// Where the console is to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +75,7 @@ impl Listen {
 /// The console's listener, opened once.
 pub(crate) struct Door {
     listen: Listen,
+    limits: Limits,
     opened: Mutex<Option<Opened>>,
 }
 
@@ -78,7 +88,7 @@ struct Opened {
 
 impl Door {
     pub(crate) fn new(listen: Listen) -> Self {
-        Self { listen, opened: Mutex::default() }
+        Self { listen, limits: LIMITS, opened: Mutex::default() }
     }
 
     /// Listens, if it does not yet, and serves what `router` makes for where that is. Answers the origin of links.
@@ -110,17 +120,20 @@ impl Door {
         let scheme = if identity.is_some() { "https" } else { "http" };
         let origins = Origins::new(scheme, names(bound, hosts, scheme));
         let (handle, mut tasks) = (Handle::new(), JoinSet::new());
-        let routes = limited(router(origins.clone()), handle.clone());
+        let Limits { head_within, connections_most, look_every } = self.limits;
+        let routes = limited(router(origins.clone()), handle.clone(), connections_most);
         match identity {
             None => {
                 let server = axum_server::from_tcp(listener).map_err(unusable)?;
-                tasks.spawn(ended(timed(server, &handle).serve(routes)));
+                tasks.spawn(ended(timed(server, &handle, head_within).serve(routes)));
             }
             Some((files, identity)) => {
                 let config = RustlsConfig::from_config(identity.config(&files)?);
                 let server = axum_server::from_tcp_rustls(listener, config.clone());
-                tasks.spawn(ended(timed(server.map_err(unusable)?, &handle).serve(routes)));
-                tasks.spawn(keep_up(files, identity, config));
+                tasks.spawn(ended(
+                    timed(server.map_err(unusable)?, &handle, head_within).serve(routes),
+                ));
+                tasks.spawn(keep_up(files, identity, config, look_every));
             }
         }
         let origin = origins.first();
@@ -145,15 +158,17 @@ impl Door {
 fn timed<A>(
     mut server: Server<SocketAddr, A>,
     handle: &Handle<SocketAddr>,
+    head_within: Duration,
 ) -> Server<SocketAddr, A> {
-    server.http_builder().http1().header_read_timeout(HEAD_WITHIN);
-    server.handle(handle.clone()).first_request_timeout(HEAD_WITHIN).http1_only()
+    server.http_builder().http1().header_read_timeout(head_within);
+    server.handle(handle.clone()).first_request_timeout(head_within).http1_only()
 }
 
 /// The routes for each connection, while there are not too many.
 fn limited(
     routes: Router,
     handle: Handle<SocketAddr>,
+    most: usize,
 ) -> impl tower::Service<
     SocketAddr,
     Response = Router,
@@ -161,9 +176,11 @@ fn limited(
     Future = Ready<io::Result<Router>>,
 > + Send {
     tower::service_fn(move |_| {
-        ready(match handle.connection_count() {
-            ..CONNECTIONS_MOST => Ok(routes.clone()),
-            _ => Err(io::Error::other("too many connections")),
+        let is_full = handle.connection_count() >= most;
+        ready(if is_full {
+            Err(io::Error::other("too many connections"))
+        } else {
+            Ok(routes.clone())
         })
     })
 }
@@ -208,6 +225,12 @@ impl Identity {
         let read = async |path: &Path| {
             tokio::fs::read(path).await.map_err(|e| unusable(path, e.to_string()))
         };
+        let readable = tokio::fs::metadata(key).await.map_err(|e| unusable(key, e.to_string()))?;
+        if readable.permissions().mode() & 0o007 != 0 {
+            let why = format!("{}: every user of this machine may read it", key.display());
+            return Err(Problem::new(Exit::State, "console-certificate", NO_CONSOLE, why)
+                .cure("make a new key that only its owner may read, and have it certified; of this one somebody may have a copy (chmod o= FILE lets it be used)"));
+        }
         Ok(Self { certificate: read(certificate).await?, key: read(key).await?.into() })
     }
 
@@ -235,9 +258,9 @@ fn unusable(path: &Path, why: String) -> Problem {
 }
 
 /// Shows new connections the certificate that lies in its file now: it is renewed while the node runs.
-async fn keep_up(files: Tls, mut shown: Identity, server: RustlsConfig) {
+async fn keep_up(files: Tls, mut shown: Identity, server: RustlsConfig, look_every: Duration) {
     loop {
-        sleep(LOOK_EVERY).await;
+        sleep(look_every).await;
         let read = Identity::read(&files).await;
         match read.and_then(|found| Ok((found.config(&files)?, found))) {
             Ok((_, found)) if found == shown => {}
@@ -255,6 +278,13 @@ async fn keep_up(files: Tls, mut shown: Identity, server: RustlsConfig) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio_rustls::TlsConnector;
+
     use super::*;
 
     async fn opened(listen: Listen) -> Result<String, Problem> {
@@ -282,12 +312,116 @@ mod tests {
     async fn a_certificate_that_is_none_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.pem");
-        std::fs::write(&file, "none").unwrap();
+        keep(&file, "none", 0o600);
         for certificate in [file.clone(), dir.path().join("missing")] {
             let tls = Some(Tls { certificate, key: file.clone() });
             let problem = opened(Listen { tls, ..Listen::loopback() }).await.unwrap_err();
             assert_eq!(problem.code, "console-certificate", "{problem}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_everybody_can_read_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let tls = Tls { certificate: dir.path().join("c.pem"), key: dir.path().join("k.pem") };
+        put_identity(&tls);
+        let of = |mode| {
+            std::fs::set_permissions(&tls.key, std::fs::Permissions::from_mode(mode)).unwrap();
+            opened(Listen { tls: Some(tls.clone()), ..Listen::loopback() })
+        };
+        let problem = of(0o644).await.unwrap_err();
+        assert!(problem.detail.contains("may read it"), "{problem}");
+        assert!(of(0o640).await.unwrap().starts_with("https://127.0.0.1:"));
+    }
+
+    #[tokio::test]
+    async fn nobody_holds_a_connection_who_asks_for_nothing_and_there_are_not_too_many() {
+        let head_within = Duration::from_millis(500);
+        let limits = Limits { head_within, connections_most: 3, ..LIMITS };
+        let door = Door { limits, ..Door::new(Listen::loopback()) };
+        let origin = door.open(|_| Router::new()).await.unwrap();
+        let connect = || TcpStream::connect(origin.strip_prefix("http://").unwrap());
+        let began = Instant::now();
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(connect().await.unwrap());
+        }
+        is_closed(&mut connect().await.unwrap()).await;
+        assert!(began.elapsed() < head_within, "it waited for the others to end");
+        for idle in &mut held {
+            is_closed(idle).await;
+        }
+        assert!(began.elapsed() >= head_within);
+        // There is room again.
+        let mut asks = connect().await.unwrap();
+        asks.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        asks.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 404");
+        door.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_renewed_is_shown_and_one_that_is_none_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Tls { certificate: dir.path().join("c.pem"), key: dir.path().join("k.pem") };
+        let first = put_identity(&files);
+        let listen = Listen { tls: Some(files.clone()), ..Listen::loopback() };
+        let limits = Limits { look_every: Duration::from_millis(20), ..LIMITS };
+        let door = Door { limits, ..Door::new(listen) };
+        let origin = door.open(|_| Router::new()).await.unwrap();
+        let shown = async |trusted: &CertificateDer<'static>| {
+            let stream =
+                TcpStream::connect(origin.strip_prefix("https://").unwrap()).await.unwrap();
+            trusting(trusted).connect("127.0.0.1".try_into().unwrap(), stream).await.is_ok()
+        };
+        assert!(shown(&first).await);
+
+        std::fs::write(&files.certificate, "half of one").unwrap();
+        sleep(Duration::from_millis(200)).await;
+        assert!(shown(&first).await, "what can't be used takes no other's place");
+
+        let second = put_identity(&files);
+        let renewed = async {
+            while !shown(&second).await {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), renewed).await.expect("the new one is shown");
+        assert!(!shown(&first).await);
+        door.close().await;
+    }
+
+    fn keep(file: &Path, content: &str, mode: u32) {
+        std::fs::write(file, content).unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// Puts a new certificate and its key there.
+    fn put_identity(files: &Tls) -> CertificateDer<'static> {
+        let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        keep(&files.key, &issued.signing_key.serialize_pem(), 0o600);
+        keep(&files.certificate, &issued.cert.pem(), 0o644);
+        issued.cert.der().clone()
+    }
+
+    fn trusting(certificate: &CertificateDer<'static>) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        TlsConnector::from(Arc::new(config))
+    }
+
+    /// Waits until the other side has closed it.
+    async fn is_closed(stream: &mut TcpStream) {
+        let read = timeout(Duration::from_secs(20), stream.read(&mut [0; 1])).await;
+        let read = read.expect("it is closed");
+        assert!(read.is_err() || matches!(read, Ok(0)), "{read:?}");
     }
 
     #[test]

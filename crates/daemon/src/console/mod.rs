@@ -20,19 +20,23 @@ mod guard;
 mod pages;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use admin_api::{AuditChain, Exit, KmsCheck, KmsRehearsal, Problem};
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Form as Urlencoded, FromRequest, Path, Request, State};
 use axum::http::header::{self, HeaderMap, HeaderValue};
-use axum::http::{Method, StatusCode};
+use axum::http::uri::PathAndQuery;
+use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Router};
 use futures::StreamExt as _;
 use kms_core::{AuditEvent, AuditSink as _, Outcome};
+use tokio::time::sleep;
+use url::form_urlencoded;
 use web_console::{At, Page, Viewer};
 
 pub(crate) use access::{Access, CODE_LIVES, Role, SESSION_IDLES, SESSION_LIVES, Session};
@@ -74,6 +78,16 @@ pub(crate) struct Found {
 pub(crate) async fn open(shared: &Arc<Shared>) -> Result<String, Problem> {
     let serving = Arc::clone(shared);
     shared.door.open(|origins| router(serving, origins)).await
+}
+
+/// Records the sessions that end by themselves.
+pub(crate) async fn see_sessions_out(shared: &Shared) -> Infallible {
+    loop {
+        sleep(access::LOOK_EVERY).await;
+        for (session, why) in shared.access.gone(shared.clock.now()) {
+            shared.record_session(Outcome::Done, Some(&session), why);
+        }
+    }
 }
 
 /// What was found of the KMS that had this version; of another one it says nothing.
@@ -171,13 +185,24 @@ async fn known(State(console): State<Console>, mut request: Request, next: Next)
         return next.run(request).await;
     }
     if request.method() == Method::GET && !request.uri().path().starts_with("/v1/") {
-        return Redirect::to("/login").into_response();
+        return Redirect::to(&to_login(request.uri())).into_response();
     }
     let (title, why) = ("the request is refused", "no session is open, or it has ended");
     let problem = Problem::new(Exit::State, "no-session", title, why);
     let problem =
         problem.cure("open one with the link that coffer console prints").with_status(401);
     console.refusal(&problem, request.uri().path())
+}
+
+/// Where one logs in, to go on to what was wanted.
+fn to_login(wanted: &Uri) -> String {
+    match wanted.path_and_query().map(PathAndQuery::as_str) {
+        None | Some("/") => "/login".to_owned(),
+        Some(next) => {
+            let next: String = form_urlencoded::byte_serialize(next.as_bytes()).collect();
+            format!("/login?next={next}")
+        }
+    }
 }
 
 /// What scripts ask of the API: to look, and with the session's token to change something.

@@ -6,11 +6,13 @@ use admin_api::{
 };
 use axum::Extension;
 use axum::extract::{Path, Query, State};
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 use web_console::{
-    AuditQuery, FilesView, FilesystemsView, Forms, JobsView, KmsView, Page, Section, Viewer,
+    AuditQuery, FilesView, FilesystemsView, Forms, ImpactQuery, JobsView, KmsView, Page, Section,
+    Viewer,
 };
 
 use super::access::Session;
@@ -31,8 +33,15 @@ const NEWS_FOR: u64 = 10 * 60 * 1000;
 /// Lines of the audit log on a page.
 const LINES: u64 = 100;
 
-pub(super) async fn login() -> Html<String> {
-    Html(Page::outside("Log in").render(&web_console::login(None)))
+/// What was wanted by somebody who had to log in first.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Next {
+    #[serde(default)]
+    next: String,
+}
+
+pub(super) async fn login(Query(Next { next }): Query<Next>) -> Html<String> {
+    Html(Page::outside("Log in").render(&web_console::login(None, &next)))
 }
 
 pub(super) async fn overview(
@@ -59,6 +68,9 @@ pub(super) struct Besides {
     impact: String,
     #[serde(default)]
     below: String,
+    /// Of which master key that is asked.
+    #[serde(default)]
+    key: String,
     /// Master keys, with commas between them, whose policy is asked for.
     #[serde(default)]
     policy: String,
@@ -86,7 +98,7 @@ pub(super) struct KmsShown {
     filesystems: u64,
     jobs: Vec<Job>,
     impact: Option<Result<KmsImpact, Problem>>,
-    asked: (String, String),
+    asked: ImpactQuery,
     policy: Option<Result<KmsPolicy, Problem>>,
 }
 
@@ -119,11 +131,19 @@ pub(super) async fn kms_shown(
         false => Some(api.get(&paths::policy(&asked, mount)).await),
         true => None,
     };
-    let impact = match besides.impact.as_str() {
-        of @ ("token" | "key") => Some(api.get(&paths::impact(of, None, None)).await),
-        "versions" => match besides.below.trim().parse::<u64>() {
-            Ok(below) => {
-                Some(api.get(&paths::impact("versions", Some(&below.to_string()), None)).await)
+    let asked = ImpactQuery {
+        of: besides.impact.clone(),
+        below: besides.below.trim().to_owned(),
+        master_key: besides.key.trim().to_owned(),
+    };
+    let master_key = Some(&*asked.master_key).filter(|key| !key.is_empty());
+    let impact = match &*asked.of {
+        "token" => Some(api.get(&paths::impact("token", None, None)).await),
+        "key" => Some(api.get(&paths::impact("key", None, master_key)).await),
+        "versions" => match asked.below.parse::<u64>() {
+            Ok(_) => {
+                let path = paths::impact("versions", Some(&asked.below), master_key);
+                Some(api.get(&path).await)
             }
             Err(_) => Some(Err(Problem::new(
                 Exit::Usage,
@@ -140,7 +160,7 @@ pub(super) async fn kms_shown(
         kms: status.kms,
         jobs: jobs.jobs.into_iter().filter(moves).take(1).collect(),
         impact,
-        asked: (besides.impact.clone(), besides.below.clone()),
+        asked,
         policy,
     })
 }
@@ -162,7 +182,7 @@ pub(super) fn kms_page(
             check: OfKms::of(&check, &shown.kms.version),
             rehearsal: OfKms::of(&rehearsal, &shown.kms.version),
             impact: shown.impact.as_ref(),
-            asked: (&shown.asked.0, &shown.asked.1),
+            asked: &shown.asked,
             policy: shown.policy.as_ref(),
             forms,
         },
@@ -185,11 +205,12 @@ pub(super) async fn filesystems(
     State(console): State<Console>,
     Extension(session): Extension<Session>,
     Query(wanted): Query<Wanted>,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Response {
     let shown = filesystems_shown(&console, &session, &wanted).await;
     console.shows(&session, &headers, Section::Filesystems, shown, |shown, viewer, notice| {
-        filesystems_page(&shown, &wanted, &Forms::default(), viewer, notice)
+        filesystems_page(&shown, &wanted, &uri, &Forms::default(), viewer, notice)
     })
 }
 
@@ -209,18 +230,17 @@ pub(super) async fn filesystems_shown(
 pub(super) fn filesystems_page(
     (page, has_kms): &(Filesystems, bool),
     Wanted { search, state, after }: &Wanted,
+    uri: &Uri,
     forms: &Forms,
     viewer: &Viewer<'_>,
     notice: Option<&str>,
 ) -> String {
     let is_later = after.is_some();
     let has_kms = *has_kms;
-    let view = FilesystemsView { page, search, state, is_later, has_kms, forms };
+    let address = uri.path_and_query().map_or("/filesystems", PathAndQuery::as_str);
+    let view = FilesystemsView { page, search, state, is_later, address, has_kms, forms };
     let body = web_console::filesystems(&view, viewer);
-    Page::new(Section::Filesystems, "Filesystems", viewer)
-        .at("/filesystems")
-        .notice(notice)
-        .render(&body)
+    Page::new(Section::Filesystems, "Filesystems", viewer).at(address).notice(notice).render(&body)
 }
 
 pub(super) async fn filesystem(
