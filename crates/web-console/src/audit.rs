@@ -79,11 +79,11 @@ pub fn audit(
             (live("log", &html! {
                 @if rows.is_empty() { p { "No line fits." } }
                 @else { (table("Audit log", &["Line", "Time", "Action", "Subject", "Outcome", "More"], &rows)) }
+                div.pages {
+                    @if query.before.is_some() { (turn(query, None, "Newest")) }
+                    @if let Some(before) = page.before { (turn(query, Some(before), "Older")) }
+                }
             }))
-            div.pages {
-                @if query.before.is_some() { (turn(query, None, "Newest")) }
-                @if let Some(before) = page.before { (turn(query, Some(before), "Older")) }
-            }
         }
     }
 }

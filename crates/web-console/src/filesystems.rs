@@ -42,6 +42,10 @@ pub fn filesystems(view: &FilesystemsView<'_>, viewer: &Viewer<'_>) -> Markup {
         } @else {
             (table("Filesystems", &head, &rows))
         }
+        div.pages {
+            @if *is_later { (turn(view, None, "First")) }
+            @if let Some(next) = &page.next { (turn(view, Some(next), "Next")) }
+        }
     };
     html! {
         @if viewer.may_change {
@@ -64,10 +68,6 @@ pub fn filesystems(view: &FilesystemsView<'_>, viewer: &Viewer<'_>) -> Markup {
             button type="submit" { "Search" }
         }
         (live("filesystems", &list))
-        div.pages {
-            @if *is_later { (turn(view, None, "First")) }
-            @if let Some(next) = &page.next { (turn(view, Some(next), "Next")) }
-        }
     }
 }
 

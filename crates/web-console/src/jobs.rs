@@ -23,14 +23,12 @@ pub fn jobs(view: &JobsView<'_>, viewer: &Viewer<'_>) -> Markup {
     let head = ["Job", "Filesystem", "State", "Progress", "Since", "Act"];
     let body = html! {
         @if rows.is_empty() { p { "No job was asked for yet." } } @else { (table("Jobs", &head, &rows)) }
-    };
-    html! {
-        (live("jobs", &body))
         div.pages {
             @if *is_later { p { a href="/jobs" { "Newest" } } }
             @if let Some(next) = &page.next { p { a href={ "/jobs?after=" (next) } { "Older" } } }
         }
-    }
+    };
+    live("jobs", &body)
 }
 
 /// One job, and what it could not do.
