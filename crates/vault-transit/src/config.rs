@@ -426,6 +426,7 @@ mod tests {
         ] {
             let error = parse(address, &[]).unwrap_err();
             assert_eq!(error.kind(), KmsErrorKind::Invalid, "{address}");
+            assert_eq!(error.input(), Some(KmsInput::Address), "{address}");
             assert!(error.to_string().contains(word), "{address}: {error}");
             assert!(error.how_to_mend().is_some(), "{address}");
             let shown = format!("{error:?} {}", error.chain());
@@ -474,6 +475,7 @@ mod tests {
             assert!(!valid_name(bad), "{bad:?}");
             let error = VaultConfig::parse(&config("https://v", bad, &[])).unwrap_err();
             assert_eq!(error.kind(), KmsErrorKind::Invalid);
+            assert_eq!(error.input(), Some(KmsInput::MasterKey));
         }
     }
 

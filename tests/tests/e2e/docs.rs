@@ -53,6 +53,28 @@ fn every_sentence_of_the_page_is_answered() {
     assert!(held > 80, "{held}");
 }
 
+/// Each command about KMS, filesystems, jobs and the audit log has its place in the console, and the manual says which.
+#[test]
+fn every_command_has_its_place_in_the_console() {
+    let manual = fs::read_to_string(project().join("docs/administration.md")).unwrap();
+    let usages = manual.split("```usage\n").skip(1).filter_map(|text| text.split("```").next());
+    let is_word = |word: &&str| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+    let commands = usages.flat_map(str::lines).map(|usage| {
+        let words = usage.split(' ').take_while(|word| is_word(word) && !word.starts_with('-'));
+        words.collect::<Vec<_>>().join(" ")
+    });
+    let about = ["coffer status", "coffer fs ", "coffer job ", "coffer audit "];
+    let console = manual.split("| command | in the console |").nth(1).unwrap();
+    let table = console.split("\n\n").next().unwrap();
+    let mut held = 0;
+    for command in commands.filter(|command| about.iter().any(|it| command.starts_with(it))) {
+        let named = table.contains(&format!("`{command}`"));
+        assert!(named, "the console has no place for {command}");
+        held += 1;
+    }
+    assert!(held >= 20, "{held}");
+}
+
 /// What a document calls by a path in the repository, or in `crates/`, is there. What a build makes is there after it only.
 #[test]
 fn paths_in_documents_are_there() {

@@ -437,6 +437,8 @@ async fn a_locked_one_stays_locked_over_a_restart() {
     let rest = node.get("/v1/filesystems?after=b").await;
     assert_eq!(rest["filesystems"].as_array().unwrap().len(), 1, "{rest}");
     assert_eq!(rest["next"], Value::Null);
+    let page = node.get("/v1/filesystems?search=b&limit=1").await;
+    assert_eq!((&page["filesystems"][0]["name"], &page["next"]), (&json!("b"), &Value::Null));
     node.stop().await;
 }
 

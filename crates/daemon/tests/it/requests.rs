@@ -26,6 +26,11 @@ async fn what_is_wrong_is_a_problem() {
         // What can't be read in a path or a query.
         (400, "GET", "/v1/filesystems?limit=many"),
         (400, "GET", "/v1/filesystems?limit=-1"),
+        // What would be another page than was asked for.
+        (400, "GET", "/v1/filesystems?limit=0"),
+        (400, "GET", "/v1/jobs?limit=1001"),
+        (400, "GET", "/v1/audit?limit=1001"),
+        (400, "GET", "/v1/filesystems/home/ls?limit=50001"),
         (400, "GET", "/v1/filesystems/home/ls?limit=x"),
         (400, "GET", "/v1/filesystems/home/ls?path=%zz"),
         (400, "DELETE", "/v1/filesystems/home?forget=maybe"),
@@ -90,6 +95,56 @@ async fn a_body_that_does_not_fit_is_not_quoted() {
         let answer = node.ask("PUT", "/v1/kms", &body).await;
         assert_eq!((answer.status, &answer.body["exit"]), (400, &json!("usage")), "{answer:?}");
     }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_problem_names_what_of_the_request_is_the_cause() {
+    let world = World::new();
+    let node = world.start().await;
+    let file = world.path("a-file");
+    fs::write(&file, "").unwrap();
+    node.post("/v1/filesystems", &json!({"name": "home", "allow_no_kms": true})).await;
+    let kms = |more: Value| {
+        let mut kms = set_vault();
+        kms.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        kms
+    };
+    let (put, post) = ("PUT", "POST");
+    for (method, path, body, field) in [
+        (post, "/v1/filesystems", json!({"name": "a/b"}), "name"),
+        (post, "/v1/filesystems", json!({"name": "home", "allow_no_kms": true}), "name"),
+        (post, "/v1/filesystems", json!({"name": "a"}), "allow_no_kms"),
+        (post, "/v1/filesystems", json!({"name": "a", "backing": "relative"}), "backing"),
+        (post, "/v1/filesystems", json!({"name": "a", "backing": "/"}), "backing"),
+        (post, "/v1/filesystems/home/import", json!({"source": "relative"}), "source"),
+        (post, "/v1/filesystems/home/import", json!({"source": file}), "source"),
+        (post, "/v1/filesystems/home/export", json!({"target": "relative"}), "target"),
+        (post, "/v1/filesystems/home/export", json!({"target": world.path("state")}), "target"),
+        (put, "/v1/kms", kms(json!({"token": null})), "token"),
+        (put, "/v1/kms", kms(json!({"token": null, "role_id": "r"})), "secret_id"),
+        (put, "/v1/kms", kms(json!({"token": null, "token_file": "relative"})), "token_file"),
+        (put, "/v1/kms", kms(json!({"client_cert": "c"})), "client_key"),
+    ] {
+        let answer = node.ask(method, path, &body.to_string()).await;
+        assert!((400..500).contains(&answer.status), "{answer:?}");
+        assert_eq!(answer.body["field"], field, "{body}: {answer:?}");
+    }
+    let (get, none) = ("GET", Value::Null);
+    let refused = node.refused(400, get, "/v1/filesystems/home/ls?path=%2F..", &none).await;
+    assert_eq!(refused["field"], "path");
+    let refused = node.refused(404, get, "/v1/filesystems/nobody", &none).await;
+    assert!(refused["field"].is_null(), "{refused}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_too_large_is_refused_as_that() {
+    let world = World::new();
+    let node = world.start().await;
+    let body = json!({ "name": "x".repeat(2 << 20) }).to_string();
+    let answer = node.ask("POST", "/v1/filesystems", &body).await;
+    assert_eq!((answer.status, &answer.body["code"]), (413, &json!("too-large")), "{answer:?}");
     node.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! Configure, create, unlock, lock, remove the KMS.
 
-use key_manager::{Error, Expected, KeyManager, KeyState};
+use key_manager::{Error, Expected, FilesystemStatus, KeyManager, KeyState};
 use kms_core::{Commit, KeyStore as _, KmsErrorKind};
 
 use crate::world::{Acts, NoControl, World, name, vault};
@@ -80,6 +80,45 @@ async fn names_are_unique_and_backings_apart() {
         let refused = node.create_filesystem(name("y"), backing.into(), true).await;
         assert!(matches!(refused, Err(Error::Invalid { .. })), "{backing}");
     }
+}
+
+/// Through pages nobody is missed and nobody comes twice, whatever is looked for.
+#[tokio::test]
+async fn pages_are_the_whole_in_parts() {
+    let world = World::new();
+    let node = world.node().await;
+    let names: Vec<String> = (0..600).map(|n| format!("fs-{n:03}")).collect();
+    for fs in &names {
+        node.create(fs).await.unwrap();
+    }
+    node.lock(&name("fs-007")).await.unwrap();
+    let all = node.filesystem_statuses().await.unwrap();
+    assert_eq!(all.len(), 600);
+    let locked = |fs: &FilesystemStatus| fs.key != KeyState::Unlocked;
+    for (text, only_locked, limit) in
+        [("", false, 599), ("", false, 600), ("7", false, 10), ("", true, 1), ("none", false, 5)]
+    {
+        let wanted = |fs: &FilesystemStatus| !only_locked || locked(fs);
+        let has_text = |fs: &&FilesystemStatus| fs.filesystem.name.as_str().contains(text);
+        let whole: Vec<_> = all.iter().filter(has_text).filter(|fs| wanted(fs)).collect();
+        let (mut after, mut parts) = (String::new(), Vec::new());
+        loop {
+            let (page, more) = node.filesystem_page(&after, limit, text, wanted).await.unwrap();
+            assert!(page.len() <= limit && (page.len() == limit || !more));
+            parts.extend(page);
+            if !more {
+                break;
+            }
+            after = parts.last().unwrap().filesystem.name.to_string();
+        }
+        let said = |fs: &FilesystemStatus| format!("{fs:?}");
+        let whole: Vec<_> = whole.into_iter().map(said).collect();
+        assert_eq!(parts.iter().map(said).collect::<Vec<_>>(), whole, "{text:?} {limit}");
+    }
+    let one = node.filesystem_status(&name("fs-007")).await.unwrap();
+    assert_eq!(format!("{one:?}"), format!("{:?}", all[7]));
+    let none = node.filesystem_status(&name("fs-999")).await;
+    assert!(matches!(none, Err(Error::Unknown { .. })));
 }
 
 #[tokio::test]
