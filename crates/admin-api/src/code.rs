@@ -48,6 +48,8 @@ pub const CODES: &[Code] = &[
     answer("console-address", State, 409, "the console's address can't be listened on"),
     answer("console-certificate", State, 409, "the console's certificate or key can't be used"),
     answer("kms-changed", State, 412, "another KMS configuration is set than If-Match names"),
+    answer("too-slow", Usage, 408, "the body of a request to the console takes too long"),
+    answer("console-host", Usage, 400, "no browser can have this for a name of the console's host"),
     answer("too-large", Usage, 413, "the body has more than 1 MiB"),
     answer("unsupported-media-type", Usage, 415, "the body is not said to be application/json"),
     answer("idempotency-key-reused", Usage, 422, "another request has this Idempotency-Key"),
@@ -131,7 +133,7 @@ mod tests {
         for Code { code, exit, status, what } in CODES {
             assert!(seen.insert(code) && !what.is_empty(), "{code}");
             let usual = crate::Problem::new(*exit, code, "", "").status;
-            let more = [401, 403, 404, 412, 413, 415, 421, 422, 429, 503, 504];
+            let more = [401, 403, 404, 408, 412, 413, 415, 421, 422, 429, 503, 504];
             assert!(
                 status.is_none_or(|status| status == usual || more.contains(&status)),
                 "{code}"

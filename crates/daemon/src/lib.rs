@@ -345,6 +345,7 @@ impl Node {
             ending.jobs.begin_close();
             ending.changes.close();
             ending.door.close().await;
+            console::end_sessions(&ending);
         };
         let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
 

@@ -104,9 +104,9 @@ impl Filesystem {
             .recursive(true)
             .mode(0o700)
             .create(path)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
-            .doing("created")?;
-        let backing = sys::open_root(path).doing("created")?;
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+            .map_err(no_place)?;
+        let backing = sys::open_root(path).map_err(no_place)?;
         check_vacant(&backing)?;
         let lock = BackingLocks::default().lock(&backing)?;
         // Again, for now nobody else is making one here.
@@ -455,6 +455,18 @@ pub fn real_place(path: &Path) -> PathBuf {
 /// Whether it is a copy of a wrapped key, or one in the making.
 fn is_copy(name: &[u8]) -> bool {
     name.starts_with(HEADER) || name.starts_with(PREVIOUS)
+}
+
+/// Why a directory can't be where one was named: also because none can be.
+fn no_place(errno: Errno) -> Fault {
+    match errno {
+        Errno::NOTDIR | Errno::EXIST | Errno::NAMETOOLONG | Errno::INVAL | Errno::LOOP => refused(
+            "created",
+            &format!("no directory can be there ({})", std::io::Error::from(errno)),
+            "name a directory, or a place where one can be made",
+        ),
+        errno => Fault::System { doing: "created", errno },
+    }
 }
 
 pub(crate) fn refused(doing: &'static str, why: &str, cure: &'static str) -> Fault {

@@ -1,6 +1,7 @@
 //! What an administrator sees of keys and KMS.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kms_core::{
@@ -30,7 +31,7 @@ pub struct FilesystemStatus {
     /// Whether its key is in memory.
     pub key: KeyState,
     /// The configuration that wraps its key, if that is known.
-    pub wrapped_by: Option<KmsConfig>,
+    pub wrapped_by: Option<Arc<KmsConfig>>,
     /// The master key version that wrapped it.
     pub version: KeyVersion,
     /// The key that it is being re-encrypted from.
@@ -49,7 +50,9 @@ impl FilesystemStatus {
     pub(crate) fn wrapped(&self) -> impl Iterator<Item = (&KmsConfig, KeyVersion)> {
         let previous = self.previous.as_ref().map(|key| (&key.wrapped_by, key.version));
         let all = [Some((&self.wrapped_by, self.version)), previous];
-        all.into_iter().flatten().filter_map(|(config, version)| Some((config.as_ref()?, version)))
+        all.into_iter()
+            .flatten()
+            .filter_map(|(config, version)| Some((config.as_deref()?, version)))
     }
 }
 
@@ -59,7 +62,7 @@ pub struct PreviousKey {
     /// It.
     pub id: KeyId,
     /// The configuration that wraps it, if that is known.
-    pub wrapped_by: Option<KmsConfig>,
+    pub wrapped_by: Option<Arc<KmsConfig>>,
     /// The master key version that wrapped it.
     pub version: KeyVersion,
 }
@@ -198,9 +201,15 @@ fn is_on_its_way(job: &JobRecord) -> bool {
 impl KeyManager {
     /// Every filesystem with the state of its key, by name. Asks no KMS.
     pub async fn filesystem_statuses(&self) -> Result<Vec<FilesystemStatus>, Error> {
-        let (configs, entries) = (self.configs_by_id().await?, self.entries_by_id().await?);
-        let all = self.filesystems().await?.into_iter();
-        Ok(all.filter_map(|fs| self.status(fs, &configs, &entries)).collect())
+        Ok(self.statuses_of(self.recorded_keys().await?))
+    }
+
+    /// As [`KeyManager::filesystem_statuses`] and [`KeyManager::in_use`], of one moment and at the cost of one of them.
+    pub async fn survey(&self) -> Result<(Vec<FilesystemStatus>, InUse), Error> {
+        let moved_before = self.is_move_under_way().await?;
+        let all = self.recorded_keys().await?;
+        let in_use = self.in_use_of(&all, moved_before).await?;
+        Ok((self.statuses_of(all), in_use))
     }
 
     /// The first `limit` of those that come after this name, have `text` in theirs and are `wanted`, and whether there are more. Looks at
@@ -213,7 +222,7 @@ impl KeyManager {
         wanted: impl Fn(&FilesystemStatus) -> bool + Send,
     ) -> Result<(Vec<FilesystemStatus>, bool), Error> {
         const RECORDS: usize = 256;
-        let configs = self.configs_by_id().await?;
+        let configs = by_id(&self.configs().await?);
         let (mut found, mut at) = (Vec::new(), format!("{}{after}", records::FILESYSTEMS));
         loop {
             let page = self.store().list(records::FILESYSTEMS, Some(&at), RECORDS).await?;
@@ -245,15 +254,21 @@ impl KeyManager {
         name: &FilesystemName,
     ) -> Result<FilesystemStatus, Error> {
         let (_, fs) = self.recorded_filesystem(name).await?;
-        let (configs, entries) = (self.configs_by_id().await?, self.entries_of(&fs).await?);
+        let (configs, entries) = (by_id(&self.configs().await?), self.entries_of(&fs).await?);
         self.status(fs, &configs, &entries).ok_or_else(|| unknown(name))
+    }
+
+    fn statuses_of(&self, all: RecordedKeys) -> Vec<FilesystemStatus> {
+        let RecordedKeys { configs, entries, filesystems, .. } = all;
+        let configs = by_id(&configs);
+        filesystems.into_iter().filter_map(|fs| self.status(fs, &configs, &entries)).collect()
     }
 
     /// One with the state of its key; `None` while it is being made.
     fn status(
         &self,
         filesystem: FilesystemRecord,
-        configs: &BTreeMap<KmsConfigId, KmsConfig>,
+        configs: &BTreeMap<KmsConfigId, Arc<KmsConfig>>,
         entries: &BTreeMap<KeyId, KeyEntry>,
     ) -> Option<FilesystemStatus> {
         if filesystem.state == FilesystemState::Creating && !self.is_stuck(&filesystem) {
@@ -364,32 +379,40 @@ impl KeyManager {
 
     /// What hangs on which version of which master key. Asks no KMS.
     pub async fn in_use(&self) -> Result<InUse, Error> {
-        // Asked before the keys are read too: one that ends meanwhile has left nothing behind yet.
-        let moved_before = self.unfinished_move().await?.is_some_and(|job| is_on_its_way(&job));
-        let (entries, unreadable) = self.key_entries().await?;
+        let moved_before = self.is_move_under_way().await?;
+        self.in_use_of(&self.recorded_keys().await?, moved_before).await
+    }
+
+    /// Asked before the keys are read too: one that ends meanwhile has left nothing behind yet.
+    async fn is_move_under_way(&self) -> Result<bool, Error> {
+        Ok(self.unfinished_move().await?.is_some_and(|job| is_on_its_way(&job)))
+    }
+
+    async fn in_use_of(&self, all: &RecordedKeys, moved_before: bool) -> Result<InUse, Error> {
+        let RecordedKeys { configs, entries, unreadable, filesystems } = all;
         let mut counts: BTreeMap<(KmsConfigId, KeyVersion), (u64, bool)> = BTreeMap::new();
-        for WrappedKey { config_id, ciphertext, .. } in entries.iter().map(|e| &e.wrapped) {
+        for WrappedKey { config_id, ciphertext, .. } in entries.values().map(|e| &e.wrapped) {
             counts.entry((*config_id, ciphertext.version)).or_default().0 += 1;
         }
-        let mut configs = BTreeMap::new();
-        for ConfigRecord { config, canary, .. } in self.configs().await? {
+        for ConfigRecord { config, canary, .. } in configs {
             if let Some(canary) = canary {
                 counts.entry((config.id, canary.ciphertext.version)).or_default().1 = true;
             }
-            configs.insert(config.id, config);
         }
+        let configs: BTreeMap<KmsConfigId, &KmsConfig> =
+            configs.iter().map(|record| (record.config.id, &record.config)).collect();
         let known = |((id, version), (keys, canary))| {
-            let config = configs.get(&id)?.clone();
+            let config = (*configs.get(&id)?).clone();
             Some(VersionCount { config, version, keys, canary })
         };
         let versions = counts.into_iter().filter_map(known).collect();
-        let filesystems = self.filesystems().await?;
         let mut names = Names::new();
         for fs in filesystems.iter().filter(|fs| fs.state == FilesystemState::Ready) {
             fs.keys().for_each(|key| names.entry(key).or_default().push(fs.name.to_string()));
         }
-        let behind = |fs: FilesystemRecord| self.copies_behind(&fs).map(|why| (fs.name, why));
-        let copies_behind: Vec<_> = filesystems.into_iter().filter_map(behind).collect();
+        let behind =
+            |fs: &FilesystemRecord| self.copies_behind(fs).map(|why| (fs.name.clone(), why));
+        let copies_behind: Vec<_> = filesystems.iter().filter_map(behind).collect();
         let mut unknown: Vec<String> = unreadable.iter().map(Error::to_string).collect();
         unknown
             .extend(copies_behind.iter().map(|(name, _)| format!("a copy of the key of {name}")));
@@ -403,9 +426,9 @@ impl KeyManager {
         }
         let mut in_use = InUse { versions, copies_behind, unknown, ..InUse::default() };
         if !moves {
-            in_use.left_behind = self.left_behind(&configs, &entries, &names).await?;
+            in_use.left_behind = self.left_behind(&configs, entries, &names).await?;
         }
-        for WrappedKey { key_id, config_id, ciphertext } in entries.iter().map(|e| &e.wrapped) {
+        for WrappedKey { key_id, config_id, ciphertext } in entries.values().map(|e| &e.wrapped) {
             let of_key = names.get(key_id).into_iter().flatten().cloned();
             in_use.names.entry((*config_id, ciphertext.version)).or_default().extend(of_key);
         }
@@ -415,13 +438,13 @@ impl KeyManager {
     /// The configurations that are nobody's target and that keys of filesystems hang on, local wrapping aside.
     async fn left_behind(
         &self,
-        configs: &BTreeMap<KmsConfigId, KmsConfig>,
-        entries: &[KeyEntry],
+        configs: &BTreeMap<KmsConfigId, &KmsConfig>,
+        entries: &BTreeMap<KeyId, KeyEntry>,
         names: &Names,
     ) -> Result<Vec<LeftBehind>, Error> {
         let targets = self.targets().await?;
         let mut left: BTreeMap<KmsConfigId, BTreeSet<String>> = BTreeMap::new();
-        for WrappedKey { key_id, config_id, .. } in entries.iter().map(|entry| &entry.wrapped) {
+        for WrappedKey { key_id, config_id, .. } in entries.values().map(|entry| &entry.wrapped) {
             if targets.as_ref().is_some_and(|targets| targets.has(*config_id)) {
                 continue;
             }
@@ -430,7 +453,7 @@ impl KeyManager {
             }
         }
         let known = left.into_iter().filter_map(|(id, filesystems)| {
-            let config = configs.get(&id).filter(|config| config.kind != LOCAL)?.clone();
+            let config = (*configs.get(&id).filter(|config| config.kind != LOCAL)?).clone();
             Some(LeftBehind { config, filesystems: filesystems.into_iter().collect() })
         });
         Ok(known.collect())
@@ -632,12 +655,7 @@ impl KeyManager {
         )))
     }
 
-    async fn configs_by_id(&self) -> Result<BTreeMap<KmsConfigId, KmsConfig>, Error> {
-        let configs = self.configs().await?.into_iter();
-        Ok(configs.map(|record| (record.config.id, record.config)).collect())
-    }
-
-    /// As [`KeyManager::entries_by_id`], those of one filesystem.
+    /// Those of one filesystem, as far as they can be read.
     async fn entries_of(&self, fs: &FilesystemRecord) -> Result<BTreeMap<KeyId, KeyEntry>, Error> {
         let mut entries = BTreeMap::new();
         for id in fs.keys() {
@@ -648,14 +666,27 @@ impl KeyManager {
         Ok(entries)
     }
 
-    /// Unreadable entries are left out: their filesystems show why they are locked.
-    async fn entries_by_id(&self) -> Result<BTreeMap<KeyId, KeyEntry>, Error> {
-        let mut entries = BTreeMap::new();
-        records::each(self.store(), records::KEYS, |record| {
-            entries.extend(key_entry_of(&record).ok().map(|entry| (entry.wrapped.key_id, entry)));
-            Ok(())
+    async fn recorded_keys(&self) -> Result<RecordedKeys, Error> {
+        let (mut entries, mut unreadable) = (BTreeMap::new(), Vec::new());
+        self.each_key_record(|record| match key_entry_of(&record) {
+            Ok(entry) => entries.extend([(entry.wrapped.key_id, entry)]),
+            Err(error) => unreadable.push(error),
         })
         .await?;
-        Ok(entries)
+        let (configs, filesystems) = (self.configs().await?, self.filesystems().await?);
+        Ok(RecordedKeys { configs, entries, unreadable, filesystems })
     }
+}
+
+/// What is recorded of keys, read once.
+struct RecordedKeys {
+    configs: Vec<ConfigRecord>,
+    entries: BTreeMap<KeyId, KeyEntry>,
+    /// Why others can't be read. Their filesystems show why they are locked.
+    unreadable: Vec<Error>,
+    filesystems: Vec<FilesystemRecord>,
+}
+
+fn by_id(configs: &[ConfigRecord]) -> BTreeMap<KmsConfigId, Arc<KmsConfig>> {
+    configs.iter().map(|record| (record.config.id, Arc::new(record.config.clone()))).collect()
 }

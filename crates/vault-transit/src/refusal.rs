@@ -1,7 +1,7 @@
 //! What Vault's refusals mean. Vault tells most of it in words only; these are the words of 1.1.5,
 //! 1.21.4 and OpenBao 2.6.2.
 
-use kms_core::{Ciphertext, KmsError, KmsErrorKind};
+use kms_core::{Ciphertext, KmsError, KmsErrorKind, KmsInput};
 
 use crate::config::VaultConfig;
 use crate::operation::Operation;
@@ -9,16 +9,23 @@ use crate::wire;
 
 /// The token is alive and its policies do not allow this.
 pub(crate) fn not_permitted(config: &VaultConfig, operation: Operation) -> KmsError {
-    KmsError::new(
+    let refused = KmsError::new(
         KmsErrorKind::Denied,
         format!("the token may not {} {}", operation.capability(), operation.path(config)),
-    )
-    .cure(format!(
+    );
+    let cure = format!(
         "add to a policy of the token, and take nothing out of it: {} (coffer fs kms policy {}, with every other master key \
          that the token is for named behind it, prints all that it needs)",
         operation.grant(config),
         config.policy_arguments()
-    ))
+    );
+    match operation {
+        // A name that was mistyped is refused before it is looked for.
+        Operation::ReadKey => refused
+            .of_input(KmsInput::MasterKey)
+            .cure(format!("{cure}; or give the master key's right name, if this is not it")),
+        _ => refused.of_input(KmsInput::Auth).cure(cure),
+    }
 }
 
 /// Vault does not know the token. 1.1.5 says the same of a token that may do nothing at all.
@@ -52,6 +59,7 @@ pub(crate) fn login(mount: &str, status: u16, errors: &[String]) -> KmsError {
             KmsErrorKind::Denied,
             format!("nobody can log in at auth/{mount}/ in Vault"),
         )
+        .of_input(KmsInput::LoginPath)
         .cure(format!(
             "enable it: vault auth enable -path={mount} approle; or name the right one with --auth-path"
         ));
@@ -87,6 +95,7 @@ pub(crate) fn other_engine(config: &VaultConfig) -> KmsError {
         KmsErrorKind::KeyMissing,
         format!("what is mounted at {}/ in Vault is no transit engine", config.transit_path()),
     )
+    .of_input(KmsInput::Setting("transit_path"))
     .cure("name where one is with --transit-path: vault secrets list shows it")
 }
 
@@ -103,6 +112,7 @@ pub(crate) fn refused(
     // Seen first, because a missing namespace is told in both ways.
     if said.contains("namespace not found") {
         return KmsError::new(KmsErrorKind::KeyMissing, "Vault has no such namespace")
+            .of_input(KmsInput::Setting("namespace"))
             .cure("check the namespace: vault namespace list");
     }
     if status == 404 && said.contains("no handler for route") {
@@ -110,6 +120,7 @@ pub(crate) fn refused(
             KmsErrorKind::KeyMissing,
             format!("nothing is mounted at {}/ in Vault", config.transit_path()),
         )
+        .of_input(KmsInput::Setting("transit_path"))
         .cure(format!(
             "mount it: vault secrets enable -path={} transit; or name the right one with --transit-path",
             config.transit_path()

@@ -1,6 +1,13 @@
 // What pages need beyond HTML: dialogs, live regions, the code of a link, copying. Without it pages show all there is.
 
 const SILENT = "No connection to the node: what is shown is not of now.";
+const UNSENT = "Not sent, for there is no connection to the node. What was typed is kept: send it again when the node is back.";
+const WAITS = "The node is at it. Where a KMS or a disk takes its time, this does too.";
+// Longer than a request can take.
+const SENT_FOR = 160_000;
+
+// What is said now.
+const said = { page: "", form: "" };
 
 // A page that answers a refused form stands where it can be loaded again, which does not send the form again.
 const at = document.body.dataset.at;
@@ -27,24 +34,45 @@ async function copy(button) {
   setTimeout(() => (button.textContent = label), 2000);
 }
 
-// A form is sent once, however often its button is pressed.
+// What a dialog holds is gone with it: secrets, what was confirmed, what was wrong.
+document.addEventListener("close", (event) => {
+  const dialog = event.target;
+  for (const form of dialog.querySelectorAll("form")) form.reset();
+  say("form", "");
+  if ("open" in dialog.dataset) take().catch(() => say("page", SILENT));
+  delete dialog.dataset.open;
+  // The browser gives it back to whatever had it, if anything had.
+  const focused = document.activeElement;
+  if (focused !== document.body && !dialog.contains(focused)) return;
+  const opener = document.querySelector(`[data-opens="${dialog.id}"]`);
+  (opener ?? document.getElementById("main")).focus();
+}, true);
+
+// A form is sent once, however often its button is pressed, and when the node answers and knows the session: nothing that was typed
+// is lost.
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.method !== "post") return;
-  if (form.dataset.sent || form.closest("dialog")) event.preventDefault();
-  if (form.dataset.sent) return;
-  form.dataset.sent = "yes";
-  for (const button of senders(form)) button.setAttribute("aria-busy", "true");
-  // Who stopped the browser can send it again.
-  setTimeout(() => unsend(form), 10_000);
-  if (form.closest("dialog")) send(form);
+  if (form.method !== "post" || form.id === "login") return;
+  event.preventDefault();
+  if (!form.dataset.sent) send(form);
 });
 
-// What was typed into a dialog is sent when the node answers and knows the session: nothing of it is lost.
 async function send(form) {
-  const answers = await take().catch(() => say(SILENT));
-  if (answers) form.submit();
-  else unsend(form);
+  form.dataset.sent = "yes";
+  for (const button of senders(form)) button.setAttribute("aria-busy", "true");
+  // What is said then is read out, also if it was said before.
+  say("form", "");
+  const alike = (it) => it.getAttribute("action") === form.getAttribute("action");
+  const page = await take().catch(() => say("form", UNSENT));
+  const now = form.isConnected ? form : [...document.forms].find(alike);
+  if (!page || !now || ![...page.forms].some(alike)) {
+    if (page) say("form", "Not sent, for this can't be done any more, or not in this session: load the page again.");
+    return unsend(form);
+  }
+  setTimeout(() => say("form", WAITS), 1500);
+  // Who stopped the browser can send it again.
+  setTimeout(() => unsend(form), SENT_FOR);
+  now.submit();
 }
 
 function unsend(form) {
@@ -102,7 +130,7 @@ function follow(url) {
     busy = true;
     do {
       again = false;
-      await take().catch(() => say(SILENT));
+      await take().catch(() => say("page", SILENT));
     } while (again);
     busy = false;
   }
@@ -128,21 +156,26 @@ function follow(url) {
   setInterval(() => document.hidden || renew(), 60_000);
 }
 
-// Answers whether this page can still be used.
+// Answers the page as it is now, if this one can still be used.
 async function take() {
   const answer = await fetch(location.href, { headers: { "x-coffer-live": "1" }, cache: "no-store" });
-  if (answer.redirected || answer.status === 401) {
+  const lives = document.querySelector("[data-live]") !== null;
+  const typing = document.querySelector("dialog[open]") !== null;
+  if (answer.status === 401 || (answer.redirected && new URL(answer.url).pathname === "/login")) {
     // What was typed stays: with another session, opened in another tab, it can still be sent.
-    if (document.querySelector("dialog[open]")) {
-      say("The session has ended. Open another one in a new tab (coffer console), and send this then.");
-    } else location.reload();
-    return false;
+    if (typing) say("page", "Not sent yet: the session has ended. Open another one in a new tab (coffer console), and send this then.");
+    else location.reload();
+    return null;
   }
-  // What the page was about is gone, and the answer says so; a page that says so itself has nothing that is renewed.
-  if (answer.status === 404 && document.querySelector("[data-live]")) location.reload();
-  if (!answer.ok) throw new Error(answer.statusText);
+  // What the page was about is gone, or can't be shown now, and the answer says so; a page that says so itself has nothing to renew.
+  if (!answer.ok) {
+    if (typing) throw new Error(answer.statusText);
+    if (lives) location.reload();
+    return null;
+  }
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  say("");
+  if (!lives && !at && page.querySelector("[data-live]")) location.reload();
+  say("page", "");
   const token = page.querySelector("input[name=csrf]");
   for (const input of document.querySelectorAll("input[name=csrf]")) input.value = token?.value ?? "";
   const focused = document.activeElement;
@@ -154,13 +187,15 @@ async function take() {
   }
   // What had the focus may be gone.
   if (focused !== document.body && !focused.isConnected) document.getElementById("main").focus();
-  return true;
+  return page;
 }
 
-// Says something of the page itself, where it is read out: also in a dialog, for behind it nobody reads.
-function say(text) {
+// Says something where it is read out, of the page or of a form that was sent: also in a dialog, for behind it nobody reads.
+function say(what, text) {
+  said[what] = text;
+  const news = said.form || said.page;
   for (const place of document.querySelectorAll(".of-page")) {
-    if (place.textContent !== text) place.textContent = text;
+    if (place.textContent !== news) place.textContent = news;
   }
 }
 

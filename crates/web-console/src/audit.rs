@@ -51,8 +51,8 @@ pub fn audit(
         })
         .collect();
     html! {
-        section aria-labelledby="chain" {
-            h2 #chain { "The chain" }
+        section #chain data-live aria-labelledby="chain-title" {
+            h2 #chain-title { "The chain" }
             p { "Each line has the hash of the one before it, so that none can be changed or left out unnoticed." }
             @if let Some(At { at, it }) = chain { (followed(*at, it, viewer)) }
             @if viewer.may_change { (act("/audit/verify", "Follow the chain now", "", viewer)) }

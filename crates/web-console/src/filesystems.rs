@@ -3,7 +3,7 @@
 use admin_api::{Filesystem, FilesystemState, Filesystems, Jobs};
 use maud::{Markup, html};
 
-use crate::form::{Forms, Input, act, decide, dialog, opener, post, tick};
+use crate::form::{Forms, Input, act, decide, decide_with_care, dialog, opener, post, tick};
 use crate::jobs::progress;
 use crate::page::Viewer;
 use crate::parts::{Row, ago, fields, findings, lines, live, mark, problem, table};
@@ -195,11 +195,11 @@ fn dialogs(fs: &Filesystem, forms: &Forms, viewer: &Viewer<'_>) -> Markup {
         (ask(LOCK, &format!("Lock {}", fs.name), &|form| html! {
             p { "Its key leaves the memory. It stays locked over restarts, until it is unlocked here." }
             (tick(LOCK, "force", "Stop jobs that use it", form))
-        }, decide("Cancel", "Lock", "main")))
+        }, decide_with_care("Cancel", "Lock", "main")))
         (ask(VERIFY, &format!("Verify {}", fs.name), &|form| html! {
             p { "Everything in it is read and authenticated; what is damaged is named." }
             (tick(VERIFY, "repair", "Set aside what can't be read, so that the rest can be used", form))
-        }, decide("Cancel", "Verify", "main")))
+        }, decide_with_care("Cancel", "Verify", "main")))
         (ask(REKEY, &format!("Re-encrypt {}", fs.name), &|_| html! {
             p { "It gets a new key, and all of its data is encrypted anew under that. It goes on being used meanwhile, and no data is lost if it is stopped." }
         }, decide("Cancel", "Re-encrypt", "main")))
@@ -213,7 +213,7 @@ fn dialogs(fs: &Filesystem, forms: &Forms, viewer: &Viewer<'_>) -> Markup {
         (ask(DELETE, &format!("Delete {}", fs.name), &|form| html! {
             p { "All data in " span.path { (lines(&fs.backing.to_string())) } " and every copy of its wrapped key here are lost." }
             (tick(DELETE, "forget", "Only forget it: its record goes, and what lies in the backing directory stays", form))
-            (Input::new("name", &format!("Type {} to delete it", fs.name), "").required().show(DELETE, form))
+            (Input::new("name", &format!("Type {} to delete it", fs.name), "").required().first().show(DELETE, form))
         }, decide("Cancel", "Delete", "danger")))
     }
 }

@@ -50,6 +50,12 @@ impl Form {
         self
     }
 
+    /// Whether what to do about its refusal is given with an option, as it is called on the command line.
+    pub(crate) fn takes_an_option(&self) -> bool {
+        let cure = self.refused.as_ref().and_then(|why| why.cure.as_deref());
+        cure.is_some_and(|cure| cure.contains("--"))
+    }
+
     /// Why it was refused, unless that stands beside an input.
     pub(crate) fn problem(&self) -> Markup {
         html! {
@@ -125,6 +131,16 @@ pub(crate) fn decide(leave: &str, act: &str, class: &str) -> Markup {
     }
 }
 
+/// As [`decide`], with the focus on leaving when the dialog opens: what stands above it changes what is done.
+pub(crate) fn decide_with_care(leave: &str, act: &str, class: &str) -> Markup {
+    html! {
+        div.buttons {
+            button type="button" data-closes autofocus { (leave) }
+            button type="submit" class=(class) { (act) }
+        }
+    }
+}
+
 /// An input, what it is for, and what is wrong with it.
 pub(crate) struct Input<'a> {
     pub(crate) name: &'static str,
@@ -132,6 +148,7 @@ pub(crate) struct Input<'a> {
     pub(crate) hint: &'a str,
     pub(crate) kind: Kind,
     pub(crate) required: bool,
+    pub(crate) first: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,11 +164,17 @@ pub(crate) enum Kind {
 
 impl<'a> Input<'a> {
     pub(crate) const fn new(name: &'static str, label: &'a str, hint: &'a str) -> Self {
-        Self { name, label, hint, kind: Kind::Line, required: false }
+        Self { name, label, hint, kind: Kind::Line, required: false, first: false }
     }
 
     pub(crate) const fn required(mut self) -> Self {
         self.required = true;
+        self
+    }
+
+    /// It has the focus when its dialog opens, whatever stands above it.
+    pub(crate) const fn first(mut self) -> Self {
+        self.first = true;
         self
     }
 
@@ -162,12 +185,15 @@ impl<'a> Input<'a> {
 
     /// It in the form of the dialog with this id.
     pub(crate) fn show(&self, dialog: &str, form: &Form) -> Markup {
-        let Self { name, label, hint, kind, required } = self;
-        // A secret that was typed is not sent back, and left out it would not be what was meant.
-        let again = matches!(kind, Kind::Secret | Kind::SecretText) && !form.value(name).is_empty();
-        let (required, hint) = match again {
-            true => (&true, &"Type it again: what was typed is not kept in a page."),
-            false => (required, hint),
+        let Self { name, label, hint, kind, required, first } = self;
+        // A secret that was typed is not sent back, and left out it would not be what was meant: the form says that it was there.
+        let again = format!("again-{name}");
+        let is_secret = matches!(kind, Kind::Secret | Kind::SecretText);
+        let typed_before =
+            is_secret && !(form.value(name).is_empty() && form.value(&again).is_empty());
+        let hint = match typed_before {
+            true => &"Type it again: what was typed is not kept in a page.",
+            false => hint,
         };
         let id = format!("{dialog}-{name}");
         let wrong = form.of(name);
@@ -188,8 +214,9 @@ impl<'a> Input<'a> {
                         type=(if *kind == Kind::Secret { "password" } else { "text" })
                         value=[(*kind == Kind::Line).then(|| form.value(name))]
                         autocomplete=(if *kind == Kind::Secret { "new-password" } else { "off" })
-                        autocapitalize="off" spellcheck="false";
+                        autocapitalize="off" spellcheck="false" autofocus[*first];
                 }
+                @if typed_before { input type="hidden" name=(again) value="yes"; }
                 @if !hint.is_empty() { p.hint id=(hint_id) { (hint) } }
                 @if let Some(wrong) = wrong { div id=(error_id) { (problem(wrong)) } }
             }
@@ -242,7 +269,9 @@ mod tests {
             let shown = input.show("d", &form).into_string();
             assert!(!shown.contains("canary"));
             // Left out, the stored one would be kept in its place.
-            assert!(shown.contains(" required") && shown.contains("Type it again"), "{shown}");
+            assert!(shown.contains("name=\"again-token\"") && shown.contains("Type it again"));
+            let once_more = input.show("d", &typed("again-token", "yes")).into_string();
+            assert!(once_more.contains("name=\"again-token\""), "{once_more}");
         }
     }
 

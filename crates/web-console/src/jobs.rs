@@ -94,6 +94,9 @@ fn bar(job: &Job, trouble: Option<&Problem>, viewer: &Viewer<'_>) -> Markup {
                 }
             }
             p.figures-line { (words::job_progress(job)) }
+            @if job.state == JobState::Stopped {
+                p.hint { "It is taken up again when the same is asked for once more." }
+            }
             @if let Some(why) = trouble { (problem(why)) }
             @if !ended && job.state != JobState::Stopping && viewer.may_change {
                 (act(&format!("/jobs/{}/stop", job.id), "Stop", "quiet", viewer))

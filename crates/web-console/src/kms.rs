@@ -31,6 +31,8 @@ pub struct KmsView<'a> {
     pub asked: &'a ImpactQuery,
     /// The policy that was asked for, or that for the master key that is set.
     pub policy: Option<&'a Result<KmsPolicy, Problem>>,
+    /// The master keys and the transit path for which it was asked for, as they were typed.
+    pub policy_of: (&'a str, &'a str),
     /// What was typed.
     pub forms: &'a Forms,
 }
@@ -60,7 +62,7 @@ pub fn kms(view: &KmsView<'_>, viewer: &Viewer<'_>) -> Markup {
             (foretold(view, viewer))
             (rotation(details))
         }
-        (policies(view.policy))
+        (policies(view))
     }
 }
 
@@ -84,7 +86,10 @@ fn seen(view: &KmsView<'_>, configured: Option<&KmsDetails>, viewer: &Viewer<'_>
                 }
             }
         }
-        @if let Some(behind) = behind(kms) { (behind) }
+        // A move under way is at it.
+        @if view.jobs.iter().all(|job| job.state.is_ended()) {
+            @if let Some(behind) = behind(kms) { (behind) }
+        }
         (findings(&kms.findings))
         @for job in view.jobs { (progress(job, viewer)) }
         (fields(&words::kms(kms), viewer))
@@ -116,7 +121,8 @@ fn configure(
     // Who is told that it was changed meanwhile decides anew, on what is shown now.
     let again = !open || form.is_refused_as("kms-changed");
     let version = if again { &kms.version } else { form.value("version") };
-    let more = KMS_INPUTS[3..].iter().any(|name| !form.value(name).is_empty());
+    let more =
+        KMS_INPUTS[3..].iter().any(|name| !form.value(name).is_empty()) || form.takes_an_option();
     let token = match configured {
         Some(_) => {
             "Left empty, the stored one is kept, if the URL keeps its scheme, host and port. It is never shown."
@@ -235,13 +241,13 @@ fn reset(details: &KmsDetails, view: &KmsView<'_>, viewer: &Viewer<'_>) -> Marku
 
 fn proofs(view: &KmsView<'_>, viewer: &Viewer<'_>) -> Markup {
     html! {
-        section #check aria-labelledby="check-title" {
+        section #check data-live aria-labelledby="check-title" {
             h2 #check-title { "Check" }
             p { "Tries every permission by use, and looks at the master key, the token, and the certificate." }
             @if viewer.may_change { (act("/kms/check", "Check now", "", viewer)) }
             @if let Some(At { at, it }) = view.check { (checked(*at, it, viewer)) }
         }
-        section #rehearsal aria-labelledby="rehearsal-title" {
+        section #rehearsal data-live aria-labelledby="rehearsal-title" {
             h2 #rehearsal-title { "Rehearsal of a start" }
             p { "Opens every key in another process, from what lies on disk: would a restart now succeed?" }
             @if viewer.may_change { (act("/kms/rehearse", "Rehearse now", "", viewer)) }
@@ -355,7 +361,8 @@ fn rotation(details: &KmsDetails) -> Markup {
     }
 }
 
-fn policies(policy: Option<&Result<KmsPolicy, Problem>>) -> Markup {
+fn policies(view: &KmsView<'_>) -> Markup {
+    let (keys, mount) = view.policy_of;
     html! {
         section #policy aria-labelledby="policy-title" {
             h2 #policy-title { "Policy" }
@@ -363,11 +370,17 @@ fn policies(policy: Option<&Result<KmsPolicy, Problem>>) -> Markup {
             form.search method="get" action="/kms#policy" {
                 div.input {
                     label for="policy-of" { "For the key" }
-                    input #policy-of name="policy" autocomplete="off" autocapitalize="off" spellcheck="false";
+                    input #policy-of name="policy" value=(keys) autocomplete="off" autocapitalize="off" spellcheck="false" aria-describedby="policy-hint";
+                    p.hint #policy-hint { "Several with commas between them" }
+                }
+                div.input {
+                    label for="policy-mount" { "Transit path" }
+                    input #policy-mount name="mount" value=(mount) autocomplete="off" autocapitalize="off" spellcheck="false" aria-describedby="policy-mount-hint";
+                    p.hint #policy-mount-hint { "Empty: transit, or that of the KMS that is set" }
                 }
                 button type="submit" { "Show the policy" }
             }
-            @match policy {
+            @match view.policy {
                 Some(Ok(policy)) => (policy_text(policy)),
                 Some(Err(why)) => (problem(why)),
                 None => {}

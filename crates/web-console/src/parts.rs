@@ -50,7 +50,7 @@ pub(crate) fn findings<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> M
         @for finding in findings {
             div.alert.warning data-code=(finding.code) data-key={ (finding.code) (finding.what) } {
                 p { strong { "Warning: " } (lines(&finding.what)) }
-                p.cure { strong { "Do: " } (lines(&finding.cure)) }
+                (cure(&finding.cure))
             }
         }
     }
@@ -61,10 +61,55 @@ pub fn problem(problem: &Problem) -> Markup {
     html! {
         div.alert.error role="alert" tabindex="-1" data-code=(problem.code) data-key=(problem.code) {
             p { strong { (problem.title) ": " } (lines(&problem.detail)) }
-            @if let Some(cure) = &problem.cure { p.cure { strong { "Do: " } (lines(cure)) } }
+            @if let Some(text) = &problem.cure { (cure(text)) }
         }
     }
 }
+
+/// What to do, in the words that the command line has for it, and where in the console that is done.
+pub(crate) fn cure(text: &str) -> Markup {
+    let mut here = HERE.iter().filter(|(command, ..)| text.contains(command)).peekable();
+    html! {
+        p.cure { strong { "Do: " } (lines(text)) }
+        @if here.peek().is_some() {
+            p.here {
+                "In this console: "
+                @for (at, (_, place, name)) in here.enumerate() {
+                    @if at > 0 { "; " }
+                    @if place.is_empty() { (name) } @else { a href=(place) { (name) } }
+                }
+            }
+        }
+    }
+}
+
+/// Commands and options that cures name, where in the console that is, and what it is called there. Without a place it stands in the
+/// same dialog.
+const HERE: [(&str, &str, &str); 23] = [
+    ("coffer fs kms set-vault", "/kms", "KMS Configuration, Configure or Update KMS"),
+    ("coffer fs kms rewrap", "/kms", "KMS Configuration, Rewrap keys"),
+    ("coffer fs kms unset", "/kms", "KMS Configuration, Reset KMS"),
+    ("coffer fs kms check", "/kms#check", "KMS Configuration, Check now"),
+    ("coffer fs kms policy", "/kms#policy", "KMS Configuration, Policy"),
+    ("(coffer fs kms)", "/kms", "KMS Configuration"),
+    ("coffer fs list", "/filesystems", "Filesystems"),
+    ("coffer fs unlock", "/filesystems?state=locked", "the filesystem's page, Unlock"),
+    ("coffer fs rekey", "/filesystems?state=exposed", "the filesystem's page, Re-encrypt"),
+    ("coffer fs delete", "/filesystems", "the filesystem's page, Delete"),
+    ("coffer job", "/jobs", "Jobs"),
+    ("coffer audit", "/audit", "Audit"),
+    ("--allow-http", "", "Allow plain http beyond this machine, under More"),
+    ("--ca-cert", "", "CA certificate, under More"),
+    ("--client-cert", "", "Client certificate, under More"),
+    ("--transit-path", "", "Transit path, under More"),
+    ("--auth-path", "", "Auth path, under More"),
+    ("--role-id", "", "AppRole, under More"),
+    ("--token-stdin", "", "API token"),
+    ("--allow-no-kms", "", "Make it without a KMS all the same"),
+    ("--backing", "", "Backing directory, under More"),
+    ("--forget", "", "Only forget it"),
+    ("--allow-downgrade", "/kms", "Reset KMS, Downgrade to local wrapping"),
+];
 
 /// What failed, with the way back.
 pub fn back(failed: &Problem, to: &str, label: &str) -> Markup {
@@ -131,6 +176,15 @@ mod tests {
         );
         assert!(ago(3_600_000, &viewer).into_string().contains("just now"));
         assert!(ago(9_999_999, &viewer).into_string().contains("just now"), "clocks may differ");
+    }
+
+    #[test]
+    fn a_cure_says_where_in_the_console_it_is_done() {
+        let told = cure("set one: coffer fs kms set-vault").into_string();
+        assert!(told.contains("<a href=\"/kms\">KMS Configuration, Configure or Update KMS</a>"));
+        let told = cure("give it with --ca-cert or --client-cert").into_string();
+        assert!(told.contains("CA certificate, under More; Client certificate, under More"));
+        assert!(!cure("unseal it: vault operator unseal").into_string().contains("console"));
     }
 
     #[test]

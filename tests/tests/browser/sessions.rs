@@ -98,7 +98,7 @@ fn a_session_that_is_ended_in_the_middle_does_nothing_more_and_nothing_that_was_
     let id = sessions["sessions"][0]["id"].as_str().unwrap();
     place.ok(&["console", "sessions", "--end", id]);
     console.enter();
-    console.sees("The session has ended. Open another one in a new tab (coffer console), and send this then.");
+    console.sees("Not sent yet: the session has ended. Open another one in a new tab (coffer console), and send this then.");
     assert_eq!(console.value("Name"), "home");
     assert!(place.json(&["fs", "list"])["filesystems"].as_array().unwrap().is_empty());
 
@@ -122,7 +122,7 @@ fn what_is_sent_while_the_node_is_away_is_not_lost() {
     console.fill("Name", "home");
     node.stop();
     console.enter();
-    console.sees("No connection to the node");
+    console.sees("Not sent, for there is no connection to the node.");
     assert_eq!(console.value("Name"), "home");
     let _node = place.start();
     let (first, _) = console.another_tab();
@@ -130,6 +130,35 @@ fn what_is_sent_while_the_node_is_away_is_not_lost() {
     console.to_tab(&first);
     console.press("Create");
     console.sees("home is made");
+}
+
+/// What was meant for a session that may change something stays a form, and is not sent again and again.
+#[test]
+fn what_a_session_may_not_do_is_not_sent_and_a_form_of_another_session_is_refused_once() {
+    let place = Place::new();
+    let _node = place.start();
+    place.ok(&["fs", "create", "home", "--allow-no-kms"]);
+    let console = Console::open(&place);
+    console.page("/filesystems/home");
+    console.press("Import");
+    console.fill("Directory", "/somewhere");
+    place.ok(&["console", "sessions", "--end-all"]);
+    let (first, _) = console.another_tab();
+    console.goto(place.ok(&["console", "--read-only"]).trim());
+    console.sees("This session may only look.");
+    console.to_tab(&first);
+    console.enter();
+    console.sees("Not sent, for this can't be done any more, or not in this session");
+    assert_eq!(console.value("Directory"), "/somewhere");
+
+    let refused = "const form = document.createElement('form'); form.method = 'post'; form.action = '/filesystems/home/rewrap'; document.body.append(form); form.submit(); return null";
+    console.script(refused);
+    console.sees("it does not carry this session's token");
+    console.marks();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(console.is_marked(), "it was loaded again");
+    console.press("Overview");
+    console.sees("Running jobs");
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn a_vault_that_asks_for_a_certificate_is_set_with_one_and_it_is_kept() {
     console.press("Update KMS");
     console.fill("Key name", "second");
     console.press("Update");
-    assert!(console.wrong("API token").contains("second"), "the token may not use that");
+    assert!(console.wrong("Key name").contains("second"), "the token may not use that");
     console.press("Cancel");
     console.page("/kms");
     console.press("Check now");

@@ -21,6 +21,7 @@ const LINES: usize = 100;
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Wanted {
     /// How many lines, at most 1000.
     #[param(value_type = Option<usize>, minimum = 1, maximum = 1000)]

@@ -8,7 +8,7 @@ use axum::extract::{Extension, State};
 use kms_core::Outcome;
 
 use super::extract::Path;
-use super::{Answer, Body, Caller};
+use super::{Answer, Body, Caller, Nothing};
 use crate::console::{CODE_LIVES, Role, SESSION_IDLES, SESSION_LIVES};
 use crate::{Shared, console, problem};
 
@@ -58,11 +58,15 @@ pub(crate) async fn sessions(State(shared): State<Arc<Shared>>) -> Answer<Consol
     tag = "console",
     responses((status = 200, description = "Those that are left: none", body = ConsoleSessions)),
 )]
-pub(crate) async fn end_all(State(shared): State<Arc<Shared>>) -> Answer<ConsoleSessions> {
+pub(crate) async fn end_all(
+    State(shared): State<Arc<Shared>>,
+    Extension(Caller(by)): Extension<Caller>,
+    _: Body<Option<Nothing>>,
+) -> Answer<ConsoleSessions> {
     let ended = shared.access.sessions(shared.clock.now());
     shared.access.end_all();
     for session in ended {
-        shared.record_session(Outcome::Done, Some(&session), ENDED);
+        shared.record_session(Outcome::Done, Some((&session, &by)), ENDED);
     }
     Ok(Json(listed(&shared)))
 }
@@ -78,7 +82,9 @@ pub(crate) async fn end_all(State(shared): State<Arc<Shared>>) -> Answer<Console
 )]
 pub(crate) async fn end(
     State(shared): State<Arc<Shared>>,
+    Extension(Caller(by)): Extension<Caller>,
     Path(id): Path<String>,
+    _: Body<Option<Nothing>>,
 ) -> Answer<ConsoleSessions> {
     let session = shared.access.sessions(shared.clock.now()).into_iter().find(|it| it.id == id);
     let Some(session) = session.filter(|_| shared.access.end(&id)) else {
@@ -86,7 +92,7 @@ pub(crate) async fn end(
         let problem = Problem::new(Exit::State, "unknown", title, why).with_status(404);
         return Err(problem.cure("see which there are: coffer console sessions").into());
     };
-    shared.record_session(Outcome::Done, Some(&session), ENDED);
+    shared.record_session(Outcome::Done, Some((&session, &by)), ENDED);
     Ok(Json(listed(&shared)))
 }
 

@@ -17,21 +17,28 @@ use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{IdempotencyKey, Limit, Page, Path as Segment, Query};
-use super::{Answer, Body, name};
+use super::extract::{IdempotencyKey, Limit, Path as Segment, Query};
+use super::{Answer, Body, Nothing, name};
 use crate::jobs::{Spec, damage};
 use crate::{Shared, problem};
 
 /// Which filesystems are wanted.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Wanted {
-    /// Only those whose names contain this.
+    /// Only those whose names contain this, in these cases.
     #[serde(default)]
     search: String,
     /// Only those that are `unlocked`, `locked` (or not unlocked for another reason), or `exposed`.
     #[param(inline)]
     state: Option<Standing>,
+    /// Only those after this one: the last page's `next`.
+    #[serde(default)]
+    after: String,
+    /// How many, at most 1000.
+    #[param(value_type = Option<usize>, minimum = 1, maximum = 1000)]
+    limit: Option<Limit<{ paths::PAGE_LIMIT }>>,
 }
 
 /// How filesystems stand.
@@ -61,17 +68,17 @@ impl Wanted {
     path = paths::FILESYSTEMS,
     operation_id = "listFilesystems",
     tag = "filesystems",
-    params(Page, Wanted),
+    params(Wanted),
     responses((status = 200, description = "A page of them", body = Filesystems)),
 )]
 pub(crate) async fn list(
     State(shared): State<Arc<Shared>>,
-    Query(page): Query<Page>,
     Query(wanted): Query<Wanted>,
 ) -> Answer<Filesystems> {
-    let after = page.after.as_deref().unwrap_or_default();
+    let Wanted { search, after, limit, .. } = &wanted;
+    let limit = limit.map_or(paths::PAGE_LIMIT, Limit::get);
     let stands = |fs: &FilesystemStatus| wanted.stands(fs);
-    let found = shared.manager.filesystem_page(after, page.limit(), &wanted.search, stands).await;
+    let found = shared.manager.filesystem_page(after, limit, search, stands).await;
     let (found, more) = found.map_err(|e| problem::of_keys("filesystems can't be listed", &e))?;
     let filesystems: Vec<_> = found.iter().map(view).collect();
     let next = filesystems.last().filter(|_| more).map(|fs| fs.name.clone());
@@ -129,6 +136,7 @@ fn not_made(request: &CreateFilesystem, title: &str, error: &Error) -> Problem {
     match error {
         Error::Exists { .. } => problem.field("name"),
         Error::NoKms => problem.field("allow_no_kms"),
+        Error::Volume { .. } if request.backing.is_some() => problem.field("backing"),
         // Whatever the KMS says against it, it says against what was asked for beside the usual.
         Error::Kms(e) if request.kms_key.is_some() && !e.kind().is_transient() => {
             problem.field("kms_key")
@@ -156,6 +164,7 @@ pub(crate) async fn show(
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Delete {
     /// The record alone; what lies in the backing directory stays.
     #[serde(default)]
@@ -175,6 +184,7 @@ pub(crate) async fn delete(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
     Query(Delete { forget }): Query<Delete>,
+    _: Body<Option<Nothing>>,
 ) -> Answer<Deleted> {
     let name = name(&fs, "the filesystem can't be deleted")?;
     let title = format!("the filesystem {name} can't be deleted");
@@ -240,6 +250,7 @@ pub(crate) async fn lock(
 pub(crate) async fn unlock(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
+    _: Body<Option<Nothing>>,
 ) -> Answer<Filesystem> {
     let name = name(&fs, "the filesystem can't be unlocked")?;
     let title = format!("the filesystem {name} can't be unlocked");
@@ -280,6 +291,7 @@ pub(crate) async fn verify(
 pub(crate) async fn rekey(
     State(shared): State<Arc<Shared>>,
     Segment(fs): Segment<String>,
+    _: Body<Option<Nothing>>,
 ) -> Answer<Job> {
     let name = name(&fs, "the re-encryption can't start")?;
     let title = format!("{name} can't be given a new key");
@@ -408,6 +420,7 @@ async fn refuse_no_directory(source: BytePath) -> Result<(), Problem> {
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct LsQuery {
     /// Which directory, from the root of the filesystem on.
     #[serde(default)]

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::extract::{Page, Path, Query, not_understood};
-use super::{Answer, Refusal};
+use super::{Answer, Body, Nothing, Refusal};
 use crate::{Shared, problem};
 
 /// Lists jobs, the newest first.
@@ -58,6 +58,7 @@ impl Place {
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Look {
     /// How long to wait for its end, at most 10000 ms.
     #[serde(default)]
@@ -99,6 +100,7 @@ pub(crate) async fn show(
 pub(crate) async fn stop(
     State(shared): State<Arc<Shared>>,
     Path(job): Path<String>,
+    _: Body<Option<Nothing>>,
 ) -> Answer<Job> {
     Ok(Json(shared.jobs.stop(id(&job)?).await?))
 }

@@ -25,7 +25,7 @@ use utoipa::IntoParams;
 
 use super::extract::Query;
 use super::version::{IfMatch, etag};
-use super::{Answer, Body, Refusal, name};
+use super::{Answer, Body, Nothing, Refusal, name};
 use crate::seen::{Answered, OwnSeen, Seen};
 use crate::{Shared, problem};
 
@@ -87,7 +87,7 @@ pub(crate) async fn set(
         expected,
     };
     let configured = shared.manager.set_kms(new).await;
-    let configured = configured.map_err(|e| problem::of_request(title, &e))?;
+    let configured = configured.map_err(|e| not_set(title, &e))?;
     // Whoever set it goes on with what it opens. What takes longer the keeper opens.
     if let Ok(Err(error)) = timeout(OPEN_WITHIN, shared.manager.unlock_all()).await {
         tracing::warn!(%error, "the filesystems can't be unlocked");
@@ -107,6 +107,22 @@ pub(crate) async fn set(
     // The proof looks closer than a later look can: at policies, uses, the way there.
     kms.findings = configured.findings.into_iter().map(carry_on).collect();
     Ok((etag(&kms), Json(KmsChange { change, kms, job })))
+}
+
+/// Why it was not set, and what of the request is the cause as far as that can be told.
+fn not_set(title: &str, error: &key_manager::Error) -> Problem {
+    use KmsErrorKind::{
+        Denied, KeyMissing, KeyReplaced, KeyUnfit, NoCredential, Sealed, Unreachable,
+    };
+    let problem = problem::of_request(title, error);
+    let key_manager::Error::Kms(e) = error else { return problem };
+    match e.kind() {
+        _ if e.input().is_some() => problem,
+        Unreachable | Sealed => problem.field("base_url"),
+        KeyMissing | KeyReplaced | KeyUnfit => problem.field("master_key"),
+        Denied | NoCredential => problem.field("token"),
+        _ => problem,
+    }
 }
 
 /// The one way to show who we are that the request has, or none: then the stored one is kept.
@@ -163,6 +179,7 @@ fn credential(request: &SetVault) -> Result<NewCredential, Problem> {
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Unset {
     /// Even while filesystems exist: a job wraps their keys with local ones that lie beside them on disk.
     #[serde(default)]
@@ -182,6 +199,7 @@ pub(crate) async fn unset(
     State(shared): State<Arc<Shared>>,
     IfMatch(expected): IfMatch,
     Query(Unset { allow_downgrade }): Query<Unset>,
+    _: Body<Option<Nothing>>,
 ) -> Tagged<KmsChange> {
     let title = "the KMS can't be removed";
     let of_keys = |e| problem::of_keys(title, &e);
@@ -217,7 +235,8 @@ pub(crate) async fn rewrap(
 ) -> Answer<Job> {
     let title = "the keys can't be rewrapped";
     let only = request.and_then(|request| request.filesystem);
-    let only = only.map(|text| name(&text, title)).transpose()?;
+    let only =
+        only.map(|text| name(&text, title).map_err(|e| e.field("filesystem"))).transpose()?;
     let filesystem = only.as_ref().map_or("", FilesystemName::as_str);
     let goes_on = |begun: &JobRecord| !is_downgrade(begun) && begun.filesystem == filesystem;
     let id = match unfinished_move(&shared).await?.filter(goes_on) {
@@ -238,7 +257,10 @@ pub(crate) async fn rewrap(
     tag = "kms",
     responses((status = 200, description = "What was found", body = KmsCheck)),
 )]
-pub(crate) async fn check(State(shared): State<Arc<Shared>>) -> Answer<KmsCheck> {
+pub(crate) async fn check(
+    State(shared): State<Arc<Shared>>,
+    _: Body<Option<Nothing>>,
+) -> Answer<KmsCheck> {
     let of_keys = |e| problem::of_keys("the KMS can't be checked", &shared.noted(e));
     let found = shared.manager.check_kms().await.map_err(of_keys)?;
     shared.health.checked(&found);
@@ -275,8 +297,7 @@ fn is_downgrade(job: &JobRecord) -> bool {
 async fn look(shared: &Shared, title: &str) -> Result<Kms, Problem> {
     let of_keys = |e| problem::of_keys(title, &e);
     let seen = shared.health.look().await.map_err(of_keys)?;
-    let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
-    let in_use = shared.manager.in_use().await.map_err(of_keys)?;
+    let (statuses, in_use) = shared.manager.survey().await.map_err(of_keys)?;
     Ok(view(shared, &seen, &statuses, &in_use))
 }
 
@@ -382,7 +403,7 @@ fn is_in_use(own: &OwnSeen, in_use: &InUse) -> bool {
 fn own_key(own: &OwnSeen, statuses: &[FilesystemStatus], in_use: &InUse) -> OwnKey {
     let OwnSeen { config, live, .. } = own;
     let told = live.as_ref().and_then(|live| live.as_ref().ok()).map(|live| &live.master_key);
-    let hangs = |by: &Option<KmsConfig>| by.as_ref().is_some_and(|by| by.id == config.id);
+    let hangs = |by: &Option<Arc<KmsConfig>>| by.as_ref().is_some_and(|by| by.id == config.id);
     let has = |fs: &&FilesystemStatus| {
         hangs(&fs.wrapped_by) || fs.previous.as_ref().is_some_and(|key| hangs(&key.wrapped_by))
     };

@@ -226,11 +226,21 @@ impl IntoResponse for Refusal {
 /// A request's body; without one it is `null`. What does not fit is told by place and not quoted, for it can hold a token.
 pub(crate) struct Body<T>(T);
 
+/// What a request says beside its path and query that says nothing more.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Nothing {}
+
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         let is_json = is_json(request.headers());
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        if length.is_some_and(|length| length > BODY_LIMIT) {
+            return Err(too_large());
+        }
         let bytes = Bytes::from_request(request, state).await;
         let bytes = bytes.map_err(|e| match e.status() {
             StatusCode::PAYLOAD_TOO_LARGE => too_large(),
@@ -240,6 +250,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             return Err(no_json());
         }
         let text = if bytes.is_empty() { b"null" } else { bytes.as_ref() };
+        // The fields of an object would be taken from a list too, in their order.
+        if text.trim_ascii_start().starts_with(b"[") {
+            return Err(not_understood("its body is a list, and an object is wanted"));
+        }
         serde_json::from_slice(text).map(Self).map_err(|e| {
             not_understood(format!(
                 "its body is not what this resource takes ({:?} error at line {}, column {})",

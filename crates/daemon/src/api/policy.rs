@@ -17,6 +17,7 @@ use crate::{Shared, problem};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Wanted {
     /// The name of the master key, or several with commas between them.
     master_key: String,

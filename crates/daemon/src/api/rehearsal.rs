@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use key_manager::{AuthKind, FilesystemRecord, Rehearsal};
 
-use super::Answer;
+use super::{Answer, Body, Nothing};
 use crate::{Shared, problem};
 
 /// Tries a start in another process.
@@ -19,7 +19,10 @@ use crate::{Shared, problem};
     tag = "kms",
     responses((status = 200, description = "What a start would open", body = KmsRehearsal)),
 )]
-pub(crate) async fn rehearse(State(shared): State<Arc<Shared>>) -> Answer<KmsRehearsal> {
+pub(crate) async fn rehearse(
+    State(shared): State<Arc<Shared>>,
+    _: Body<Option<Nothing>>,
+) -> Answer<KmsRehearsal> {
     let of_keys = |e| problem::of_keys("the start can't be rehearsed", &e);
     let seen = shared.health.seen().await.map_err(of_keys)?;
     if seen.told().is_some_and(|told| told.kms.findings.iter().any(|f| f.code == USES_LIMITED)) {

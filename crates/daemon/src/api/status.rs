@@ -34,7 +34,7 @@ pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> Answer<Status> {
 /// The node's state, and the jobs that it counts.
 pub(super) async fn status(shared: &Shared) -> Result<(Status, Vec<Job>), Problem> {
     let of_keys = |e| problem::of_keys("the node's state can't be read", &e);
-    let statuses = shared.manager.filesystem_statuses().await.map_err(of_keys)?;
+    let (statuses, in_use) = shared.manager.survey().await.map_err(of_keys)?;
     let count = |is: fn(&KeyState) -> bool| statuses.iter().filter(|fs| is(&fs.key)).count() as u64;
     let filesystems = FilesystemCounts {
         total: statuses.len() as u64,
@@ -45,7 +45,6 @@ pub(super) async fn status(shared: &Shared) -> Result<(Status, Vec<Job>), Proble
         exposed: statuses.iter().filter(|fs| fs.exposed).count() as u64,
     };
     let seen = shared.health.seen().await.map_err(of_keys)?;
-    let in_use = shared.manager.in_use().await.map_err(of_keys)?;
     let jobs = shared.jobs.unfinished().await.map_err(of_keys)?;
     let status = Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -43,7 +43,7 @@ pub(super) async fn log_in(
     let entered = entered.map_err(|e| problem::internal("no session is opened", e));
     let (problem, who) = match entered {
         Ok(Ok((secret, session))) => {
-            let event = shared.of_session(Outcome::Done, Some(&session), "opened");
+            let event = shared.of_session(Outcome::Done, Some((&session, &session.by)), "opened");
             if let Err(why) = shared.audit.try_record(&event) {
                 shared.access.end(&session.id);
                 return log_in_refused(&crate::api::unrecorded(why), &next);
@@ -78,7 +78,8 @@ pub(super) async fn log_out(
     Submitted { session, .. }: Submitted,
 ) -> Response {
     console.shared.access.end(&session.id);
-    console.shared.record_session(Outcome::Done, Some(&session), "ended by itself");
+    let who = super::caller(&session).0;
+    console.shared.record_session(Outcome::Done, Some((&session, &who)), "logged out");
     ([(SET_COOKIE, console.set_cookie(""))], Redirect::to("/login")).into_response()
 }
 
@@ -121,12 +122,21 @@ fn set_vault(
         (&now.role_id, &now.auth_path, &now.token_file) == (&role_id, &auth_path, &token_file)
     });
     let keeps = as_it_is && token.is_none() && secret_id.is_none();
+    let again = |name: &str| given(&format!("again-{name}")).is_some();
+    if keeps && let Some(secret) = ["token", "secret_id"].into_iter().find(|name| again(name)) {
+        let why = "what was typed before is not kept in a page, and nothing was typed now";
+        let problem = Problem::new(Exit::Usage, "token-missing", "the KMS can't be set", why);
+        return Err(problem.field(secret).cure(
+            "type it again; where the stored one is to be kept, Cancel, and open the dialog again",
+        ));
+    }
     // A token takes the place of whatever was set before.
     let replaces = as_it_is && token.is_some();
     let other = !(keeps || replaces);
     if now.is_none() && token.is_none() && token_file.is_none() && role_id.is_none() {
         let why = "it takes an API token, or another way to show Vault who the node is";
         return Err(Problem::new(Exit::Usage, "token-missing", "the KMS can't be set", why)
+            .field("token")
             .cure("give the token, or an AppRole or a token file under More"));
     }
     Ok(SetVault {
@@ -148,12 +158,7 @@ fn set_vault(
 
 /// The input of the dialog that a refusal is about.
 fn field_of_kms(problem: &Problem) -> Option<&'static str> {
-    match problem.code.as_str() {
-        "kms-unreachable" | "kms-sealed" => Some("base_url"),
-        "master-key-missing" | "master-key-unfit" | "master-key-replaced" => Some("master_key"),
-        "kms-denied" | "credential-missing" | "token-missing" => Some("token"),
-        _ => field_among(&web_console::KMS_INPUTS, problem),
-    }
+    field_among(&web_console::KMS_INPUTS, problem)
 }
 
 /// What of the request the node says is the cause, if the form has an input for it.

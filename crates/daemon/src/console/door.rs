@@ -21,6 +21,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use url::Host;
 use zeroize::Zeroizing;
 
 use super::guard::Origins;
@@ -107,6 +108,8 @@ impl Door {
             return Err(Problem::new(Exit::Usage, "console-plain", NO_CONSOLE, why)
                 .cure("give a certificate with --tls-cert FILE and --tls-key FILE, or listen on 127.0.0.1"));
         }
+        let hosts =
+            hosts.iter().map(|host| as_browsers_say(host)).collect::<Result<Vec<_>, _>>()?;
         let identity = match tls {
             Some(tls) => Some((tls.clone(), Identity::read(tls).await?)),
             None => None,
@@ -118,7 +121,7 @@ impl Door {
         let listener = TcpListener::bind(address).map_err(unusable)?;
         let bound = listener.local_addr().map_err(unusable)?;
         let scheme = if identity.is_some() { "https" } else { "http" };
-        let origins = Origins::new(scheme, names(bound, hosts, scheme));
+        let origins = Origins::new(scheme, names(bound, &hosts, scheme));
         let (handle, mut tasks) = (Handle::new(), JoinSet::new());
         let Limits { head_within, connections_most, look_every } = self.limits;
         let routes = limited(router(origins.clone()), handle.clone(), connections_most);
@@ -191,6 +194,15 @@ async fn ended(served: impl Future<Output = io::Result<()>>) {
     if let Err(error) = served.await {
         tracing::error!(%error, "the console is served no more");
     }
+}
+
+/// The name of a host as it stands in what browsers ask for (WHATWG URL, "host parsing").
+fn as_browsers_say(host: &str) -> Result<String, Problem> {
+    Host::parse(host).map(|host| host.to_string()).map_err(|e| {
+        let why = format!("{host:?} is not a host: {e}");
+        Problem::new(Exit::Usage, "console-host", NO_CONSOLE, why)
+            .cure("give the name or the address alone, without a scheme, a port or a path")
+    })
 }
 
 /// How browsers can name the host, with the port unless it is the scheme's own.
@@ -422,6 +434,17 @@ mod tests {
         let read = timeout(Duration::from_secs(20), stream.read(&mut [0; 1])).await;
         let read = read.expect("it is closed");
         assert!(read.is_err() || matches!(read, Ok(0)), "{read:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_host_is_refused_and_a_foreign_name_is_written_as_browsers_do() {
+        let with =
+            |host: &str| opened(Listen { hosts: vec![host.to_owned()], ..Listen::loopback() });
+        for bad in ["", "http://x", "x:99", "a b", "x/y", "[::1"] {
+            assert_eq!(with(bad).await.unwrap_err().code, "console-host", "{bad}");
+        }
+        assert!(with("Bücher.Example").await.unwrap().starts_with("http://xn--bcher-kva.example:"));
+        assert!(with("[::1]").await.unwrap().starts_with("http://[::1]:"));
     }
 
     #[test]

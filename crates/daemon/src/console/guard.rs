@@ -4,16 +4,23 @@
 //! rebinding), and one that changes something has to come from a page of ours and to be of a kind that a foreign form can't send.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use admin_api::{Exit, Problem};
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse as _, Response};
+use tokio::time::timeout;
 use web_console::Page;
 
 use crate::api::{Refusal, looks};
+
+/// How long the body of a request may take, and how large it may be: nothing that is sent here is large.
+const BODY_WITHIN: Duration = Duration::from_secs(20);
+const BODY_MOST: usize = 1 << 20;
 
 /// What browsers hold pages of the console to.
 const HEADERS: [(HeaderName, &str); 8] = [
@@ -74,18 +81,40 @@ pub(crate) async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
+    let is_asset = request.uri().path().starts_with("/assets/");
     let mut response = match refused(&origins, &request) {
         Some(problem) => {
             tracing::warn!(method = %request.method(), path = request.uri().path(), code = problem.code, "refused a request to the console");
             Refusal::from(problem).into_response()
         }
-        None => in_a_page(next.run(request).await),
+        None => match in_memory(request).await {
+            Ok(request) => in_a_page(next.run(request).await),
+            Err(problem) => Refusal::from(problem).into_response(),
+        },
     };
     for (name, value) in HEADERS {
         // An asset says for how long it may be kept.
-        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+        if !(is_asset && name == header::CACHE_CONTROL) {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
     }
     response
+}
+
+/// The request with its whole body, which comes soon: who sends it bit by bit does not hold a connection.
+async fn in_memory(request: Request) -> Result<Request, Problem> {
+    let title = "the request is refused";
+    let (head, body) = request.into_parts();
+    let read = timeout(BODY_WITHIN, to_bytes(body, BODY_MOST)).await;
+    let read = read.map_err(|_| {
+        let why = format!("its body did not come within {} s", BODY_WITHIN.as_secs());
+        Problem::new(Exit::Usage, "too-slow", title, why).cure("send it at once").with_status(408)
+    })?;
+    let body = read.map_err(|_| {
+        let why = format!("its body was cut off, or has more than {} KiB", BODY_MOST >> 10);
+        Problem::new(Exit::Usage, "too-large", title, why).cure("send less").with_status(413)
+    })?;
+    Ok(Request::from_parts(head, Body::from(body)))
 }
 
 /// A refusal of the HTTP library, which is a bare text or nothing, as a page with the way on.
@@ -108,7 +137,8 @@ fn refused(origins: &Origins, request: &Request) -> Option<Problem> {
     let title = "the request is refused";
     let text = |name: HeaderName| request.headers().get(name).and_then(|it| it.to_str().ok());
     let host = text(header::HOST).unwrap_or_default();
-    if !origins.has_host(host) {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    if hosts != 1 || !origins.has_host(host) {
         let why = "it is addressed to a host that is not the console's";
         let cure = "open the link that coffer console prints, or name the host with --console-host when the node starts";
         let problem = Problem::new(Exit::Usage, "foreign-host", title, why).cure(cure);
@@ -148,8 +178,6 @@ fn is_of_kind(content_type: Option<&str>, wanted: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
-
     use super::*;
 
     fn refusal(method: &str, path: &str, headers: &[(&str, &str)]) -> Option<String> {

@@ -84,9 +84,22 @@ pub(crate) async fn open(shared: &Arc<Shared>) -> Result<String, Problem> {
 pub(crate) async fn see_sessions_out(shared: &Shared) -> Infallible {
     loop {
         sleep(access::LOOK_EVERY).await;
-        for (session, why) in shared.access.gone(shared.clock.now()) {
-            shared.record_session(Outcome::Done, Some(&session), why);
-        }
+        record_gone(shared);
+    }
+}
+
+/// Records those that end with the node, too.
+pub(crate) fn end_sessions(shared: &Shared) {
+    record_gone(shared);
+    for session in shared.access.sessions(shared.clock.now()) {
+        shared.record_session(Outcome::Done, Some((&session, &session.by)), "ended, with the node");
+    }
+    shared.access.end_all();
+}
+
+fn record_gone(shared: &Shared) {
+    for (session, why) in shared.access.gone(shared.clock.now()) {
+        shared.record_session(Outcome::Done, Some((&session, &session.by)), why);
     }
 }
 
@@ -137,13 +150,23 @@ fn router(shared: Arc<Shared>, origins: Origins) -> Router {
 }
 
 impl Shared {
-    /// A session was opened or ended, or one was not opened.
-    pub(crate) fn record_session(&self, outcome: Outcome, session: Option<&Session>, what: &str) {
+    /// A session was opened or ended, and whose doing that was; or one was not opened.
+    pub(crate) fn record_session(
+        &self,
+        outcome: Outcome,
+        session: Option<(&Session, &str)>,
+        what: &str,
+    ) {
         self.audit.record(&self.of_session(outcome, session, what));
     }
 
-    fn of_session(&self, outcome: Outcome, session: Option<&Session>, what: &str) -> AuditEvent {
-        let detail = match session.map(|session| session.role) {
+    fn of_session(
+        &self,
+        outcome: Outcome,
+        session: Option<(&Session, &str)>,
+        what: &str,
+    ) -> AuditEvent {
+        let detail = match session.map(|(session, _)| session.role) {
             Some(Role::Administrator) => format!("{what} (administrator)"),
             Some(Role::Viewer) => format!("{what} (viewer)"),
             None => what.to_owned(),
@@ -151,9 +174,9 @@ impl Shared {
         AuditEvent {
             at: self.clock.now(),
             action: "console.session".to_owned(),
-            subject: session.map(|session| session.id.clone()).unwrap_or_default(),
+            subject: session.map(|(session, _)| session.id.clone()).unwrap_or_default(),
             outcome,
-            who: session.map(|session| session.by.clone()),
+            who: session.map(|(_, who)| who.to_owned()),
             key: None,
             requests: Vec::new(),
             detail,
@@ -176,7 +199,10 @@ async fn to_job(Path(id): Path<String>) -> Redirect {
 /// Finds the session of a request; without one it goes no further.
 async fn known(State(console): State<Console>, mut request: Request, next: Next) -> Response {
     let access = &console.shared.access;
-    let acts = !request.headers().contains_key(LIVE) && !request.uri().path().starts_with("/v1/");
+    // Streams and renewals go on by themselves.
+    let by_itself = request.headers().contains_key(LIVE)
+        || request.uri().path().starts_with("/v1/") && api::looks(request.method());
+    let acts = !by_itself;
     let now = console.shared.clock.now();
     let session = cookie(request.headers(), console.cookie_name());
     let session = session.and_then(|secret| access.session(secret, acts, now));
@@ -329,7 +355,9 @@ impl FromRequest<Console> for Submitted {
         };
         let refused = |problem: Problem| {
             let page = console.page(&session, |viewer| {
-                Page::aside("Refused", viewer).render(&web_console::back(&problem, "/", "Overview"))
+                Page::aside("Refused", viewer)
+                    .at("/")
+                    .render(&web_console::back(&problem, "/", "Overview"))
             });
             (status_of(&problem), page).into_response()
         };

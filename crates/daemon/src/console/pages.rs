@@ -74,6 +74,9 @@ pub(super) struct Besides {
     /// Master keys, with commas between them, whose policy is asked for.
     #[serde(default)]
     policy: String,
+    /// Where transit is mounted for that.
+    #[serde(default)]
+    mount: String,
 }
 
 pub(super) async fn kms(
@@ -100,6 +103,7 @@ pub(super) struct KmsShown {
     impact: Option<Result<KmsImpact, Problem>>,
     asked: ImpactQuery,
     policy: Option<Result<KmsPolicy, Problem>>,
+    policy_of: (String, String),
 }
 
 pub(super) async fn kms_shown(
@@ -126,7 +130,10 @@ pub(super) async fn kms_shown(
         }
         None => Vec::new(),
     };
-    let mount = configured.map(|kms| &*kms.transit_path).filter(|path| *path != "transit");
+    let mount = match besides.mount.trim() {
+        "" => configured.map(|kms| &*kms.transit_path).filter(|path| *path != "transit"),
+        mount => Some(mount),
+    };
     let policy = match asked.is_empty() {
         false => Some(api.get(&paths::policy(&asked, mount)).await),
         true => None,
@@ -162,6 +169,7 @@ pub(super) async fn kms_shown(
         impact,
         asked,
         policy,
+        policy_of: (besides.policy.clone(), besides.mount.clone()),
     })
 }
 
@@ -184,6 +192,7 @@ pub(super) fn kms_page(
             impact: shown.impact.as_ref(),
             asked: &shown.asked,
             policy: shown.policy.as_ref(),
+            policy_of: (&shown.policy_of.0, &shown.policy_of.1),
             forms,
         },
         viewer,

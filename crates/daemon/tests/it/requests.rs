@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 
 use crate::world::{JSON, TOKEN, World, set_vault};
 
@@ -139,12 +140,66 @@ async fn a_problem_names_what_of_the_request_is_the_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_no_directory_can_be_no_filesystem_is_made_and_nothing_is_left() {
+    let world = World::new();
+    let node = world.start().await;
+    let file = world.path("a-file");
+    fs::write(&file, "somebody's").unwrap();
+    let file = file.to_str().unwrap();
+    let long = format!("/tmp/{}", "x".repeat(300));
+    let deep = format!("/tmp{}", "/x".repeat(2500));
+    for backing in [file, "/dev/null/x", &format!("{file}/inside"), &long, &deep, "/tmp/nul%00"] {
+        let body = json!({"name": "home", "backing": backing, "allow_no_kms": true});
+        let refused = node.refused(409, "POST", "/v1/filesystems", &body).await;
+        assert_eq!(refused["code"], "filesystem-unfit", "{refused}");
+        assert_eq!(refused["field"], "backing", "{refused}");
+        assert_eq!(node.get("/v1/filesystems").await["filesystems"], json!([]), "{backing}");
+    }
+    assert_eq!(fs::read_to_string(file).unwrap(), "somebody's");
+    // The name is free.
+    node.post("/v1/filesystems", &json!({"name": "home", "allow_no_kms": true})).await;
+    node.stop().await;
+}
+
+/// A slip is not taken for what destroys more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_known_in_a_query_or_where_no_body_is_taken_is_refused() {
+    let world = World::new();
+    let node = world.start().await;
+    node.post("/v1/filesystems", &json!({"name": "home", "allow_no_kms": true})).await;
+    let home = "/v1/filesystems/home";
+    for (method, path, body) in [
+        ("DELETE", "/v1/filesystems/home?forgot=true", json!(null)),
+        ("DELETE", home, json!({"forget": true})),
+        ("DELETE", "/v1/kms?allow_downgrad=true", json!(null)),
+        ("POST", "/v1/kms/check", json!({"x": 1})),
+        ("POST", "/v1/filesystems/home/unlock", json!({"force": true})),
+        ("GET", "/v1/filesystems?name=home", json!(null)),
+        ("GET", "/v1/jobs?state=done", json!(null)),
+        ("GET", "/v1/audit?lines=1", json!(null)),
+        // Lists in place of objects.
+        ("POST", "/v1/filesystems", json!(["other"])),
+        ("POST", "/v1/filesystems/home/lock", json!([true])),
+        ("POST", "/v1/console/links", json!([])),
+    ] {
+        let refused = node.refused(400, method, path, &body).await;
+        assert_eq!(refused["code"], "bad-request", "{method} {path}: {refused}");
+    }
+    assert_eq!(node.get(home).await["state"], "unlocked");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_too_large_is_refused_as_that() {
     let world = World::new();
     let node = world.start().await;
-    let body = json!({ "name": "x".repeat(2 << 20) }).to_string();
-    let answer = node.ask("POST", "/v1/filesystems", &body).await;
-    assert_eq!((answer.status, &answer.body["code"]), (413, &json!("too-large")), "{answer:?}");
+    // Nothing of it has to be sent, and the node waits for none of it.
+    let head = format!("{JSON}content-length: {}\r\n", 2 << 20);
+    let mut stream = node.send_with(&head, "POST", "/v1/filesystems", "").await;
+    let mut answer = vec![0; 4096];
+    let read = stream.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("\"too-large\""), "{answer}");
     node.stop().await;
 }
 

@@ -206,9 +206,12 @@ impl Running {
         body: &str,
     ) -> UnixStream {
         let mut stream = UnixStream::connect(&self.socket).await.unwrap();
+        let length = match headers.contains("content-length: ") {
+            true => String::new(),
+            false => format!("content-length: {}\r\n", body.len()),
+        };
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: coffer\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n{body}",
-            body.len()
+            "{method} {path} HTTP/1.1\r\nhost: coffer\r\nconnection: close\r\n{headers}{length}\r\n{body}"
         );
         stream.write_all(request.as_bytes()).await.unwrap();
         stream
