@@ -123,19 +123,18 @@ pub(crate) fn act(action: &str, label: &str, class: &str, viewer: &Viewer<'_>) -
 
 /// The last line of a dialog: leave it, or do it.
 pub(crate) fn decide(leave: &str, act: &str, class: &str) -> Markup {
-    html! {
-        div.buttons {
-            button type="button" data-closes { (leave) }
-            button type="submit" class=(class) { (act) }
-        }
-    }
+    decision(leave, act, class, false)
 }
 
 /// As [`decide`], with the focus on leaving when the dialog opens: what stands above it changes what is done.
 pub(crate) fn decide_with_care(leave: &str, act: &str, class: &str) -> Markup {
+    decision(leave, act, class, true)
+}
+
+fn decision(leave: &str, act: &str, class: &str, leaves_first: bool) -> Markup {
     html! {
         div.buttons {
-            button type="button" data-closes autofocus { (leave) }
+            button type="button" data-closes autofocus[leaves_first] { (leave) }
             button type="submit" class=(class) { (act) }
         }
     }

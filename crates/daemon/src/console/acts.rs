@@ -15,7 +15,7 @@ use axum::http::header::SET_COOKIE;
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use kms_core::Outcome;
 use serde::Deserialize;
-use web_console::{At, Form, Forms, Page, Viewer};
+use web_console::{At, Form, Forms, KMS_INPUTS, Page, Viewer};
 use zeroize::Zeroizing;
 
 use super::access::Session;
@@ -98,7 +98,7 @@ pub(super) async fn configure(
     match done.await {
         Ok(change) => console.told(&session, "/kms", words::change(&change)),
         Err(problem) => {
-            console.kms_refused(&session, "configure", typed, problem, field_of_kms).await
+            console.kms_refused(&session, "configure", typed, problem, &KMS_INPUTS).await
         }
     }
 }
@@ -156,11 +156,6 @@ fn set_vault(
     })
 }
 
-/// The input of the dialog that a refusal is about.
-fn field_of_kms(problem: &Problem) -> Option<&'static str> {
-    field_among(&web_console::KMS_INPUTS, problem)
-}
-
 /// What of the request the node says is the cause, if the form has an input for it.
 fn field_among(inputs: &[&'static str], problem: &Problem) -> Option<&'static str> {
     let named = problem.field.as_deref()?;
@@ -187,10 +182,7 @@ pub(super) async fn reset(
     };
     match done {
         Ok(change) => console.told(&session, "/kms", words::change(&change)),
-        Err(problem) => {
-            let field = |problem: &Problem| field_among(&["word"], problem);
-            console.kms_refused(&session, "reset", typed, problem, field).await
-        }
+        Err(problem) => console.kms_refused(&session, "reset", typed, problem, &["word"]).await,
     }
 }
 
@@ -426,12 +418,12 @@ impl Console {
         dialog: &'static str,
         typed: HashMap<String, String>,
         problem: Problem,
-        field: impl Fn(&Problem) -> Option<&'static str>,
+        inputs: &[&'static str],
     ) -> Response {
         let Ok(shown) = pages::kms_shown(self, session, &Besides::default()).await else {
             return self.failed(session, "/kms", &problem);
         };
-        let field = field(&problem);
+        let field = field_among(inputs, &problem);
         let forms = Forms::open(dialog, Form::with(typed).refused(problem.clone(), field));
         self.again(session, &problem, |viewer| pages::kms_page(self, &shown, &forms, viewer, None))
     }
