@@ -348,7 +348,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_holds_a_connection_who_asks_for_nothing_and_there_are_not_too_many() {
-        let head_within = Duration::from_millis(500);
+        let head_within = Duration::from_secs(3);
         let limits = Limits { head_within, connections_most: 3, ..LIMITS };
         let door = Door { limits, ..Door::new(Listen::loopback()) };
         let origin = door.open(|_| Router::new()).await.unwrap();
