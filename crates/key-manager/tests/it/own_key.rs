@@ -45,7 +45,7 @@ async fn wrapped(node: &KeyManager, world: &World) -> Vec<(String, String, u64)>
         let copy = world.headers.at(fs.filesystem.backing.to_str().unwrap());
         assert_eq!((&copy.kms, copy.wrapped.ciphertext.version), (&*by, fs.version));
         assert_eq!(copy.own_master_key, fs.own_master_key);
-        wrapped.push((by.address, by.master_key, fs.version.0));
+        wrapped.push((by.address.clone(), by.master_key.clone(), fs.version.0));
     }
     wrapped
 }
