@@ -14,6 +14,7 @@
 //! | rewrap, move, downgrade | `moving` | by batch: wrap, open, commit, then the copies |
 //! | give a filesystem a new key | `rekey` | one commit; the backing directory; its data; the directory again; one commit |
 //! | use a key | `uses` | none: each use is a line of the audit log |
+//! | tell how it stands | `status`, `in_use`, `impact` | none |
 //! | rebuild a lost store | `recover` | one record after the other from the copies |
 //!
 //! Every durable step can be the last one before a crash. [`KeyManager::settle`] runs at start and
@@ -29,6 +30,7 @@ mod error;
 mod filesystems;
 mod identity;
 mod impact;
+mod in_use;
 mod jobs;
 mod manager;
 mod moving;
@@ -48,6 +50,7 @@ pub use configure::Configured;
 pub use error::{Class, Error, Input, listed};
 pub use filesystems::{Created, Deleted, Removal, Volumes};
 pub use impact::{Impact, Loss};
+pub use in_use::{InUse, LeftBehind, VersionCount};
 pub use jobs::{JobControl, JobId, JobKind, JobRecord, JobState, Progress};
 pub use manager::{KeyManager, OpenKeys, Parts};
 pub use moving::{MoveReport, MoveSpec, Purpose};
@@ -58,8 +61,5 @@ pub use recover::{FoundCopy, Recovered, rebuild, recorded_filesystems};
 pub use rehearsal::Rehearsal;
 pub use rekey::NewKey;
 pub use repeat::CreateRequest;
-pub use status::{
-    FilesystemStatus, InUse, KmsOverview, LeftBehind, LiveKey, LiveKms, OwnMasterKey, PreviousKey,
-    VersionCount,
-};
+pub use status::{FilesystemStatus, KmsOverview, LiveKey, LiveKms, OwnMasterKey, PreviousKey};
 pub use unlock::{KeyState, LockReason};

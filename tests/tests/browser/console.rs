@@ -63,13 +63,18 @@ impl Console {
 
     /// Sets the KMS in the dialog.
     pub(crate) fn set_kms(&self, url: &str, key: &str, token: &str) {
+        self.type_kms(url, key, token);
+        self.press("Update");
+        self.sees("Update KMS");
+    }
+
+    /// Opens the dialog that sets a KMS where none is set, and types into it.
+    pub(crate) fn type_kms(&self, url: &str, key: &str, token: &str) {
         self.page("/kms");
         self.press("Configure KMS");
         self.fill("URL", url);
         self.fill("Key name", key);
         self.fill("API token", token);
-        self.press("Update");
-        self.sees("Update KMS");
     }
 
     /// Opens a page of it.

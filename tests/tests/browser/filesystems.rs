@@ -77,6 +77,20 @@ fn without_a_kms_a_filesystem_is_made_only_knowingly() {
     console.sees("exposed");
 }
 
+/// A page that says itself that there is no such thing is an answer.
+#[test]
+fn what_is_not_there_is_told_and_the_node_is_not_said_to_be_away() {
+    let place = Place::new();
+    let _node = place.start();
+    let console = Console::open(&place);
+    console.page("/filesystems/nobody");
+    console.sees("there is no filesystem nobody");
+    // It renews itself, as each page does.
+    place.ok(&["fs", "create", "other", "--allow-no-kms"]);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(!console.text().contains("No connection"), "{}", console.text());
+}
+
 #[test]
 fn a_refused_creation_leaves_the_search_as_it_was() {
     let place = Place::new();

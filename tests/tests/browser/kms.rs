@@ -48,11 +48,7 @@ fn what_is_wrong_with_a_kms_stands_beside_its_field_and_what_was_typed_is_kept()
     let (kms, place) = (Kms::start(Kind::Embedded), Place::new());
     let _node = place.start();
     let console = Console::open(&place);
-    console.page("/kms");
-    console.press("Configure KMS");
-    console.fill("URL", "http://127.0.0.1:9");
-    console.fill("Key name", KEY);
-    console.fill("API token", "hvs.canary");
+    console.type_kms("http://127.0.0.1:9", KEY, "hvs.canary");
     console.press("Update");
     let wrong = console.wrong("URL");
     assert!(wrong.contains("127.0.0.1:9") && wrong.contains("Do:"), "{wrong}");
@@ -110,11 +106,7 @@ fn a_sealed_kms_is_told_apart() {
     let token = kms.token();
     kms.admin().ask("PUT", "sys/seal", &json!({}));
     let console = Console::open(&place);
-    console.page("/kms");
-    console.press("Configure KMS");
-    console.fill("URL", kms.url());
-    console.fill("Key name", KEY);
-    console.fill("API token", &token);
+    console.type_kms(kms.url(), KEY, &token);
     console.press("Update");
     let wrong = console.wrong("URL");
     assert!(wrong.contains("sealed") && wrong.contains("unseal"), "{wrong}");
@@ -186,11 +178,7 @@ fn another_way_to_log_in_takes_the_place_of_a_refused_token() {
     let [role_id, secret_id] =
         [&id, &secret["data"]["secret_id"]].map(|it| it.as_str().unwrap().to_owned());
     let console = Console::open(&place);
-    console.page("/kms");
-    console.press("Configure KMS");
-    console.fill("URL", kms.url());
-    console.fill("Key name", KEY);
-    console.fill("API token", "hvs.wrong");
+    console.type_kms(kms.url(), KEY, "hvs.wrong");
     console.press("Update");
     console.wrong("API token");
     console.press("More");

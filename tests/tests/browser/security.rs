@@ -34,6 +34,20 @@ fn a_request_for_a_foreign_host_is_refused() {
     assert_eq!(session.send("GET /", &[("host", &format!("localhost:{port}"))], "").status, 200);
 }
 
+/// Streams too, which name files at a job's end.
+#[test]
+fn no_answer_is_kept_but_that_of_an_asset() {
+    let place = Place::new();
+    let _node = place.start();
+    let console = Console::open(&place);
+    let kept = "const done = arguments[0]; Promise.all(['/', '/kms', '/v1/status', '/v1/events', document.scripts[0].src].map(async (it) => {\
+         const stop = new AbortController(); const answer = await fetch(it, { signal: stop.signal }); stop.abort();\
+         return answer.headers.get('cache-control'); })).then(done)";
+    let kept = console.slow_script(kept);
+    let asset = "public, max-age=31536000, immutable";
+    assert_eq!(kept, json!(["no-store", "no-store", "no-store", "no-store", asset]));
+}
+
 #[test]
 fn a_request_from_a_foreign_origin_is_refused() {
     let place = Place::new();

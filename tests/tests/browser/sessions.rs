@@ -218,6 +218,32 @@ fn fix_the_port(place: &Place) {
     std::fs::write(place.config(), format!("listen = '{free}'\n")).unwrap();
 }
 
+/// Whoever had its link made is not always who ended it.
+#[test]
+fn each_end_of_a_session_is_recorded_with_whose_doing_it_was() {
+    let place = Place::new();
+    let node = place.start();
+    let console = Console::open(&place);
+    console.press("Log out");
+    console.sees("Open the console");
+    console.log_in(&place);
+    place.ok(&["console", "sessions", "--end-all"]);
+    console.sees("Open the console");
+    console.log_in(&place);
+    node.stop();
+    let log = std::fs::read_to_string(place.state().join("audit.jsonl")).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let lines: Vec<_> = lines.filter(|line| line["action"] == "console.session").collect();
+    let told: Vec<_> = lines.iter().map(|line| line["detail"].as_str().unwrap()).collect();
+    let whole = |what| format!("{what} (administrator)");
+    let ends = ["logged out", "ended over the unix socket", "ended, with the node"].map(whole);
+    let opened = whole("opened");
+    assert_eq!(told, [&opened, &ends[0], &opened, &ends[1], &opened, &ends[2]]);
+    let who = |at: usize| lines[at]["who"].as_str().unwrap();
+    assert!(who(1).starts_with("console session "), "{}", who(1));
+    assert!(who(3).starts_with("uid ") && who(3) != who(2), "another process: {}", who(3));
+}
+
 #[test]
 fn logging_out_ends_the_session() {
     let place = Place::new();

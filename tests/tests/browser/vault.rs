@@ -13,11 +13,7 @@ fn over_a_real_vault_a_kms_is_set_a_filesystem_made_the_key_rotated_and_all_is_w
     let (kms, place) = (Kms::start(Kind::Newest), Place::new());
     let _node = place.start();
     let console = Console::open(&place);
-    console.page("/kms");
-    console.press("Configure KMS");
-    console.fill("URL", kms.url());
-    console.fill("Key name", KEY);
-    console.fill("API token", "hvs.wrong");
+    console.type_kms(kms.url(), KEY, "hvs.wrong");
     console.press("Update");
     assert!(console.wrong("API token").contains("Vault refuses the token"));
     console.fill("API token", &kms.token());
@@ -50,11 +46,7 @@ fn a_vault_that_asks_for_a_certificate_is_set_with_one_and_it_is_kept() {
     let _node = place.start();
     let console = Console::open(&place);
     let ([certificate, key], [_, another]) = (vault.client(100), vault.client(100));
-    console.page("/kms");
-    console.press("Configure KMS");
-    console.fill("URL", vault.server.url());
-    console.fill("Key name", KEY);
-    console.fill("API token", &vault.token());
+    console.type_kms(vault.server.url(), KEY, &vault.token());
     console.press("More");
     console.fill("CA certificate", &fs::read_to_string(&vault.ca).unwrap());
     console.fill("Certificate", &certificate);

@@ -40,7 +40,7 @@ use crate::problem;
 use crate::socket::Peer;
 
 /// Largest body of a request: CA certificates are the largest thing that is ever sent.
-const BODY_LIMIT: usize = 1 << 20;
+pub(crate) const BODY_LIMIT: usize = 1 << 20;
 
 /// How long a request may take. A command waits somewhat longer, so that it is this that it hears.
 const ANSWER_WITHIN: Duration = Duration::from_secs(150);

@@ -16,11 +16,10 @@ use axum::response::{Html, IntoResponse as _, Response};
 use tokio::time::timeout;
 use web_console::Page;
 
-use crate::api::{Refusal, looks};
+use crate::api::{BODY_LIMIT, Refusal, looks};
 
-/// How long the body of a request may take, and how large it may be: nothing that is sent here is large.
+/// How long the body of a request may take: nothing that is sent here is large.
 const BODY_WITHIN: Duration = Duration::from_secs(20);
-const BODY_MOST: usize = 1 << 20;
 
 /// What browsers hold pages of the console to.
 const HEADERS: [(HeaderName, &str); 8] = [
@@ -105,13 +104,13 @@ pub(crate) async fn guard(
 async fn in_memory(request: Request) -> Result<Request, Problem> {
     let title = "the request is refused";
     let (head, body) = request.into_parts();
-    let read = timeout(BODY_WITHIN, to_bytes(body, BODY_MOST)).await;
+    let read = timeout(BODY_WITHIN, to_bytes(body, BODY_LIMIT)).await;
     let read = read.map_err(|_| {
         let why = format!("its body did not come within {} s", BODY_WITHIN.as_secs());
         Problem::new(Exit::Usage, "too-slow", title, why).cure("send it at once").with_status(408)
     })?;
     let body = read.map_err(|_| {
-        let why = format!("its body was cut off, or has more than {} KiB", BODY_MOST >> 10);
+        let why = format!("its body was cut off, or has more than {} KiB", BODY_LIMIT >> 10);
         Problem::new(Exit::Usage, "too-large", title, why).cure("send less").with_status(413)
     })?;
     Ok(Request::from_parts(head, Body::from(body)))
@@ -189,12 +188,27 @@ mod tests {
         refused(&origins, &request.body(Body::empty()).unwrap()).map(|problem| problem.code)
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_body_comes_soon_and_is_not_large() {
+        let sent = |body| in_memory(Request::builder().body(body).unwrap());
+        let never =
+            Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+        let problem = sent(never).await.unwrap_err();
+        assert_eq!((problem.code.as_str(), problem.status), ("too-slow", 408));
+        let problem = sent(Body::from(vec![0; BODY_LIMIT + 1])).await.unwrap_err();
+        assert_eq!((problem.code.as_str(), problem.status), ("too-large", 413));
+        let whole = sent(Body::from("csrf=x")).await.unwrap().into_body();
+        assert_eq!(to_bytes(whole, BODY_LIMIT).await.unwrap(), "csrf=x");
+    }
+
     #[test]
     fn only_a_host_of_ours_is_served() {
         assert_eq!(refusal("GET", "/", &[("host", "LocalHost:80")]), None);
         for host in ["evil.example", "127.0.0.1", "127.0.0.1:81", "", "localhost:80.evil.example"] {
             assert_eq!(refusal("GET", "/", &[("host", host)]).as_deref(), Some("foreign-host"));
         }
+        let two = [("host", "localhost:80"), ("host", "evil.example")];
+        assert_eq!(refusal("GET", "/", &two).as_deref(), Some("foreign-host"));
     }
 
     #[test]
